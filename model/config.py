@@ -52,16 +52,33 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     """Cross-field checks as (key, what is wrong), all at once; empty when the model can be built."""
     found = []
     if config.width % config.heads:
-        nearest = sorted((h for h in range(1, config.width + 1) if config.width % h == 0),
-                         key=lambda h: (abs(h - config.heads), h))[:3]
-        found.append(("heads", f"expected a divisor of width {config.width} (nearest: "
-                      f"{', '.join(map(str, sorted(nearest)))}), got {config.heads}"))
+        nearest = sorted(
+            (h for h in range(1, config.width + 1) if config.width % h == 0),
+            key=lambda h: (abs(h - config.heads), h),
+        )[:3]
+        found.append(
+            (
+                "heads",
+                f"expected a divisor of width {config.width} (nearest: "
+                f"{', '.join(map(str, sorted(nearest)))}), got {config.heads}",
+            )
+        )
     elif config.positions == "rope" and config.head_width % 2:
         found.append(("positions", f"rope turns pairs, so width/heads must be even, got {config.head_width}"))
     if config.heads % config.value_heads:
         found.append(("kv_heads", f"expected a divisor of heads {config.heads}, got {config.kv_heads}"))
     if config.hidden < 1:
-        found.append(("mlp_ratio", f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}"))
+        found.append(
+            (
+                "mlp_ratio",
+                f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}",
+            )
+        )
     if config.residual == "none" and config.skip_scale not in (0.0, 1.0):
-        found.append(("skip_scale", f"residual: none means skip_scale 0; leave it out or use pre_ln, got {config.skip_scale}"))
+        found.append(
+            (
+                "skip_scale",
+                f"residual: none means skip_scale 0; leave it out or use pre_ln, got {config.skip_scale}",
+            )
+        )
     return found

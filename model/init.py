@@ -1,0 +1,50 @@
+"""Initial values. One seed gives one value to a parameter, whatever the residual rule, depth or dtype.
+
+A parameter's key is fold_in(fold_in(key(seed), crc32(path)), layer), so adding a rule, a layer or a norm moves no
+other draw. Draws are float32 and then cast, so runs in different dtypes start from the same weights.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+@dataclass(frozen=True)
+class Init:
+    """Draws the parameters of one model. `std` may be traced; `dtype` is that of the parameters."""
+
+    key: Key[Array, ""]
+    kind: str
+    std: float | Float[Array, ""]
+    dtype: jnp.dtype
+
+    def _key_of(self, path: str, layer: int | Int[Array, ""]) -> Key[Array, ""]:
+        return jax.random.fold_in(jax.random.fold_in(self.key, zlib.crc32(path.encode())), layer)
+
+    def matrix(self, path: str, layer: int | Int[Array, ""], rows: int, columns: int, gain: float = 1.0) -> Array:
+        """A [rows, columns] matrix that maps rows to columns.
+
+        xavier: normal with variance 2 / (rows + columns) (Glorot & Bengio 2010, eq. 12 has the same variance).
+        orthogonal: orthonormal along the shorter side (Saxe et al. 2013). normal: standard deviation `std`.
+        """
+        key = self._key_of(path, layer)
+        if self.kind == "orthogonal":
+            drawn = jax.nn.initializers.orthogonal()(key, (rows, columns), jnp.float32)
+        else:
+            drawn = jax.random.normal(key, (rows, columns), jnp.float32)
+            scale = math.sqrt(2.0 / (rows + columns)) if self.kind == "xavier" else self.std
+            drawn = drawn * jnp.asarray(scale, jnp.float32)
+        return (drawn * jnp.asarray(gain, jnp.float32)).astype(self.dtype)
+
+    def table(self, path: str, rows: int, columns: int) -> Array:
+        """A [rows, columns] embedding table, normal with standard deviation `std` under every kind."""
+        drawn = jax.random.normal(self._key_of(path, 0), (rows, columns), jnp.float32)
+        return (drawn * jnp.asarray(self.std, jnp.float32)).astype(self.dtype)
+
+    def constant(self, value: float, size: int) -> Array:
+        """A [size] vector of one value (gains 1, biases 0)."""
+        return jnp.full((size,), value, self.dtype)

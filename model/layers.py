@@ -1,0 +1,72 @@
+"""Linear maps, norms and dropout: what every sublayer is made of."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from model.config import ModelConfig
+from model.init import Init
+
+
+class Linear(nnx.Module):
+    """y = x W (+ b), the product in the dtype of x, so that compute in bfloat16 keeps float32 parameters."""
+
+    def __init__(self, init: Init, path: str, layer: int | Int[Array, ""], rows: int, columns: int, bias: bool):
+        self.kernel = nnx.Param(init.matrix(path, layer, rows, columns))
+        self.bias = nnx.Param(init.constant(0.0, columns)) if bias else None
+
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, :]
+
+
+def joined(linears: list[Linear], x: Float[Array, "N D"]) -> list[Float[Array, "N F"]]:
+    """Several maps of one input as a single product: small matrices leave a core half idle."""
+    kernel = jnp.concatenate([linear.kernel[...] for linear in linears], axis=1).astype(x.dtype)
+    y = x @ kernel
+    biases = [linear.bias for linear in linears]
+    if biases[0] is not None:
+        y = y + jnp.concatenate([b[...] for b in biases if b is not None]).astype(x.dtype)[None, :]
+    ends, total = [], 0
+    for linear in linears[:-1]:
+        total += linear.kernel[...].shape[1]
+        ends.append(total)
+    return jnp.split(y, ends, axis=1)
+
+
+class Norm(nnx.Module):
+    """RMSNorm (Zhang & Sennrich 2019, 1910.07467) or LayerNorm (Ba et al. 2016, 1607.06450) over the last axis."""
+
+    def __init__(self, config: ModelConfig, init: Init):
+        self.kind, self.eps = config.norm, config.norm_eps
+        gained = config.norm_gain
+        self.gain = nnx.Param(init.constant(1.0, config.width)) if gained else None
+        biased = gained and config.bias and config.norm == "layer"
+        self.bias = nnx.Param(init.constant(0.0, config.width)) if biased else None
+
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        y = normalize(x, self.kind, self.eps)
+        if self.gain is not None:
+            y = y * self.gain[...][None, :]
+        return y if self.bias is None else y + self.bias[...][None, :]
+
+
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """float64 for float64, else float32: what sums and softmaxes run in. A bfloat16 sum loses its small terms."""
+    return jnp.dtype("float64" if jnp.dtype(dtype) == jnp.dtype("float64") else "float32")
+
+
+def normalize(x: Float[Array, "... D"], kind: str, eps: float) -> Float[Array, "... D"]:
+    """x over its root mean square along the last axis, after taking the mean away when `kind` is layer."""
+    if kind == "layer":
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.asarray(eps, x.dtype))
+
+
+def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
+    """Inverted dropout (Srivastava et al. 2014): kept entries are divided by 1 - rate; off when `key` is None."""
+    if rate == 0.0 or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))

@@ -1,0 +1,38 @@
+"""The position-wise MLP."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from model.config import ModelConfig
+from model.init import Init
+from model.layers import Linear, joined
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, Hendrycks & Gimpel 2016, 1606.08415
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swiglu": jax.nn.silu,  # of the gate, Shazeer 2020, 2002.05202, eq. 6
+}
+
+
+class MLP(nnx.Module):
+    """out(act(in(h))), or out(act(gate(h)) * in(h)) for the gated activations."""
+
+    def __init__(self, config: ModelConfig, init: Init, layer: int | Int[Array, ""]):
+        self.activation = config.activation
+
+        def linear(name: str, rows: int, columns: int) -> Linear:
+            return Linear(init, f"blocks/mlp/{name}", layer, rows, columns, config.bias)
+
+        # `in` is a keyword, so the attributes end in an underscore; tags drop it.
+        self.in_ = linear("in", config.width, config.hidden)
+        self.gate = linear("gate", config.width, config.hidden) if config.activation == "swiglu" else None
+        self.out = linear("out", config.hidden, config.width)
+
+    def __call__(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        act = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.out(act(self.in_(h)))
+        gate, value = joined([self.gate, self.in_], h)
+        return self.out(act(gate) * value)

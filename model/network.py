@@ -1,0 +1,74 @@
+"""A model as two pure functions of a plain dictionary of parameters.
+
+NNX modules are split once, when a program is traced; from then on parameters are nested dictionaries of arrays with
+the blocks stacked along a leading layer axis. Calling an NNX module costs 7 to 10 ms of Python, a jitted function of
+dictionaries 0.2 ms.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from model.config import ModelConfig
+from model.init import Init
+from model.transformer import Seen, Transformer
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A transformer for `vocab_size` tokens and windows of `context`; `dtype` is that of compute."""
+
+    config: ModelConfig
+    vocab_size: int
+    context: int
+    dtype: str = "float32"
+    unroll: int = 1
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        return jnp.dtype("float64" if self.dtype == "float64" else "float32")
+
+    def _build(self, seed: int | Int[Array, ""], init_std: float | Float[Array, ""]) -> Transformer:
+        init = Init(jax.random.key(seed), self.config.init, init_std, self.param_dtype)
+        return Transformer(self.config, self.vocab_size, self.context, init)
+
+    @cached_property
+    def _graph(self) -> Any:
+        return nnx.graphdef(nnx.eval_shape(lambda: self._build(0, 0.02)))
+
+    def init(self, seed: int | Int[Array, ""], init_std: float | Float[Array, ""] = 0.02) -> Params:
+        """Parameters as a nested dictionary; `seed` (uint32) and `init_std` may be traced. Run it under jit."""
+        return nnx.to_pure_dict(nnx.split(self._build(seed, init_std))[1])
+
+    def shapes(self) -> Params:
+        """The parameters' shapes and dtypes, without computing them."""
+        return jax.eval_shape(lambda: self.init(0))
+
+    def apply(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        *,
+        skip_scale: float | Float[Array, ""] = 1.0,
+        key: Key[Array, ""] | None = None,
+        slots: Float[Array, "L+1 2"] | None = None,
+        head: Float[Array, "V D"] | None = None,
+    ) -> tuple[Float[Array, "N V"], Seen | None]:
+        """Logits [B*T, V], as Transformer.__call__ describes."""
+        model: Transformer = nnx.merge(self._graph, params)
+        return model(
+            tokens,
+            skip_scale=skip_scale,
+            key=key,
+            dtype=self.dtype,
+            unroll=self.unroll,
+            slots=slots,
+            head=head,
+        )

@@ -1,0 +1,123 @@
+"""One optimizer step, plain or watched, as a pure function of (state, hyperparameters, windows)."""
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from model.network import Network, Params
+from train.config.schema import RunConfig
+from train.core.loss import tapped_loss
+from train.core.optimizer import HParams, clip_factor, global_norm, rate, transformation
+from train.core.state import State
+from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
+from train.gradflow.norms import Norm, matrix_norms
+
+
+class Metrics(NamedTuple):
+    """Scalars of every step."""
+
+    loss: Float[Array, ""]
+    lr: Float[Array, ""]
+
+
+class Watched(NamedTuple):
+    """Measured at the parameters a step starts from; `update` is what the optimizer then added to them."""
+
+    flow: Flow
+    without: Flow | None  # the same weights, batch and dropout with skip scale 0
+    weight: dict[str, Norm]  # [L] a matrix, and the whole block as "layer"
+    update: dict[str, Norm]
+    grad_global: Norm  # before clipping
+    clip_factor: Float[Array, ""]
+
+
+def train_step(
+    network: Network, config: RunConfig, state: State, hp: HParams, windows: Int[Array, "B T+1"], watched: bool
+) -> tuple[State, Metrics, Watched | None]:
+    """One step on one batch. `network`, `config` and `watched` are static."""
+    key = _dropout_key(config, hp, state.step)
+    if watched:
+        loss, result = _tapped(network, config, state.params, windows, hp.skip_scale, key)
+        grads = true_gradients(result)
+    else:
+        loss, grads = _plain(network, config, state.params, windows, hp.skip_scale, key)
+        result = None
+    norm = global_norm(grads)
+    factor = clip_factor(norm, hp.clip)
+    clipped = grads if hp.clip is None else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = transformation(config.optimizer, hp, state.step, config.train.steps)
+        updates: Any
+        updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    metrics = Metrics(loss, rate(config.optimizer, hp, state.step, config.train.steps))
+    measured = None
+    if result is not None:
+        without = None
+        if config.watch.counterfactual:
+            zero = jnp.zeros_like(jnp.asarray(hp.skip_scale))
+            without = flow(_tapped(network, config, state.params, windows, zero, key)[1])
+        measured = Watched(
+            flow(result),
+            without,
+            matrix_norms(state.params["blocks"]),
+            matrix_norms(updates["blocks"]),
+            norm,
+            factor,
+        )
+    return State(params, optimizer_state, state.step + 1), metrics, measured
+
+
+def _dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array | None:
+    """A pure function of (seed, step), so that resuming needs nothing else; None when nothing is dropped."""
+    if config.model.dropout == 0.0:
+        return None
+    base = jax.random.fold_in(jax.random.key(hp.seed), zlib.crc32(b"dropout"))
+    return jax.random.fold_in(base, step)
+
+
+def _micro(config: RunConfig, windows: Int[Array, "B T+1"], key: Array | None):
+    """Micro-batches [M, B/M, T+1] and their dropout keys."""
+    parts = config.optimizer.accumulate
+    split = windows.reshape(parts, windows.shape[0] // parts, windows.shape[1])
+    return split, None if key is None else jax.random.split(key, parts)
+
+
+def _tapped(
+    network: Network, config: RunConfig, params: Params, windows: Array, skip_scale: Array, key: Array | None
+) -> tuple[Array, Backward]:
+    depth = config.model.layers
+    if config.optimizer.accumulate == 1:
+        loss, result, _ = backward(tapped_loss(network, windows, skip_scale, key), params, depth)
+        return loss, result
+
+    def one(_, part):
+        loss, result, _ = backward(tapped_loss(network, part[0], skip_scale, part[1]), params, depth)
+        return None, (loss, result)
+
+    _, (losses, results) = jax.lax.scan(one, None, _micro(config, windows, key))
+    return jnp.mean(losses), mean_of_microbatches(results)
+
+
+def _plain(
+    network: Network, config: RunConfig, params: Params, windows: Array, skip_scale: Array, key: Array | None
+) -> tuple[Array, Params]:
+    def one_batch(part: Array, part_key: Array | None) -> tuple[Array, Params]:
+        loss = tapped_loss(network, part, skip_scale, part_key)
+        return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)  # pyright: ignore[reportArgumentType]
+
+    if config.optimizer.accumulate == 1:
+        return one_batch(windows, key)
+
+    def one(total, part):
+        return jax.tree.map(jnp.add, total, one_batch(*part)), None
+
+    parts, keys = _micro(config, windows, key)
+    zero = jax.eval_shape(one_batch, parts[0], None if keys is None else keys[0])
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zero)
+    total, _ = jax.lax.scan(one, zero, (parts, keys))
+    return jax.tree.map(lambda leaf: leaf / config.optimizer.accumulate, total)

@@ -1,0 +1,130 @@
+"""One backward pass that gives the gradients and delta at every depth, in unlimited range.
+
+delta_l = dL/dx_l is the gradient of the mean loss at the residual stream entering block l; delta_L at the output of
+the last block, before the final norm. (Textbooks write delta for dL/d pre-activation: this is not that.)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from model.network import Params
+from model.taps import scaled
+from model.transformer import Seen
+from train.gradflow.norms import Norm, frobenius, inner, matrix_norms, named, root_mean_of_parts, root_sum_square
+
+# loss(params, head, slots) -> (mean loss, (seen, aux)): head is the table that makes logits, slots are the taps'.
+TappedLoss = Callable[[Params, Array, Array], tuple[Array, tuple[Seen, Any]]]
+
+
+class Backward(NamedTuple):
+    """Gradients as a tapped backward pass leaves them: each scaled by a known power of two."""
+
+    params: Params  # true gradient = entry * 2^exponent, see `exponents_of`
+    head: Float[Array, "V D"]  # of the head's use of its table, unscaled
+    exponents: Float[Array, "L+1"]
+    delta: Norm  # [L+1], true values
+    seen: Seen
+
+
+def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array, ""], Backward, Any]:
+    """(loss, gradients and delta, aux) at `params`; `depth` is L. Take it inside vmap and a micro-batch: slots of
+    several examples would add up."""
+    table = head_table(params)
+    slots = jnp.zeros((depth + 1, 2), jnp.float32)
+    (value, (seen, aux)), (grads, head, slot_grads) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        params, table, slots
+    )
+    delta = Norm(slot_grads[:, 0], slot_grads[:, 1])
+    return value, Backward(grads, head, slot_grads[:, 1], delta, seen), aux
+
+
+def head_table(params: Params) -> Float[Array, "V D"]:
+    """The table the logits are made with: the head's own, or the embedding when they are tied."""
+    return params.get("head", params["embed"])
+
+
+def exponents_of(result: Backward) -> dict[str, Float[Array, "..."]]:
+    """The power of two that each top-level entry of the gradients still lacks.
+
+    A block's gradients come from the cotangent that the tap above it let through; the embeddings' from the lowest tap.
+    """
+    lowest, zero = result.exponents[0], jnp.zeros((), jnp.float32)
+    above = {"blocks": result.exponents[1:], "embed": lowest, "positions": lowest}
+    return {name: above.get(name, zero) for name in result.params}
+
+
+def true_gradients(result: Backward) -> Params:
+    """Gradients at their true scale, for the optimizer: a tied table gets both of its paths."""
+    exponents = exponents_of(result)
+
+    def unscaled(name: str) -> Any:
+        exponent = exponents[name]
+        if exponent.ndim:  # stacked blocks: one exponent a layer
+            return jax.tree.map(
+                jax.vmap(_shift, in_axes=(0, 0)), result.params[name], _like(result.params[name], exponent)
+            )
+        return jax.tree.map(lambda leaf: _shift(leaf, exponent), result.params[name])
+
+    grads = {name: unscaled(name) for name in result.params}
+    owner = "head" if "head" in grads else "embed"
+    return grads | {owner: grads[owner] + result.head}
+
+
+def _like(tree: Any, leaf: Array) -> Any:
+    return jax.tree.map(lambda _: leaf, tree)
+
+
+def _shift(x: Array, exponent: Float[Array, ""]) -> Array:
+    # In two halves: 2^exponent alone may be out of range where x * 2^exponent is not.
+    half = jnp.clip(jnp.trunc(exponent / 2), -126, 126)
+    return scaled(scaled(x, half), jnp.clip(exponent - half, -126, 126))
+
+
+class Flow(NamedTuple):
+    """Where the gradient goes, before clipping. Norms are Frobenius norms at their true scale."""
+
+    delta: Norm  # [L+1]
+    grad: dict[str, Norm]  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
+    seen: Seen | None
+
+
+def flow(result: Backward) -> Flow:
+    """The norms of a backward pass.
+
+    `embed` is the whole gradient of the embedding table; `lookup` and `head` are its two paths when the head is tied,
+    which belong to the bottom and the top of the network.
+    """
+    exponents = exponents_of(result)
+    norms = matrix_norms(result.params["blocks"], exponents["blocks"])
+    norms["lookup"] = frobenius(result.params["embed"], exponents["embed"])
+    norms["head"] = frobenius(result.head)
+    if "head" in result.params:
+        norms["embed"] = norms["lookup"]
+    else:
+        norms["embed"] = frobenius(_shift(result.params["embed"], exponents["embed"]) + result.head)
+    for name in ("positions", "norm_f"):
+        if name in result.params:
+            leaves = jax.tree.leaves(result.params[name])
+            norms[name] = root_sum_square([frobenius(leaf, exponents[name]) for leaf in leaves])
+    return Flow(result.delta, norms, result.seen)
+
+
+def mean_of_microbatches(results: Backward) -> Backward:
+    """The whole batch from stacked results [M, ...] of equal micro-batches, at the gradients' true scale."""
+    grads = jax.vmap(true_gradients)(results)
+    mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
+    head = jnp.mean(results.head, axis=0)
+    owner = "head" if "head" in mean else "embed"
+    mean = mean | {owner: mean[owner] - head}  # keep the two paths of a tied table apart
+    seen = Seen(jnp.sqrt(jnp.mean(jnp.square(results.seen.rms), axis=0)), jnp.mean(results.seen.rank, axis=0))
+    return Backward(mean, head, jnp.zeros_like(results.exponents[0]), root_mean_of_parts(results.delta), seen)
+
+
+def weight_dot_grad(params: Params, result: Backward) -> dict[str, Norm]:
+    """<W, dL/dW> a layer and matrix [L]. It is 0 for a W whose scale a norm without epsilon takes out again."""
+    weights, grads = named(params["blocks"]), named(result.params["blocks"])
+    return {tag: jax.vmap(inner)(weights[tag], grads[tag], result.exponents[1:]) for tag in weights}
