@@ -1,0 +1,162 @@
+"""YAML 1.2 scalars, and the exact text of every refusal to read."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.config.yaml12 import BAD, Place, clean, number, read, show
+
+QUIET = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+
+
+def value(text: str) -> Any:
+    node, problems = read(text, Place("a", 1))
+    assert node is not None and problems == []
+    return node.plain
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3e-4", 3e-4),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+1.5e+2", 150.0),
+        ("010", 10),
+        ("-7", -7),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("true", True),
+        ("FALSE", False),
+        ("tRUE", "tRUE"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("'3e-4'", "3e-4"),
+        ('"true"', "true"),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        ("[1, [2.0, x], {a: b}]", [1, [2.0, "x"], {"a": "b"}]),
+        ('{"a":1}', {"a": 1}),
+        ("18446744073709551615", 2**64 - 1),
+    ],
+)
+def test_scalars_follow_yaml_1_2(text, expected):
+    found = value(text)
+    assert found == expected and type(found) is type(expected)
+
+
+def test_nan_is_a_float():
+    assert math.isnan(value(".nan"))
+
+
+@given(st.floats(allow_nan=False))
+@QUIET
+def test_a_float_written_reads_back(x):
+    assert value(number(x)) == x
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\nseed: 1\nseed: 2\n", ["a.yaml:3: seed: given twice; first on line 2"]),
+        ("name: a\nmodel: {layers: 1, layers: 2}\n", ["a.yaml:2: model.layers: given twice; first on line 2"]),
+        ("name: &n a\n", ["a.yaml:1: name: anchors are not supported; remove &n"]),
+        ("name: a\nruns_dir: *n\n", ["a.yaml:2: runs_dir: aliases are not supported; write the value of *n out"]),
+        (
+            "name: a\nmodel:\n  <<: {layers: 1}\n",
+            ["a.yaml:3: model: merge keys (<<) are not supported; write the keys out"],
+        ),
+        ("name: !!str a\n", ["a.yaml:1: name: tags are not supported; remove !!str"]),
+        (
+            "name: !!python/object/apply:os.system [ls]\n",
+            ["a.yaml:1: name: tags are not supported; remove !!python/object/apply:os.system"],
+        ),
+        ("name: a\n---\nname: b\n", ["a.yaml:2: a second document starts here; expected one"]),
+        ("name: a\n1: 2\n", ["a.yaml:2: expected a key that is text, got 1; put quotes around it"]),
+        ("name: a\n? [x]\n: 2\n", ["a.yaml:2: expected a key that is text, got a list"]),
+        (
+            "name: a\nmodel:\n\tlayers: 1\n",
+            [
+                "a.yaml:3: not valid YAML: while scanning for the next token, found character '\\t' that cannot "
+                "start any token; indent with spaces, not tabs"
+            ],
+        ),
+        ("name: a\nmodel: b: c\n", ["a.yaml:2: not valid YAML: mapping values are not allowed here"]),
+        (
+            "name: [a\n",
+            ["a.yaml:1: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"],
+        ),
+        ("name: a\nseed: \0\n", ["a.yaml:2: control character U+0000; expected text"]),
+        ('name: a\ndata: {path: "a\\0b"}\n', ["a.yaml:2: data.path: control character U+0000; expected text"]),
+        ("name: " + "[" * 5000, ["a.yaml:1: expected at most 32 levels"]),
+        ("name: a\nx: [" + "1," * 60_000 + "]", ["a.yaml:2: expected at most 50000 values"]),
+        (
+            "name: a\nseed: " + "1" * 5000,
+            [f"a.yaml:2: seed: expected a whole number that fits in 64 bits, got {'1' * 27}...{'1' * 10}"],
+        ),
+        ('name: "\\UFFFFFFFF"', ["a.yaml:1: not valid YAML: Python int too large to convert to C int"]),
+    ],
+)
+def test_yaml_that_is_refused(text, expected):
+    _, problems = read(text, Place("a.yaml", 1))
+    assert [str(problem) for problem in problems] == expected
+
+
+def test_a_place_without_lines_says_none():
+    _, problems = read("[{a: 1, a: 2}, *x]", Place("command line"), "key")
+    assert [str(problem) for problem in problems] == [
+        "command line: key[0].a: given twice",
+        "command line: key[1]: aliases are not supported; write the value of *x out",
+    ]
+
+
+def test_a_refused_value_is_marked_and_the_rest_is_read():
+    node, problems = read("a: [1, *x]\nb: {c: !t 1, d: 2}\n", Place("a", 1))
+    assert node is not None and len(problems) == 2
+    assert node.value["a"].value is BAD and node.value["b"].value["c"].value is BAD
+    assert node.value["b"].value["d"].plain == 2
+
+
+def test_places_are_the_lines_of_keys_and_items():
+    node, _ = read("# first\na:\n  b: >\n    folded\n  c:\n    - 1\n    - [2,\n       3]\n", Place("a", 1))
+    assert node is not None
+    inner = node.value["a"].value
+    assert [inner["b"].place.line, inner["c"].place.line] == [3, 5]
+    assert [item.place.line for item in inner["c"].value] == [6, 7]
+    assert inner["c"].value[1].value[1].place.line == 8 and inner["c"].value[1].value[1].path == "a.c[1][1]"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (1, "1"),
+        (0, "0"),
+        (1.0, "1.0"),
+        (1e-6, "1e-6"),
+        (float("-inf"), "-.inf"),
+        ("a'b", '"a\'b"'),
+        ("a\nb\x1b", "'a\\nb\\x1b'"),
+        ([1, None, "x"], "[1, null, 'x']"),
+        ({"a": 1}, "a mapping"),
+    ],
+)
+def test_values_are_shown_on_one_line(value, expected):
+    assert show(value) == expected
+
+
+def test_long_and_unprintable_text_is_cut_and_escaped():
+    assert clean("a" * 50 + "b" * 50 + "c", 40) == "a" * 27 + "..." + "b" * 9 + "c"
+    assert clean("a\ud800\u2028\n") == "a\\ud800\\u2028\\n"

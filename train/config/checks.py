@@ -1,0 +1,127 @@
+"""What must hold between keys of a config, across its sections."""
+
+import math
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+import data.config
+import model.config
+from train.config.fields import related
+from train.config.schema import RunConfig
+from train.config.yaml12 import show
+
+MAX_WIDTH = 2**15  # the search for the nearest divisor walks up to here
+MAX_HIDDEN = 10_000_000
+
+
+class Finding(NamedTuple):
+    """What is wrong with a key, and the keys or sections that were read to find it."""
+
+    key: str
+    message: str
+    reads: tuple[str, ...]
+
+
+def problems(config: RunConfig) -> list[tuple[str, str]]:
+    """All that is wrong between keys, as (dotted key, what is wrong); empty for a config that can run."""
+    return [(found.key, found.message) for found in findings(config)]
+
+
+def findings(config: RunConfig, doubtful: Collection[str] = ()) -> list[Finding]:
+    """The same, without the checks that read a key or section in `doubtful` (its value is not what was meant)."""
+    return [
+        Finding(key, message, reads)
+        for reads, check in _CHECKS
+        if not any(related(key, reads) for key in doubtful)
+        for key, message in check(config)
+    ]
+
+
+def _model(config: RunConfig) -> Iterator[tuple[str, str]]:
+    size = config.model
+    if size.width > MAX_WIDTH:
+        yield "model.width", f"expected at most {MAX_WIDTH}, got {size.width}"
+    elif size.mlp_ratio * size.width > MAX_HIDDEN:
+        yield "model.mlp_ratio", f"expected at most {MAX_HIDDEN} / width {size.width}, got {show(size.mlp_ratio)}"
+    else:
+        for key, message in model.config.problems(size):
+            yield f"model.{key}", message
+
+
+def _data(config: RunConfig) -> Iterator[tuple[str, str]]:
+    for key, message in data.config.problems(config.data):
+        yield f"data.{key}", message
+
+
+def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
+    low, high = config.optimizer.min_lr, config.optimizer.lr
+    if low > high and config.optimizer.schedule != "constant":
+        yield (
+            "optimizer.min_lr",
+            f"expected at most optimizer.lr {show(high)} unless schedule is constant, got {show(low)}",
+        )
+
+
+def _warmup(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if config.optimizer.warmup > config.train.steps:
+        yield "optimizer.warmup", f"expected at most train.steps {config.train.steps}, got {config.optimizer.warmup}"
+
+
+def _betas(config: RunConfig) -> Iterator[tuple[str, str]]:
+    betas = config.optimizer.betas
+    if not all(0 <= beta < 1 for beta in betas):
+        yield "optimizer.betas", f"expected two numbers >= 0 and < 1, got {show(betas)}"
+
+
+def _accumulate(config: RunConfig) -> Iterator[tuple[str, str]]:
+    batch, parts = config.data.batch, config.optimizer.accumulate
+    if batch % parts:
+        below = [n for n in range(min(parts, batch), max(parts - 10_000, 0), -1) if batch % n == 0]
+        above = [n for n in range(parts + 1, min(batch, parts + 10_000) + 1) if batch % n == 0]
+        near = [*below[:1], *above[:1]]
+        nearest = f" (nearest: {', '.join(map(str, near))})" if near else ""
+        yield "optimizer.accumulate", f"expected a divisor of data.batch {batch}{nearest}, got {parts}"
+
+
+def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
+    calls = config.train.steps_per_call
+    ends = {"watch.every": config.watch.every} if config.watch.every else {}
+    ends |= {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
+    if calls == "auto":
+        return
+    if calls < 1:
+        yield "train.steps_per_call", f"expected auto or a whole number >= 1, got {calls}"
+    elif any(end % calls for end in ends.values()):
+        *most, last = [f"{key} {end}" for key, end in ends.items()]
+        largest = math.gcd(*ends.values())
+        message = f"expected a divisor of {', '.join(most)} and {last} (the largest is {largest}), got {calls}"
+        yield "train.steps_per_call", message
+
+
+def _unroll(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if config.train.unroll != "auto" and config.train.unroll < 1:
+        yield "train.unroll", f"expected auto or a whole number >= 1, got {config.train.unroll}"
+
+
+def _dtype(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if config.train.dtype == "float64" and config.train.device not in ("auto", "cpu"):
+        yield "train.dtype", f"float64 needs train.device auto or cpu, got {config.train.device}"
+
+
+def _mesh(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if config.mesh.data == 0:
+        yield "mesh.data", "expected -1 (all devices) or a whole number >= 1, got 0"
+
+
+_CHECKS = (
+    (("model",), _model),
+    (("data",), _data),
+    (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
+    (("optimizer.warmup", "train.steps"), _warmup),
+    (("optimizer.betas",), _betas),
+    (("optimizer.accumulate", "data.batch"), _accumulate),
+    (("train.steps_per_call", "watch.every", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
+    (("train.unroll",), _unroll),
+    (("train.dtype", "train.device"), _dtype),
+    (("mesh.data",), _mesh),
+)

@@ -1,0 +1,249 @@
+"""Reads an experiment from YAML, and says everything that is wrong with it at once, each thing in one line."""
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from train.config import checks
+from train.config.draft import Draft
+from train.config.expand import expand, expectations, safe, unsafe
+from train.config.fields import related, validated
+from train.config.schema import RunConfig
+from train.config.yaml12 import BAD, Node, Place, Problem, clean, read, scalar, show, wrap
+
+__all__ = ["ConfigError", "Experiment", "Problem", "Variant", "flatten", "from_mapping", "load", "to_yaml"]
+
+MAX_BYTES = 2**20
+MAX_LINES = 50  # of an error message; `problems` has them all
+_COMMAND_LINE = Place("command line")
+_YAML_11 = re.compile(r"y|n|yes|no|on|off", re.IGNORECASE)  # booleans to older readers
+
+
+class ConfigError(Exception):
+    """A config that cannot be used; its text has one line for each problem, in the order of the file."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[:MAX_LINES]]
+        left = len(self.problems) - len(lines)
+        return "\n".join([*lines, f"and {left} more"] if left else lines)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run: its name (a folder under runs_dir/name) and its config, with data.seed filled in."""
+
+    name: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The variants in the order of the file; `expect` is variant -> tag -> [low, high] (for `verdict`, a state).
+
+    A variant of the file that a sweep multiplied passes its expectations on to each of its points.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    expect: dict[str, dict[str, Any]]
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
+    """Reads a YAML file, then sets `key=value` overrides on it: `optimizer.lr=3e-4`, `sweep.seed=[0, 1]`.
+
+    An override changes what the file says outside `variants:`, so a variant that sets the same key still wins;
+    `variants.NAME.model.layers=4` changes a variant, `variants={}` and `sweep={}` take all of them away.
+
+    Raises:
+        ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
+    """
+    source = clean(os.fsdecode(path), 1000)
+    root, problems = read(_text(path, source), Place(source, 1))
+    draft = _draft(root, problems, source)
+    for override in overrides:
+        _override(draft, override)
+    return _finished(draft)
+
+
+def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
+    """The experiment that a file with this content would give.
+
+    Raises:
+        ConfigError: the config cannot be used; all problems at once, at `source`.
+    """
+    root, problems = wrap(mapping, Place(clean(source)))
+    return _finished(_draft(root, problems, clean(source)))
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """Dotted key -> bool, int, float, str or None, in the order of the schema; a list becomes its YAML text."""
+    return {key: show(value, 200) if isinstance(value, tuple) else value for key, value in _leaves(config)}
+
+
+def to_yaml(config: RunConfig) -> str:
+    """YAML that `load` reads back as one variant with the same config."""
+    return "".join(_lines(config.model_dump(), ""))
+
+
+def _text(path: str | os.PathLike[str], source: str) -> str:
+    """The text of a file; whatever prevents that is a ConfigError."""
+
+    def refuse(message: str, line: int | None = None) -> ConfigError:
+        return ConfigError([Problem(Place(source, line), "", message)])
+
+    try:
+        mode = os.stat(path).st_mode
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        if not stat.S_ISREG(mode):
+            raise refuse(f"expected a file, got {kinds.get(stat.S_IFMT(mode), 'a device')}")
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise refuse(f"no such file{_similar(path)}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise refuse(f"cannot be read: {clean(reason or type(error).__name__)}") from None
+    if len(content) > MAX_BYTES:
+        raise refuse(f"expected at most {MAX_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Codecs that strip a byte order mark count from behind it.
+        offset = error.start + len(content) - len(error.object)
+        what = f"expected UTF-8 text, got byte 0x{content[offset]:02x} at offset {offset}"
+        raise refuse(what, content.count(b"\n", 0, offset) + 1) from None
+
+
+def _similar(path: str | os.PathLike[str]) -> str:
+    """`; did you mean FILE?` for a file of the same folder."""
+    wanted = Path(os.fsdecode(path))
+    try:
+        names = [entry.name for entry in wanted.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    except (OSError, ValueError):
+        return ""
+    found = difflib.get_close_matches(wanted.name, sorted(names)[:1000], 1, 0.6)
+    return f"; did you mean {clean(str(wanted.parent / found[0]), 1000)}?" if found else ""
+
+
+def _draft(root: Node | None, problems: list[Problem], source: str) -> Draft:
+    if root is None or root.value is BAD:
+        raise ConfigError(problems)
+    if not isinstance(root.value, dict):
+        got = "nothing" if root.value is None else show(root.plain)
+        raise ConfigError([*problems, Problem(root.place, "", f"expected a mapping of keys, got {got}")])
+    draft = Draft(Place(source), problems=problems)
+    draft.fill(root)
+    return draft
+
+
+def _override(draft: Draft, override: str) -> None:
+    """Sets one `key=value` of the command line."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not all(part.strip() == part != "" for part in key.split(".")):
+        message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
+        draft.problems.append(Problem(_COMMAND_LINE, "", message))
+        return
+    node, problems = read(text, _COMMAND_LINE, key)
+    draft.problems.extend(problems)
+    draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+
+
+def _finished(draft: Draft) -> Experiment:
+    """Checks values and what holds between them, for the base and for every variant."""
+    points = expand(draft)
+    expect = expectations(draft, points)
+    base, problems, bad = validated(draft.base, draft.source)
+    if "name" in draft.base and "name" not in bad and not safe(base.name):
+        draft.report(draft.base["name"], unsafe(base.name))
+    doubtful = draft.doubtful
+    always = {found[:2] for found in checks.findings(base, bad | doubtful)}
+    between: dict[Problem, list[str]] = {}  # and the variants it is found in, where that is not said by its place
+    variants = []
+    for point in points:
+        config, wrong, bad = validated({**draft.base, **point.keys}, draft.source)
+        problems.extend(wrong)
+        for found in checks.findings(config, bad | doubtful):
+            problem, key = _blame(found, draft, point.keys if found[:2] not in always else {})
+            names = between.setdefault(problem, [])
+            if key is not None:
+                names.append(point.name if key in draft.sweep else point.variant)
+        if config.data.seed is None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
+        variants.append(Variant(point.name, config))
+    problems += [_named(problem, names) for problem, names in between.items()]
+    problems += draft.problems
+    if problems:
+        unique = dict.fromkeys(problems)
+        raise ConfigError(sorted(unique, key=lambda p: (p.place.source != draft.source.source, p.place.line or 0)))
+    return Experiment(base.name, tuple(variants), expect)
+
+
+def _blame(found: checks.Finding, draft: Draft, keys: Mapping[str, Node]) -> tuple[Problem, str | None]:
+    """Where to report a finding: at its own key, else at a key that led to it, first among `keys`, then in the base.
+
+    With it the key among `keys` that led to it, when only the variant's name tells which value that was.
+    """
+    for nodes in (keys, draft.base):
+        read = [key for key in nodes if related(key, found.reads)]
+        if read:
+            key = min(read, key=lambda key: (key != found.key, key.rpartition(".")[2] not in found.message))
+            place, own = nodes[key].place, key == found.key
+            problem = Problem(place, nodes[key].path if own else found.key, found.message)
+            return problem, None if own or nodes is draft.base else key
+    return Problem(draft.source, found.key, found.message), None
+
+
+def _named(problem: Problem, variants: Sequence[str]) -> Problem:
+    names = list(dict.fromkeys(variants))
+    if not names:
+        return problem
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return Problem(problem.place, problem.key, f"{problem.message} (variant {clean(names[0])}{more})")
+
+
+def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _lines(values: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{_yaml(key)}:\n"
+            yield from _lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{_yaml(key)}: {_yaml(value)}\n"
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line, readable by YAML 1.1 and 1.2 alike."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_yaml(item) for item in value) + "]"
+    if isinstance(value, float):
+        return re.sub(r"^(-?[0-9]+)e", r"\1.0e", repr(value))
+    if not isinstance(value, str):
+        return "{}" if isinstance(value, dict) else show(value)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and scalar(value) is value and not _YAML_11.fullmatch(value):
+        return value
+    return "".join(['"', *(_escaped(character) for character in value), '"'])
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
