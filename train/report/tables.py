@@ -1,0 +1,132 @@
+"""Tables of text: the end of training, the gradient flow of one batch; and the one way numbers are written."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
+
+MISSING = "-"
+
+
+def number(x: float | None, log10: float | None = None, *, digits: int = 4, scientific: bool = False) -> str:
+    """A number with `digits` significant digits; scientific below 1e-3 and from 1e5 on, or when asked for.
+
+    A whole number given as int is written in full. `log10` is log10|x|, for an x that a float cannot hold; it takes
+    precedence, and x then gives the sign only. None, without a log10, is missing.
+
+    >>> number(0.25), number(12345.6), number(123456.0), number(0.000999)
+    ('0.2500', '12346', '1.235e+05', '9.990e-04')
+    >>> number(0.0, log10=-363.886, digits=2)
+    '1.3e-364'
+    >>> number(2000), number(0.0), number(None), number(float("nan"))
+    ('2000', '0', '-', 'nan')
+    """
+    if log10 is None:
+        if x is None:
+            return MISSING
+        if isinstance(x, int):
+            return str(x)
+        if x == 0 or not math.isfinite(x):
+            return "0" if x == 0 else str(float(x))
+        mantissa, power = f"{abs(x):.{digits - 1}e}".split("e")
+        exponent = int(power)
+    else:
+        if not math.isfinite(log10):
+            return {math.inf: "inf", -math.inf: "0"}.get(log10, "nan")
+        exponent = math.floor(log10)
+        mantissa = f"{10 ** (log10 - exponent):.{digits - 1}f}"
+        if float(mantissa) >= 10:  # rounded up to the next power
+            mantissa, exponent = f"{1:.{digits - 1}f}", exponent + 1
+    sign = "-" if x is not None and x < 0 else ""
+    if scientific or not -3 <= exponent < 5:
+        return f"{sign}{mantissa}e{exponent:+03d}"
+    value = abs(x) if log10 is None and x is not None else 10 ** (log10 or 0.0)
+    return f"{sign}{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def norm(value: float | None, log10: float | None) -> str:
+    """A norm as d.dde±XX. Its log10 decides, so that none is ever floored; an exact zero is 0."""
+    return number(value, log10, digits=3, scientific=True)
+
+
+def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """The end of training: a row for each variant's summary.json; what a summary lacks is `-`."""
+    columns = ["variant", "steps", "loss/train", "loss/val", "|δ_0|/|δ_L|", "per-layer gain", "q,k share", "verdict"]
+    return columns, [_closing_row(summary) for summary in summaries]
+
+
+def _closing_row(summary: Mapping[str, Any]) -> list[str]:
+    verdict = summary.get("verdict") or {}
+    return [
+        str(summary.get("variant", MISSING)),
+        number(summary.get("steps")),
+        number(summary.get("loss_train")),
+        number(summary.get("loss_val")),
+        number(verdict.get("ratio"), verdict.get("log10_ratio"), digits=3, scientific=True),
+        number(verdict.get("per_layer_gain")),
+        number(verdict.get("qk_share")),
+        str(verdict.get("state", MISSING)),
+    ]
+
+
+def why_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each variant that has a verdict: what it rests on."""
+    verdicts = [(str(summary.get("variant", MISSING)), summary.get("verdict") or {}) for summary in summaries]
+    return [f"{variant}: {verdict['state']}: {verdict['why']}" for variant, verdict in verdicts if verdict.get("why")]
+
+
+def probe_table(result: Mapping[str, Any]) -> Table:
+    """The gradient flow of one batch: a row for each depth l, from 0 (the embedding's output) to L.
+
+    Args:
+      result: the object that `deltaflow probe --json` writes.
+    """
+    delta, without, grad = result["delta"], result.get("delta_without"), result["grad"]
+    matrices = [key for key in ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_in", "mlp_gate", "mlp_out") if key in grad]
+    columns = ["l", "|δ_l|", "gain", "|δ_l| without", "act rms", "|grad|"]
+    rows = [
+        [
+            str(depth),
+            _norm_at(delta, depth),
+            number(_at(result.get("gain"), depth)),
+            _norm_at(without, depth) if without else MISSING,
+            number(_at(result.get("act", {}).get("rms"), depth)),
+            number(_at(grad.get("layer"), depth)),
+            *(number(_at(grad[key], depth)) for key in matrices),
+        ]
+        for depth in range(len(delta["norm"]))
+    ]
+    return columns + [key.removeprefix("attn_") for key in matrices], rows
+
+
+def _norm_at(norms: Mapping[str, Any], depth: int) -> str:
+    return norm(_at(norms.get("norm"), depth), _at(norms.get("log10_norm"), depth))
+
+
+def _at(values: Sequence[float | None] | None, index: int) -> float | None:
+    return values[index] if values is not None and index < len(values) else None
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table; the columns of numbers are right-aligned."""
+    marks = ["---:" if right else "---" for right in right_aligned(columns, rows)]
+    lines = [columns, marks, *rows]
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Whether each column holds nothing but numbers."""
+    return [all(_numeric(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
+
+
+def _numeric(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell == MISSING
+    return True
