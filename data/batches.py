@@ -1,0 +1,76 @@
+"""Which windows of the tokens make a batch: pure functions of (seed, step), so that a resume needs only the step."""
+
+import numpy as np
+from jaxtyping import Float32, Int32, Integer
+from numpy.lib.stride_tricks import sliding_window_view
+
+_WORDS = 4  # 64-bit words that Philox gives per count
+_MOST_TOKENS = 2**31  # every position in a window fits an int32
+
+
+def window_starts(
+    n_tokens: int, context: int, batch: int, seed: int, first_step: int, steps: int
+) -> Int32[np.ndarray, "steps B"]:
+    """Where the training windows of some steps start, uniform over [0, n_tokens - context - 1].
+
+    A step owns a fixed range of the counter of Philox 4x64-10 (Salmon et al., 2011, "Parallel random numbers: as easy
+    as 1, 2, 3"), keyed by the seed. So its row is the same wherever a run was resumed, and however many steps are drawn
+    at a time. The words are the bit generator's own, whose stream numpy promises to keep; the modulo favours no start
+    by more than n_tokens / 2^64.
+
+    Raises ValueError when no window fits, or positions don't fit an int32.
+    """
+    _check_length(n_tokens, context)
+    counts = -(-batch // _WORDS)
+    philox = np.random.Philox(key=seed, counter=int(first_step) * counts)
+    words = philox.random_raw(steps * counts * _WORDS).reshape(steps, counts * _WORDS)
+    return (words[:, :batch] % np.uint64(n_tokens - context)).astype(np.int32)
+
+
+def gather(
+    tokens: Integer[np.ndarray, " n"], starts: Int32[np.ndarray, "*shape"], context: int
+) -> Integer[np.ndarray, "*shape W"]:
+    """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens.
+
+    Of a memory-mapped corpus only the windows are read. Raises ValueError when a window would leave the tokens.
+
+    >>> gather(np.arange(10, 20), np.array([[0], [7]]), 2)
+    array([[[10, 11, 12]],
+    <BLANKLINE>
+           [[17, 18, 19]]])
+    """
+    last = len(tokens) - context - 1
+    if starts.size and not 0 <= starts.min() <= starts.max() <= last:
+        raise ValueError(f"expected starts in 0 to {last}, got {starts.min()} to {starts.max()}")
+    return sliding_window_view(np.asarray(tokens), context + 1)[starts]
+
+
+def heldout_starts(
+    n_tokens: int, context: int, batch: int, batches: int | None
+) -> tuple[Int32[np.ndarray, "N B"], Float32[np.ndarray, "N B"]]:
+    """Where the windows of an evaluation start, and their weights: 1, or 0 for what fills up the last batch.
+
+    The windows tile the split: window i reads [i T, (i + 1) T) and predicts each token's successor, so that no target
+    counts twice, and with `batches` None all count but the first token and the last n - 1 mod T. With a number, that
+    many batches of windows are spread evenly over the split, or all windows when there are fewer.
+
+    Raises ValueError when no window fits, or positions don't fit an int32.
+
+    >>> starts, weights = heldout_starts(n_tokens=8, context=2, batch=2, batches=None)
+    >>> starts.tolist(), weights.tolist()
+    ([[0, 2], [4, 0]], [[1.0, 1.0], [1.0, 0.0]])
+    """
+    _check_length(n_tokens, context)
+    tiles = (n_tokens - 1) // context
+    windows = tiles if batches is None else min(tiles, batches * batch)
+    rows = -(-windows // batch)
+    starts = np.zeros(rows * batch, np.int32)
+    # The middles of `windows` equal parts of the split: all tiles, in order, when there are as many parts as tiles.
+    starts[:windows] = (2 * np.arange(windows, dtype=np.int64) + 1) * tiles // (2 * windows) * context
+    weights = (np.arange(rows * batch) < windows).astype(np.float32)
+    return starts.reshape(rows, batch), weights.reshape(rows, batch)
+
+
+def _check_length(n_tokens: int, context: int) -> None:
+    if not context < n_tokens <= _MOST_TOKENS:
+        raise ValueError(f"expected context + 1 = {context + 1} to 2^31 tokens, got {n_tokens}")

@@ -1,0 +1,167 @@
+"""Where a corpus comes from, and its bytes as checked text."""
+
+import codecs
+import difflib
+import io
+import logging
+import os
+import platform
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from data.config import DataConfig
+from data.tokenizer import DataError
+
+_CHUNK = 2**20
+_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_TIMEOUT = 10  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named source of bytes that can be read more than once."""
+
+    name: str
+    label: str  # how an error line starts
+    open: Callable[[], BinaryIO]
+    path: Path | None = None  # where the bytes are a file
+    note: str = ""  # for the start-up block
+
+
+def find(config: DataConfig) -> Corpus:
+    """The corpus that the config names; shakespeare is fetched. Raises DataError when it can't be had."""
+    if config.path is not None:
+        return _file(config.path, f"data.path: {config.path!r}", config.path)
+    if config.corpus == "shakespeare":
+        return _file("shakespeare", "data.corpus: shakespeare", _shakespeare())
+    content = _python_docs()
+    note = f"Python {platform.python_version()}, "
+    return Corpus("python-docs", "data.corpus: python-docs", lambda: io.BytesIO(content), note=note)
+
+
+def _python_docs() -> bytes:
+    """Python's own manual: real text that every CPython carries. It differs by Python version."""
+    try:
+        from pydoc_data import topics
+    except ImportError:
+        raise DataError(
+            "data.corpus: python-docs is missing from this Python (it has no module pydoc_data.topics); "
+            "set data.path to a UTF-8 text file"
+        ) from None
+    return "\n\n".join(text for _, text in sorted(topics.topics.items())).encode()
+
+
+def _file(name: str, label: str, where: str) -> Corpus:
+    """Refuses what isn't a regular file before opening it: a pipe would block, a device may never end."""
+    path = Path(where)
+    try:
+        path = path.expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{label} does not exist (the current folder is {os.getcwd()!r}){_nearest(path)}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # no permission; a null character; no such user's home
+        raise DataError(f"{label} can't be opened ({reason(error)})") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise DataError(f"{label} is {kind}, expected a UTF-8 text file")
+    return Corpus(name, label, lambda: open(path, "rb"), path)
+
+
+def _nearest(path: Path) -> str:
+    try:
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except OSError:
+        return f"; nor does its folder {str(path.parent)!r}"
+    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+
+
+def cache_folder() -> Path:
+    """`DELTAFLOW_CACHE`, or else the user's cache folder for deltaflow. It need not exist."""
+    if folder := os.environ.get("DELTAFLOW_CACHE"):
+        return Path(folder).expanduser().absolute()
+    import pooch
+
+    return Path(pooch.os_cache("deltaflow"))
+
+
+def _shakespeare() -> str:
+    """The path of Tiny Shakespeare, downloaded at the first use. Its checksum is known: nothing else is ever used."""
+    import pooch
+
+    url = os.environ.get("DELTAFLOW_SHAKESPEARE_URL") or _SHAKESPEARE_URL
+    target = cache_folder() / "tinyshakespeare.txt"
+    remedy = f"put the right file at {str(target)!r}, or set data.path to a text file of your own"
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    responses = []  # pooch leaves one open when it fails
+    try:
+        return pooch.retrieve(
+            url,
+            known_hash=f"sha256:{_SHAKESPEARE_SHA256}",
+            fname=target.name,
+            path=target.parent,
+            downloader=pooch.HTTPDownloader(  # pyright: ignore[reportArgumentType]  (pooch 1.9 annotates it wrongly)
+                timeout=_TIMEOUT, hooks={"response": lambda response, *_, **__: responses.append(response)}
+            ),
+        )
+    except OSError as error:  # requests' errors are OSErrors too
+        raise DataError(
+            f"data.corpus: shakespeare can't be fetched from {url} ({reason(error)}); without a network {remedy}"
+        ) from None
+    except ValueError:
+        raise DataError(
+            f"data.corpus: what {url} sent is not Tiny Shakespeare (expected SHA-256 {_SHAKESPEARE_SHA256[:12]}...), "
+            f"and was not kept; {remedy}"
+        ) from None
+    finally:
+        logger.setLevel(level)
+        for response in responses:
+            response.close()
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause, on one line: "Connection refused" rather than what each layer around it says."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).replace("\n", " ")
+
+
+def texts(corpus: Corpus, seen: Callable[[bytes], None] = lambda chunk: None) -> Iterator[str]:
+    """The text in parts, without its byte order mark, line ends as they are; `seen` gets the bytes as they are read.
+
+    Raises DataError when the file can't be read or is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, line, start = 0, 1, True
+    try:
+        with corpus.open() as file:
+            while True:
+                chunk = file.read(_CHUNK)
+                seen(chunk)
+                before = offset - len(decoder.getstate()[0])  # where the decoder's input starts
+                try:
+                    text = decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    at, line = before + error.start, line + error.object[: error.start].count(b"\n")
+                    utf16 = at == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                    charset = "UTF-16" if utf16 else "LATIN1"
+                    raise DataError(
+                        f"{corpus.label} is not UTF-8 text: byte 0x{error.object[error.start]:02X} at offset {at:,}, "
+                        f"line {line:,}; convert it, for example with iconv -f {charset} -t UTF-8"
+                    ) from None
+                offset += len(chunk)
+                line += chunk.count(b"\n")
+                if start and text:
+                    text, start = text.removeprefix("\ufeff"), False
+                if text:
+                    yield text
+                if not chunk:
+                    return
+    except OSError as error:
+        raise DataError(f"{corpus.label} can't be read ({reason(error)})") from None
