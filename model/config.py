@@ -12,27 +12,31 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: int = Field(8, ge=1, le=10_000, description="blocks; each has an attention and an MLP sublayer")
-    width: int = Field(128, ge=1, description="width of the residual stream")
-    heads: int = Field(4, ge=1, description="query heads; must divide width")
-    kv_heads: int | None = Field(None, ge=1, description="key and value heads; null = heads; must divide heads")
-    mlp_ratio: float = Field(4, gt=0, description="hidden width of the MLP over width")
+    layers: int = Field(default=8, ge=1, le=10_000, description="blocks; each has an attention and an MLP sublayer")
+    width: int = Field(default=128, ge=1, description="width of the residual stream")
+    heads: int = Field(default=4, ge=1, description="query heads; must divide width")
+    kv_heads: int | None = Field(default=None, ge=1, description="key and value heads; null = heads; must divide heads")
+    mlp_ratio: float = Field(default=4, gt=0, description="hidden width of the MLP over width")
     activation: Literal["gelu", "relu", "silu", "swiglu"] = Field(
-        "gelu", description="gelu is the tanh form; swiglu adds a gate matrix"
+        default="gelu", description="gelu is the tanh form; swiglu adds a gate matrix"
     )
-    norm: Literal["rms", "layer", "none"] = Field("rms", description="the final norm follows it")
-    norm_eps: float = Field(1e-6, ge=0, description="added to the mean square (rms) or variance (layer)")
-    norm_gain: bool = Field(True, description="learnable gain on every norm")
-    residual: ResidualRule = Field("pre_ln", description="how a sublayer joins the stream")
-    skip_scale: float = Field(1.0, description="s in x <- s*x + F(N(x)); 1 = with the skip, 0 = without; traced")
-    positions: Literal["learned", "rope", "none"] = Field("learned", description="how tokens know their place")
-    attention: Literal["causal", "full"] = Field("causal", description="which keys a query sees")
-    qk_norm: bool = Field(False, description="RMS norm on each head's queries and keys")
-    bias: bool = Field(False, description="biases on linear layers and layer norms")
-    tied_head: bool = Field(True, description="the head reuses the token embedding")
-    dropout: float = Field(0.0, ge=0, lt=1, description="embedding, attention and sublayer outputs, inverted form")
-    init: Literal["normal", "xavier", "orthogonal"] = Field("xavier", description="of every block matrix")
-    init_std: float = Field(0.02, gt=0, description="of embeddings, and of matrices under init: normal; traced")
+    norm: Literal["rms", "layer", "none"] = Field(default="rms", description="the final norm follows it")
+    norm_eps: float = Field(default=1e-6, ge=0, description="added to the mean square (rms) or variance (layer)")
+    norm_gain: bool = Field(default=True, description="learnable gain on every norm")
+    residual: ResidualRule = Field(default="pre_ln", description="how a sublayer joins the stream")
+    skip_scale: float = Field(
+        default=1.0, description="s in x <- s*x + F(N(x)); 1 = with the skip, 0 = without; traced"
+    )
+    positions: Literal["learned", "rope", "none"] = Field(default="learned", description="how tokens know their place")
+    attention: Literal["causal", "full"] = Field(default="causal", description="which keys a query sees")
+    qk_norm: bool = Field(default=False, description="RMS norm on each head's queries and keys")
+    bias: bool = Field(default=False, description="biases on linear layers and layer norms")
+    tied_head: bool = Field(default=True, description="the head reuses the token embedding")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="embedding, attention and sublayer outputs, inverted form"
+    )
+    init: Literal["normal", "xavier", "orthogonal"] = Field(default="xavier", description="of every block matrix")
+    init_std: float = Field(default=0.02, gt=0, description="of embeddings, and of matrices under init: normal; traced")
 
     @property
     def head_width(self) -> int:

@@ -37,7 +37,8 @@ def tap(x: Float[Array, "N D"], exponent: Float[Array, ""], slot: Float[Array, "
     - the cotangent of x leaves scaled to a largest entry in [0.5, 1): delta * 2^-e;
     - the cotangent of `exponent` carries e to the taps below, so thread it from tap to tap, starting at 0.
 
-    `slot` must be an input of the scan over blocks, one row a depth: closed over, the rows would add up.
+    `slot` has the dtype of sums over x (float32, or float64 for a float64 x). It must be an input of the scan over
+    blocks, one row a depth: closed over, the rows would add up.
     """
     del slot
     return x, exponent
@@ -54,7 +55,7 @@ def _backward(_, cotangents):
     delta = scaled(delta, -k)
     mantissa = jnp.sqrt(jnp.sum(jnp.square(delta), dtype=wide(delta.dtype)))
     e = above + k
-    return delta, e, jnp.stack([mantissa.astype(jnp.float32), e])
+    return delta, e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 
 
 tap.defvjp(_forward, _backward)

@@ -152,13 +152,13 @@ def clock(monkeypatch):
 def test_plain_progress_is_rare_and_ends_with_the_last(clock):
     stream = io.StringIO()
     with Console(stream) as out:
-        for step in range(0, 101):
+        for step in range(0, 100):
             clock[0] = 100 + step * 0.1
-            out.progress("with", step, 100, 2.5, 1234.4, 10 - step * 0.1)
+            out.progress("with", step, 99, 2.5, 1234.4, 9.9 - step * 0.1)
     assert stream.getvalue().splitlines() == [
-        "with:  step   0/100  loss 2.500  1234 tokens/s  10s left",
-        "with:  step  50/100  loss 2.500  1234 tokens/s  5s left",
-        "with:  step 100/100  loss 2.500  1234 tokens/s",
+        "with:  step  0/99  loss 2.500  1234 tokens/s  10s left",
+        "with:  step 50/99  loss 2.500  1234 tokens/s  5s left",
+        "with:  step 99/99  loss 2.500  1234 tokens/s",
     ]
 
 

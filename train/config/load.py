@@ -87,8 +87,9 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experim
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
-    """Dotted key -> bool, int, float, str or None, in the order of the schema; a list becomes its YAML text."""
-    return {key: show(value, 200) if isinstance(value, tuple) else value for key, value in _leaves(config)}
+    """Dotted key -> bool, int, float, str or None, in the order of the schema; anything else becomes its YAML text."""
+    scalars = bool | int | float | str | None
+    return {key: value if isinstance(value, scalars) else _yaml(value) for key, value in _leaves(config)}
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -236,8 +237,10 @@ def _yaml(value: Any) -> str:
         return "[" + ", ".join(_yaml(item) for item in value) + "]"
     if isinstance(value, float):
         return re.sub(r"^(-?[0-9]+)e", r"\1.0e", repr(value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(item)}" for key, item in value.items()) + "}"
     if not isinstance(value, str):
-        return "{}" if isinstance(value, dict) else show(value)
+        return show(value)
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and scalar(value) is value and not _YAML_11.fullmatch(value):
         return value
     return "".join(['"', *(_escaped(character) for character in value), '"'])

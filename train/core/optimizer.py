@@ -76,5 +76,5 @@ def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:
     """
     if clip is None:
         return jnp.ones((), jnp.float32)
-    log2 = jnp.log2(jnp.asarray(clip, jnp.float32)) - jnp.log2(norm.mantissa) - norm.exponent
+    log2 = jnp.log2(jnp.asarray(clip, jnp.float32)) - jnp.log2(norm.mantissa.astype(jnp.float32)) - norm.exponent
     return jnp.where((norm.mantissa > 0) & jnp.isfinite(norm.mantissa), jnp.exp2(jnp.minimum(log2, 0.0)), 1.0)

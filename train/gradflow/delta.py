@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from model.layers import wide
 from model.network import Params
 from model.taps import scaled
 from model.transformer import Seen
@@ -34,12 +35,13 @@ def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array,
     """(loss, gradients and delta, aux) at `params`; `depth` is L. Take it inside vmap and a micro-batch: slots of
     several examples would add up."""
     table = head_table(params)
-    slots = jnp.zeros((depth + 1, 2), jnp.float32)
+    slots = jnp.zeros((depth + 1, 2), wide(table.dtype))
     (value, (seen, aux)), (grads, head, slot_grads) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
         params, table, slots
     )
-    delta = Norm(slot_grads[:, 0], slot_grads[:, 1])
-    return value, Backward(grads, head, slot_grads[:, 1], delta, seen), aux
+    exponents = slot_grads[:, 1].astype(jnp.float32)
+    delta = Norm(slot_grads[:, 0], exponents)
+    return value, Backward(grads, head, exponents, delta, seen), aux
 
 
 def head_table(params: Params) -> Float[Array, "V D"]:

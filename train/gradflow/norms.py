@@ -26,11 +26,11 @@ class Norm(NamedTuple):
 
 
 def frobenius(x: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
-    """Frobenius norm of x * 2^exponent, scalars in float32. x: any shape, any floating dtype."""
+    """Frobenius norm of x * 2^exponent; x of any shape and floating dtype. float32, float64 for a float64 x."""
     k = power_of_two(x)
     unit = scaled(x, -k)
     square = jnp.sum(jnp.square(unit), dtype=wide(x.dtype))
-    return Norm(jnp.sqrt(square).astype(jnp.float32), k + exponent)
+    return Norm(jnp.sqrt(square), k + exponent)
 
 
 def stacked_frobenius(x: Float[Array, "L ..."], exponents: Float[Array, "L"] | None = None) -> Norm:
@@ -44,7 +44,7 @@ def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
     k = power_of_two(b)
     dtype = wide(a.dtype)
     total = jnp.sum(a.astype(dtype) * scaled(b, -k).astype(dtype))
-    return Norm(total.astype(jnp.float32), k + exponent)
+    return Norm(total, k + exponent)
 
 
 def root_sum_square(norms: Iterable[Norm]) -> Norm:
@@ -58,7 +58,7 @@ def _combined(stack: Norm) -> Norm:
     # A zero has no say in the common exponent.
     top = jnp.max(jnp.where(stack.mantissa > 0, stack.exponent, -jnp.inf), axis=0)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    ratio = jnp.exp2(jnp.maximum(stack.exponent - top[None], -150.0))
+    ratio = jnp.exp2(jnp.maximum(stack.exponent - top[None], -150.0)).astype(stack.mantissa.dtype)
     return Norm(jnp.sqrt(jnp.sum(jnp.square(stack.mantissa * ratio), axis=0)), top)
 
 
@@ -101,3 +101,9 @@ def value(norm: Norm) -> np.ndarray:
     """The values on the host, in float64: exact wherever a float64 can hold them."""
     with np.errstate(over="ignore", under="ignore"):
         return np.ldexp(np.asarray(norm.mantissa, np.float64), np.asarray(norm.exponent, np.int64))
+
+
+def gains(delta_log10: np.ndarray) -> np.ndarray:
+    """g_l = |delta_l| / |delta_(l+1)|, [L], from log10 norms [L+1]; nan where both are exactly zero."""
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        return 10.0 ** (delta_log10[:-1] - delta_log10[1:])

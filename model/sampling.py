@@ -1,0 +1,32 @@
+"""Next-token distributions and samples from a network."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from model.network import Network, Params
+
+
+def next_token_logits(
+    network: Network, params: Params, tokens: Int[Array, "T"], length: int | Int[Array, ""], skip_scale: float | Array
+) -> Float[Array, "V"]:
+    """Logits of the token after the first `length` of `tokens`, which is padded to the context; causal models only
+    look back, so the padding has no say."""
+    logits, _ = network.apply(params, tokens[None, :], skip_scale=skip_scale)
+    return logits[length - 1]
+
+
+def filtered(logits: Float[Array, "V"], temperature: float, top_k: int | None) -> Float[Array, "V"]:
+    """Logits over `temperature` with all but the `top_k` largest at -inf (Fan et al. 2018, 1805.04833)."""
+    logits = logits / temperature
+    if top_k is None or top_k >= logits.shape[0]:
+        return logits
+    smallest = jax.lax.top_k(logits, top_k)[0][-1]
+    return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def draw(key: Key[Array, ""], logits: Float[Array, "V"], temperature: float, top_k: int | None) -> Int[Array, ""]:
+    """One token; the most likely one at temperature 0."""
+    if temperature == 0.0:
+        return jnp.argmax(logits)
+    return jax.random.categorical(key, filtered(logits, temperature, top_k))

@@ -1,0 +1,23 @@
+"""What depth costs in compilation: the project's training step at 8 blocks and at 96."""
+
+from . import machine
+from .contestant import Contestant, Facts, Unavailable
+
+DEPTHS = (8, 96)
+
+
+def compile_seconds(config: str, layers: int) -> float:
+    """Traces and compiles the step of a config file's first variant anew, with `layers` blocks; seconds."""
+    raise NotImplementedError("train/run/programs.py does not exist yet")
+
+
+def contestant(config: str, layers: int, dtype: str) -> Contestant:
+    """A "step" is one compilation."""
+    if not config:
+        raise Unavailable("no config was given")
+    facts = Facts(
+        versions=machine.versions("deltaflow", "jax"),
+        device=machine.jax_device(),
+        dtype=machine.compute_dtype(dtype, machine.jax_fast_bfloat16()),
+    )
+    return Contestant(lambda n: sum(compile_seconds(config, layers) for _ in range(n)), facts)

@@ -1,0 +1,202 @@
+"""The pictures: what they draw, that nothing in them overlaps, and that the same data gives the same bytes."""
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from train.report import charts
+from train.report.charts import DELTA_UNIT, delta_by_depth, heatmap, loss_curves, save, to_rgb, to_svg
+
+NAN = np.full(9, np.nan)
+STEPS = np.arange(0, 100, 10)
+
+
+def slope(layers, per_layer, end=-2.0):
+    return end + per_layer * (layers - np.arange(layers + 1.0))
+
+
+def variants(count, layers):
+    names = [f"variant_{i},optimizer.lr=1e-{i},seed={i}" for i in range(count)]
+    return {name: (name, slope(layers, -0.3 * i)) for i, name in enumerate(names)}
+
+
+def grid(layers, steps=STEPS):
+    return steps[:, None] / 100 + np.arange(layers + 1.0)
+
+
+PICTURES = {
+    "delta": lambda: delta_by_depth(
+        {"a": ("with", slope(8, 0.01)), "b": ("none", slope(8, -1))}, "t", {"a": slope(8, -0.5)}
+    ),
+    "delta: 1 layer": lambda: delta_by_depth({"a": ("a", slope(1, 1))}, "t"),
+    "delta: 100 layers, 12 variants": lambda: delta_by_depth(variants(12, 100), "t", {"x": NAN}),
+    "delta: 40 variants": lambda: delta_by_depth(variants(40, 8), "t"),
+    "delta: NaN": lambda: delta_by_depth({"a": ("a", NAN)}, "t"),
+    "delta: nothing": lambda: delta_by_depth({}, "t"),
+    "delta: odd names": lambda: delta_by_depth({"a": ("_$x_{", slope(3, 1)), "b": ("中\n文" * 40, NAN)}, "$ {" * 100),
+    "heatmap": lambda: heatmap(STEPS, grid(8), "t", DELTA_UNIT),
+    "heatmap: 1 layer, 1 step": lambda: heatmap(STEPS[:1], grid(1, STEPS[:1]), "t", DELTA_UNIT, -1, 3),
+    "heatmap: 100 layers": lambda: heatmap(np.arange(5000), grid(100, np.arange(5000)), "t " * 200, DELTA_UNIT),
+    "heatmap: NaN": lambda: heatmap(STEPS, np.nan * grid(8), "t", DELTA_UNIT),
+    "heatmap: no step": lambda: heatmap(STEPS[:0], grid(8)[:0], "t", DELTA_UNIT),
+    "loss": lambda: loss_curves({"a": ("a", STEPS, STEPS + 1.0), "b": ("b", STEPS, STEPS * np.nan)}),
+    "loss: 1 step": lambda: loss_curves({"a": ("a", STEPS[:1], np.ones(1))}),
+    "loss: nothing": lambda: loss_curves({}),
+    "loss: 12 variants": lambda: loss_curves({k: (k, STEPS, np.exp(v[:10])) for k, (_, v) in variants(12, 9).items()}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_no_text_overlaps_or_leaves_the_picture(name):
+    figure = PICTURES[name]()
+    assert to_rgb(figure).shape == (450, 800, 3)
+    boxes = visible_texts(figure)
+    for i, (text, box) in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 800 and box.y1 <= 450, f"{text!r} leaves the picture: {box}"
+        for other, that in boxes[i + 1 :]:
+            assert not box.overlaps(that), f"{text!r} overlaps {other!r}"
+
+
+def visible_texts(figure):
+    """Every text that is drawn, with its box in pixels, one pixel taken off each side."""
+    artists = []
+    for axes in figure.axes:
+        artists += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
+        artists += [t.label1 for axis in (axes.xaxis, axes.yaxis) for t in axis._update_ticks()]
+        artists += [t.label2 for axis in (axes.xaxis, axes.yaxis) for t in axis._update_ticks()]
+        artists += axes.get_legend().get_texts() if axes.get_legend() else []
+    shown = [text for text in artists if text.get_visible() and text.get_text()]
+    return [(text.get_text(), text.get_window_extent().padded(-1)) for text in shown]
+
+
+def axes_of(figure):
+    return figure.axes[0]
+
+
+def legend_of(figure):
+    return [text.get_text() for text in axes_of(figure).get_legend().get_texts()]
+
+
+def test_delta_draws_the_values_and_orders_the_legend_by_the_embedding():
+    low, high = slope(4, -1.0), slope(4, 0.1)
+    figure = delta_by_depth({"b": ("without", low), "a": ("with", high)}, "title", {"b": low - 1})
+    lines = axes_of(figure).get_lines()
+    assert legend_of(figure) == ["with", "without", "dashed: same weights,\nskips removed"]
+    np.testing.assert_array_equal(lines[0].get_xdata(), [0, 1, 2, 3, 4])
+    np.testing.assert_allclose(lines[0].get_ydata(), [-1.6, -1.7, -1.8, -1.9, -2.0])
+    np.testing.assert_allclose(lines[1].get_ydata(), [-6, -5, -4, -3, -2])
+    np.testing.assert_allclose(lines[2].get_ydata(), [-7, -6, -5, -4, -3])
+    assert lines[2].get_color() == lines[1].get_color() != lines[0].get_color()
+    assert lines[1].get_linestyle() == "-" and lines[2].get_linestyle() == "--"
+    assert "10^{-5}" in axes_of(figure).yaxis.get_major_formatter()(-5.0, None)
+
+
+def test_a_variant_keeps_its_colour_whatever_its_values():
+    def colours(a, b):
+        lines = axes_of(delta_by_depth({"a": ("a", a), "b": ("b", b)}, "t")).get_lines()
+        return {line.get_label(): (line.get_color(), line.get_marker()) for line in lines}
+
+    assert colours(slope(3, 1), slope(3, 2)) == colours(slope(3, 2), slope(3, 1))
+
+
+def test_a_flat_line_looks_flat():
+    bottom, top = axes_of(delta_by_depth({"a": ("a", np.array([-2.0, -2.01]))}, "t")).get_ylim()
+    assert top - bottom == pytest.approx(2.0)
+
+
+def test_values_that_are_not_finite_are_gaps_and_named():
+    figure = delta_by_depth({"a": ("a", np.array([-np.inf, -1.0])), "b": ("b", NAN)}, "t")
+    np.testing.assert_array_equal(axes_of(figure).get_lines()[0].get_ydata(), [np.nan, -1.0])
+    assert legend_of(figure) == ["a", "b\n(no finite values)"]
+    figure = loss_curves({"a": ("a", STEPS, np.where(STEPS < 40, 2.0, np.nan))})
+    assert legend_of(figure) == ["a\n(not finite at step 40)"]
+
+
+def test_heatmap_puts_the_embedding_at_the_top_and_steps_where_they_are():
+    steps = np.array([0, 10, 20, 25])
+    values = np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0, np.nan, 8.0], [-np.inf, 10.0, 11.0]])
+    figure = heatmap(steps, values, "t", "unit")
+    axes = axes_of(figure)
+    (mesh,) = axes.collections
+    np.testing.assert_array_equal(mesh.get_array().filled(-1), [[0, 3, 6, -1], [1, 4, -1, 10], [2, 5, 8, 11]])
+    np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [-5, 5, 15, 22.5, 27.5])
+    np.testing.assert_array_equal(mesh.get_coordinates()[:, 0, 1], [-0.5, 0.5, 1.5, 2.5])
+    assert axes.get_ylim() == (2.5, -0.5)
+    assert "top" in axes.get_ylabel() and "grey" in axes.get_xlabel()
+    assert mesh.get_clim() == (0, 11)
+    pixels = to_rgb(figure)
+    left, bottom, right, top = axes.get_window_extent().extents.round().astype(int)
+    assert pixels[450 - bottom - 20, left + 20].tolist() == viridis(2, 0, 11)  # depth 2 is at the bottom
+    assert pixels[450 - top + 20, left + 20].tolist() == viridis(0, 0, 11)
+    assert pixels[450 - top + 20, right - 5].tolist() == [191] * 3
+
+
+def viridis(value, low, high):
+    return list(matplotlib.colormaps["viridis"]((value - low) / (high - low), bytes=True)[:3])
+
+
+def test_a_fixed_scale_gives_the_same_colour_to_the_same_value():
+    one = heatmap(STEPS, grid(8), "t", "u", -20, 20)
+    assert axes_of(one).collections[0].get_clim() == (-20, 20)
+    for low, high, extend in ((1.0, 5.0, "both"), (-20, 5.0, "max"), (1.0, 20.0, "min"), (-20, 20, "neither")):
+        mesh = axes_of(heatmap(STEPS, grid(8), "t", "u", low, high)).collections[0]
+        assert mesh.colorbar.extend == extend
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high", "limits"),
+    [
+        ([1.0, 3.0], None, None, (1, 3)),
+        ([2.0, 2.0], None, None, (1.5, 2.5)),
+        ([], None, None, (0, 1)),
+        ([-5.0], 0.0, None, (0, 1)),
+        ([7.0], None, 2.0, (1, 2)),
+        ([], None, -3.0, (-4, -3)),
+        ([5.0], 0.0, 9.0, (0, 9)),
+    ],
+)
+def test_limits(values, low, high, limits):
+    assert charts._limits(np.array(values), low, high) == limits
+
+
+def test_loss_is_logarithmic_when_it_spans_decades():
+    assert axes_of(loss_curves({"a": ("a", STEPS, np.linspace(4, 1, 10))})).get_yscale() == "linear"
+    figure = loss_curves({"a": ("a", STEPS, np.logspace(0, 3, 10))})
+    assert axes_of(figure).get_yscale() == "log" and "logarithmic" in axes_of(figure).get_ylabel()
+    np.testing.assert_array_equal(axes_of(figure).get_lines()[0].get_xdata(), STEPS)
+
+
+def test_long_labels_are_folded_at_a_comma():
+    assert charts._folded("with") == ["with"]
+    assert charts._folded("without_skip_and_norm,optimizer.lr=0.001") == [
+        "without_skip_and_norm,",
+        "optimizer.lr=0.001",
+    ]
+    assert charts._folded("x" * 100) == ["x" * 28, "x" * 13 + "…" + "x" * 14]
+
+
+def test_files_are_the_same_bytes_each_time(tmp_path, monkeypatch):
+    svg = to_svg(PICTURES["delta"]())
+    assert svg == to_svg(PICTURES["delta"]()) and svg.startswith("<?xml") and "<dc:date>" not in svg
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)  # a reader's own matplotlibrc
+    monkeypatch.setitem(matplotlib.rcParams, "svg.hashsalt", "mine")
+    for name in ("a.svg", "b.png", "c.png"):
+        save(PICTURES["delta"](), tmp_path / name)
+    assert (tmp_path / "a.svg").read_text() == svg
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+    with pytest.raises(ValueError, match=r"d.jpg: expected a name that ends in .svg or .png"):
+        save(Figure(), tmp_path / "d.jpg")
+
+
+def test_matplotlib_is_imported_late_and_pyplot_never():
+    program = (
+        "import sys, numpy as np\nfrom train.report.charts import *\n"
+        "assert not any(name in sys.modules for name in ('matplotlib', 'jax'))\n"
+        "to_svg(delta_by_depth({'a': ('a', np.arange(3.0))}, 't'))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

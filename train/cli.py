@@ -1,0 +1,62 @@
+"""The command line: `deltaflow COMMAND ...`, also `python -m train`.
+
+Exit codes: 0 done, 1 failure, 2 bad config or usage, 130 SIGINT and 143 SIGTERM after saving.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+# One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
+COMMANDS = {
+    "train": "train the variants of a config; resumes by itself",
+    "probe": "no training: one batch, forward and backward, where the gradient goes",
+    "sample": "text from a trained run, or its next-token probabilities",
+    "devices": "what JAX sees, versions, memory, measured matmul peak",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="deltaflow", description="Train tiny transformers and see where the gradient goes."
+    )
+    parser.add_argument("--version", action="version", version=f"deltaflow {version('deltaflow')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            module = importlib.import_module(f"train.commands.{name}")
+            module.arguments(sub)
+            sub.set_defaults(run=module.run)
+    parsed = parser.parse_args(argv)
+    return _guarded(parsed)
+
+
+def _guarded(parsed: argparse.Namespace) -> int:
+    from data.tokenizer import DataError
+    from train.config.load import ConfigError
+    from train.run.errors import RunError
+
+    try:
+        return parsed.run(parsed)
+    except (ConfigError, DataError) as error:
+        print(f"deltaflow: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"deltaflow: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("deltaflow: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `deltaflow probe ... | head`
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

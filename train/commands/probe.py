@@ -1,0 +1,37 @@
+"""`deltaflow probe CONFIG [key=value ...] [--checkpoint RUN] [--json FILE]`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from train.config.load import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
+    parser.add_argument("--json", metavar="FILE", help="write the measurement there as JSON")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints one table a variant. Raises ConfigError, DataError, RunError."""
+    experiment = load(parsed.config, parsed.overrides)
+    from train.report.tables import probe_table
+    from train.run.console import Console
+    from train.run.probing import probe
+    from train.run.rundir import write_atomically
+
+    console = Console()
+    results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint))
+    for result in results:
+        verdict = result["verdict"]
+        title = (
+            f"{result['variant']}: loss {result['loss']:.4f} nats" if result["loss"] is not None else "loss not finite"
+        )
+        console.table(title, *probe_table(result))
+        console.note(f"{result['variant']}: {verdict['state']}: {verdict['why']}")
+    if parsed.json is not None:
+        value = results[0] if [v.name for v in experiment.variants] == ["main"] else results
+        write_atomically(Path(parsed.json), json.dumps(value, indent=1, allow_nan=False) + "\n")
+    return 0

@@ -1,0 +1,34 @@
+"""`deltaflow sample RUN --prompt TEXT`."""
+
+import argparse
+from pathlib import Path
+
+from train.commands.types import integer, prompt, temperature
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", help="a run directory, e.g. runs/quickstart/with")
+    parser.add_argument("--prompt", type=prompt, default="\n", help="text to go on from (default: a line break)")
+    parser.add_argument("--tokens", type=integer(0), default=200, help="how many to generate (default 200)")
+    parser.add_argument("--temperature", type=temperature, default=0.8, help="0 = always the most likely (default 0.8)")
+    parser.add_argument("--top-k", type=integer(1), metavar="K", help="draw from the k most likely only")
+    parser.add_argument("--seed", type=integer(0, 2**32 - 1), default=0)
+    parser.add_argument("--top", type=integer(1), metavar="N", help="no text: the N most likely next tokens")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints the prompt and what follows, or a table of probabilities. Raises DataError, RunError, ConfigError."""
+    from train.run.console import Console
+    from train.run.generate import Generator
+
+    generator = Generator(Path(parsed.run_directory))
+    if parsed.top is not None:
+        likely = generator.likeliest(parsed.prompt, parsed.top)
+        rows = [[token, f"{probability:.4f}"] for token, probability in likely]
+        Console().table(f"after {parsed.prompt!r}", ["token", "probability"], rows)
+        return 0
+    print(parsed.prompt, end="", flush=True)
+    for piece in generator.text(parsed.prompt, parsed.tokens, parsed.temperature, parsed.top_k, parsed.seed):
+        print(piece, end="", flush=True)
+    print()
+    return 0

@@ -1,0 +1,28 @@
+"""`deltaflow train CONFIG [key=value ...]`."""
+
+import argparse
+
+from train.config.load import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Trains; 1 when a promise of `expect:` was broken. Raises ConfigError, DataError, RunError."""
+    experiment = load(parsed.config, parsed.overrides)  # before JAX starts
+    from train.run.console import Console
+    from train.run.experiment import train
+    from train.run.signals import listening
+
+    console = Console()
+    with listening(lambda: console.warn("stopping after this window; again to stop at once")) as stop:
+        outcome = train(experiment, console, stop)
+    if stop.signal is not None:
+        console.note("stopped and saved; the same command goes on from here")
+        return stop.exit_code
+    for line in outcome.unmet:
+        console.warn(f"expect: {line}")
+    return 1 if outcome.unmet else 0

@@ -1,0 +1,105 @@
+"""One backward pass and everything about it: the measurement behind `deltaflow probe`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from model.network import Network, Params
+from model.residual import rule_of
+from train.core.loss import tapped_loss
+from train.core.optimizer import global_norm
+from train.core.state import parameter_count
+from train.gradflow.delta import Flow, backward, flow, true_gradients, weight_dot_grad
+from train.gradflow.norms import Norm, gains, log10, matrix_norms, value
+from train.gradflow.verdict import judge
+
+
+class Probe(NamedTuple):
+    loss: Float[Array, ""]
+    logits_rms: Float[Array, ""]
+    flow: Flow
+    without: Flow | None
+    weight: dict[str, Norm]
+    dot: dict[str, Norm]
+    grad_global: Norm
+
+
+def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], skip_scale: Any) -> Probe:
+    """Forward and backward on one batch, dropout off. Pure; run it under jit."""
+    depth = network.config.layers
+    loss, result, rms = backward(tapped_loss(network, windows, skip_scale, None), params, depth)
+    without = None
+    if rule_of(network.config).additive:
+        zero = jax.numpy.zeros_like(skip_scale)
+        without = flow(backward(tapped_loss(network, windows, zero, None), params, depth)[1])
+    dots = weight_dot_grad(params, result)
+    norms = matrix_norms(params["blocks"])
+    return Probe(loss, rms, flow(result), without, norms, dots, global_norm(true_gradients(result)))
+
+
+def number(log10_value: float) -> float | None:
+    """10^log10_value for JSON: 0.0 for -inf, and null where a float64 would turn a nonzero value into 0 or inf.
+
+    >>> number(-np.inf), number(0.0), number(-400.0)
+    (0.0, 1.0, None)
+    """
+    if log10_value == -np.inf:
+        return 0.0
+    return float(10.0**log10_value) if -307 < log10_value < 308 else None
+
+
+def numbers(norm: Norm) -> Any:
+    """The values of a norm for JSON: nested lists, or a float; see `number`."""
+    exact, logs = value(norm), log10(norm)
+    out = np.where(np.isneginf(logs) | ((logs > -307) & (logs < 308)), exact, np.nan)
+    return jax.tree.map(lambda x: None if np.isnan(x) else x, out.tolist())
+
+
+def finite(values: ArrayLike) -> Any:
+    """Nested lists for JSON with null for what is not finite."""
+    return jax.tree.map(lambda x: x if np.isfinite(x) else None, np.asarray(values, np.float64).tolist())
+
+
+def _delta(flow: Flow, rms: ArrayLike) -> dict[str, Any]:
+    logs = log10(flow.delta)
+    with np.errstate(divide="ignore"):
+        weighted = logs + np.log10(np.asarray(rms, np.float64))
+    return {
+        "norm": numbers(flow.delta),
+        "log10_norm": finite(logs),
+        "rms_weighted": [number(x) if not np.isnan(x) else None for x in weighted.tolist()],
+    }
+
+
+def _norms(norms: dict[str, Norm]) -> dict[str, Any]:
+    return {name: numbers(norm) for name, norm in norms.items()}
+
+
+def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict[str, Any]:
+    """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays."""
+    seen = probe.flow.seen
+    assert seen is not None
+    logs = {name: log10(norm) for name, norm in probe.flow.grad.items()}
+    delta = log10(probe.flow.delta)
+    without = probe.without
+    return {
+        "dtype": network.dtype,
+        "loss": finite(np.asarray(probe.loss)),
+        "tokens": tokens,
+        "logits_rms": finite(np.asarray(probe.logits_rms)),
+        "n_params": parameter_count(params),
+        "delta": _delta(probe.flow, seen.rms),
+        "delta_without": None if without is None or without.seen is None else _delta(without, without.seen.rms),
+        "gain": finite(gains(delta)),
+        "grad": _norms(probe.flow.grad),
+        "grad_log10": {name: finite(values) for name, values in logs.items()},
+        "grad_without": None if without is None else _norms(without.grad),
+        "weight": _norms(probe.weight),
+        "weight_dot_grad": _norms(probe.dot),
+        "grad_global": numbers(probe.grad_global),
+        "act": {"rms": finite(seen.rms), "rank": finite(seen.rank)},
+        "verdict": judge(delta, logs).as_json(),
+    }

@@ -1,0 +1,79 @@
+"""Checkpoints: one folder a step, written beside its final name and renamed into place.
+
+ckpt/<step>/state is Orbax's (arrays, no pickle), ckpt/<step>/meta.json ours: the step and the row of metrics that was
+still open, so that a resumed run logs what an unbroken one does.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.core.state import State
+from train.run.errors import RunError
+
+KEEP = 3
+
+
+class Checkpoints:
+    """The checkpoints of one variant."""
+
+    def __init__(self, directory: Path):
+        self.directory = (directory / "ckpt").absolute()
+
+    def steps(self) -> list[int]:
+        """Steps that have a finished checkpoint, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdigit())
+
+    def save(self, state: State, meta: dict[str, Any]) -> None:
+        """Writes `state` under its step and removes all but the newest KEEP. Raises RunError when it cannot."""
+        import orbax.checkpoint as ocp  # a second of import, not paid before the first save
+
+        step = int(state.step)
+        final, temporary = self.directory / f"{step:08d}", self.directory / f".{step:08d}.{os.getpid()}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                checkpointer.save(temporary / "state", args=ocp.args.StandardSave(state))
+            (temporary / "meta.json").write_text(json.dumps(meta | {"step": step}), encoding="utf-8")
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+        except (OSError, ValueError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(f"{final}: cannot save: {error}") from None
+        for old in self.steps()[:-KEEP]:
+            shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        path = self.directory / f"{step:08d}" / "meta.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot read: {error}") from None
+
+    def restore(self, step: int, like: State, device: Any) -> State:
+        """The state saved at `step`, with the shapes and dtypes of `like`, on `device`. Raises RunError."""
+        import orbax.checkpoint as ocp
+
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+        path = self.directory / f"{step:08d}" / "state"
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+        except Exception as error:  # Orbax raises whatever its storage layers do
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"{path}: cannot restore: {reason[:300]}") from None
+
+
+def newest_common(all_checkpoints: list[Checkpoints]) -> int | None:
+    """The newest step that every variant of a group has, or None."""
+    steps = [set(checkpoints.steps()) for checkpoints in all_checkpoints]
+    return max(set.intersection(*steps), default=None)

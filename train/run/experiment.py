@@ -1,0 +1,132 @@
+"""A whole experiment: its data, its device, its groups one after the other, and what came out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.text import Dataset, open_dataset
+from model.network import Network
+from train.config.load import Experiment, Variant
+from train.config.schema import RunConfig
+from train.report.tables import closing_table
+from train.run import platform as platforms
+from train.run.console import Console
+from train.run.errors import RunError
+from train.run.loop import GroupRun
+from train.run.platform import Platform
+from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
+from train.run.rundir import directory_of, write_json
+from train.run.signals import Stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training ended with."""
+
+    summaries: list[dict[str, Any]]
+    unmet: list[str]  # promises of `expect:` that did not come true, a line each
+
+
+def open_all(variants: Sequence[Variant]) -> dict[str, Dataset]:
+    """The data of every variant, each corpus read once. No JAX yet. Raises DataError."""
+    datasets: dict[str, Dataset] = {}
+    for variant in variants:
+        key = data_key(variant.config)
+        if key not in datasets:
+            datasets[key] = open_dataset(variant.config.data)
+    return datasets
+
+
+def data_key(config: RunConfig) -> str:
+    """Equal for variants that read the same tokens: the batch size and the seed draw from them, and no more."""
+    return config.data.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
+
+
+def build_group(variants: Sequence[Variant], vocab_size: int, platform: Platform) -> Group:
+    config = variants[0].config
+    network = Network(
+        config.model,
+        vocab_size,
+        config.data.context,
+        platforms.compute_dtype(config.train, platform),
+        platforms.unroll(config, platform),
+    )
+    vmapped = len(variants) > 1 and platforms.grouped_by(config.train, platform) == "vmap"
+    return Group(tuple(variants), network, vmapped)
+
+
+def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
+    """Trains every variant and prints the closing table. Raises DataError, RunError."""
+    datasets = open_all(experiment.variants)
+    platform = platforms.select(experiment.variants[0].config.train)
+    _start_block(experiment, datasets, platform, console)
+    summaries: dict[str, dict[str, Any]] = {}
+    for members in grouped(experiment.variants):
+        if stop.signal is not None:
+            break
+        dataset = datasets[data_key(members[0].config)]
+        group = build_group(members, dataset.vocab_size, platform)
+        guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
+        K = _remembered(directory_of(members[0]), {"steps_per_call": guess})["steps_per_call"]
+        run = GroupRun(group, dataset, platform, console, stop, K)
+        for summary in run.run():
+            summaries[summary["variant"]] = summary
+    ordered = [summaries[v.name] for v in experiment.variants if v.name in summaries]
+    console.table(f"{experiment.name}: results", *closing_table(ordered))
+    for summary in ordered:
+        if summary["verdict"] is not None:
+            console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
+    root = directory_of(experiment.variants[0]).parent
+    console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=0")
+    return Outcome(ordered, [] if stop.signal is not None else unmet(experiment.expect, ordered))
+
+
+def _start_block(experiment: Experiment, datasets: Mapping[str, Dataset], platform: Platform, console: Console):
+    versions = ", ".join(f"{name} {number}" for name, number in platforms.versions().items())
+    rows = [("device", platform.label), ("versions", versions)]
+    for dataset in datasets.values():
+        sizes = f"{len(dataset.train):,} + {len(dataset.val):,} held out, vocabulary {dataset.vocab_size}"
+        rows.append(("data", f"{dataset.source}: tokens {sizes}, on the {dataset.placement}"))
+    rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
+    console.block(f"deltaflow {experiment.name}", rows)
+
+
+def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What was chosen when the run first started, so that a resumed run cuts its windows at the same steps."""
+    path = directory / "choices.json"
+    if path.exists():
+        try:
+            return chosen | json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot read: {error}") from None
+    write_json(path, chosen)
+    return chosen
+
+
+_SUMMARY_KEYS = {"loss/train": "loss_train", "loss/val": "loss_val"}
+
+
+def unmet(expect: Mapping[str, Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each promise of the config that the run broke. A promise about a base variant holds for all its
+    sweep points."""
+    lines = []
+    for name, promises in expect.items():
+        for summary in summaries:
+            if summary["variant"] != name and not summary["variant"].startswith(f"{name},"):
+                continue
+            for tag, wanted in promises.items():
+                got = _measured(summary, tag)
+                good = got == wanted if isinstance(wanted, str) else got is not None and wanted[0] <= got <= wanted[1]
+                if not good:
+                    what = wanted if isinstance(wanted, str) else f"between {wanted[0]} and {wanted[1]}"
+                    lines.append(f"{summary['variant']}: {tag}: expected {what}, got {got}")
+    return lines
+
+
+def _measured(summary: Mapping[str, Any], tag: str) -> Any:
+    verdict = summary["verdict"] or {}
+    if tag == "verdict":
+        return verdict.get("state")
+    return verdict[tag] if tag in verdict else summary.get(_SUMMARY_KEYS.get(tag, tag))

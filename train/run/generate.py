@@ -1,0 +1,80 @@
+"""Text from the newest checkpoint of a run."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.tokenizer import Tokenizer, from_json
+from model.residual import skip_scale_of
+from model.sampling import draw, next_token_logits
+from train.config.load import Variant
+from train.run import platform as platforms
+from train.run.errors import RunError
+from train.run.experiment import build_group
+from train.run.probing import restored
+from train.run.rundir import read_config
+
+
+class Generator:
+    """A trained network with its tokenizer. Raises RunError, DataError, ConfigError at construction."""
+
+    def __init__(self, directory: Path):
+        config = read_config(directory)
+        if config.model.attention != "causal":
+            raise RunError(f"{directory}: model.attention is {config.model.attention}; sampling needs causal")
+        self.tokenizer = read_tokenizer(directory)
+        platform = platforms.select(config.train)
+        variant = Variant(directory.name, config)
+        group = build_group([variant], self.tokenizer.vocab_size, platform)
+        self.context = config.data.context
+        params = restored(group, variant, directory, platform).params
+        scale = skip_scale_of(config.model)
+
+        @jax.jit
+        def logits(tokens, length):
+            return next_token_logits(
+                group.network, params, tokens, length, jnp.asarray(scale, group.network.param_dtype)
+            )
+
+        self._logits = logits
+
+    def _next(self, ids: list[int]) -> jax.Array:
+        recent = ids[-self.context :]
+        padded = np.zeros((self.context,), np.int32)
+        padded[: len(recent)] = recent
+        return self._logits(padded, len(recent))
+
+    def likeliest(self, prompt: str, count: int) -> list[tuple[str, float]]:
+        """The `count` most likely next tokens and their probabilities, most likely first."""
+        ids = self.tokenizer.encode(prompt).tolist()
+        probabilities = np.asarray(jax.nn.softmax(self._next(ids)), np.float64)
+        order = np.argsort(-probabilities, kind="stable")[:count]
+        return [(self.tokenizer.token_text(int(index)), float(probabilities[index])) for index in order]
+
+    def text(self, prompt: str, count: int, temperature: float, top_k: int | None, seed: int) -> Iterator[str]:
+        """Pieces of text, `count` tokens in all; older tokens than the context are forgotten."""
+        ids = self.tokenizer.encode(prompt).tolist()
+        pick = jax.jit(draw, static_argnums=(2, 3))
+        key = jax.random.key(seed)
+        start, shown = len(ids), 0
+        for index in range(count):
+            ids.append(int(pick(jax.random.fold_in(key, index), self._next(ids), temperature, top_k)))
+            text = self.tokenizer.decode(ids[start:])
+            if index + 1 == count or not text.endswith(
+                "\N{REPLACEMENT CHARACTER}"
+            ):  # a byte may be part of a character
+                yield text[shown:]
+                shown = len(text)
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer that a run was trained with. Raises RunError."""
+    path = directory / "tokenizer.json"
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot read: {error}") from None

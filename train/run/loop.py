@@ -1,0 +1,292 @@
+"""Training one group of variants: windows dispatched, results fetched one window late, evaluated, saved, logged."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data.batches import gather, heldout_starts, window_starts
+from data.text import Dataset
+from train.core.state import State, parameter_count
+from train.gradflow.norms import named
+from train.run import platform as platforms
+from train.run.checkpoint import Checkpoints, newest_common
+from train.run.console import Console
+from train.run.errors import RunError
+from train.run.platform import Platform
+from train.run.programs import Group, Programs, model_flops
+from train.run.record import Record
+from train.run.rundir import claim, write_json
+from train.run.signals import Stop
+
+_PICTURES_EVERY_S = 30.0
+
+
+@dataclass
+class GroupRun:
+    """One group from its first step, or from its newest checkpoint, to its last."""
+
+    group: Group
+    dataset: Dataset
+    platform: Platform
+    console: Console
+    stop: Stop
+    K: int
+    records: list[Record] = field(default_factory=list)
+    _pending: deque = field(default_factory=deque)
+    _window_s: list[float] = field(default_factory=list)
+    _clock: float | None = None
+
+    def run(self) -> list[dict[str, Any]]:
+        """Trains; returns one summary a variant. Raises RunError."""
+        started = time.perf_counter()
+        config = self.group.config
+        directories = [claim(variant) for variant in self.group.variants]
+        for directory in directories:
+            write_json(directory / "tokenizer.json", self.dataset.tokenizer.to_json())
+        first = newest_common([Checkpoints(directory) for directory in directories]) or 0
+        if first == config.train.steps and all((directory / "summary.json").exists() for directory in directories):
+            self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
+            return [_finished(directory) for directory in directories]
+        self.records = [
+            Record(variant, directory, first)
+            for variant, directory in zip(self.group.variants, directories, strict=True)
+        ]
+        try:
+            programs = self._programs(first)
+            states = self._start(programs, first, directories)
+            programs.wait()
+            compile_s = time.perf_counter() - started
+            timing = {"compile_s": compile_s, "seconds_to_first_step": platforms.process_age()}
+            self._describe(programs, compile_s, first)
+            self._train(programs, states, first)
+            return self._finish(timing, started)
+        finally:
+            for record in self.records:
+                record.tracker.close()
+
+    @property
+    def _calls(self) -> int:
+        return 1 if self.group.vmapped else len(self.group.variants)
+
+    # -- before the first step
+
+    def _programs(self, first: int) -> Programs:
+        """Everything that will run, compiling in the background already."""
+        resident = self.dataset.placement == "device"
+        train = jax.device_put(np.asarray(self.dataset.train), self.platform.device) if resident else None
+        programs = Programs(self.group, train)
+        every = self.group.config.watch.every
+        for length, watched in {(end - start, _is_watched(start, every)) for start, end in self._windows(first)}:
+            shape, dtype = self._batch_shape(length)
+            programs.prepare_window(jax.ShapeDtypeStruct(shape, dtype), watched)
+        self._heldout = self._heldout_batches()
+        programs.prepare_evaluation(*self._heldout)
+        return programs
+
+    def _windows(self, first: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of every window to come; ends are multiples of K wherever the run was resumed."""
+        steps = self.group.config.train.steps
+        while first < steps:
+            end = min(first + self.K - first % self.K, steps)
+            yield first, end
+            first = end
+
+    def _batch_shape(self, steps: int) -> tuple[tuple[int, ...], np.dtype]:
+        data = self.group.config.data
+        lead = (len(self.group.variants),) if self.group.vmapped else ()
+        if self.dataset.placement == "device":
+            return (*lead, steps, data.batch), np.dtype(np.int32)
+        return (*lead, steps, data.batch, data.context + 1), self.dataset.train.dtype
+
+    def _heldout_batches(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        config = self.group.config
+        val, context = self.dataset.val, config.data.context
+        starts, weights = heldout_starts(len(val), context, config.data.batch, config.train.eval_batches)
+        if self.dataset.placement == "device":
+            return jax.device_put(np.asarray(val), self.platform.device), starts, weights
+        return None, gather(val, starts, context), weights
+
+    def _start(self, programs: Programs, first: int, directories: list[Path]) -> list[State]:
+        if not first:
+            return programs.init()
+        self.console.note(f"resuming at step {first} of {self.group.config.train.steps}")
+        like = programs.abstract_state
+        if self.group.vmapped:
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
+        return programs.joined(
+            [record.checkpoints.restore(first, like, self.platform.device) for record in self.records]
+        )
+
+    def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
+        group, config = self.group, self.group.config
+        mode = "vmapped in one call" if group.vmapped else "called in turn"
+        count = parameter_count(group.network.shapes())
+        flops = model_flops(group.network, config.data.batch)
+        self.console.block(
+            f"group of {len(group.variants)}" if len(group.variants) > 1 else "variant",
+            [
+                (
+                    "variants",
+                    ", ".join(v.name for v in group.variants) + (f" ({mode})" if len(group.variants) > 1 else ""),
+                ),
+                ("parameters", f"{count:,} ({group.network.param_dtype}), compute in {group.network.dtype}"),
+                ("work a step", f"{flops / 1e9:.3g} GFLOP, {config.data.batch * config.data.context:,} tokens"),
+                ("steps", f"{config.train.steps - first:,}, {self.K} a dispatch, scan unroll {group.network.unroll}"),
+                ("compiled in", f"{compile_s:.1f} s"),
+                ("run directory", str(self.records[0].directory.parent)),
+            ],
+        )
+        for record in self.records:
+            record.tracker.layout(config.model.layers, list(named(group.network.shapes()["blocks"])))
+
+    # -- the loop
+
+    def _train(self, programs: Programs, states: list[State], first: int) -> None:
+        config = self.group.config
+        steps = config.train.steps
+        if first == 0:
+            self._evaluate(programs, states, 0)
+        drawn_at = time.perf_counter()
+        for start, end in self._windows(first):
+            measured = programs.window(states, self._batches(start, end), _is_watched(start, config.watch.every))
+            self._pending.append(("window", start, end, measured))
+            self._settle(programs, leave=1)
+            stopping = self.stop.signal is not None
+            if end % config.train.eval_every == 0 or end == steps:
+                self._evaluate(programs, states, end)
+            if end % config.train.checkpoint_every == 0 or end == steps or stopping:
+                self._settle(programs, leave=0)
+                self._save(programs, states, end)
+                self._clock = None
+            if stopping:
+                break
+            if time.perf_counter() - drawn_at > _PICTURES_EVERY_S:
+                for record in self.records:
+                    record.pictures()
+                drawn_at, self._clock = time.perf_counter(), None
+        self._settle(programs, leave=0)
+
+    def _batches(self, start: int, end: int) -> list[np.ndarray]:
+        """One array [end - start, B, ...] a variant; the same batches wherever the seed of the data is the same."""
+        by_seed: dict[int | None, np.ndarray] = {}
+        for variant in self.group.variants:
+            data = variant.config.data
+            if data.seed not in by_seed:
+                assert data.seed is not None  # expansion resolves it
+                n_tokens = len(self.dataset.train)
+                starts = window_starts(n_tokens, data.context, data.batch, data.seed, start, end - start)
+                resident = self.dataset.placement == "device"
+                by_seed[data.seed] = starts if resident else gather(self.dataset.train, starts, data.context)
+        return [by_seed[variant.config.data.seed] for variant in self.group.variants]
+
+    def _evaluate(self, programs: Programs, states: list[State], step: int) -> None:
+        self._pending.append(("eval", step, step, programs.evaluate(states, *self._heldout)))
+
+    def _settle(self, programs: Programs, leave: int) -> None:
+        """Fetches and logs what is pending, but for the newest `leave`: the device never waits for the host."""
+        while len(self._pending) > leave:
+            kind, start, end, measured = self._pending.popleft()
+            results = programs.each(jax.device_get(measured))
+            if kind == "eval":
+                self._clock = None
+                for record, loss in zip(self.records, results, strict=True):
+                    record.add(end, {"loss/val": float(loss), "perplexity/val": _exp(float(loss))})
+                continue
+            self._log_window(start, end, results)
+
+    def _log_window(self, start: int, end: int, results: list[Any]) -> None:
+        now = time.perf_counter()
+        rate = None
+        if self._clock is not None:
+            self._window_s.append((now - self._clock) / (end - start))
+            rate = self._calls / self._window_s[-1]
+        self._clock = now
+        config = self.group.config
+        for record, (metrics, watched) in zip(self.records, results, strict=True):
+            every = min(config.watch.every, end - start)
+            for index in range(0 if watched is None else -(-(end - start) // every)):
+                one = jax.tree.map(lambda leaf, index=index: leaf[index], watched)
+                record.watched(start + index * every, one)
+            record.last_loss = float(np.mean(metrics.loss, dtype=np.float64))
+            row = {"loss/train": record.last_loss, "optim/lr": float(metrics.lr[-1])}
+            if rate is not None:
+                row |= {"perf/steps_per_s": rate, "perf/tokens_per_s": rate * config.data.batch * config.data.context}
+            record.add(end, row)
+            record.write_before(end)
+        name = self.records[0].variant.name if len(self.records) == 1 else f"{len(self.records)} variants"
+        seconds = float(np.median(self._window_s[-20:])) if self._window_s else 0.0
+        self.console.progress(
+            name,
+            end,
+            config.train.steps,
+            float(np.mean([record.last_loss for record in self.records])),
+            0.0 if not seconds else len(self.records) * config.data.batch * config.data.context / seconds,
+            seconds * (config.train.steps - end),
+        )
+
+    def _save(self, programs: Programs, states: list[State], step: int) -> None:
+        singles = programs.each([jax.device_get(state) for state in states])
+        for record, state in zip(self.records, singles, strict=True):
+            record.tracker.drain()
+            record.checkpoints.save(state, {"row": record.open_rows.get(step, {})})
+
+    # -- after the last step
+
+    def _finish(self, timing: dict[str, Any], started: float) -> list[dict[str, Any]]:
+        config = self.group.config
+        complete = self.stop.signal is None
+        seconds = float(np.median(self._window_s)) / self._calls if self._window_s else None
+        tokens = config.data.batch * config.data.context
+        timing |= {
+            # Of one call: variants called in turn share the time of a step, vmapped ones each take all of it.
+            "steps_per_s": None if seconds is None else 1.0 / seconds,
+            "tokens_per_s": None if seconds is None else tokens / seconds,
+            "wall_s": time.perf_counter() - started,
+            "peak_bytes": platforms.peak_bytes(self.platform),
+            "mfu": None,
+            "platform": self.platform.label,
+            "versions": platforms.versions(),
+        }
+        summaries = []
+        for record in self.records:
+            if complete:
+                record.write_before(float("inf"))
+            summary = record.summary(timing, "done" if complete else f"signal {self.stop.signal}")
+            if complete:
+                record.pictures()
+                if record.verdict is not None:
+                    text = f"**{record.verdict.state}**: {record.verdict.why}"
+                    record.tracker.text("verdict", summary["steps"], text)
+                record.tracker.finish(_final_metrics(summary))
+                write_json(record.directory / "summary.json", summary)
+            summaries.append(summary)
+        return summaries
+
+
+def _is_watched(start: int, every: int) -> bool:
+    return every > 0 and start % every == 0
+
+
+def _exp(loss: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
+def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    names = {"loss/train": "loss_train", "loss/val": "loss_val"}
+    return {tag: summary[key] for tag, key in names.items() if summary[key] is not None}
+
+
+def _finished(directory: Path) -> dict[str, Any]:
+    path = directory / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot read: {error}") from None

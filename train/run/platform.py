@@ -1,0 +1,135 @@
+"""The device a run computes on, the dtype it computes in, and what else depends on the platform."""
+
+import os
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from train.config.schema import RunConfig, TrainConfig
+from train.run.errors import RunError
+
+_KINDS = {"cuda": "gpu", "rocm": "gpu"}
+_UNROLLED_CPU = 12  # deeper than this, compile time outgrows what unrolling saves
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The first device of the kind that was asked for."""
+
+    device: Any  # jax.Device
+    kind: str  # cpu, gpu or tpu
+    count: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.count} x {self.device.device_kind} ({self.kind})"
+
+
+def select(config: TrainConfig) -> Platform:
+    """Starts JAX on the device that `train.device` names. Raises RunError when there is none."""
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)  # process-wide, and only before the first array
+    if config.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    try:
+        devices = jax.devices(None if config.device == "auto" else config.device)
+    except RuntimeError as error:
+        raise RunError(f"train.device: no {config.device} here; JAX sees {_seen()} ({_first_line(error)})") from None
+    platform = Platform(devices[0], _kind(devices[0]), len(devices))
+    if config.dtype == "float64" and platform.kind != "cpu":
+        raise RunError(
+            f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
+        )
+    jax.config.update("jax_default_device", platform.device)
+    return platform
+
+
+def _kind(device: Any) -> str:
+    name = str(device.platform)
+    return _KINDS.get(name, name)
+
+
+def _seen() -> str:
+    try:
+        return ", ".join(sorted({_kind(device) for device in jax.devices()}))
+    except RuntimeError:
+        return "no device at all"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def compute_dtype(config: TrainConfig, platform: Platform) -> str:
+    """`train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs since Ampere (compute capability 8)."""
+    if config.dtype != "auto":
+        return config.dtype
+    if platform.kind == "tpu":
+        return "bfloat16"
+    capability = getattr(platform.device, "compute_capability", None)
+    if platform.kind == "gpu" and capability is not None and float(capability) >= 8.0:
+        return "bfloat16"
+    return "float32"
+
+
+def unroll(config: RunConfig, platform: Platform) -> int:
+    """Blocks a scan iteration: all of a shallow model on a CPU, where a loop costs a third of the step; else 1."""
+    if config.train.unroll != "auto":
+        return min(config.train.unroll, config.model.layers)
+    return config.model.layers if platform.kind == "cpu" and config.model.layers <= _UNROLLED_CPU else 1
+
+
+def grouped_by(config: TrainConfig, platform: Platform) -> str:
+    """`train.group` with auto resolved: on a CPU vmap gains nothing over calling in turn (docs/benchmarks.md)."""
+    if config.group != "auto":
+        return config.group
+    return "turn" if platform.kind == "cpu" else "vmap"
+
+
+def versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {name: version(name) for name in names}
+
+
+def process_age() -> float:
+    """Seconds since this process started (since this module was imported, where /proc is missing)."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as file:
+            ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+        with open("/proc/uptime", encoding="ascii") as file:
+            uptime = float(file.read().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED
+
+
+_IMPORTED = time.monotonic()
+
+
+def peak_bytes(platform: Platform) -> int | None:
+    """Most memory in use so far: the device's own count, or the process's resident set on a CPU."""
+    stats = platform.device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    try:
+        import resource  # absent on Windows
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:
+    """FLOP/s of a [size, size] product on the default device, best of repeats that fill `seconds`."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(product(a))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,72 @@
+"""Probing the variants of an experiment: programs shared by structure, one batch, nothing trained."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data.batches import gather, window_starts
+from model.residual import skip_scale_of
+from train.config.load import Experiment, Variant
+from train.core.probe import as_json, measure
+from train.core.state import State, hparams_of, initial_state
+from train.run import platform as platforms
+from train.run.checkpoint import Checkpoints
+from train.run.errors import RunError
+from train.run.experiment import build_group, data_key, open_all
+from train.run.platform import Platform
+from train.run.programs import Group, grouped
+from train.run.rundir import differences, read_config
+
+
+def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """One JSON object a variant, in their order, on the first batch of each variant's data.
+
+    Raises DataError, RunError.
+    """
+    datasets = open_all(experiment.variants)
+    platform = platforms.select(experiment.variants[0].config.train)
+    results = {}
+    for members in grouped(experiment.variants):
+        dataset = datasets[data_key(members[0].config)]
+        group = build_group(members, dataset.vocab_size, platform)
+        program = jax.jit(lambda params, windows, s, network=group.network: measure(network, params, windows, s))
+        for variant in members:
+            params = _parameters(group, variant, checkpoint, platform)
+            data = variant.config.data
+            starts = window_starts(len(dataset.train), data.context, data.batch, data.seed or 0, 0, 1)[0]
+            windows = gather(dataset.train, starts, data.context)
+            scale = np.dtype(group.network.param_dtype).type(skip_scale_of(variant.config.model))
+            measured = jax.device_get(program(params, windows, scale))
+            results[variant.name] = {
+                "variant": variant.name,
+                "config": variant.config.model_dump(mode="json"),
+                "platform": platform.label,
+                **as_json(group.network, params, measured, data.batch * data.context),
+            }
+    return [results[variant.name] for variant in experiment.variants]
+
+
+def _parameters(group: Group, variant: Variant, checkpoint: Path | None, platform: Platform) -> dict[str, Any]:
+    if checkpoint is not None:
+        return restored(group, variant, checkpoint, platform).params
+    hp = hparams_of(variant.config, group.network.param_dtype)
+    return jax.jit(group.network.init)(hp.seed, hp.init_std)
+
+
+def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> State:
+    """The newest checkpoint of a run, for a variant whose model it is. Raises RunError."""
+    saved = read_config(directory)
+    changed = [
+        key for key in differences(saved, variant.config) if key.startswith("model.") and key != "model.skip_scale"
+    ]
+    if changed:
+        raise RunError(f"{directory}: its model differs from variant {variant.name} in {', '.join(changed)}")
+    checkpoints = Checkpoints(directory)
+    steps = checkpoints.steps()
+    if not steps:
+        raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
+    hp = hparams_of(saved, group.network.param_dtype)
+    like = jax.eval_shape(lambda hp: initial_state(group.network, saved, hp), hp)
+    return checkpoints.restore(steps[-1], like, platform.device)

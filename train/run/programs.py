@@ -1,0 +1,192 @@
+"""Variants grouped by program shape, and the compiled programs of a group.
+
+Variants that differ only in traced numbers share one compiled function. On accelerators it is vmapped over them; on a
+CPU it is called for each in turn (`train.group`).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.network import Network
+from train.config.load import Variant
+from train.config.schema import RunConfig
+from train.core.evaluate import heldout_loss
+from train.core.optimizer import HParams
+from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
+from train.core.window import run_window, windows_of
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants of one program shape."""
+
+    variants: tuple[Variant, ...]
+    network: Network
+    vmapped: bool
+
+    @property
+    def config(self) -> RunConfig:
+        """Any member's config speaks for the fields that are static."""
+        return self.variants[0].config
+
+    @cached_property
+    def hparams(self) -> list[HParams]:
+        return [hparams_of(variant.config, self.network.param_dtype) for variant in self.variants]
+
+
+def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None = None) -> list[tuple[Variant, ...]]:
+    """Variants of equal structure together, in the order in which each structure first appears."""
+    groups: dict[Any, list[Variant]] = {}
+    for variant in variants:
+        key = structure_of(variant.config).model_dump_json() if key_of is None else key_of(variant)
+        groups.setdefault(key, []).append(variant)
+    return [tuple(members) for members in groups.values()]
+
+
+def steps_per_call(config: RunConfig, step_seconds: float) -> int:
+    """K: the most steps a dispatch of at most about a second that watching, evaluations and checkpoints can share.
+
+    K divides eval_every and checkpoint_every, and divides watch.every or is a multiple of it.
+    """
+    if config.train.steps_per_call != "auto":
+        return config.train.steps_per_call
+    shared = math.gcd(config.train.eval_every, config.train.checkpoint_every)
+    every = config.watch.every
+    most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
+    fits = [k for k in range(1, shared + 1) if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
+    return max(k for k in fits if k <= most)
+
+
+def model_flops(network: Network, batch: int) -> float:
+    """FLOPs of the matmuls of one forward and backward pass of `batch` windows (6 a weight and token, 12 T D a
+    token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B)."""
+    shapes = network.shapes()
+    matrices = [leaf for leaf in jax.tree.leaves(shapes["blocks"]) if len(leaf.shape) == 3]
+    weights = sum(math.prod(leaf.shape) for leaf in matrices) + math.prod(shapes["embed"].shape)
+    attention = 12 * network.config.layers * network.config.width * network.context
+    return float((6 * weights + attention) * batch * network.context)
+
+
+# A guess of the speed, good enough to choose how many steps fit into a second.
+_ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
+
+
+def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
+    count = len(group.variants) if group.vmapped else 1
+    return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
+
+
+@dataclass
+class Programs:
+    """The compiled programs of one group; each is compiled once, in the background from the moment it is asked for."""
+
+    group: Group
+    corpus: Any  # device array, or None when batches arrive as windows of tokens
+    compile_s: float = 0.0
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
+    _compiled: dict[Any, Future] = field(default_factory=dict)
+
+    def prepare(self, key: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = ()) -> Future:
+        """Starts to compile `function` for `arguments` unless `key` was prepared before."""
+        if key not in self._compiled:
+
+            def build():
+                start = time.perf_counter()
+                compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+                self.compile_s += time.perf_counter() - start
+                return compiled
+
+            self._compiled[key] = self._pool.submit(build)
+        return self._compiled[key]
+
+    def wait(self) -> None:
+        """Returns when all that was prepared is compiled."""
+        for future in self._compiled.values():
+            future.result()
+
+    @cached_property
+    def abstract_state(self) -> State:
+        """Shapes and dtypes of one call's state: [variants, ...] when vmapped."""
+        return jax.eval_shape(self._init, self._hp(0))
+
+    @property
+    def _init(self) -> Callable:
+        return self._mapped(partial(initial_state, self.group.network, self.group.config))
+
+    def _mapped(self, function: Callable, in_axes: Any = 0) -> Callable:
+        return jax.vmap(function, in_axes) if self.group.vmapped else function
+
+    def _hp(self, index: int) -> HParams:
+        return stacked_hparams(self.group.hparams) if self.group.vmapped else self.group.hparams[index]
+
+    @property
+    def calls(self) -> int:
+        """Calls that advance the whole group: 1 when vmapped, one a variant when called in turn."""
+        return 1 if self.group.vmapped else len(self.group.variants)
+
+    def init(self) -> list[State]:
+        """The initial state of each call."""
+        compiled = self.prepare("init", self._init, (self._hp(0),)).result()
+        return [compiled(self._hp(index)) for index in range(self.calls)]
+
+    def prepare_window(self, batches: jax.ShapeDtypeStruct, watched: bool) -> Future:
+        """`batches`: shape and dtype of one call's batches."""
+        config = self.group.config
+        every = config.watch.every if watched else 0
+        function = partial(run_window, self.group.network, config, every)
+        arguments = (self.abstract_state, self._hp(0), self.corpus, batches)
+        mapped = self._mapped(function, (0, 0, None, 0))
+        return self.prepare(("window", batches.shape, watched), mapped, arguments, donate=(0,))
+
+    def window(self, states: list[State], batches: list[np.ndarray], watched: bool) -> list[Any]:
+        """Runs a window of every variant, replaces `states` in place, returns what was measured, still on the device.
+
+        batches: one array [K, B, ...] a variant.
+        """
+        if self.group.vmapped:
+            batches = [np.stack(batches)]
+        measured = []
+        for index, batch in enumerate(batches):
+            shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
+            program = self.prepare_window(shape, watched).result()
+            states[index], metrics, seen = program(states[index], self._hp(index), self.corpus, batch)
+            measured.append((metrics, seen))
+        return measured
+
+    def prepare_evaluation(self, corpus: Any, batches: np.ndarray, weights: np.ndarray) -> Future:
+        network = self.group.network
+
+        def evaluate(params, skip_scale, corpus, batches, weights):
+            return heldout_loss(
+                network, params, skip_scale, batches, lambda batch: windows_of(corpus, batch, network.context), weights
+            )
+
+        arguments = (self.abstract_state.params, self._hp(0).skip_scale, corpus, batches, weights)
+        return self.prepare("evaluate", self._mapped(evaluate, (0, 0, None, None, None)), arguments)
+
+    def evaluate(self, states: list[State], corpus: Any, batches: np.ndarray, weights: np.ndarray) -> list[Any]:
+        """Held-out losses, still on the device, one entry a call."""
+        program = self.prepare_evaluation(corpus, batches, weights).result()
+        return [
+            program(states[index].params, self._hp(index).skip_scale, corpus, batches, weights)
+            for index in range(self.calls)
+        ]
+
+    def each(self, fetched: list[Any]) -> list[Any]:
+        """One entry a variant, from host arrays that have one entry a call."""
+        if not self.group.vmapped:
+            return fetched
+        count = len(self.group.variants)
+        return [jax.tree.map(lambda leaf, index=index: leaf[index], fetched[0]) for index in range(count)]
+
+    def joined(self, states: list[State]) -> list[State]:
+        """The inverse of `each`: the states of single variants as those of calls."""
+        return [jax.tree.map(lambda *leaves: np.stack(leaves), *states)] if self.group.vmapped else states

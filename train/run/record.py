@@ -1,0 +1,93 @@
+"""What one variant has logged: rows that are still open, the last watched step, and the summary at the end."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.config.load import Variant, flatten, to_yaml
+from train.core.step import Watched
+from train.core.tags import Scalars, watched_scalars
+from train.gradflow.norms import log10
+from train.gradflow.verdict import Verdict, judge
+from train.report.read import depth_series, read_run
+from train.run.checkpoint import Checkpoints
+from train.run.tracker import Tracker
+
+
+@dataclass
+class Record:
+    """The log of one variant. A row is everything known about the parameters after `step` optimizer steps:
+
+    losses of the steps that led there, the evaluation, and what the step that starts there measured. A row is
+    written once nothing can be added to it, so that each step has one row, also across a resumption.
+    """
+
+    variant: Variant
+    directory: Path
+    first_step: int
+    tracker: Tracker = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
+    open_rows: dict[int, Scalars] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    last_loss: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.tracker = Tracker(self.directory, first_step=self.first_step)
+        self.checkpoints = Checkpoints(self.directory)
+        if self.first_step:
+            self.open_rows[self.first_step] = self.checkpoints.meta(self.first_step)["row"]
+        self.tracker.config(to_yaml(self.variant.config), flatten(self.variant.config))
+
+    def add(self, step: int, values: Mapping[str, float | None]) -> None:
+        self.open_rows.setdefault(step, {}).update(values)
+
+    def watched(self, step: int, measured: Watched) -> None:
+        self.add(step, watched_scalars(measured))
+        grad = {name: log10(norm) for name, norm in measured.flow.grad.items()}
+        self.verdict = judge(log10(measured.flow.delta), grad)
+
+    def write_before(self, step: float) -> None:
+        """Writes the rows of all steps before `step`: no measurement can reach them any more."""
+        for ready in sorted(s for s in self.open_rows if s < step):
+            self.tracker.log(ready, self.open_rows.pop(ready))
+
+    def pictures(self) -> None:
+        """Rewrites the depth x step heatmaps from what has been logged."""
+        from train.report import charts  # matplotlib takes a second to import
+
+        self.tracker.drain()
+        run = read_run(self.directory)
+        for prefix, title in (("delta", "|δ| with these weights"), ("delta_without", "|δ| at skip scale 0")):
+            steps, values = depth_series(run, f"{prefix}/norm_log10")
+            if not steps.size:
+                continue
+            figure = charts.heatmap(steps, values, f"{self.variant.name}: {title}", "log10 |δ|", -8.0, 1.0)
+            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
+
+    def summary(self, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:
+        """What summary.json holds, read back from the run's own log."""
+        self.tracker.drain()
+        series = read_run(self.directory).steps
+
+        def values(tag: str) -> list[float]:
+            return [float(v) for v in series[tag][1] if np.isfinite(v)] if tag in series else []
+
+        train, val = values("loss/train"), values("loss/val")
+        config = self.variant.config
+        steps = int(series["loss/train"][0][-1]) if "loss/train" in series else 0
+        return {
+            "variant": self.variant.name,
+            "steps": steps,
+            "tokens": steps * config.data.batch * config.data.context,
+            "loss_first": train[0] if train else None,
+            "loss_train": train[-1] if train else None,
+            "loss_val": val[-1] if val else None,
+            "best_val": min(val, default=None),
+            **timing,
+            "verdict": None if self.verdict is None else self.verdict.as_json(),
+            "exit_reason": reason,
+        }

@@ -1,0 +1,68 @@
+"""The run directory of one variant: runs_dir/name/variant/."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.config.load import Variant, flatten, load, to_yaml
+from train.config.schema import RunConfig
+from train.run.errors import RunError
+
+# Where a run is put and what it is called says nothing about what it computes.
+_LABELS = ("name", "runs_dir")
+
+
+def directory_of(variant: Variant) -> Path:
+    return Path(variant.config.runs_dir) / variant.config.name / variant.name
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds all of `text` or what it held before. Raises RunError when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def claim(variant: Variant) -> Path:
+    """Makes the directory and writes config.yaml. Raises RunError when it holds a run of another config."""
+    directory = directory_of(variant)
+    known = directory / "config.yaml"
+    if known.exists():
+        different = differences(read_config(directory), variant.config)
+        if different:
+            listed = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:5])
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise RunError(
+                f"{directory}: holds a run of another config ({listed}{more}); "
+                "choose another name (name=...) or delete that folder"
+            )
+    else:
+        write_atomically(known, to_yaml(variant.config))
+    return directory
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    a, b = flatten(old), flatten(new)
+    keys = [key for key in {**a, **b} if key not in _LABELS]
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The resolved config of a run. Raises RunError when the folder is no run, ConfigError when it was edited badly."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{directory}: not a run directory (no config.yaml in it)")
+    return load(path).variants[0].config
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
