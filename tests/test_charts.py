@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -73,7 +74,7 @@ def visible_texts(figure):
     return [(text.get_text(), text.get_window_extent().padded(-1)) for text in shown]
 
 
-def axes_of(figure):
+def axes_of(figure) -> Any:
     return figure.axes[0]
 
 
@@ -130,13 +131,10 @@ def test_heatmap_puts_the_embedding_at_the_top_and_steps_where_they_are():
     assert mesh.get_clim() == (0, 11)
     pixels = to_rgb(figure)
     left, bottom, right, top = axes.get_window_extent().extents.round().astype(int)
-    assert pixels[450 - bottom - 20, left + 20].tolist() == viridis(2, 0, 11)  # depth 2 is at the bottom
-    assert pixels[450 - top + 20, left + 20].tolist() == viridis(0, 0, 11)
-    assert pixels[450 - top + 20, right - 5].tolist() == [191] * 3
-
-
-def viridis(value, low, high):
-    return list(matplotlib.colormaps["viridis"]((value - low) / (high - low), bytes=True)[:3])
+    drawn = [pixels[450 - bottom - 20, left + 20], pixels[450 - top + 20, left + 20], pixels[450 - top + 20, right - 5]]
+    viridis = matplotlib.colormaps["viridis"]
+    expected = [*viridis([2 / 11, 0.0], bytes=True)[:, :3].tolist(), [191, 191, 191]]  # depth 2 is at the bottom
+    np.testing.assert_allclose(np.array(drawn, float), np.array(expected, float), atol=2)
 
 
 def test_a_fixed_scale_gives_the_same_colour_to_the_same_value():
@@ -200,3 +198,8 @@ def test_matplotlib_is_imported_late_and_pyplot_never():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_one_step_is_one_cell_and_no_name_is_left_out_of_the_legend():
+    np.testing.assert_array_equal(charts._edges(np.array([7])), [6.5, 7.5])
+    assert [text.strip() for text in legend_of(delta_by_depth({"_x": ("_x", slope(2, 1))}, "t"))] == ["_x"]
