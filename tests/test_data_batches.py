@@ -38,7 +38,7 @@ def test_a_row_depends_on_its_step_and_not_on_where_the_run_was_resumed(batch, f
 
 
 def test_a_numpy_step_counts_like_an_int():
-    args = {"n_tokens": 5000, "context": 64, "batch": 4, "seed": 1, "steps": 3}
+    args = {"n_tokens": 5000, "context": 64, "batch": 16, "seed": 1, "steps": 3}
     np.testing.assert_array_equal(
         window_starts(first_step=np.int32(2**31 - 1), **args),  # type: ignore[arg-type]
         window_starts(first_step=2**31 - 1, **args),

@@ -1,5 +1,4 @@
 import hashlib
-import io
 import os
 import platform
 import socket
@@ -70,6 +69,14 @@ def test_python_docs_are_the_default():
     assert opened(corpus="python-docs", tokenizer="byte").sha256 == dataset.sha256
 
 
+def test_python_docs_are_joined_in_sorted_order(monkeypatch):
+    from pydoc_data import topics
+
+    monkeypatch.setattr(topics, "topics", {"b": "two", "c": "three", "a": "one"})
+    dataset = opened(context=1)
+    assert dataset.tokenizer.decode([*dataset.train, *dataset.val]) == "one\n\ntwo\n\nthree"
+
+
 def test_a_file_by_hand(tmp_path):
     path = write(tmp_path / "a.txt", "abcabcabc\r\n\n")
     dataset = opened(path=path, context=1, val_fraction=0.25)
@@ -97,10 +104,18 @@ def test_tokens_cannot_be_written_to(tmp_path, tokenizer, placement):
 
 @pytest.mark.parametrize(
     ("n", "fraction", "n_train"),
-    [(20, 0.1, 18), (100, 0.9, 10), (1000, 0.7, 300), (29, 0.1, 26), (1_115_394, 0.1, 1_003_854), (90, 1 / 3, 60)],
+    [
+        (20, 0.1, 18),
+        (100, 0.9, 10),
+        (1000, 0.7, 300),
+        (29, 0.1, 26),
+        (100, 0.07, 93),
+        (1_115_394, 0.1, 1_003_854),
+        (90, 1 / 3, 60),
+    ],
 )
 def test_the_split_is_where_the_written_fraction_says(n, fraction, n_train):
-    """In floating point (1 - 0.9) * 100 is below 10. Where the split falls inside a token, that token is held out."""
+    """In floating point (1 - 0.9) * 100 is below 10 and 100 * 0.07 above 7. A token that the split cuts is held out."""
     assert split(n, val_fraction=fraction, context=1) == n_train
 
 
@@ -192,9 +207,10 @@ def test_cached_tokens_are_made_once_and_mended(tmp_path, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(text, "_write", lambda *_: pytest.fail("encoded again"))
         assert opened(**config).train.tolist() == wanted
-    with io.BytesIO() as pickled:
-        np.save(pickled, np.array([None]), allow_pickle=True)
-        bad = [b"", good[:-1], good[:20], b"x" * len(good), pickled.getvalue(), good.replace(b"|u1", b"<u2")]
+    bad = [b"", good[:-1], good[:20], b"x" * len(good)]
+    for array in (np.array([None]), np.zeros(2000, np.int8), np.zeros(1999, np.uint8)):
+        np.save(tmp_path / "other.npy", array, allow_pickle=True)
+        bad.append((tmp_path / "other.npy").read_bytes())
     for content in bad:
         file.write_bytes(content)
         assert opened(**config).train.tolist() == wanted
