@@ -228,7 +228,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_flops_count_the_matmuls() -> None:
-    params = jax_plain.init(TINY)
+    params = jax.eval_shape(lambda: jax_plain.init(TINY))
     matrices = sum(a.size for block in params["blocks"] for a in block.values() if a.ndim == 2) + params["embed"].size
     assert TINY.matmul_params == matrices
     # One block, one head, D = 2, T = 3, B = 1, V = 5, by hand. Forward: 12 D^2 + V D = 58 parameters, 2 FLOPs each for
@@ -253,19 +253,22 @@ def test_batches_are_next_tokens_and_differ() -> None:
     assert not np.array_equal(x, corpus.batch()[0])
 
 
-def rough(params: jax_plain.Params) -> jax_plain.Params:
+def rough() -> jax_plain.Params:
     """Weights on which every part matters: larger matrices, gains away from 1."""
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    return jax.tree.map(
-        lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape, a.dtype) if a.ndim == 1 else 8 * a, params
-    )
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: jax_plain.init(TINY))
+    drawn = jax.tree.map(lambda a: (0.2 * rng.normal(size=a.shape) + (a.ndim == 1)).astype(np.float32), shapes)
+    return jax.tree.map(jnp.asarray, drawn)
+
+
+loss_and_grads = jax.jit(jax.value_and_grad(jax_plain.loss), static_argnums=3)
 
 
 @pytest.mark.usefixtures("jax_defaults")
 def test_flax_computes_the_same_loss_and_gradient() -> None:
     from flax import nnx
 
-    params = rough(jax_plain.init(TINY))
+    params = rough()
     x, y = map(jnp.asarray, Corpus(TINY).batch())
     model = flax_plain.GPT(TINY, jnp.float32, nnx.Rngs(0))
     model.embed.embedding[...] = params["embed"]
@@ -277,9 +280,9 @@ def test_flax_computes_the_same_loss_and_gradient() -> None:
             getattr(block, name).kernel[...] = given[name]
         for name in ("norm_1", "norm_2"):
             getattr(block, name).scale[...] = given[name]
-    loss, grads = jax.value_and_grad(jax_plain.loss)(params, x, y, TINY.heads)
+    loss, grads = loss_and_grads(params, x, y, TINY.heads)
     graph, state = nnx.split(model)
-    flax_loss, flax_grads = jax.value_and_grad(lambda state: nnx.merge(graph, state).loss(x, y))(state)
+    flax_loss, flax_grads = jax.jit(jax.value_and_grad(lambda state: nnx.merge(graph, state).loss(x, y)))(state)
     np.testing.assert_allclose(flax_loss, loss, rtol=1e-5)
     theirs = nnx.to_pure_dict(flax_grads)
     np.testing.assert_allclose(theirs["embed"]["embedding"], grads["embed"], rtol=1e-3, atol=1e-5)
@@ -293,7 +296,7 @@ def test_torch_computes_the_same_loss_and_gradient_and_update() -> None:
     torch = pytest.importorskip("torch")
     from scripts.bench import torch_gpt
 
-    params = rough(jax_plain.init(TINY))
+    params = rough()
     x, y = Corpus(TINY).batch()
     trainer = torch_gpt.Trainer(TINY)
     model = trainer.model
@@ -310,7 +313,7 @@ def test_torch_computes_the_same_loss_and_gradient_and_update() -> None:
 
     for tensor, array in pairs(params, lambda p: p.data):
         tensor.copy_(torch.tensor(np.asarray(array)))
-    loss, grads = jax.value_and_grad(jax_plain.loss)(params, jnp.asarray(x), jnp.asarray(y), TINY.heads)
+    loss, grads = loss_and_grads(params, jnp.asarray(x), jnp.asarray(y), TINY.heads)
     device = trainer.device
     torch_loss = model(torch.tensor(x, device=device).long(), torch.tensor(y, device=device).long())
     torch_loss.backward()

@@ -1,5 +1,6 @@
 """One optimizer step, plain or watched, as a pure function of (state, hyperparameters, windows)."""
 
+import dataclasses
 import zlib
 from typing import Any, NamedTuple
 
@@ -60,7 +61,9 @@ def train_step(
         without = None
         if config.watch.counterfactual:
             zero = jnp.zeros_like(jnp.asarray(hp.skip_scale))
-            without = flow(_tapped(network, config, state.params, windows, zero, key)[1])
+            # Runs seldom, so a short compile matters more than a fast loop over blocks.
+            rolled = dataclasses.replace(network, unroll=1)
+            without = flow(_tapped(rolled, config, state.params, windows, zero, key)[1])
         measured = Watched(
             flow(result),
             without,

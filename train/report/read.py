@@ -64,15 +64,12 @@ def depth_series(
       metric: the tag up to the layer, such as `delta/norm_log10`.
       leaf: what follows the layer, such as `attn_q`; empty for a metric of the whole layer.
 
-    Raises:
-        ReportError: the run has no such metric.
+    A run that logged no such metric gives no steps and no depths.
     """
     pattern = re.compile(re.escape(metric) + r"/layer_(\d+)" + (re.escape("/" + leaf) if leaf else ""))
     depths = {int(match[1]): run.steps[tag] for tag in run.steps if (match := pattern.fullmatch(tag))}
     if not depths:
-        known = sorted({tag.split("/layer_")[0] for tag in run.steps if "/layer_" in tag})
-        wanted = f"{metric}/layer_*" + (f"/{leaf}" if leaf else "")
-        raise ReportError(f"{run.directory}: no {wanted} was logged; there is {', '.join(known) or 'nothing by layer'}")
+        return np.zeros(0, np.int64), np.zeros((0, 0))
     steps = np.unique(np.concatenate([at for at, _ in depths.values()]))
     values = np.full((len(steps), max(depths) + 1), np.nan)
     for depth, (at, logged) in depths.items():

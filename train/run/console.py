@@ -1,5 +1,6 @@
 """What a person sees while a run goes: live and coloured on a terminal, plain lines everywhere else."""
 
+import atexit
 import os
 import sys
 import textwrap
@@ -93,6 +94,7 @@ class Console:
         if self._live is not None:
             self._live.stop()
             self._live = None
+            atexit.unregister(self.close)
         self._bars.clear()
 
     def __enter__(self) -> "Console":
@@ -119,6 +121,7 @@ class Console:
         if self._live is None:
             self._live = Live(lines, console=self._rich, auto_refresh=False)
             self._live.start()
+            atexit.register(self.close)  # a terminal without a cursor is no way to leave
         self._live.update(lines, refresh=True)
 
     def _print(self, text: str, *, style: str = "", hang: int = 0) -> None:

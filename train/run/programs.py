@@ -4,6 +4,7 @@ Variants that differ only in traced numbers share one compiled function. On acce
 CPU it is called for each in turn (`train.group`).
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -162,7 +163,7 @@ class Programs:
         return measured
 
     def prepare_evaluation(self, corpus: Any, batches: np.ndarray, weights: np.ndarray) -> Future:
-        network = self.group.network
+        network = dataclasses.replace(self.group.network, unroll=1)  # short to compile, and forwards only
 
         def evaluate(params, skip_scale, corpus, batches, weights):
             return heldout_loss(
