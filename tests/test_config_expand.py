@@ -217,13 +217,13 @@ def test_a_conflict_in_the_base_is_reported_once(tmp_path):
 
 
 def test_a_conflict_in_a_sweep_is_reported_at_its_value(tmp_path):
-    text = "name: a\nvariants: {x: {}, y: {}}\nsweep:\n  train.steps:\n  - 1000\n  - 50\n  optimizer.warmup: [10, 60]\n"
+    text = "name: a\nvariants: {x: {}, y: {}}\nsweep:\n  optimizer.lr:\n  - 1e-2\n  - 1e-5\n  optimizer.min_lr: [1e-6, 1e-3]\n"
     assert problems(tmp_path, text) == [
-        "a.yaml:7: sweep.optimizer.warmup[1]: expected at most train.steps 50, got 60",
+        "a.yaml:7: sweep.optimizer.min_lr[1]: expected at most optimizer.lr 1e-5 unless schedule is constant, got 0.001",
     ]
-    text = "name: a\nvariants: {x: {}, y: {}}\nsweep:\n  train.steps:\n  - 1000\n  - 50\n"
+    text = "name: a\nvariants: {x: {}, y: {}}\nsweep:\n  optimizer.lr:\n  - 1e-2\n  - 1e-5\n"
     assert problems(tmp_path, text) == [
-        "a.yaml:6: optimizer.warmup: expected at most train.steps 50, got 100 (variant x,steps=50 and 1 more)",
+        "a.yaml:6: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, got 0.0001 (variant x,lr=1e-5 and 1 more)",
     ]
 
 

@@ -160,3 +160,10 @@ def test_values_are_shown_on_one_line(value, expected):
 def test_long_and_unprintable_text_is_cut_and_escaped():
     assert clean("a" * 50 + "b" * 50 + "c", 40) == "a" * 27 + "..." + "b" * 9 + "c"
     assert clean("a\ud800\u2028\n") == "a\\ud800\\u2028\\n"
+
+
+def test_nesting_has_a_limit():
+    assert read("[" * 33 + "]" * 33, Place("a", 1))[1] == []
+    assert [str(problem) for problem in read("[" * 34 + "]" * 34, Place("a", 1))[1]] == [
+        "a:1: expected at most 32 levels"
+    ]

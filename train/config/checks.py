@@ -62,11 +62,6 @@ def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
 
 
-def _warmup(config: RunConfig) -> Iterator[tuple[str, str]]:
-    if config.optimizer.warmup > config.train.steps:
-        yield "optimizer.warmup", f"expected at most train.steps {config.train.steps}, got {config.optimizer.warmup}"
-
-
 def _betas(config: RunConfig) -> Iterator[tuple[str, str]]:
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):
@@ -84,18 +79,17 @@ def _accumulate(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
-    calls = config.train.steps_per_call
-    ends = {"watch.every": config.watch.every} if config.watch.every else {}
-    ends |= {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
+    calls, every = config.train.steps_per_call, config.watch.every
     if calls == "auto":
         return
+    shared = math.gcd(config.train.eval_every, config.train.checkpoint_every)
     if calls < 1:
         yield "train.steps_per_call", f"expected auto or a whole number >= 1, got {calls}"
-    elif any(end % calls for end in ends.values()):
-        *most, last = [f"{key} {end}" for key, end in ends.items()]
-        largest = math.gcd(*ends.values())
-        message = f"expected a divisor of {', '.join(most)} and {last} (the largest is {largest}), got {calls}"
-        yield "train.steps_per_call", message
+    elif shared % calls:
+        both = f"train.eval_every {config.train.eval_every} and train.checkpoint_every {config.train.checkpoint_every}"
+        yield "train.steps_per_call", f"expected a divisor of {both} (the largest is {shared}), got {calls}"
+    elif every and calls % every and every % calls:
+        yield "train.steps_per_call", f"expected a divisor or a multiple of watch.every {every}, got {calls}"
 
 
 def _unroll(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -117,7 +111,6 @@ _CHECKS = (
     (("model",), _model),
     (("data",), _data),
     (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
-    (("optimizer.warmup", "train.steps"), _warmup),
     (("optimizer.betas",), _betas),
     (("optimizer.accumulate", "data.batch"), _accumulate),
     (("train.steps_per_call", "watch.every", "train.eval_every", "train.checkpoint_every"), _steps_per_call),

@@ -51,7 +51,7 @@ class TrainConfig(Section):
     )
     steps_per_call: Literal["auto"] | int = Field(
         default="auto",
-        description="K, optimizer steps a dispatch; divides watch.every, eval_every and checkpoint_every",
+        description="K, optimizer steps a dispatch; divides eval_every and checkpoint_every",
     )
     unroll: Literal["auto"] | int = Field(default="auto", description="blocks unrolled in the scan over layers")
     group: Literal["auto", "vmap", "turn"] = Field(

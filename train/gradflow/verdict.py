@@ -65,6 +65,22 @@ def judge(delta_log10: np.ndarray, grad_log10: Mapping[str, np.ndarray]) -> Verd
     return Verdict("healthy", *known, None, fall)
 
 
+def over_run(first: Verdict, last: Verdict, last_step: int) -> Verdict:
+    """The verdict on a run, from those on its first and last watched steps.
+
+    A run that is well at the end is healthy, however it began (rezero begins with dead attention). One that is not
+    keeps the state in which it began, when that was bad already: the design caused that one, while the later one is
+    what an optimizer that ignores the gradient's scale has made of it.
+    """
+    if first.state == last.state:
+        return last
+    if last.state == "healthy":
+        return last._replace(why=f"{last.why}; at the start it was {first.state}: {first.why}")
+    if first.state == "healthy":
+        return last._replace(why=f"healthy at the start, but by step {last_step} {last.why}")
+    return first._replace(why=f"from the start {first.why}; by step {last_step} it is {last.state}: {last.why}")
+
+
 def qk_share(grad_log10: Mapping[str, np.ndarray]) -> np.ndarray:
     """log10 of |(dL/dW_q, dL/dW_k)| over |(dL/dW_v, dL/dW_o)| a layer, [L]."""
 

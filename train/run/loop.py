@@ -163,7 +163,7 @@ class GroupRun:
                 self._evaluate(programs, states, end)
             if end % config.train.checkpoint_every == 0 or end == steps or stopping:
                 self._settle(programs, leave=0)
-                self._save(programs, states, end)
+                self._save(programs, states)
                 self._clock = None
             if stopping:
                 break
@@ -231,11 +231,10 @@ class GroupRun:
             seconds * (config.train.steps - end),
         )
 
-    def _save(self, programs: Programs, states: list[State], step: int) -> None:
+    def _save(self, programs: Programs, states: list[State]) -> None:
         singles = programs.each([jax.device_get(state) for state in states])
         for record, state in zip(self.records, singles, strict=True):
-            record.tracker.drain()
-            record.checkpoints.save(state, {"row": record.open_rows.get(step, {})})
+            record.save(state)
 
     # -- after the last step
 

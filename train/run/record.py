@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from train.config.load import Variant, flatten, to_yaml
+from train.core.state import State
 from train.core.step import Watched
 from train.core.tags import Scalars, watched_scalars
 from train.gradflow.norms import log10
-from train.gradflow.verdict import Verdict, judge
+from train.gradflow.verdict import Verdict, judge, over_run
 from train.report.read import depth_series, read_run
 from train.run.checkpoint import Checkpoints
 from train.run.tracker import Tracker
@@ -32,14 +33,15 @@ class Record:
     tracker: Tracker = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     open_rows: dict[int, Scalars] = field(default_factory=dict)
-    verdict: Verdict | None = None
+    first: Verdict | None = None  # on the first watched step
+    verdict: Verdict | None = None  # on the run so far
     last_loss: float = math.nan
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.directory, first_step=self.first_step)
         self.checkpoints = Checkpoints(self.directory)
         if self.first_step:
-            self.open_rows[self.first_step] = self.checkpoints.meta(self.first_step)["row"]
+            self._go_on_from(self.checkpoints.meta(self.first_step))
         self.tracker.config(to_yaml(self.variant.config), flatten(self.variant.config))
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -48,7 +50,20 @@ class Record:
     def watched(self, step: int, measured: Watched) -> None:
         self.add(step, watched_scalars(measured))
         grad = {name: log10(norm) for name, norm in measured.flow.grad.items()}
-        self.verdict = judge(log10(measured.flow.delta), grad)
+        now = judge(log10(measured.flow.delta), grad)
+        self.first = self.first or now
+        self.verdict = over_run(self.first, now, step)
+
+    def save(self, state: State) -> None:
+        """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""
+        self.tracker.drain()
+        step = int(state.step)
+        verdicts = [None if verdict is None else list(verdict) for verdict in (self.first, self.verdict)]
+        self.checkpoints.save(state, {"row": self.open_rows.get(step, {}), "verdicts": verdicts})
+
+    def _go_on_from(self, meta: Mapping[str, Any]) -> None:
+        self.open_rows[self.first_step] = dict(meta["row"])
+        self.first, self.verdict = (None if saved is None else Verdict(*saved) for saved in meta["verdicts"])
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
