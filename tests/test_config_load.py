@@ -375,7 +375,29 @@ TEXT = st.text(
 
 @given(
     TEXT
-    | st.sampled_from(["null", "no", "~", "1e5", "0x1", "a: b", "- a", "#", '"', "\\", "'", "{}", "%", "...", ".inf"]),
+    | st.sampled_from(
+        [
+            "a\u2028b",
+            "\ufeffa",
+            "a\tb ",
+            "\n a",
+            "null",
+            "no",
+            "~",
+            "1e5",
+            "0x1",
+            "a: b",
+            "- a",
+            "#",
+            '"',
+            "\\",
+            "'",
+            "{}",
+            "%",
+            "...",
+            ".inf",
+        ]
+    ),
     st.floats(0, 1e300),
     st.integers(0, 2**32 - 1),
     st.none() | st.floats(1e-300, 1),
