@@ -217,13 +217,14 @@ def test_a_conflict_in_the_base_is_reported_once(tmp_path):
 
 
 def test_a_conflict_in_a_sweep_is_reported_at_its_value(tmp_path):
-    text = "name: a\nvariants: {x: {}, y: {}}\nsweep:\n  optimizer.lr:\n  - 1e-2\n  - 1e-5\n  optimizer.min_lr: [1e-6, 1e-3]\n"
-    assert problems(tmp_path, text) == [
-        "a.yaml:7: sweep.optimizer.min_lr[1]: expected at most optimizer.lr 1e-5 unless schedule is constant, got 0.001",
-    ]
     text = "name: a\nvariants: {x: {}, y: {}}\nsweep:\n  optimizer.lr:\n  - 1e-2\n  - 1e-5\n"
+    assert problems(tmp_path, text + "  optimizer.min_lr: [1e-6, 1e-3]\n") == [
+        "a.yaml:7: sweep.optimizer.min_lr[1]: expected at most optimizer.lr 1e-5 unless schedule is constant, "
+        "got 0.001",
+    ]
     assert problems(tmp_path, text) == [
-        "a.yaml:6: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, got 0.0001 (variant x,lr=1e-5 and 1 more)",
+        "a.yaml:6: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, "
+        "got 0.0001 (variant x,lr=1e-5 and 1 more)",
     ]
 
 

@@ -222,7 +222,7 @@ extra: [1]
 
 
 def test_a_misspelt_section_silences_only_checks_of_what_it_may_have_set(tmp_path):
-    assert lines(tmp_path, "name: a\noptimzer: {warmup: 10}\ntrain: {steps: 50}\n") == [
+    assert lines(tmp_path, "name: a\noptimzer: {min_lr: 1e-5}\noptimizer: {lr: 1e-5}\n") == [
         "a.yaml:2: optimzer: unknown key; did you mean optimizer?"
     ]
     assert lines(tmp_path, "name: a\noptimzer: {}\noptimizer: {betas: [2, 2]}\n") == [
