@@ -123,7 +123,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         try:
             setting = read(Path(options.config))
         except (OSError, ValueError, ImportError) as error:
-            print(f"{options.config}: {error} (--shapes L,H,D,T,B,V needs no config)", file=sys.stderr)
+            print(f"{error} (--shapes L,H,D,T,B,V needs no config)", file=sys.stderr)
             sys.exit(2)
     return replace(setting, dtype=options.dtype) if options.dtype else setting
 

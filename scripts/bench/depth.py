@@ -1,14 +1,24 @@
 """What depth costs in compilation: the project's training step at 8 blocks and at 96."""
 
+import time
+
+import jax
+import numpy as np
+
 from . import machine
 from .contestant import Contestant, Facts, Unavailable
+from .project import programs_of
 
 DEPTHS = (8, 96)
 
 
 def compile_seconds(config: str, layers: int) -> float:
     """Traces and compiles the step of a config file's first variant anew, with `layers` blocks; seconds."""
-    raise NotImplementedError("train/run/programs.py does not exist yet")
+    programs, variant, K = programs_of(config, layers=layers)
+    batches = jax.ShapeDtypeStruct((K, variant.config.data.batch), np.dtype(np.int32))
+    start = time.perf_counter()
+    programs.prepare_window(batches, watched=True).result()
+    return time.perf_counter() - start
 
 
 def contestant(config: str, layers: int, dtype: str) -> Contestant:

@@ -1,19 +1,80 @@
-"""This project's own training program, as `deltaflow train` runs it."""
+"""This project's own training program, as `deltaflow train` runs it: with its logging, without evaluation."""
 
+import os
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from data.batches import window_starts
+from train.config.load import Variant, load
+from train.core.tags import watched_scalars
+from train.run import platform as platforms
+from train.run.experiment import build_group
+from train.run.programs import Programs, assumed_step_seconds, steps_per_call
+from train.run.tracker import Tracker
 
 from . import machine
 from .contestant import Contestant, Facts, Unavailable
 from .shapes import Shapes
 
+VOCABULARY = 65  # of Tiny Shakespeare
+TOKENS = 1_000_000
+
+
+def programs_of(config: str, **model: int) -> tuple[Programs, Variant, int]:
+    """The programs of a config file's first variant on random tokens, and K; `model` replaces keys of its model."""
+    variant = load(config, ["data.corpus=python-docs", *(f"model.{key}={value}" for key, value in model.items())])
+    first = variant.variants[0]
+    platform = platforms.select(first.config.train)
+    group = build_group([first], VOCABULARY, platform)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS).astype(np.uint8)
+    K = steps_per_call(first.config, assumed_step_seconds(group, first.config.data.batch, platform.kind))
+    return Programs(group, jax.device_put(tokens)), first, K
+
 
 def make(config: str, watch_every: int) -> Callable[[int], float]:
     """The program of a config file's first variant; watch_every 0 watches nothing. The first call may compile.
 
-    The result runs n steps, waits for the device and returns seconds. Where a call does K steps, the result has
-    an attribute `window` = K, and n is a multiple of it.
+    The result runs n steps, logs what was watched, waits for the device and returns seconds. `window` is K, the
+    steps of a call; n is a multiple of it. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
     """
-    raise NotImplementedError("train/run/programs.py does not exist yet")
+    programs, variant, K = programs_of(config)
+    watch = {"every": watch_every, "counterfactual": os.environ.get("DELTAFLOW_BENCH_COUNTERFACTUAL") == "1"}
+    watched = variant.config.model_copy(update={"watch": variant.config.watch.model_copy(update=watch)})
+    object.__setattr__(programs.group, "variants", (Variant(variant.name, watched),))
+    data = watched.data
+    states = programs.init()
+    step = 0
+    tracker = Tracker(Path(tempfile.mkdtemp(prefix="deltaflow-bench-")))
+
+    def run(n: int) -> float:
+        nonlocal step
+        start, pending = time.perf_counter(), []
+        for _ in range(n // K):
+            batches = window_starts(TOKENS, data.context, data.batch, 0, step, K)
+            pending.append((step, programs.window(states, [batches], watch_every > 0 and step % watch_every == 0)))
+            step += K
+            if len(pending) > 1:
+                _log(tracker, watch_every, *pending.pop(0))
+        for late in pending:
+            _log(tracker, watch_every, *late)
+        return time.perf_counter() - start
+
+    run.window = K
+    return run
+
+
+def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
+    metrics, watched = jax.device_get(measured[0])
+    count = 0 if watched is None else len(watched.clip_factor)
+    for index in range(count):
+        one = jax.tree.map(lambda leaf: leaf[index], watched)
+        tracker.log(step + index * watch_every, watched_scalars(one))
+    tracker.log(step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})
 
 
 def contestant(config: str, watch_every: int, shapes: Shapes, dtype: str) -> Contestant:

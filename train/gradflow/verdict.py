@@ -9,16 +9,19 @@ import numpy as np
 # |delta_0| / |delta_L| over the whole depth. Of the runs in docs/verdict.md, those that learn stay far inside.
 VANISHING = -3.0  # log10
 EXPLODING = 3.0
-# Median over layers of log10(|dL/dW_qk| / |dL/dW_vo|): attention that no longer compares tokens.
-DEAD_QK = -2.0
+# Median over layers of log10(|dL/dW_qk| / |dL/dW_vo|): attention that cannot learn what to compare. GPT-2's small
+# initial weights alone give -2.2, and recover.
+DEAD_QK = -3.0
 
 
 class Verdict(NamedTuple):
-    """`ratio` = |delta_0| / |delta_L|; `per_layer_gain` = exp(-slope of ln|delta_l| over l); layers count from 0."""
+    """`first_bad_layer` counts from 0, and is the one nearest to the loss, where the trouble comes from."""
 
     state: str
-    ratio: float | None
-    per_layer_gain: float | None
+    ratio: float | None  # |delta_0| / |delta_L|; None where a float cannot hold it
+    log10_ratio: float | None
+    per_layer_gain: float | None  # exp(-slope of ln|delta_l| over l)
+    qk_share: float | None  # median over layers of |dL/d(W_q, W_k)| / |dL/d(W_v, W_o)|
     first_bad_layer: int | None
     why: str
 
@@ -44,21 +47,20 @@ def judge(delta_log10: np.ndarray, grad_log10: Mapping[str, np.ndarray]) -> Verd
     if np.isnan(delta_log10).any() or np.isposinf(delta_log10).any():
         bad = np.flatnonzero(~np.isfinite(delta_log10))
         why = f"delta is not a finite number at depth {bad[-1]} and is passed down from there"
-        return Verdict("exploding", None, None, _layer(bad[-1], delta_log10), why)
+        return Verdict("exploding", None, None, None, None, _layer(bad[-1], delta_log10), why)
     if np.isneginf(delta_log10).any():
         bad = int(np.flatnonzero(np.isneginf(delta_log10))[-1])
-        return Verdict(
-            "vanishing", 0.0, 0.0, _layer(bad, delta_log10), f"delta is exactly zero at depth {bad} and below"
-        )
+        why = f"delta is exactly zero at depth {bad} and below"
+        return Verdict("vanishing", 0.0, None, None, None, _layer(bad, delta_log10), why)
     ratio, gain = float(delta_log10[0] - delta_log10[-1]), per_layer_gain(delta_log10)
-    known = (_float(ratio), gain)
+    starved = qk_share(grad_log10)
+    middle = float(np.median(starved))
+    known = (_float(ratio), ratio, gain, 0.0 if middle == -math.inf else _float(middle))
     fall = f"|delta| at the first block is {power(ratio)} times that at the last, {gain:.3g} a layer"
     if ratio < VANISHING:
         return Verdict("vanishing", *known, _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall)
     if ratio > EXPLODING:
         return Verdict("exploding", *known, _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall)
-    starved = qk_share(grad_log10)
-    middle = float(np.median(starved))
     if middle < DEAD_QK:
         why = f"delta arrives ({fall}), but the gradients of Q and K are {power(middle)} times those of V and O"
         return Verdict("dead_qk", *known, _last(starved < DEAD_QK), why)
