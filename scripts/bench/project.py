@@ -36,11 +36,11 @@ def programs_of(config: str, **model: int) -> tuple[Programs, Variant, int]:
     return Programs(group, jax.device_put(tokens)), first, K
 
 
-def make(config: str, watch_every: int) -> Callable[[int], float]:
+def make(config: str, watch_every: int) -> tuple[Callable[[int], float], int]:
     """The program of a config file's first variant; watch_every 0 watches nothing. The first call may compile.
 
-    The result runs n steps, logs what was watched, waits for the device and returns seconds. `window` is K, the
-    steps of a call; n is a multiple of it. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
+    Returns (run, K). run(n) runs n steps, a multiple of K, logs what was watched, waits for the device and returns
+    seconds. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
     """
     programs, variant, K = programs_of(config)
     watch = {"every": watch_every, "counterfactual": os.environ.get("DELTAFLOW_BENCH_COUNTERFACTUAL") == "1"}
@@ -64,8 +64,7 @@ def make(config: str, watch_every: int) -> Callable[[int], float]:
             _log(tracker, watch_every, *late)
         return time.perf_counter() - start
 
-    run.window = K
-    return run
+    return run, K
 
 
 def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
@@ -80,13 +79,13 @@ def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
 def contestant(config: str, watch_every: int, shapes: Shapes, dtype: str) -> Contestant:
     if not config:
         raise Unavailable("no config was given")
-    run = make(config, watch_every)
+    run, K = make(config, watch_every)
     facts = Facts(
         versions=machine.versions("deltaflow", "jax"),
         device=machine.jax_device(),
         dtype=machine.compute_dtype(dtype, machine.jax_fast_bfloat16()),
         flops=shapes.flops,
         tokens=shapes.tokens,
-        window=getattr(run, "window", 1),
+        window=K,
     )
     return Contestant(run, facts)
