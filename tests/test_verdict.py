@@ -69,8 +69,8 @@ def test_what_is_not_finite_explodes():
 
 
 def test_share_of_q_and_k_by_hand():
-    logs = {"attn_q": np.log10([3.0]), "attn_k": np.log10([4.0]), "attn_v": np.log10([6.0]), "attn_o": np.log10([8.0])}
-    assert qk_share(logs) == pytest.approx(np.log10([0.5]))
+    logs = {"attn_q": np.log10([3.0]), "attn_k": np.log10([4.0]), "attn_v": np.log10([5.0]), "attn_o": np.log10([12.0])}
+    assert qk_share(logs) == pytest.approx(np.log10([5.0 / 13.0]))
     silent = {name: np.array([-np.inf]) for name in MATRICES}
     assert qk_share(silent) == pytest.approx([0.0])
     assert qk_share(silent | {"attn_v": np.array([0.0])})[0] == -np.inf

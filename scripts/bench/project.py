@@ -71,7 +71,7 @@ def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
     metrics, watched = jax.device_get(measured[0])
     count = 0 if watched is None else len(watched.clip_factor)
     for index in range(count):
-        one = jax.tree.map(lambda leaf: leaf[index], watched)
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], watched)
         tracker.log(step + index * watch_every, watched_scalars(one))
     tracker.log(step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})
 
