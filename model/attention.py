@@ -37,14 +37,18 @@ class Attention(nnx.Module):
             q, k = normalize(q, "rms", config.norm_eps), normalize(k, "rms", config.norm_eps)
         if config.positions == "rope":
             q, k = rotate(q), rotate(k)
-        q = q.reshape(B, T, G, R, K) * jnp.asarray(1.0 / math.sqrt(K), q.dtype)
-        scores_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q, k).astype(wide(h.dtype))
+        # Batched products over [B, G] with the R heads of a group below one another: the layout XLA:CPU likes best.
+        q = q * jnp.asarray(1.0 / math.sqrt(K), q.dtype)
+        q_BGQK = q.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
+        k_BGSK, v_BGSK = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        scores_BGRTS = jnp.einsum("bgqk,bgsk->bgqs", q_BGQK, k_BGSK).reshape(B, G, R, T, T).astype(wide(h.dtype))
         if config.attention == "causal":
             seen_TS = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
             scores_BGRTS = jnp.where(seen_TS, scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
         weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(h.dtype)
         weights_BGRTS = dropout(weights_BGRTS, config.dropout, key)
-        out_BTGRK = jnp.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v)
+        out_BGQK = jnp.einsum("bgqs,bgsk->bgqk", weights_BGRTS.reshape(B, G, R * T, T), v_BGSK)
+        out_BTGRK = out_BGQK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4)
         return self.o(out_BTGRK.reshape(B * T, G * R * K))
 
 
