@@ -1,7 +1,7 @@
 """Draws the pictures of the README and the docs from the runs of the quickstart.
 
-    deltaflow train configs/quickstart.yaml
-    python scripts/figures.py runs/quickstart docs/img
+deltaflow train configs/quickstart.yaml
+python scripts/figures.py runs/quickstart docs/img
 """
 
 import argparse

@@ -190,8 +190,8 @@ def test_fields_that_are_refused(tmp_path, text, expected):
             ["a.yaml:2: train.dtype: float64 needs train.device auto or cpu, got gpu"],
         ),
         ("train: {dtype: float64, device: cpu}", []),
-        ("mesh: {data: 0}", ["a.yaml:2: mesh.data: expected -1 (all devices) or a whole number >= 1, got 0"]),
-        ("mesh: {data: 4}", []),
+        ("mesh: {data: 1}", []),
+        ("mesh: {data: 4}", ["a.yaml:2: mesh.data: expected one of -1, 1, got 4"]),
     ],
 )
 def test_keys_that_do_not_go_together(tmp_path, text, expected):

@@ -14,7 +14,7 @@ DEPTHS = (8, 96)
 
 def compile_seconds(config: str, layers: int) -> float:
     """Traces and compiles the step of a config file's first variant anew, with `layers` blocks; seconds."""
-    programs, variant, K = programs_of(config, layers=layers)
+    programs, variant, K = programs_of(config, f"model.layers={layers}", "train.unroll=1")
     batches = jax.ShapeDtypeStruct((K, variant.config.data.batch), np.dtype(np.int32))
     start = time.perf_counter()
     programs.prepare_window(batches, watched=True).result()

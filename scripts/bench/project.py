@@ -25,10 +25,9 @@ VOCABULARY = 65  # of Tiny Shakespeare
 TOKENS = 1_000_000
 
 
-def programs_of(config: str, **model: int) -> tuple[Programs, Variant, int]:
-    """The programs of a config file's first variant on random tokens, and K; `model` replaces keys of its model."""
-    variant = load(config, ["data.corpus=python-docs", *(f"model.{key}={value}" for key, value in model.items())])
-    first = variant.variants[0]
+def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
+    """The programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
+    first = load(config, ["data.corpus=python-docs", *overrides]).variants[0]
     platform = platforms.select(first.config.train)
     group = build_group([first], VOCABULARY, platform)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS).astype(np.uint8)

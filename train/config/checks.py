@@ -102,11 +102,6 @@ def _dtype(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "train.dtype", f"float64 needs train.device auto or cpu, got {config.train.device}"
 
 
-def _mesh(config: RunConfig) -> Iterator[tuple[str, str]]:
-    if config.mesh.data == 0:
-        yield "mesh.data", "expected -1 (all devices) or a whole number >= 1, got 0"
-
-
 _CHECKS = (
     (("model",), _model),
     (("data",), _data),
@@ -116,5 +111,4 @@ _CHECKS = (
     (("train.steps_per_call", "watch.every", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
     (("train.unroll",), _unroll),
     (("train.dtype", "train.device"), _dtype),
-    (("mesh.data",), _mesh),
 )

@@ -76,9 +76,9 @@ class WatchConfig(Section):
 
 
 class MeshConfig(Section):
-    """Devices along each axis; -1 = all that are left."""
+    """Devices along each axis. One device for now, so each axis is 1 (-1 = all that are left)."""
 
-    data: int = Field(default=-1, ge=-1, description="data parallel")
+    data: Literal[-1, 1] = Field(default=-1, description="data parallel; one device for now")
     fsdp: Literal[1] = Field(default=1, description="parameter sharding; only 1 for now")
     tensor: Literal[1] = Field(default=1, description="tensor parallel; only 1 for now")
 

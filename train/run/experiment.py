@@ -91,6 +91,8 @@ def _start_block(experiment: Experiment, datasets: Mapping[str, Dataset], platfo
         rows.append(("data", f"{dataset.source}: tokens {sizes}, on the {dataset.placement}"))
     rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
     console.block(f"deltaflow {experiment.name}", rows)
+    if platform.count > 1:
+        console.warn(f"one of {platform.count} devices is used: {platform.device}")
 
 
 def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -220,16 +220,17 @@ class GroupRun:
                 row |= {"perf/steps_per_s": rate, "perf/tokens_per_s": rate * config.data.batch * config.data.context}
             record.add(end, row)
             record.write_before(end)
-        name = self.records[0].variant.name if len(self.records) == 1 else f"{len(self.records)} variants"
-        seconds = float(np.median(self._window_s[-20:])) if self._window_s else 0.0
-        self.console.progress(
-            name,
-            end,
-            config.train.steps,
-            float(np.mean([record.last_loss for record in self.records])),
-            0.0 if not seconds else len(self.records) * config.data.batch * config.data.context / seconds,
-            seconds * (config.train.steps - end),
-        )
+        seconds = float(np.median(self._window_s[-20:])) if self._window_s else None
+        tokens = config.data.batch * config.data.context
+        for record in self.records:
+            self.console.progress(
+                record.variant.name,
+                end,
+                config.train.steps,
+                record.last_loss,
+                None if seconds is None else self._calls * tokens / seconds,
+                None if seconds is None else seconds * (config.train.steps - end),
+            )
 
     def _save(self, programs: Programs, states: list[State]) -> None:
         singles = programs.each([jax.device_get(state) for state in states])

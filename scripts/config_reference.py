@@ -1,0 +1,74 @@
+"""Writes docs/config.md, the reference of every config key, from the classes that own them.
+
+python scripts/config_reference.py docs/config.md
+"""
+
+import sys
+import types
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from train.config.schema import ExperimentConfig
+
+HEAD = """# The config, key by key
+
+Written by `python scripts/config_reference.py docs/config.md` from the classes that check a config; edit those.
+YAML 1.2: `3e-4` is a number, `no` a word. Unknown keys, duplicate keys, aliases and tags are errors. `key=value` on the
+command line sets any key by its dotted name. *Traced* keys may differ between variants of one compiled program.
+"""
+
+
+def _type(annotation: object) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{'null' if value is None else value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in arguments)
+    if origin is tuple:
+        return f"[{', '.join(_type(argument) for argument in arguments)}]"
+    if annotation is type(None):
+        return "null"
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    return names.get(annotation, "mapping") if isinstance(annotation, type) else "mapping"
+
+
+def _default(value: object) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "`null`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{list(value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _rows(section: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            continue
+        meaning = (field.description or "").replace("|", "\\|")
+        rows.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field.default)} | {meaning} |")
+    return rows
+
+
+def reference() -> str:
+    """The whole page."""
+    header = ["| key | values | default | meaning |", "|---|---|---|---|"]
+    parts = [HEAD, "## Top level\n", "\n".join(header + _rows(ExperimentConfig, "")), ""]
+    for name, field in ExperimentConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            doc = " ".join((field.annotation.__doc__ or "").split())
+            parts += [f"## {name}\n", doc + "\n", "\n".join(header + _rows(field.annotation, f"{name}.")), ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
