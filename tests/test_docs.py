@@ -50,3 +50,10 @@ def test_every_config_names_its_command_and_itself():
         text = path.read_text(encoding="utf-8")
         assert f"deltaflow train configs/{path.name}" in text
         assert re.search(rf"^name: {path.stem}\b", text, re.M)
+
+
+def test_the_tensorboard_command_keeps_the_custom_scalars():
+    """`scalars=0` means all to the Scalars page and none at all to Custom Scalars, whose charts then stay empty."""
+    said = [ROOT / "README.md", ROOT / "scripts" / "colab_tpu.ipynb", ROOT / "train" / "run" / "experiment.py"]
+    for path in said:
+        assert re.findall(r"scalars=(\d+)", path.read_text(encoding="utf-8")) == ["100000"], path.name

@@ -79,7 +79,7 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
         if summary["verdict"] is not None:
             console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
     root = directory_of(experiment.variants[0]).parent
-    console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=0")
+    console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
     return Outcome(ordered, [] if stop.signal is not None else unmet(experiment.expect, ordered))
 
 

@@ -54,12 +54,12 @@ class GroupRun:
         if first == config.train.steps and all((directory / "summary.json").exists() for directory in directories):
             self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
             return [_finished(directory) for directory in directories]
+        programs = self._programs(first)  # compile while the rest is set up
         self.records = [
             Record(variant, directory, first)
             for variant, directory in zip(self.group.variants, directories, strict=True)
         ]
         try:
-            programs = self._programs(first)
             states = self._start(programs, first, directories)
             programs.wait()
             compile_s = time.perf_counter() - started

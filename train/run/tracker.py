@@ -273,7 +273,10 @@ def chart_layout(depth: int, matrices: Sequence[str]) -> dict[str, dict[str, lis
             (f"log10 |grad|, {blocks}", r"grad/norm_log10/layer_\d+"),
             (f"log10 |grad| without skip (same weights), {blocks}", r"grad_without/norm_log10/layer_\d+"),
         ),
-        "activations": charts((f"rms of x_l, {ends}", r"act/rms/layer_\d+")),
+        "activations": charts(
+            (f"rms of x_l, {ends}", r"act/rms/layer_\d+"),
+            (f"rank of x_l: 0 = all tokens alike, {ends}", r"act/rank/layer_\d+"),
+        ),
         "gradient of each matrix": each_matrix("grad/norm_log10", "log10 |grad|"),
         "update of each matrix": each_matrix("update/ratio_log10", "log10 |update| / |weight|"),
         "norm of each matrix": each_matrix("weight/norm", "|weight|"),
