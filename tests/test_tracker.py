@@ -174,6 +174,7 @@ def test_each_tag_is_on_one_chart():
             "grad/norm_log10",
             "grad_without/norm_log10",
             "act/rms",
+            "act/rank",
         )
         for layer in layers
     ]
@@ -188,7 +189,7 @@ def test_each_tag_is_on_one_chart():
         *("grad/norm_log10/embed", "my/gain/layer_000"),
     ]
     charts = charts_of(tags + matrices + strangers, chart_layout(2, ("attn_q", "attn_q_2")))
-    assert len(charts) == 12
+    assert len(charts) == 13
     groups = list(charts.values())
     assert all(len(group) == 3 for group in groups)
     assert sorted(sum(groups, [])) == sorted(tags + matrices)
