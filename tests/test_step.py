@@ -1,0 +1,468 @@
+"""The train step: schedule, clipping, optimizers against plain numpy, and what may not change its result."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.network import Network
+from train.config.schema import OptimizerConfig
+from train.core.loss import tapped_loss
+from train.core.optimizer import HParams, _decayed, clip_factor, global_norm, transformation
+from train.core.schedule import learning_rate
+from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
+from train.core.step import _dropout_key, _micro, train_step
+from train.core.tags import watched_scalars
+from train.gradflow.norms import Norm, named, value
+
+VOCAB = 11
+run_step = jax.jit(train_step, static_argnums=(0, 1, 5))  # shared, so that equal configs compile once
+start = jax.jit(initial_state, static_argnums=(0, 1))
+
+
+@pytest.fixture(scope="session")
+def make(tiny):
+    """(network, config, hparams, state, windows) of a tiny config with these keys."""
+
+    def build(overrides=None, dtype="float32"):
+        config = tiny({"train.dtype": dtype, **(overrides or {})}).variants[0].config
+        network = Network(config.model, VOCAB, config.data.context, dtype)
+        hp = hparams_of(config, dtype)
+        windows = np.random.default_rng(1).integers(0, VOCAB, (config.data.batch, config.data.context + 1), np.int32)
+        return network, config, hp, start(network, config, hp), windows
+
+    return build
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+    """Path -> array."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_close(a, b, tolerance):
+    """Every leaf within `tolerance` of the other's, relative to that leaf's largest entry."""
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    for path, x in a.items():
+        top = np.abs(b[path]).max()
+        assert np.abs(x - b[path]).max() <= tolerance * top, path
+
+
+# The schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        # lr 0.8, min_lr 0.2, 3 steps of warm-up, 11 steps: warm-up is 0.8 * (step + 1) / 4.
+        ("cosine", 0, 0.2),
+        ("cosine", 1, 0.4),
+        ("cosine", 2, 0.6),
+        ("cosine", 3, 0.8),
+        ("cosine", 5, 0.2 + 0.6 * (1 + math.sqrt(0.5)) / 2),  # a quarter of the way from 3 to 11
+        ("cosine", 7, 0.5),
+        ("cosine", 11, 0.2),
+        ("cosine", 500, 0.2),
+        ("linear", 2, 0.6),
+        ("linear", 3, 0.8),
+        ("linear", 5, 0.65),
+        ("linear", 10, 0.275),
+        ("linear", 11, 0.2),
+        ("linear", 500, 0.2),
+        ("constant", 0, 0.2),
+        ("constant", 3, 0.8),
+        ("constant", 500, 0.8),
+    ],
+)
+def test_learning_rate_by_hand(x64, schedule, step, expected):
+    config = OptimizerConfig(lr=0.8, min_lr=0.2, schedule=schedule, warmup=3)
+    lr = learning_rate(config, jnp.float64(0.8), jnp.float64(0.2), jnp.int32(step), 11)
+    assert float(lr) == pytest.approx(expected, rel=1e-14)
+
+
+def test_no_warmup_starts_at_the_peak_and_a_run_shorter_than_its_warmup_never_reaches_it(x64):
+    def rates(warmup, steps):
+        config = OptimizerConfig(schedule="linear", warmup=warmup)
+        return [float(learning_rate(config, jnp.float64(1.0), jnp.float64(0.0), jnp.int32(t), steps)) for t in range(4)]
+
+    assert rates(0, 4) == pytest.approx([1.0, 0.75, 0.5, 0.25], rel=1e-14)
+    assert rates(9, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=1e-14)
+
+
+def test_the_rate_of_a_float32_run_is_float32_and_traced():
+    config = OptimizerConfig(warmup=2)
+    traced = jax.jit(lambda lr, low, step: learning_rate(config, lr, low, step, 10))
+    rate = traced(np.float32(1e-3), np.float32(1e-4), np.int32(2))
+    assert rate.dtype == np.float32 and float(rate) == pytest.approx(1e-3, rel=1e-6)
+
+
+# Clipping
+
+
+@pytest.mark.parametrize(
+    ("mantissa", "exponent", "clip", "expected"),
+    [
+        (0.5, 3.0, 1.0, 0.25),  # a norm of 4
+        (0.5, 1.0, 1.0, 1.0),  # just at the bound
+        (0.75, 0.0, 1.0, 1.0),
+        (0.5, 3.0, 8.0, 1.0),
+        (0.5, 1.0, 2.0**-100, 2.0**-100),  # tiny clip
+        (0.5, 201.0, 1.0, 2.0**-126),  # a norm of 2^200 is beyond float32; so is 2^-200
+        (0.5, 121.0, 1.0, 2.0**-120),
+        (0.5, -400.0, 1e-30, 1.0),
+        (0.0, 0.0, 1.0, 1.0),
+        (0.0, 0.0, 1e-30, 1.0),
+        (math.nan, 0.0, 1.0, 1.0),
+        (math.inf, 0.0, 1.0, 1.0),
+        (0.5, 3.0, None, 1.0),
+    ],
+)
+def test_clip_factor_by_hand(mantissa, exponent, clip, expected):
+    norm = Norm(jnp.float32(mantissa), jnp.float32(exponent))
+    factor = clip_factor(norm, None if clip is None else np.float32(clip))
+    assert factor.dtype == np.float32
+    if expected == 2.0**-126:
+        assert 0 <= float(factor) <= expected
+    else:
+        assert float(factor) == pytest.approx(expected, rel=2e-6)
+
+
+def test_a_clipped_gradient_has_the_norm_of_the_clip():
+    grads = {"a": jnp.asarray([3.0, 0.0], jnp.float32), "b": jnp.asarray([[4.0]], jnp.float32)}
+    norm = global_norm(grads)
+    assert value(norm) == pytest.approx(5.0, rel=1e-6)
+    assert float(clip_factor(norm, np.float32(0.5))) == pytest.approx(0.1, rel=2e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stays_visible(bad):
+    grads = {"a": jnp.asarray([3.0, bad], jnp.float32)}
+    norm = global_norm(grads)
+    assert not np.isfinite(value(norm))
+    assert float(clip_factor(norm, np.float32(1.0))) == 1.0
+
+
+# Optimizers
+
+
+def tree(seed: int, scale: float = 1.0):
+    """Parameters that have one of each kind: tables, matrices, gains, biases; stacked ones have two axes at least."""
+    draw = np.random.default_rng(seed).normal
+    block = {
+        "attn": {"q": {"kernel": draw(size=(2, 3, 3)), "bias": draw(size=(2, 3))}},
+        "norm_1": {"gain": draw(size=(2, 3)), "bias": draw(size=(2, 3))},
+    }
+    parts = {
+        "blocks": block,
+        "embed": draw(size=(5, 3)),
+        "head": draw(size=(5, 3)),
+        "positions": draw(size=(4, 3)),
+        "norm_f": {"gain": draw(size=3)},
+    }
+    return jax.tree.map(lambda x: scale * x, parts)
+
+
+DECAYED = {"['blocks']['attn']['q']['kernel']", "['embed']", "['head']", "['positions']"}
+
+
+def numbers(**changed) -> HParams:
+    base = {"seed": np.uint32(0), "skip_scale": 1.0, "init_std": 0.1, "lr": 0.02, "min_lr": 0.005}
+    base |= {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.95, "clip": None}
+    return HParams(**{k: v if v is None or k == "seed" else np.float64(v) for k, v in (base | changed).items()})
+
+
+def test_the_mask_decays_matrices_and_tables_and_neither_gains_nor_biases():
+    masked = leaves(_decayed(tree(0)))
+    assert {path for path, decayed in masked.items() if decayed} == DECAYED
+
+
+def numpy_adamw(p, grads, hp: HParams, rates, eps):
+    """Loshchilov & Hutter 2019, algorithm 2, as written: parameters after each step."""
+    m, v, out = {k: 0.0 for k in p}, {k: 0.0 for k in p}, []
+    for t, (grad, lr) in enumerate(zip(grads, rates, strict=True), 1):
+        for k in p:
+            m[k] = hp.beta1 * m[k] + (1 - hp.beta1) * grad[k]
+            v[k] = hp.beta2 * v[k] + (1 - hp.beta2) * grad[k] ** 2
+            m_hat, v_hat = m[k] / (1 - hp.beta1**t), v[k] / (1 - hp.beta2**t)
+            decay = hp.weight_decay * p[k] if k in DECAYED or "kernel" in k else 0.0
+            p = p | {k: p[k] - lr * (m_hat / (np.sqrt(v_hat) + eps) + decay)}
+        out.append(p)
+    return out
+
+
+def applied(config: OptimizerConfig, hp: HParams, params, all_grads, steps=10):
+    """Parameters after each step, as train_step applies them."""
+    state, out = None, []
+    for t, grads in enumerate(all_grads):
+        with jax.numpy_dtype_promotion("standard"):
+            rule = transformation(config, hp, jnp.int32(t), steps)
+            state = rule.init(params) if state is None else state
+            updates, state = rule.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        out.append(params)
+    return out
+
+
+def test_adamw_is_the_paper_s_after_one_and_three_steps(x64):
+    config = OptimizerConfig(schedule="linear", warmup=1, eps=1e-3)  # a rate that changes, an epsilon that is felt
+    hp, params, grads = numbers(), tree(0), [tree(seed, 10.0**-seed) for seed in (1, 2, 3)]
+    ours = applied(config, hp, params, grads)
+    rates = [0.01, 0.02, 0.005 + 0.015 * 8 / 9]
+    theirs = numpy_adamw(leaves(params), [leaves(g) for g in grads], hp, rates, 1e-3)
+    for step in (0, 2):
+        got = leaves(ours[step])
+        for path, expected in theirs[step].items():
+            np.testing.assert_allclose(got[path], expected, rtol=1e-12, atol=1e-13, err_msg=path)
+
+
+def test_adamw_s_first_step_is_the_sign_of_the_gradient_times_the_rate(x64):
+    hp, params, grads = numbers(weight_decay=0.0), tree(0), tree(1)
+    config = OptimizerConfig(schedule="constant", warmup=0, eps=1e-30)
+    (after,) = applied(config, hp, params, [grads])
+    change = jax.tree.map(lambda a, b: np.asarray(a - b), after, params)
+    jax.tree.map(lambda d, g: np.testing.assert_allclose(d, -0.02 * np.sign(g), rtol=1e-9), change, grads)
+
+
+def test_sgd_is_gradient_and_decay_times_the_rate(x64):
+    config = OptimizerConfig(name="sgd", schedule="constant", warmup=0)
+    params, grads = tree(0), tree(1)
+    (after,) = applied(config, numbers(), params, [grads])
+    before, grads = leaves(params), leaves(grads)
+    for path, got in leaves(after).items():
+        decay = 0.3 * before[path] if path in DECAYED else 0.0
+        np.testing.assert_allclose(got, before[path] - 0.02 * (grads[path] + decay), rtol=1e-13, err_msg=path)
+
+
+def test_three_steps_on_the_model_are_clipped_adam_on_its_gradient(x64, make):
+    """From jax.grad of the loss, through a clip by hand and numpy's Adam, to the parameters of train_step."""
+    keys = {"model.norm": "layer", "model.bias": True, "optimizer.clip": 0.5, "optimizer.weight_decay": 0.3}
+    network, config, hp, state, windows = make(keys, "float64")
+    gradient = jax.jit(jax.grad(lambda p: tapped_loss(network, windows, hp.skip_scale, None)(p, None, None)[0]))
+    params = leaves(state.params)
+    gains = [path for path in params if "gain" in path or "bias" in path]
+    assert len(gains) == 2 * 2 + 6 + 2  # two norms a block, six linear maps, the final norm
+    grads = []
+    for _ in range(3):
+        grad = leaves(gradient(state.params))
+        norm = math.sqrt(sum(np.sum(g**2) for g in grad.values()))
+        assert norm > 0.5  # or nothing is tested of the clip
+        grads.append({path: g * 0.5 / norm for path, g in grad.items()})
+        state, metrics, _ = run_step(network, config, state, hp, windows, False)
+    assert float(metrics.lr) == pytest.approx(1e-3 * 3 / 4, rel=1e-14)
+    expected = numpy_adamw(params, grads, hp, [1e-3 * n / 4 for n in (1, 2, 3)], 1e-8)[-1]
+    for path, got in leaves(state.params).items():
+        # clip_factor is float32, which Adam's first steps do not feel but for epsilon.
+        np.testing.assert_allclose(got, expected[path], rtol=1e-6, atol=1e-9, err_msg=path)
+    assert int(state.step) == 3
+
+
+# What may not change the step's result
+
+# sgd at rate 1, so that the parameters show the gradient itself.
+SGD = {"optimizer.name": "sgd", "optimizer.lr": 1.0, "optimizer.warmup": 0, "watch.counterfactual": False}
+
+
+@functools.cache
+def _one_sgd_step(make, parts: int, watched: bool):
+    """(gradient, loss, what was watched) of a float64 step in `parts` micro-batches."""
+    keys = SGD | {"optimizer.accumulate": parts, "optimizer.weight_decay": 0.0, "optimizer.clip": None}
+    network, config, hp, state, windows = make(keys, "float64")
+    after, metrics, seen = run_step(network, config, state, hp, windows, watched)
+    gradient = jax.tree.map(lambda a, b: np.asarray(a - b), state.params, after.params)
+    return gradient, float(metrics.loss), seen
+
+
+def test_watching_changes_nothing(x64, make):
+    plain, plain_loss, none = _one_sgd_step(make, 1, False)
+    watched, loss, seen = _one_sgd_step(make, 1, True)
+    assert none is None and seen is not None
+    assert loss == pytest.approx(plain_loss, rel=1e-12)
+    assert_close(watched, plain, 1e-12)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in leaves(plain).values())
+
+
+def test_watching_changes_nothing_in_float32_with_dropout_and_counterfactual(make):
+    network, config, hp, state, windows = make(SGD | {"model.dropout": 0.2, "watch.counterfactual": True})
+    plain, metrics, _ = run_step(network, config, state, hp, windows, False)
+    watched, watched_metrics, seen = run_step(network, config, state, hp, windows, True)
+    assert seen is not None and seen.without is not None
+    assert float(watched_metrics.loss) == pytest.approx(float(metrics.loss), rel=1e-6)
+    assert_close(watched.params, plain.params, 1e-6)
+
+
+def test_dropout_is_a_function_of_seed_and_step(make):
+    network, config, hp, state, windows = make(SGD | {"model.dropout": 0.2, "watch.counterfactual": True})
+
+    def loss(seed, step):
+        at = State(state.params, state.optimizer, jnp.int32(step))
+        return float(run_step(network, config, at, hp._replace(seed=np.uint32(seed)), windows, False)[1].loss)
+
+    every = [(seed, step) for seed in (0, 1) for step in (0, 1, 2)]
+    losses = [loss(*pair) for pair in every]
+    assert losses == [loss(*pair) for pair in every]
+    assert len(set(losses)) == 6
+
+
+def test_twins_drop_the_same_units(tiny):
+    """Whatever else they differ in; nothing is drawn where nothing is dropped."""
+
+    def key(step, **keys):
+        config = tiny({"model.dropout": 0.1} | keys).variants[0].config
+        return jax.random.key_data(_dropout_key(config, hparams_of(config), jnp.int32(step))).tolist()
+
+    base = key(3)
+    assert base == key(3, **{"model.residual": "none"}) == key(3, **{"model.norm": "none", "model.skip_scale": 0.5})
+    assert base == key(3, **{"optimizer.lr": 0.5, "model.layers": 3, "data.seed": 5})
+    assert base != key(4) and base != key(3, seed=1)
+    config = tiny().variants[0].config
+    assert _dropout_key(config, hparams_of(config), jnp.int32(3)) is None
+
+
+def test_micro_batches_are_the_batch_in_order_and_drop_different_units(tiny):
+    config = tiny({"optimizer.accumulate": 2}).variants[0].config
+    windows = np.arange(36).reshape(4, 9)
+    parts, keys = _micro(config, windows, jax.random.key(0))
+    np.testing.assert_array_equal(np.concatenate(list(parts)), windows)
+    assert keys is not None
+    one, other = np.asarray(jax.random.key_data(keys))
+    assert (one != other).any()
+    assert _micro(config, windows, None)[1] is None
+
+
+@pytest.mark.parametrize(("parts", "watched"), [(2, True), (4, True), (4, False)])
+def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
+    whole, loss, seen = _one_sgd_step(make, 1, True)
+    gradient, parted_loss, parted = _one_sgd_step(make, parts, watched)
+    assert parted_loss == pytest.approx(loss, rel=1e-12)
+    assert_close(gradient, whole, 1e-12)
+    if not watched:
+        return
+    np.testing.assert_allclose(value(parted.flow.delta), value(seen.flow.delta), rtol=1e-12)
+    for tag, norm in seen.flow.grad.items():
+        np.testing.assert_allclose(value(parted.flow.grad[tag]), value(norm), rtol=1e-12, err_msg=tag)
+    for tag, norm in seen.update.items():
+        np.testing.assert_allclose(value(parted.update[tag]), value(norm), rtol=1e-12, err_msg=tag)
+    np.testing.assert_allclose(value(parted.grad_global), value(seen.grad_global), rtol=1e-12)
+    np.testing.assert_allclose(parted.flow.seen.rms, seen.flow.seen.rms, rtol=1e-12)
+    np.testing.assert_allclose(parted.flow.seen.rank, seen.flow.seen.rank, rtol=1e-12)
+
+
+# What is logged
+
+ADAM = {"watch.counterfactual": False}
+
+
+def test_the_logged_update_is_what_the_optimizer_added(x64, make):
+    network, config, hp, state, windows = make(ADAM, "float64")
+    state, _, _ = run_step(network, config, state, hp, windows, True)
+    after, _, seen = run_step(network, config, state, hp, windows, True)
+    before, changed = named(state.params["blocks"]), named(after.params["blocks"])
+    tags = watched_scalars(jax.device_get(seen))
+    for tag, old in before.items():
+        old, new = np.asarray(old), np.asarray(changed[tag])
+        axes = tuple(range(1, old.ndim))
+        change, size = np.sqrt(np.sum((new - old) ** 2, axis=axes)), np.sqrt(np.sum(old**2, axis=axes))
+        np.testing.assert_allclose(value(seen.update[tag]), change, rtol=1e-9, err_msg=tag)
+        np.testing.assert_allclose(value(seen.weight[tag]), size, rtol=1e-12, err_msg=tag)
+        for layer in range(2):
+            ratio = np.log10(change[layer] / size[layer])
+            assert tags[f"update/ratio_log10/layer_{layer:03d}/{tag}"] == pytest.approx(ratio, rel=1e-8)
+            assert tags[f"weight/norm/layer_{layer:03d}/{tag}"] == pytest.approx(size[layer], rel=1e-12)
+    whole = np.sqrt(sum(value(norm) ** 2 for tag, norm in seen.update.items() if tag != "layer"))
+    np.testing.assert_allclose(value(seen.update["layer"]), whole, rtol=1e-12)
+
+
+def test_gradients_are_logged_before_clipping(x64, make):
+    network, config, hp, state, windows = make(ADAM, "float64")
+    after, _, free = run_step(network, config, state, hp._replace(clip=np.float64(1e6)), windows, True)
+    clipped_after, _, clipped = run_step(network, config, state, hp._replace(clip=np.float64(1e-6)), windows, True)
+    np.testing.assert_array_equal(value(clipped.grad_global), value(free.grad_global))
+    for tag, norm in free.flow.grad.items():
+        np.testing.assert_array_equal(value(clipped.flow.grad[tag]), value(norm), err_msg=tag)
+    assert float(free.clip_factor) == 1.0
+    assert float(clipped.clip_factor) * value(free.grad_global) == pytest.approx(1e-6, rel=1e-5)
+    first = clipped_after.optimizer[0].mu["embed"]  # Adam's first moment after a step from zero: 0.1 * gradient
+    np.testing.assert_allclose(first, after.optimizer[0].mu["embed"] * np.float64(clipped.clip_factor), rtol=1e-12)
+
+
+def test_no_clip_is_a_clip_that_never_binds(x64, make):
+    network, config, hp, state, windows = make(ADAM, "float64")
+    bound, _, _ = run_step(network, config, state, hp._replace(clip=np.float64(1e6)), windows, True)
+    network, config, hp, state, windows = make(ADAM | {"optimizer.clip": None}, "float64")
+    assert hp.clip is None
+    free, _, seen = run_step(network, config, state, hp, windows, True)
+    assert float(seen.clip_factor) == 1.0
+    assert_close(free.params, bound.params, 1e-12)
+
+
+# Structure and numbers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shared"),
+    [
+        ({"seed": 7}, True),
+        ({"data.seed": 7}, True),
+        ({"name": "other"}, True),
+        ({"model.skip_scale": 0.5}, True),
+        ({"model.residual": "none"}, True),
+        ({"model.init_std": 0.3}, True),
+        ({"optimizer.lr": 0.5}, True),
+        ({"optimizer.min_lr": 1e-5}, True),
+        ({"optimizer.weight_decay": 0.0}, True),
+        ({"optimizer.betas": [0.5, 0.6]}, True),
+        ({"optimizer.clip": 0.1}, True),
+        ({"optimizer.clip": None}, False),
+        ({"optimizer.eps": 1e-6}, False),
+        ({"optimizer.name": "sgd"}, False),
+        ({"optimizer.schedule": "linear"}, False),
+        ({"optimizer.warmup": 5}, False),
+        ({"optimizer.accumulate": 2}, False),
+        ({"model.residual": "post_ln"}, False),
+        ({"model.norm": "none"}, False),
+        ({"model.norm": "layer"}, False),
+        ({"model.layers": 3}, False),
+        ({"model.init": "normal"}, False),
+        ({"model.dropout": 0.1}, False),
+        ({"data.batch": 8}, False),
+        ({"data.context": 7}, False),
+        ({"data.tokenizer": "byte"}, False),
+        ({"train.steps": 40}, False),
+        ({"train.dtype": "bfloat16"}, False),
+        ({"watch.every": 10}, False),
+        ({"watch.counterfactual": False}, False),
+    ],
+)
+def test_what_shares_a_program(tiny, overrides, shared):
+    base, other = tiny().variants[0].config, tiny(overrides).variants[0].config
+    assert (structure_of(base) == structure_of(other)) is shared
+    assert base != other
+
+
+def test_a_number_that_is_traced_is_in_hparams_and_nowhere_else(tiny):
+    keys = {"seed": 7, "model.skip_scale": 0.5, "model.init_std": 0.3, "optimizer.lr": 0.25, "optimizer.min_lr": 0.125}
+    keys |= {"optimizer.weight_decay": 0.75, "optimizer.betas": [0.5, 0.625], "optimizer.clip": 0.0625}
+    config = tiny(keys).variants[0].config
+    hp = hparams_of(config)
+    assert hp == HParams(7, 0.5, np.float32(0.3), 0.25, 0.125, 0.75, 0.5, 0.625, 0.0625)
+    assert hp.seed.dtype == np.uint32 and all(number.dtype == np.float32 for number in hp[1:])
+    assert hparams_of(config, "float64").lr.dtype == np.float64
+    shared = structure_of(config).model_dump_json()
+    assert not any(text in shared for text in ("0.5", "0.3", "0.25", "0.125", "0.75", "0.625", "0.0625"))
+
+
+def test_residual_none_is_skip_scale_zero(tiny):
+    none = hparams_of(tiny({"model.residual": "none"}).variants[0].config)
+    assert none == hparams_of(tiny({"model.skip_scale": 0.0}).variants[0].config)
+
+
+def test_stacked_hparams_have_a_variant_axis(tiny):
+    hps = [hparams_of(tiny({"optimizer.lr": lr}).variants[0].config) for lr in (0.1, 0.2, 0.3)]
+    stacked = stacked_hparams(hps)
+    np.testing.assert_array_equal(stacked.lr, np.float32([0.1, 0.2, 0.3]))
+    assert stacked.seed.shape == (3,) and stacked.seed.dtype == np.uint32
+    without = stacked_hparams([hp._replace(clip=None) for hp in hps])
+    assert without.clip is None
