@@ -126,7 +126,13 @@ class Programs:
         return jax.vmap(function, in_axes) if self.group.vmapped else function
 
     def _hp(self, index: int) -> HParams:
-        return stacked_hparams(self.group.hparams) if self.group.vmapped else self.group.hparams[index]
+        return self._hparams[index]
+
+    @cached_property
+    def _hparams(self) -> list[HParams]:
+        """Of each call, on the device: as numpy scalars each would be copied again at every call."""
+        group = self.group
+        return jax.device_put([stacked_hparams(group.hparams)] if group.vmapped else group.hparams)
 
     @property
     def calls(self) -> int:
@@ -158,6 +164,7 @@ class Programs:
         for index, batch in enumerate(batches):
             shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
             program = self.prepare_window(shape, watched).result()
+            batch = jax.device_put(batch)
             states[index], metrics, seen = program(states[index], self._hp(index), self.corpus, batch)
             measured.append((metrics, seen))
         return measured
@@ -176,6 +183,7 @@ class Programs:
     def evaluate(self, states: list[State], corpus: Any, batches: np.ndarray, weights: np.ndarray) -> list[Any]:
         """Held-out losses, still on the device, one entry a call."""
         program = self.prepare_evaluation(corpus, batches, weights).result()
+        batches, weights = jax.device_put((batches, weights))
         return [
             program(states[index].params, self._hp(index).skip_scale, corpus, batches, weights)
             for index in range(self.calls)
