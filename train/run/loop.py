@@ -82,6 +82,8 @@ class GroupRun:
         resident = self.dataset.placement == "device"
         train = jax.device_put(np.asarray(self.dataset.train), self.platform.device) if resident else None
         programs = Programs(self.group, train)
+        if not first:
+            programs.prepare_init()
         every = self.group.config.watch.every
         for length, watched in {(end - start, _is_watched(start, every)) for start, end in self._windows(first)}:
             shape, dtype = self._batch_shape(length)

@@ -1,5 +1,6 @@
 """Probing the variants of an experiment: programs shared by structure, one batch, nothing trained."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
 from train.run.platform import Platform
-from train.run.programs import Group, grouped
+from train.run.programs import Group, compiled, grouped
 from train.run.rundir import differences, read_config
 
 
@@ -52,7 +53,8 @@ def _parameters(group: Group, variant: Variant, checkpoint: Path | None, platfor
     if checkpoint is not None:
         return restored(group, variant, checkpoint, platform).params
     hp = hparams_of(variant.config, group.network.param_dtype)
-    return jax.jit(group.network.init)(hp.seed, hp.init_std)
+    # The very program that training starts with, so that both look at the same weights to the last bit.
+    return compiled(partial(initial_state, group.network, group.config), (hp,), once=True)(hp).params
 
 
 def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> State:

@@ -85,6 +85,18 @@ def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
     return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
 
 
+def compiled(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
+    """`function` compiled for `arguments` (arrays, or their shapes and dtypes).
+
+    `once`: it runs a single time, so a CPU's compiler need not try hard: that makes the initial draws 3.5 times
+    cheaper to compile, and may change their last bit.
+    """
+    options: dict[str, Any] | None = None
+    if once and jax.default_backend() == "cpu":
+        options = {"xla_backend_optimization_level": 0}
+    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile(compiler_options=options)
+
+
 @dataclass
 class Programs:
     """The compiled programs of one group; each is compiled once, in the background from the moment it is asked for."""
@@ -95,15 +107,17 @@ class Programs:
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
 
-    def prepare(self, key: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = ()) -> Future:
+    def prepare(
+        self, key: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False
+    ) -> Future:
         """Starts to compile `function` for `arguments` unless `key` was prepared before."""
         if key not in self._compiled:
 
             def build():
                 start = time.perf_counter()
-                compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+                program = compiled(function, arguments, donate, once)
                 self.compile_s += time.perf_counter() - start
-                return compiled
+                return program
 
             self._compiled[key] = self._pool.submit(build)
         return self._compiled[key]
@@ -141,8 +155,11 @@ class Programs:
 
     def init(self) -> list[State]:
         """The initial state of each call."""
-        compiled = self.prepare("init", self._init, (self._hp(0),)).result()
-        return [compiled(self._hp(index)) for index in range(self.calls)]
+        program = self.prepare_init().result()
+        return [program(self._hp(index)) for index in range(self.calls)]
+
+    def prepare_init(self) -> Future:
+        return self.prepare("init", self._init, (self._hp(0),), once=True)
 
     def prepare_window(self, batches: jax.ShapeDtypeStruct, watched: bool) -> Future:
         """`batches`: shape and dtype of one call's batches."""
