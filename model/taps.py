@@ -13,19 +13,25 @@ from jaxtyping import Array, Float
 
 from model.layers import wide
 
-# ldexp(1, k) must itself be a normal float32; what is left over is caught by the next tap.
-_LIMIT = 126
+
+def exponent_limit(dtype: jax.typing.DTypeLike) -> int:
+    """The largest k for which 2^k and 2^-k are both normal: 126 for float32, 1022 for float64."""
+    return int(jnp.finfo(dtype).maxexp) - 2
 
 
 def power_of_two(x: Array) -> Float[Array, ""]:
-    """k with max|x| in [2^(k-1), 2^k), clipped to +-126, as float32; 0 when max|x| is 0 or not finite."""
-    largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
+    """k with max|x| in [2^(k-1), 2^k), within the limit of x's dtype, as float32; 0 when max|x| is 0 or not finite.
+
+    What the limit leaves over is caught by the next tap.
+    """
+    largest = jnp.max(jnp.abs(x)).astype(wide(x.dtype))
     k = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 0.0))[1]
-    return jnp.clip(k, -_LIMIT, _LIMIT).astype(jnp.float32)
+    limit = exponent_limit(x.dtype)
+    return jnp.clip(k, -limit, limit).astype(jnp.float32)
 
 
-def scaled(x: Array, k: Float[Array, ""]) -> Array:
-    """x * 2^k exactly, for an integer k within +-126."""
+def scaled(x: Float[Array, "..."], k: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * 2^k exactly, for integers k within the limit of x's dtype."""
     return x * jnp.ldexp(jnp.ones((), x.dtype), k.astype(jnp.int32))
 
 
@@ -53,7 +59,7 @@ def _backward(_, cotangents):
     delta, above = cotangents
     k = power_of_two(delta)
     delta = scaled(delta, -k)
-    mantissa = jnp.sqrt(jnp.sum(jnp.square(delta), dtype=wide(delta.dtype)))
+    mantissa = jnp.sqrt(jnp.sum(jnp.square(delta.astype(wide(delta.dtype)))))
     e = above + k
     return delta, e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 

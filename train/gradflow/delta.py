@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from model.layers import wide
 from model.network import Params
-from model.taps import scaled
+from model.taps import exponent_limit, scaled
 from model.transformer import Seen
 from train.gradflow.norms import Norm, frobenius, inner, matrix_norms, named, root_mean_of_parts, root_sum_square
 
@@ -61,6 +61,13 @@ def exponents_of(result: Backward) -> dict[str, Float[Array, "..."]]:
 
 def true_gradients(result: Backward) -> Params:
     """Gradients at their true scale, for the optimizer: a tied table gets both of its paths."""
+    grads = _unscaled(result)
+    owner = "head" if "head" in grads else "embed"
+    return grads | {owner: grads[owner] + result.head}
+
+
+def _unscaled(result: Backward) -> Params:
+    """`params` of the result with its powers of two multiplied back."""
     exponents = exponents_of(result)
 
     def unscaled(name: str) -> Any:
@@ -71,9 +78,7 @@ def true_gradients(result: Backward) -> Params:
             )
         return jax.tree.map(lambda leaf: _shift(leaf, exponent), result.params[name])
 
-    grads = {name: unscaled(name) for name in result.params}
-    owner = "head" if "head" in grads else "embed"
-    return grads | {owner: grads[owner] + result.head}
+    return {name: unscaled(name) for name in result.params}
 
 
 def _like(tree: Any, leaf: Array) -> Any:
@@ -82,8 +87,9 @@ def _like(tree: Any, leaf: Array) -> Any:
 
 def _shift(x: Array, exponent: Float[Array, ""]) -> Array:
     # In two halves: 2^exponent alone may be out of range where x * 2^exponent is not.
-    half = jnp.clip(jnp.trunc(exponent / 2), -126, 126)
-    return scaled(scaled(x, half), jnp.clip(exponent - half, -126, 126))
+    limit = exponent_limit(x.dtype)
+    half = jnp.clip(jnp.trunc(exponent / 2), -limit, limit)
+    return scaled(scaled(x, half), jnp.clip(exponent - half, -limit, limit))
 
 
 class Flow(NamedTuple):
@@ -116,14 +122,13 @@ def flow(result: Backward) -> Flow:
 
 
 def mean_of_microbatches(results: Backward) -> Backward:
-    """The whole batch from stacked results [M, ...] of equal micro-batches, at the gradients' true scale."""
-    grads = jax.vmap(true_gradients)(results)
+    """The whole batch from stacked results [M, ...] of equal micro-batches, scaled like the largest of them."""
+    delta = root_mean_of_parts(results.delta)
+    common = delta.exponent
+    grads = jax.vmap(_unscaled)(results._replace(exponents=results.exponents - common[None]))
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
-    head = jnp.mean(results.head, axis=0)
-    owner = "head" if "head" in mean else "embed"
-    mean = mean | {owner: mean[owner] - head}  # keep the two paths of a tied table apart
     seen = Seen(jnp.sqrt(jnp.mean(jnp.square(results.seen.rms), axis=0)), jnp.mean(results.seen.rank, axis=0))
-    return Backward(mean, head, jnp.zeros_like(results.exponents[0]), root_mean_of_parts(results.delta), seen)
+    return Backward(mean, jnp.mean(results.head, axis=0), common, delta, seen)
 
 
 def weight_dot_grad(params: Params, result: Backward) -> dict[str, Norm]:

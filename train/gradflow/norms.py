@@ -28,9 +28,8 @@ class Norm(NamedTuple):
 def frobenius(x: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
     """Frobenius norm of x * 2^exponent; x of any shape and floating dtype. float32, float64 for a float64 x."""
     k = power_of_two(x)
-    unit = scaled(x, -k)
-    square = jnp.sum(jnp.square(unit), dtype=wide(x.dtype))
-    return Norm(jnp.sqrt(square), k + exponent)
+    unit = scaled(x, -k).astype(wide(x.dtype))  # before squaring: a bfloat16 square keeps three digits
+    return Norm(jnp.sqrt(jnp.sum(jnp.square(unit))), k + exponent)
 
 
 def stacked_frobenius(x: Float[Array, "L ..."], exponents: Float[Array, "L"] | None = None) -> Norm:
@@ -41,10 +40,9 @@ def stacked_frobenius(x: Float[Array, "L ..."], exponents: Float[Array, "L"] | N
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
     """<a, b * 2^exponent>, signed, summed in at least float32."""
-    k = power_of_two(b)
-    dtype = wide(a.dtype)
-    total = jnp.sum(a.astype(dtype) * scaled(b, -k).astype(dtype))
-    return Norm(total, k + exponent)
+    k, m, dtype = power_of_two(a), power_of_two(b), wide(a.dtype)
+    total = jnp.sum(scaled(a, -k).astype(dtype) * scaled(b, -m).astype(dtype))
+    return Norm(total, k + m + exponent)
 
 
 def root_sum_square(norms: Iterable[Norm]) -> Norm:
@@ -58,8 +56,9 @@ def _combined(stack: Norm) -> Norm:
     # A zero has no say in the common exponent.
     top = jnp.max(jnp.where(stack.mantissa > 0, stack.exponent, -jnp.inf), axis=0)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    ratio = jnp.exp2(jnp.maximum(stack.exponent - top[None], -150.0)).astype(stack.mantissa.dtype)
-    return Norm(jnp.sqrt(jnp.sum(jnp.square(stack.mantissa * ratio), axis=0)), top)
+    # Below 2^-126 nothing is left of a square; above 0 there are only zeros.
+    parts = scaled(stack.mantissa, jnp.clip(stack.exponent - top[None], -126.0, 0.0))
+    return Norm(jnp.sqrt(jnp.sum(jnp.square(parts), axis=0)), top)
 
 
 def root_mean_of_parts(stack: Norm) -> Norm:
