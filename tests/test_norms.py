@@ -1,0 +1,242 @@
+"""Norms as (mantissa, exponent) against numpy in float64, over the whole range of float32 and far beyond."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.gradflow import norms
+from train.gradflow.norms import Norm, gains, log10, named, tag_of, value
+
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
+frobenius = quick(norms.frobenius)
+stacked_frobenius = quick(norms.stacked_frobenius)
+inner = quick(norms.inner)
+root_sum_square = quick(norms.root_sum_square)
+root_mean_of_parts = quick(norms.root_mean_of_parts)
+matrix_norms = quick(norms.matrix_norms)
+
+RNG = np.random.default_rng(0)
+LOG2 = np.log10(2.0)
+
+
+def float32(x):
+    return jnp.asarray(np.asarray(x, np.float32))
+
+
+def norm(mantissa, exponent):
+    return Norm(float32(mantissa), float32(exponent))
+
+
+def exact(x):
+    """The Frobenius norm of the very float32 (or bfloat16) values, in float64."""
+    return np.linalg.norm(np.asarray(x, np.float64))
+
+
+ENTRIES = {
+    "ones": np.ones((3, 4)),
+    "1e-30": 1e-30 * RNG.normal(size=(3, 4)),
+    "1e30": 1e30 * RNG.normal(size=(3, 4)),
+    "3e38": np.full((100,), 3e38),  # a norm that float32 itself cannot hold
+    "smallest normals": np.full((5,), 1.2e-38),
+    "mixed": 10.0 ** RNG.uniform(-35, 35, size=(50,)) * RNG.choice([-1, 1], size=50),
+    "one large, many small": np.concatenate([[1.0], np.full(1000, 1e-3)]),
+    "scalar": np.asarray(-7.5),
+    "three axes": RNG.normal(size=(2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("entries", ENTRIES.values(), ids=ENTRIES.keys())
+def test_frobenius(entries):
+    x = float32(entries)
+    result = frobenius(x)
+    assert value(result) == pytest.approx(exact(x), rel=2e-6)
+    assert log10(result) == pytest.approx(np.log10(exact(x)), abs=1e-6)
+    assert result.mantissa.dtype == jnp.float32
+    assert float(result.exponent).is_integer()
+
+
+def test_only_denormals_may_be_flushed_to_zero():
+    """XLA flushes denormals (below 2^-126 = 1.18e-38) on most platforms: right or exactly zero, nothing between."""
+    for size in (1e-42, 1e-39):
+        x = float32(np.full(5, size))
+        found = value(frobenius(x))
+        assert found == 0 or found == pytest.approx(exact(x), rel=2e-6)
+    beside = frobenius(float32([1e-42, 3e-38, 4e-38]))
+    assert value(beside) == pytest.approx(5e-38, rel=2e-6)
+
+
+def test_frobenius_adds_the_exponent_that_a_tap_took_out():
+    x = float32(RNG.normal(size=(4, 4)))
+    assert log10(frobenius(x, float32(-3000))) == pytest.approx(np.log10(exact(x)) - 3000 * LOG2, abs=1e-6)
+    assert log10(frobenius(x, float32(3000))) == pytest.approx(np.log10(exact(x)) + 3000 * LOG2, abs=1e-6)
+
+
+def test_frobenius_of_zeros_is_exactly_zero():
+    for result in (frobenius(float32(np.zeros((2, 2)))), frobenius(float32(0.0), float32(-500))):
+        assert value(result) == 0 and log10(result) == -np.inf
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_visible(bad):
+    x = float32([1.0, bad, 2.0])
+    np.testing.assert_array_equal(value(frobenius(x)), np.abs(bad))
+    np.testing.assert_array_equal(log10(frobenius(x)), np.abs(bad))
+    combined = root_sum_square([frobenius(x), frobenius(float32([1.0]))])
+    np.testing.assert_array_equal(value(combined), np.abs(bad))
+    assert not np.isfinite(value(inner(x, float32([1.0, 1.0, 1.0]))))
+
+
+def test_bfloat16_is_summed_in_float32():
+    """Its values exactly, not its squares rounded to three digits."""
+    x = jnp.asarray(RNG.normal(size=1000)).astype(jnp.bfloat16)
+    for result in (frobenius(x), norms.frobenius(x)):
+        assert result.mantissa.dtype == jnp.float32
+        assert value(result) == pytest.approx(exact(x), rel=1e-6)
+    for size in (1e-30, 1e30):
+        x = jnp.asarray(np.full((3, 3), size)).astype(jnp.bfloat16)
+        assert value(frobenius(x)) == pytest.approx(exact(x), rel=1e-6)
+
+
+def test_float64_keeps_its_range_and_digits(x64):
+    for entries in (RNG.normal(size=(5, 5)), np.full(7, 1e-200), np.full(7, 1e300), [1e-200, 1e200]):
+        x = jnp.asarray(entries, jnp.float64)
+        scale = np.abs(np.asarray(entries)).max()  # numpy's own squares would underflow
+        expected = np.log10(np.linalg.norm(np.asarray(entries) / scale)) + np.log10(scale)
+        assert log10(frobenius(x)) == pytest.approx(expected, abs=1e-12)
+        assert log10(root_sum_square([frobenius(x), frobenius(x)])) == pytest.approx(
+            expected + np.log10(np.sqrt(2)), abs=1e-12
+        )
+        assert log10(inner(x, x)) == pytest.approx(2 * expected, abs=1e-12)
+    parts = [jnp.asarray(10.0**k * RNG.normal(size=9)) for k in range(-4, 3)]
+    together = np.linalg.norm(np.concatenate([np.asarray(part) for part in parts]))
+    assert value(root_sum_square([frobenius(part) for part in parts])) == pytest.approx(together, rel=1e-14)
+
+
+def test_stacked_reduces_over_every_axis_but_the_first():
+    x = float32(RNG.normal(size=(4, 2, 3, 5)) * (10.0 ** np.asarray([-30, -3, 0, 30]))[:, None, None, None])
+    found = stacked_frobenius(x)
+    assert found.mantissa.shape == found.exponent.shape == (4,)
+    np.testing.assert_allclose(value(found), [exact(layer) for layer in x], rtol=2e-6)
+    # A stacked vector (a norm's gain, [L, D]) gives one norm a layer too.
+    np.testing.assert_allclose(value(stacked_frobenius(x[:, 0, 0])), [exact(v) for v in x[:, 0, 0]], rtol=2e-6)
+
+
+def test_stacked_adds_each_layer_its_own_exponent():
+    x, exponents = float32(RNG.normal(size=(3, 2, 2))), np.asarray([-1000.0, 0.0, 40.0])
+    expected = [np.log10(exact(layer)) + e * LOG2 for layer, e in zip(x, exponents, strict=True)]
+    np.testing.assert_allclose(log10(stacked_frobenius(x, float32(exponents))), expected, atol=1e-6)
+
+
+def test_root_sum_square_element_by_element():
+    values = 10.0 ** RNG.uniform(-30, 30, size=(3, 4)) * np.asarray([[1], [1e-2], [1e2]])
+    mantissa, exponent = np.frexp(values)
+    parts = [norm(m, e) for m, e in zip(mantissa, exponent, strict=True)]
+    np.testing.assert_allclose(value(root_sum_square(parts)), np.sqrt(np.sum(values**2, axis=0)), rtol=2e-6)
+
+
+def test_root_sum_square_far_outside_float32():
+    # 3 and 4 times 2^-3000 are 5 times 2^-3000; a part 2^500 smaller has no say.
+    found = root_sum_square([norm(0.75, -2998), norm(0.5, -2997), norm(0.9, -3500)])
+    assert log10(found) == pytest.approx(np.log10(5) - 3000 * LOG2, abs=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 300.0, -3000.0])
+def test_a_zero_has_no_say_in_the_exponent(exponent):
+    """Whatever exponent a zero carries, the other norm stays what it is: not 0, not nan."""
+    for parts in ([norm(0, exponent), norm(0.75, -900)], [norm(0.75, -900), norm(0, exponent)]):
+        assert log10(root_sum_square(parts)) == pytest.approx(np.log10(0.75) - 900 * LOG2, abs=1e-6)
+    assert log10(root_sum_square([norm(0, exponent), norm(0, 5)])) == -np.inf
+
+
+def test_delta_of_a_batch_from_its_microbatches():
+    # The mean loss over M parts has delta/M in each: sqrt(3^2 + 4^2 + 12^2) / 3 = 13 / 3, and the same at 2^-2000.
+    stack = norm([[3, 3], [4, 4], [12, 12]], [[0, -2000], [0, -2000], [0, -2000]])
+    expected = np.log10(13 / 3) + np.asarray([0, -2000 * LOG2])
+    np.testing.assert_allclose(log10(root_mean_of_parts(stack)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (RNG.normal(size=(3, 4)), RNG.normal(size=(3, 4))),
+        (RNG.normal(size=12), 1e-30 * RNG.normal(size=12)),
+        (1e30 * RNG.normal(size=12), 1e30 * RNG.normal(size=12)),
+        (1e-30 * RNG.normal(size=12), 1e-30 * RNG.normal(size=12)),
+        (np.full(50, 3e38), np.full(50, -3e38)),
+        (10.0 ** RNG.uniform(-18, 18, size=40), 10.0 ** RNG.uniform(-18, 18, size=40)),
+    ],
+)
+def test_inner(a, b):
+    a, b = float32(a), float32(b)
+    expected = np.sum(np.asarray(a, np.float64) * np.asarray(b, np.float64))
+    tolerance = 1e-6 * np.sum(np.abs(np.asarray(a, np.float64) * np.asarray(b, np.float64)))
+    assert value(inner(a, b)) == pytest.approx(expected, abs=tolerance)
+    shifted = inner(a, b, float32(-2000))
+    assert np.sign(shifted.mantissa) == np.sign(expected)
+    assert log10(shifted) == pytest.approx(np.log10(abs(expected)) - 2000 * LOG2, abs=1e-4)
+
+
+def test_inner_of_orthogonal_arrays_is_zero_and_signs_count():
+    assert value(inner(float32([1, 0]), float32([0, 1]))) == 0
+    assert value(inner(float32([1, 2]), float32([3, -4]))) == -5
+
+
+def test_value_and_log10_on_the_host():
+    # Values that float64 holds come out exactly; where it cannot, log10 still says what there is.
+    found = value(norm([0.75, -0.5, 0, 1], [-100, 3, 99, 1023]))
+    np.testing.assert_array_equal(found, [0.75 * 2.0**-100, -4, 0, 2.0**1023])
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(value(norm([1, 1], [5000, -5000])), [np.inf, 0])
+    logs = log10(norm([0.75, -0.5, 0, 1, np.nan], [-4000, 3, 99, 4000, 0]))
+    expected = [np.log10(0.75) - 4000 * LOG2, np.log10(4), -np.inf, 4000 * LOG2, np.nan]
+    np.testing.assert_allclose(logs, expected, rtol=1e-14)
+
+
+def test_gains_are_ratios_of_neighbours():
+    logs = np.asarray([-3.0, -1.0, -2.0, -400.0, -400.0])
+    np.testing.assert_allclose(gains(logs), [1e-2, 10, np.inf, 1], rtol=1e-12)
+    # Zero below: 0. Zero above something: inf. Zero at both: unknown.
+    np.testing.assert_array_equal(gains(np.asarray([-np.inf, 0, -np.inf, -np.inf])), [0, np.inf, np.nan])
+    # Their product telescopes.
+    logs = RNG.normal(size=9)
+    assert np.prod(gains(logs)) == pytest.approx(10 ** (logs[0] - logs[-1]), rel=1e-12)
+
+
+TREE = {
+    "attn": {"q": {"kernel": 1, "bias": 2}, "o": {"kernel": 3}},
+    "mlp": {"in_": {"kernel": 4}, "gate": {"kernel": 5}, "out": {"kernel": 6, "bias": 7}},
+    "norm_1": {"gain": 8, "bias": 9},
+}
+TAGS = {
+    "attn_q": 1,
+    "attn_q_bias": 2,
+    "attn_o": 3,
+    "mlp_in": 4,
+    "mlp_gate": 5,
+    "mlp_out": 6,
+    "mlp_out_bias": 7,
+    "norm_1": 8,
+    "norm_1_bias": 9,
+}
+
+
+def test_tags():
+    assert named(TREE) == TAGS
+    assert tag_of(("attn", "q", "kernel")) == "attn_q"
+    assert tag_of(("kernel",)) == "kernel"
+
+
+def test_matrix_norms_and_the_whole_block():
+    leaves = {tag: RNG.normal(size=(2, 3, number)) for tag, number in TAGS.items()}
+    blocks = jax.tree.map(lambda number: float32({v: leaves[k] for k, v in TAGS.items()}[number]), TREE)
+    exponents = np.asarray([-700.0, 10.0])
+    found = matrix_norms(blocks, float32(exponents))
+    assert set(found) == {*TAGS, "layer"}
+    for tag, leaf in leaves.items():
+        expected = [np.log10(exact(float32(layer))) for layer in leaf] + exponents * LOG2
+        np.testing.assert_allclose(log10(found[tag]), expected, atol=1e-6)
+    whole = [np.sqrt(sum(np.sum(leaf[layer] ** 2) for leaf in leaves.values())) for layer in range(2)]
+    np.testing.assert_allclose(log10(found["layer"]), np.log10(whole) + exponents * LOG2, atol=1e-6)
