@@ -27,6 +27,7 @@ def run(parsed: argparse.Namespace) -> int:
         rows = [[token, f"{probability:.4f}"] for token, probability in likely]
         Console().table(f"after {parsed.prompt!r}", ["token", "probability"], rows)
         return 0
+    generator.tokenizer.encode(parsed.prompt)  # refuses what it does not know before anything is printed
     print(parsed.prompt, end="", flush=True)
     for piece in generator.text(parsed.prompt, parsed.tokens, parsed.temperature, parsed.top_k, parsed.seed):
         print(piece, end="", flush=True)

@@ -61,7 +61,7 @@ def _seen() -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
 
 
 def compute_dtype(config: TrainConfig, platform: Platform) -> str:
