@@ -1,0 +1,161 @@
+"""A run that was stopped and started again logs and learns what an unbroken one does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train.cli import main
+from train.config.load import Experiment, load
+from train.core.state import hparams_of, initial_state
+from train.run import experiment as experiments
+from train.run import platform as platforms
+from train.run.checkpoint import Checkpoints
+from train.run.console import Console
+from train.run.errors import RunError
+from train.run.signals import Stop
+
+CONFIG = """
+name: tiny
+model: {layers: 2, width: 16, heads: 2, dropout: 0.1}
+data: {path: corpus.txt, context: 8, batch: 4}
+optimizer: {lr: 1e-2, min_lr: 1e-3, warmup: 3}
+train: {steps: 12, eval_every: 4, eval_batches: 2, checkpoint_every: 4, steps_per_call: 2, unroll: 1}
+watch: {every: 4}
+variants:
+  with: {}
+  without: {model.residual: none}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a config, a corpus, and an unbroken run in `whole`."""
+    path = tmp_path_factory.mktemp("resume")
+    (path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    (path / "tiny.yaml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        assert main(["train", "tiny.yaml", "runs_dir=whole"]) == 0
+    return path
+
+
+def rows(run: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+
+
+def final_state(experiment: Experiment, run: Path) -> list[np.ndarray]:
+    config = next(v.config for v in experiment.variants if v.name == run.name)
+    platform = platforms.select(config.train)
+    datasets = experiments.open_all(experiment.variants)
+    group = experiments.build_group(experiment.variants[:1], next(iter(datasets.values())).vocab_size, platform)
+    like = jax.eval_shape(lambda hp: initial_state(group.network, config, hp), hparams_of(config))
+    checkpoints = Checkpoints(run)
+    return [
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(checkpoints.restore(checkpoints.steps()[-1], like, platform.device))
+    ]
+
+
+def test_each_step_has_one_row(folder):
+    for variant in ("with", "without"):
+        assert [row["step"] for row in rows(folder / "whole" / "tiny" / variant)] == [0, 2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("kept", [4, 8])
+def test_a_run_cut_back_to_a_checkpoint_ends_the_same(folder, monkeypatch, kept):
+    """As after a crash: later checkpoints are gone, and the log holds more than the checkpoint knows."""
+    monkeypatch.chdir(folder)
+    cut = Path(f"cut{kept}")
+    shutil.copytree("whole", cut)
+    for variant in ("with", "without"):
+        run = cut / "tiny" / variant
+        (run / "summary.json").unlink()
+        for step in Checkpoints(run).steps():
+            if step > kept:
+                shutil.rmtree(run / "ckpt" / f"{step:08d}")
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write('{"step": 13, "loss/tr')
+    assert main(["train", "tiny.yaml", f"runs_dir={cut}"]) == 0
+    experiment = load("tiny.yaml")
+    for variant in ("with", "without"):
+        assert rows(cut / "tiny" / variant) == rows(Path("whole") / "tiny" / variant)
+        whole = final_state(experiment, Path("whole") / "tiny" / variant)
+        for a, b in zip(final_state(experiment, cut / "tiny" / variant), whole, strict=True):
+            np.testing.assert_array_equal(a, b)
+        verdicts = [
+            json.loads((Path(d) / "tiny" / variant / "summary.json").read_text())["verdict"] for d in (cut, "whole")
+        ]
+        assert verdicts[0] == verdicts[1]
+
+
+def test_a_stop_saves_where_it_is_and_the_rest_follows(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    experiment = load("tiny.yaml", ["runs_dir=stopped"])
+    stop = Stop()
+    log = experiments.GroupRun._log_window
+
+    def stop_after_the_first(self, start, end, results):
+        log(self, start, end, results)
+        stop.signal = 15
+
+    monkeypatch.setattr(experiments.GroupRun, "_log_window", stop_after_the_first)
+    experiments.train(experiment, Console(), stop)
+    assert stop.exit_code == 143
+    at = Checkpoints(Path("stopped/tiny/with")).steps()
+    assert len(at) == 1 and 0 < at[0] < 12 and at[0] % 2 == 0
+    monkeypatch.setattr(experiments.GroupRun, "_log_window", log)
+    assert main(["train", "tiny.yaml", "runs_dir=stopped"]) == 0
+    assert f"resuming at step {at[0]} of 12" in capsys.readouterr().out
+    for variant in ("with", "without"):
+        # The evaluation at the step of the stop is the same one, so every row is.
+        assert rows(Path("stopped/tiny") / variant) == rows(Path("whole/tiny") / variant)
+
+
+def test_a_finished_run_is_left_alone(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in Path("whole").rglob("metrics.jsonl")}
+    assert main(["train", "tiny.yaml", "runs_dir=whole"]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in Path("whole").rglob("metrics.jsonl")}
+
+
+def test_another_config_is_refused_and_named(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["train", "tiny.yaml", "runs_dir=whole", "optimizer.lr=5e-3"]) == 1
+    assert "optimizer.lr: 0.01 there, 0.005 here" in capsys.readouterr().err
+
+
+def test_host_and_device_corpora_train_alike(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DELTAFLOW_CACHE", str(folder / "cache"))
+    assert main(["train", "tiny.yaml", "runs_dir=host", "data.placement=host"]) == 0
+    for variant in ("with", "without"):
+        a, b = rows(Path("host/tiny") / variant), rows(Path("whole/tiny") / variant)
+        assert [row["step"] for row in a] == [row["step"] for row in b]
+        for tag in ("loss/train", "loss/val"):
+            np.testing.assert_allclose(
+                [row[tag] for row in a if tag in row], [row[tag] for row in b if tag in row], rtol=1e-6
+            )
+
+
+def test_a_broken_promise_is_exit_code_1(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    promise = "expect={with: {loss/val: [0.0, 0.1]}}"
+    assert main(["train", "tiny.yaml", "runs_dir=whole", promise]) == 1
+    assert "with: loss/val: expected between 0.0 and 0.1" in "".join(capsys.readouterr())
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_line(folder, tmp_path):
+    shutil.copytree(folder / "whole" / "tiny" / "with", tmp_path / "with")
+    shutil.rmtree(tmp_path / "with" / "ckpt" / "00000012" / "state")
+    with pytest.raises(RunError, match="00000012.*cannot restore") as caught:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            final_state(load("tiny.yaml"), tmp_path / "with")
+    assert "\n" not in str(caught.value)
