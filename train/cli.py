@@ -33,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"train.commands.{name}")
             module.arguments(sub)
             sub.set_defaults(run=module.run)
-    parsed = parser.parse_args(argv)
+    parsed, rest = parser.parse_known_args(argv)
+    overridable = hasattr(parsed, "overrides")
+    if unknown := [word for word in rest if not overridable or word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:  # argparse takes no more positional arguments once it has seen an option
+        parsed.overrides = [*parsed.overrides, *rest]
     return _guarded(parsed)
 
 

@@ -9,7 +9,7 @@ from train.config.load import load
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
     parser.add_argument("--json", metavar="FILE", help="write the measurement there as JSON")
 

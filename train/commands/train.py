@@ -7,7 +7,9 @@ from train.config.load import load
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
