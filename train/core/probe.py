@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -12,8 +13,17 @@ from model.residual import rule_of
 from train.core.loss import tapped_loss
 from train.core.optimizer import global_norm
 from train.core.state import parameter_count
-from train.gradflow.delta import Flow, backward, flow, true_gradients, weight_dot_grad
-from train.gradflow.norms import Norm, gains, log10, matrix_norms, value
+from train.gradflow.delta import (
+    Backward,
+    Flow,
+    backward,
+    exponents_of,
+    flow,
+    head_table,
+    true_gradients,
+    weight_dot_grad,
+)
+from train.gradflow.norms import Norm, frobenius, gains, inner, log10, matrix_norms, root_sum_square, value
 from train.gradflow.verdict import judge
 
 
@@ -33,11 +43,44 @@ def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], skip
     loss, result, rms = backward(tapped_loss(network, windows, skip_scale, None), params, depth)
     without = None
     if rule_of(network.config).additive:
-        zero = jax.numpy.zeros_like(skip_scale)
+        zero = jnp.zeros_like(skip_scale)
         without = flow(backward(tapped_loss(network, windows, zero, None), params, depth)[1])
-    dots = weight_dot_grad(params, result)
+    dots = _dots(params, result)
+    return Probe(loss, rms, flow(result), without, _sizes(params), dots, global_norm(true_gradients(result)))
+
+
+def _sizes(params: Params) -> dict[str, Norm]:
+    """Norms of the weights under the names that `flow` gives to their gradients."""
     norms = matrix_norms(params["blocks"])
-    return Probe(loss, rms, flow(result), without, norms, dots, global_norm(true_gradients(result)))
+    norms["embed"] = norms["lookup"] = frobenius(params["embed"])
+    norms["head"] = frobenius(head_table(params))
+    for name in ("positions", "norm_f"):
+        if name in params:
+            norms[name] = root_sum_square([frobenius(leaf) for leaf in jax.tree.leaves(params[name])])
+    return norms
+
+
+def _dots(params: Params, result: Backward) -> dict[str, Norm]:
+    """<W, dL/dW> under the same names."""
+    dots, exponents = weight_dot_grad(params, result), exponents_of(result)
+    dots["layer"] = _total(list(dots.values()))
+    dots["lookup"] = inner(params["embed"], result.params["embed"], exponents["embed"])
+    dots["head"] = inner(head_table(params), result.head)
+    dots["embed"] = dots["lookup"] if "head" in params else _total([dots["lookup"], dots["head"]])
+    for name in ("positions", "norm_f"):
+        if name in params:
+            pairs = zip(jax.tree.leaves(params[name]), jax.tree.leaves(result.params[name]), strict=True)
+            dots[name] = _total([inner(w, g, exponents[name]) for w, g in pairs])
+    return dots
+
+
+def _total(parts: list[Norm]) -> Norm:
+    """The sum of signed values of one shape, element by element."""
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    top = jnp.max(jnp.where(stack.mantissa != 0, stack.exponent, -jnp.inf), axis=0)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    shift = jnp.maximum(stack.exponent - top[None], -150.0)
+    return Norm(jnp.sum(stack.mantissa * jnp.exp2(shift).astype(stack.mantissa.dtype), axis=0), top)
 
 
 def number(log10_value: float) -> float | None:
