@@ -62,3 +62,29 @@ def tiny(corpus):
         return from_mapping(base | (overrides or {}))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory):
+    """A finished run of two variants of one shape, through the command line: (config, run directory of the first)."""
+    from train.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "config.yaml"
+    config.write_text(
+        f"""
+name: tiny
+runs_dir: {folder}/runs
+model: {{layers: 2, width: 16, heads: 2, init_std: 0.1}}
+data: {{path: {corpus}, context: 8, batch: 4}}
+optimizer: {{warmup: 5, lr: 1e-2, min_lr: 1e-3}}
+train: {{steps: 40, eval_every: 20, eval_batches: 4, checkpoint_every: 20, steps_per_call: 5, unroll: 1}}
+watch: {{every: 5}}
+variants:
+  with: {{}}
+  without_skip: {{model.residual: none}}
+""",
+        encoding="utf-8",
+    )
+    assert main(["train", str(config)]) == 0
+    return config, folder / "runs" / "tiny" / "with"
