@@ -28,7 +28,7 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
     try:
         code = main([str(argument) for argument in arguments])
     except SystemExit as error:  # argparse
-        code = error.code
+        code = error.code if isinstance(error.code, int) else 1
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     return code, out, err

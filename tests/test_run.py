@@ -325,7 +325,7 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
         assert logged.keys() == alone.keys()
         losses = [[r["loss/train"] for step, r in sorted(x.items()) if step] for x in (logged, alone)]
         if name.endswith("=0"):
-            np.testing.assert_allclose(*losses, rtol=2e-6)
+            np.testing.assert_allclose(losses[0], losses[1], rtol=2e-6)
         else:
             assert np.abs(np.subtract(*losses)).max() > 1e-2
         assert read_config(tmp_path / "tiny" / name).data.seed == int(name[-1])
