@@ -1,5 +1,6 @@
 """JAX made strict for every test: no implicit rank or dtype promotion, several CPU devices, warnings are errors."""
 
+import json
 import os
 
 # Optimization level 0: nearly all the time of a test is the compilation of a tiny program that runs a few times.
@@ -88,3 +89,14 @@ variants:
     )
     assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
+
+
+@pytest.fixture(scope="session")
+def probed(trained, tmp_path_factory):
+    """What `probe --json` writes for with, without_skip and a third of another shape: post_ln, untied, no norms."""
+    from train.cli import main
+
+    file = tmp_path_factory.mktemp("probe") / "deep" / "p.json"
+    more = "variants.bare={model.norm: none, model.positions: none, model.tied_head: false, model.residual: post_ln}"
+    assert main(["probe", str(trained[0]), "--json", str(file), more]) == 0  # overrides may follow options
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -17,6 +18,8 @@ from train.core.loss import tapped_loss
 from train.core.probe import _delta, _dots, _sizes, finite, number, numbers
 from train.gradflow.delta import Flow, backward
 from train.gradflow.norms import Norm, named, value
+from train.run.generate import Generator
+from train.run.rundir import read_config
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "docs" / "probe.schema.json").read_text(encoding="utf-8"))
@@ -190,6 +193,22 @@ def test_the_most_likely_tokens_are_sorted_and_sum_to_at_most_one(trained, capsy
     assert every[:5] == some
 
 
+@pytest.mark.parametrize("prompt", ["the", "unchanged norms"])  # shorter and longer than the context of 8
+def test_probabilities_are_the_model_s_after_the_last_tokens(trained, prompt):
+    """The tokens alone, without padding, through the network with the weights of the newest checkpoint."""
+    _, run = trained
+    generator, config = Generator(run), read_config(run)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        params = checkpointer.restore((run / "ckpt" / "00000040" / "state").absolute())["params"]
+    tokens = generator.tokenizer.encode(prompt).astype(np.int32)[-8:]
+    network = Network(config.model, generator.tokenizer.vocab_size, 8)
+    logits = np.asarray(jax.jit(lambda p: network.apply(p, tokens[None])[0])(params), np.float64)[-1]
+    expected = np.exp(logits - logits.max()) / np.sum(np.exp(logits - logits.max()))
+    found = generator.likeliest(prompt, 24)
+    np.testing.assert_allclose([probability for _, probability in found], np.sort(expected)[::-1], rtol=1e-5)
+    assert found[0][0] == generator.tokenizer.token_text(int(np.argmax(expected)))
+
+
 def test_draws_depend_on_the_seed_alone(trained, capsys):
     _, run = trained
 
@@ -213,15 +232,6 @@ def test_a_character_that_the_corpus_lacks_is_2_in_one_line(trained, capsys):
 
 
 # probe
-
-
-@pytest.fixture(scope="module")
-def probed(trained, tmp_path_factory):
-    """What `probe --json` writes for with, without_skip and a third of another shape: post_ln, untied, no norms."""
-    file = tmp_path_factory.mktemp("probe") / "deep" / "p.json"
-    more = "variants.bare={model.norm: none, model.positions: none, model.tied_head: false, model.residual: post_ln}"
-    assert main(["probe", str(trained[0]), "--json", str(file), more]) == 0  # overrides may follow options
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def validate(value):
