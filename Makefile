@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 CONFIGS ?= $(wildcard configs/*.yaml)
 
-.PHONY: quickstart test lint types unit configs bench clean
+.PHONY: quickstart test torture lint types unit configs bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/deltaflow train configs/quickstart.yaml
@@ -21,6 +21,10 @@ types: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not tpu_aot"
+
+# The slow tests: the full grid of laws.
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 # Runs every config and checks what it promises under `expect:`. shakespeare_char wants a GPU.
 configs: $(VENV)/.installed
