@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from train.config.schema import OptimizerConfig
 from train.core.schedule import learning_rate
-from train.gradflow.norms import Norm, frobenius, root_sum_square
+from train.gradflow.norms import Norm
 
 
 class HParams(NamedTuple):
@@ -63,10 +63,6 @@ def transformation(
 
 def rate(config: OptimizerConfig, hp: HParams, step: Int[Array, ""], steps: int) -> Float[Array, ""]:
     return learning_rate(config, jnp.asarray(hp.lr), jnp.asarray(hp.min_lr), step, steps)
-
-
-def global_norm(grads: Any) -> Norm:
-    return root_sum_square([frobenius(leaf) for leaf in jax.tree.leaves(grads)])
 
 
 def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 from model.network import Network, Params
 from model.residual import rule_of
 from train.core.loss import tapped_loss
-from train.core.optimizer import global_norm
 from train.core.state import parameter_count
 from train.gradflow.delta import (
     Backward,
@@ -23,7 +22,17 @@ from train.gradflow.delta import (
     true_gradients,
     weight_dot_grad,
 )
-from train.gradflow.norms import Norm, frobenius, gains, inner, log10, matrix_norms, root_sum_square, value
+from train.gradflow.norms import (
+    Norm,
+    flat,
+    gains,
+    inner,
+    log10,
+    matrix_norms,
+    separate_norms,
+    total_norm,
+    value,
+)
 from train.gradflow.verdict import judge
 
 
@@ -46,18 +55,15 @@ def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], skip
         zero = jnp.zeros_like(skip_scale)
         without = flow(backward(tapped_loss(network, windows, zero, None), params, depth)[1])
     dots = _dots(params, result)
-    return Probe(loss, rms, flow(result), without, _sizes(params), dots, global_norm(true_gradients(result)))
+    return Probe(loss, rms, flow(result), without, _sizes(params), dots, total_norm(true_gradients(result)))
 
 
 def _sizes(params: Params) -> dict[str, Norm]:
     """Norms of the weights under the names that `flow` gives to their gradients."""
-    norms = matrix_norms(params["blocks"])
-    norms["embed"] = norms["lookup"] = frobenius(params["embed"])
-    norms["head"] = frobenius(head_table(params))
-    for name in ("positions", "norm_f"):
-        if name in params:
-            norms[name] = root_sum_square([frobenius(leaf) for leaf in jax.tree.leaves(params[name])])
-    return norms
+    single = {"embed": params["embed"], "head": head_table(params)}
+    single |= {name: flat(params[name]) for name in ("positions", "norm_f") if name in params}
+    norms = separate_norms(single)
+    return matrix_norms(params["blocks"]) | norms | {"lookup": norms["embed"]}
 
 
 def _dots(params: Params, result: Backward) -> dict[str, Norm]:

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Int
 from model.network import Network, Params
 from train.config.schema import RunConfig
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, clip_factor, global_norm, rate, transformation
+from train.core.optimizer import HParams, clip_factor, rate, transformation
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
-from train.gradflow.norms import Norm, matrix_norms
+from train.gradflow.norms import Norm, matrix_norms, total_norm
 
 
 class Metrics(NamedTuple):
@@ -46,7 +46,7 @@ def train_step(
     else:
         loss, grads = _plain(network, config, state.params, windows, hp.skip_scale, key)
         result = None
-    norm = global_norm(grads)
+    norm = total_norm(grads)
     factor = clip_factor(norm, hp.clip)
     clipped = grads if hp.clip is None else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.

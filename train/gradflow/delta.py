@@ -15,7 +15,7 @@ from model.layers import wide
 from model.network import Params
 from model.taps import exponent_limit, scaled
 from model.transformer import Seen
-from train.gradflow.norms import Norm, frobenius, inner, matrix_norms, named, root_mean_of_parts, root_sum_square
+from train.gradflow.norms import Norm, flat, inner, matrix_norms, named, root_mean_of_parts, separate_norms
 
 # loss(params, head, slots) -> (mean loss, (seen, aux)): head is the table that makes logits, slots are the taps'.
 TappedLoss = Callable[[Params, Array, Array], tuple[Array, tuple[Seen, Any]]]
@@ -108,16 +108,15 @@ def flow(result: Backward) -> Flow:
     """
     exponents = exponents_of(result)
     norms = matrix_norms(result.params["blocks"], exponents["blocks"])
-    norms["lookup"] = frobenius(result.params["embed"], exponents["embed"])
-    norms["head"] = frobenius(result.head)
-    if "head" in result.params:
+    tied = "head" not in result.params
+    single = {"lookup": result.params["embed"], "head": result.head}
+    if tied:
+        single["embed"] = _shift(result.params["embed"], exponents["embed"]) + result.head
+    single |= {name: flat(result.params[name]) for name in ("positions", "norm_f") if name in result.params}
+    lacking = {"lookup": exponents["embed"]} | {n: exponents[n] for n in ("positions", "norm_f") if n in exponents}
+    norms |= {name: norm.times(lacking.get(name, 0.0)) for name, norm in separate_norms(single).items()}
+    if not tied:
         norms["embed"] = norms["lookup"]
-    else:
-        norms["embed"] = frobenius(_shift(result.params["embed"], exponents["embed"]) + result.head)
-    for name in ("positions", "norm_f"):
-        if name in result.params:
-            leaves = jax.tree.leaves(result.params[name])
-            norms[name] = root_sum_square([frobenius(leaf, exponents[name]) for leaf in leaves])
     return Flow(result.delta, norms, result.seen)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from model.layers import wide
-from model.taps import power_of_two, scaled
+from model.taps import exponent_of, power_of_two, scaled
 
 
 class Norm(NamedTuple):
@@ -24,18 +24,42 @@ class Norm(NamedTuple):
     mantissa: Float[Array, "..."]
     exponent: Float[Array, "..."]
 
+    def times(self, exponent: Float[Array, "..."] | float) -> "Norm":
+        """The values times 2^exponent."""
+        return Norm(self.mantissa, self.exponent + exponent)
+
 
 def frobenius(x: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
     """Frobenius norm of x * 2^exponent; x of any shape and floating dtype. float32, float64 for a float64 x."""
-    k = power_of_two(x)
-    unit = scaled(x, -k).astype(wide(x.dtype))  # before squaring: a bfloat16 square keeps three digits
-    return Norm(jnp.sqrt(jnp.sum(jnp.square(unit))), k + exponent)
+    (norm,) = _apart(_frobenius_of([x], ()))
+    return norm.times(exponent)
 
 
 def stacked_frobenius(x: Float[Array, "L ..."], exponents: Float[Array, "L"] | None = None) -> Norm:
     """One Frobenius norm a layer, [L], of x[l] * 2^exponents[l]: reduces over every axis but the first."""
-    zeros = jnp.zeros((x.shape[0],), jnp.float32)
-    return jax.vmap(frobenius)(x, zeros if exponents is None else exponents)
+    (norm,) = _apart(_frobenius_of([x], x.shape[:1]))
+    return norm if exponents is None else norm.times(exponents)
+
+
+def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
+    """Norms [leaves, *kept] of arrays [*kept, ...]. All at once: a kernel of scalars for each would take long to
+    compile and to start."""
+    axes = [tuple(range(len(kept), leaf.ndim)) for leaf in leaves]
+    dtype = jnp.result_type(*(wide(leaf.dtype) for leaf in leaves))
+    tops = [jnp.max(jnp.abs(leaf), axis=axis).astype(dtype) for leaf, axis in zip(leaves, axes, strict=True)]
+    k = exponent_of(jnp.stack(tops))
+
+    def sum_of_squares(leaf: Array, axis: tuple[int, ...], k: Array) -> Array:
+        # Wide before squaring: a bfloat16 square keeps three digits.
+        unit = scaled(leaf.astype(dtype), -k.reshape(k.shape + (1,) * len(axis)))
+        return jnp.sum(jnp.square(unit), axis=axis)
+
+    sums = [sum_of_squares(leaf, axis, k[i]) for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
+    return Norm(jnp.sqrt(jnp.stack(sums)), k)
+
+
+def _apart(stack: Norm) -> list[Norm]:
+    return [Norm(stack.mantissa[i], stack.exponent[i]) for i in range(stack.mantissa.shape[0])]
 
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
@@ -70,8 +94,27 @@ def root_mean_of_parts(stack: Norm) -> Norm:
 
 def matrix_norms(blocks: Mapping[str, Any], exponents: Float[Array, "L"] | None = None) -> dict[str, Norm]:
     """Norms [L] of every stacked parameter of the blocks, by tag, and of the whole block as `layer`."""
-    norms = {tag: stacked_frobenius(leaf, exponents) for tag, leaf in named(blocks).items()}
-    return norms | {"layer": root_sum_square(norms.values())}
+    leaves = named(blocks)
+    first = next(iter(leaves.values()))
+    stack = _frobenius_of(list(leaves.values()), first.shape[:1])
+    if exponents is not None:
+        stack = stack.times(exponents[None])
+    return dict(zip(leaves, _apart(stack), strict=True)) | {"layer": _combined(stack)}
+
+
+def separate_norms(leaves: Mapping[str, Array]) -> dict[str, Norm]:
+    """The Frobenius norm [] of each leaf."""
+    return dict(zip(leaves, _apart(_frobenius_of(list(leaves.values()), ())), strict=True))
+
+
+def flat(tree: Any) -> Float[Array, "n"]:
+    """All entries of a tree of small arrays as one vector."""
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+
+def total_norm(tree: Any) -> Norm:
+    """Frobenius norm of all leaves of a tree together."""
+    return _combined(_frobenius_of(jax.tree.leaves(tree), ()))
 
 
 def named(tree: Mapping[str, Any]) -> dict[str, Array]:
