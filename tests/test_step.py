@@ -16,7 +16,7 @@ from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.step import _dropout_key, _micro, train_step
 from train.core.tags import watched_scalars
-from train.gradflow.norms import Norm, named, total_norm, value
+from train.gradflow.norms import Norm, named, parameter_norms, total_norm, value
 
 VOCAB = 11
 run_step = jax.jit(train_step, static_argnums=(0, 1, 5))  # shared, so that equal configs compile once
@@ -131,16 +131,16 @@ def test_clip_factor_by_hand(mantissa, exponent, clip, expected):
 
 
 def test_a_clipped_gradient_has_the_norm_of_the_clip():
-    grads = {"a": jnp.asarray([3.0, 0.0], jnp.float32), "b": jnp.asarray([[4.0]], jnp.float32)}
-    norm = total_norm(grads)
+    grads = {"blocks": {"a": jnp.asarray([[3.0], [0.0]], jnp.float32)}, "b": jnp.asarray([[4.0]], jnp.float32)}
+    norm = total_norm(parameter_norms(grads), grads)
     assert value(norm) == pytest.approx(5.0, rel=1e-6)
     assert float(clip_factor(norm, np.float32(0.5))) == pytest.approx(0.1, rel=2e-6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_stays_visible(bad):
-    grads = {"a": jnp.asarray([3.0, bad], jnp.float32)}
-    norm = total_norm(grads)
+    grads = {"blocks": {"a": jnp.asarray([[3.0, bad]], jnp.float32)}, "b": jnp.ones((1,), jnp.float32)}
+    norm = total_norm(parameter_norms(grads), grads)
     assert not np.isfinite(value(norm))
     assert float(clip_factor(norm, np.float32(1.0))) == 1.0
 

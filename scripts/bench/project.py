@@ -46,6 +46,8 @@ def make(config: str, watch_every: int) -> tuple[Callable[[int], float], int]:
     watched = variant.config.model_copy(update={"watch": variant.config.watch.model_copy(update=watch)})
     object.__setattr__(programs.group, "variants", (Variant(variant.name, watched),))
     data = watched.data
+    windows = jax.ShapeDtypeStruct((K, data.batch), np.int32)
+    programs.prepare_window(windows, watch_every > 0)  # as the training loop does, beside the initial draws
     states = programs.init()
     step = 0
     tracker = Tracker(Path(tempfile.mkdtemp(prefix="deltaflow-bench-")))
@@ -68,11 +70,11 @@ def make(config: str, watch_every: int) -> tuple[Callable[[int], float], int]:
 
 def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
     metrics, watched = jax.device_get(measured[0])
-    count = 0 if watched is None else len(watched.clip_factor)
-    for index in range(count):
+    rows = []
+    for index in range(0 if watched is None else len(watched.clip_factor)):
         one = jax.tree.map(lambda leaf, index=index: leaf[index], watched)
-        tracker.log(step + index * watch_every, watched_scalars(one))
-    tracker.log(step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})
+        rows.append((step + index * watch_every, watched_scalars(one)))
+    tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
 
 
 def contestant(config: str, watch_every: int, shapes: Shapes, dtype: str) -> Contestant:

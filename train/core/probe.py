@@ -19,17 +19,14 @@ from train.gradflow.delta import (
     exponents_of,
     flow,
     head_table,
-    true_gradients,
     weight_dot_grad,
 )
 from train.gradflow.norms import (
     Norm,
-    flat,
     gains,
     inner,
     log10,
-    matrix_norms,
-    separate_norms,
+    parameter_norms,
     total_norm,
     value,
 )
@@ -54,16 +51,14 @@ def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], skip
     if rule_of(network.config).additive:
         zero = jnp.zeros_like(skip_scale)
         without = flow(backward(tapped_loss(network, windows, zero, None), params, depth)[1])
-    dots = _dots(params, result)
-    return Probe(loss, rms, flow(result), without, _sizes(params), dots, total_norm(true_gradients(result)))
+    seen = flow(result)
+    return Probe(loss, rms, seen, without, _sizes(params), _dots(params, result), total_norm(seen.grad, params))
 
 
 def _sizes(params: Params) -> dict[str, Norm]:
     """Norms of the weights under the names that `flow` gives to their gradients."""
-    single = {"embed": params["embed"], "head": head_table(params)}
-    single |= {name: flat(params[name]) for name in ("positions", "norm_f") if name in params}
-    norms = separate_norms(single)
-    return matrix_norms(params["blocks"]) | norms | {"lookup": norms["embed"]}
+    norms = parameter_norms(params)
+    return {"head": norms["embed"], **norms, "lookup": norms["embed"]}
 
 
 def _dots(params: Params, result: Backward) -> dict[str, Norm]:

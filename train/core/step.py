@@ -14,7 +14,7 @@ from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, clip_factor, rate, transformation
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
-from train.gradflow.norms import Norm, matrix_norms, total_norm
+from train.gradflow.norms import Norm, matrix_norms, parameter_norms, total_norm
 
 
 class Metrics(NamedTuple):
@@ -42,11 +42,12 @@ def train_step(
     key = _dropout_key(config, hp, state.step)
     if watched:
         loss, result = _tapped(network, config, state.params, windows, hp.skip_scale, key)
-        grads = true_gradients(result)
+        grads, seen = true_gradients(result), flow(result)
     else:
         loss, grads = _plain(network, config, state.params, windows, hp.skip_scale, key)
-        result = None
-    norm = total_norm(grads)
+        seen = None
+    # The same sums in the same order, watched or not, so that watching does not change a bit of the training.
+    norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
     factor = clip_factor(norm, hp.clip)
     clipped = grads if hp.clip is None else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
@@ -57,7 +58,7 @@ def train_step(
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     metrics = Metrics(loss, rate(config.optimizer, hp, state.step, config.train.steps))
     measured = None
-    if result is not None:
+    if seen is not None:
         without = None
         if config.watch.counterfactual:
             zero = jnp.zeros_like(jnp.asarray(hp.skip_scale))
@@ -65,7 +66,7 @@ def train_step(
             rolled = dataclasses.replace(network, unroll=1)
             without = flow(_tapped(rolled, config, state.params, windows, zero, key)[1])
         measured = Watched(
-            flow(result),
+            seen,
             without,
             matrix_norms(state.params["blocks"]),
             matrix_norms(updates["blocks"]),

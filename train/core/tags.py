@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
 from train.core.step import Watched
-from train.gradflow.delta import Flow
 from train.gradflow.norms import Norm, gains, log10
 
 Scalars = dict[str, float | None]
@@ -20,13 +20,18 @@ def layer(index: int) -> str:
     return f"layer_{index:03d}"
 
 
+@cache
+def _names(prefix: str, count: int, suffix: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}/{layer(index)}{suffix}" for index in range(count))
+
+
 def _finite(x: float) -> float | None:
     """A log10 as a scalar: None for an exact zero, whose logarithm is not a number to draw."""
-    return None if x == -math.inf else float(x)
+    return None if x == -math.inf else x
 
 
 def _depths(prefix: str, values: np.ndarray, suffix: str = "") -> Scalars:
-    return {f"{prefix}/{layer(i)}{suffix}": _finite(v) for i, v in enumerate(values.tolist())}
+    return dict(zip(_names(prefix, len(values), suffix), map(_finite, values.tolist()), strict=True))
 
 
 def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Scalars:
@@ -39,23 +44,30 @@ def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Scalars:
     return out
 
 
-def _logs(norms: Mapping[str, Norm]) -> dict[str, np.ndarray]:
-    return {name: log10(norm) for name, norm in norms.items()}
-
-
-def flow_scalars(flow: Flow, suffix: str = "") -> Scalars:
-    """delta{suffix}/norm_log10/layer_NNN and grad{suffix}/norm_log10/..., base-10 logarithms of Frobenius norms."""
-    out = _depths(f"delta{suffix}/norm_log10", log10(flow.delta))
-    return out | _matrices(f"grad{suffix}/norm_log10", _logs(flow.grad))
+def _logs(*tables: Mapping[str, Norm]) -> list[dict[str, np.ndarray]]:
+    """log10 of every norm of some tables, in one call: a call for each would cost more than the device's part."""
+    norms = [norm for table in tables for norm in table.values()]
+    shapes = [np.shape(norm.mantissa) for norm in norms]
+    parts = (np.concatenate([np.reshape(part, -1) for part in column]) for column in zip(*norms, strict=True))
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    logs = iter(part.reshape(shape) for part, shape in zip(np.split(log10(Norm(*parts)), ends), shapes, strict=True))
+    return [{name: next(logs) for name in table} for table in tables]
 
 
 def watched_scalars(watched: Watched) -> Scalars:
-    """Every tag of one watched step, from host arrays."""
-    out = flow_scalars(watched.flow)
-    if watched.without is not None:
-        out |= flow_scalars(watched.without, "_without")
-    out |= _depths("gain", gains(log10(watched.flow.delta)))
-    weight, update = _logs(watched.weight), _logs(watched.update)
+    """Every tag of one watched step, from host arrays. What spans decades is a base-10 logarithm."""
+    flows = {"": watched.flow} | ({} if watched.without is None else {"_without": watched.without})
+    weight, update, single, *grads = _logs(
+        watched.weight,
+        watched.update,
+        {"global": watched.grad_global} | {suffix: flow.delta for suffix, flow in flows.items()},
+        *(flow.grad for flow in flows.values()),
+    )
+    out: Scalars = {}
+    for suffix, grad in zip(flows, grads, strict=True):
+        out |= _depths(f"delta{suffix}/norm_log10", single[suffix])
+        out |= _matrices(f"grad{suffix}/norm_log10", grad)
+    out |= _depths("gain", gains(single[""]))
     with np.errstate(invalid="ignore"):
         out |= _matrices("update/ratio_log10", {name: update[name] - weight[name] for name in weight})
     with np.errstate(over="ignore", under="ignore"):
@@ -63,6 +75,6 @@ def watched_scalars(watched: Watched) -> Scalars:
     if watched.flow.seen is not None:
         out |= _depths("act/rms", np.asarray(watched.flow.seen.rms))
         out |= _depths("act/rank", np.asarray(watched.flow.seen.rank))
-    out["grad/global_preclip_log10"] = _finite(float(log10(watched.grad_global)))
+    out["grad/global_preclip_log10"] = _finite(float(single["global"]))
     out["grad/clip_factor"] = float(watched.clip_factor)
     return out

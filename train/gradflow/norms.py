@@ -108,13 +108,20 @@ def separate_norms(leaves: Mapping[str, Array]) -> dict[str, Norm]:
 
 
 def flat(tree: Any) -> Float[Array, "n"]:
-    """All entries of a tree of small arrays as one vector."""
-    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+    """All entries of a tree as one vector."""
+    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree)]
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
 
-def total_norm(tree: Any) -> Norm:
-    """Frobenius norm of all leaves of a tree together."""
-    return _combined(_frobenius_of(jax.tree.leaves(tree), ()))
+def parameter_norms(params: Mapping[str, Any]) -> dict[str, Norm]:
+    """Norms of a model's parameters or gradients: `matrix_norms` of the blocks, and each other entry under its name."""
+    rest = {name: flat(leaves) for name, leaves in params.items() if name != "blocks"}
+    return matrix_norms(params["blocks"]) | separate_norms(rest)
+
+
+def total_norm(norms: Mapping[str, Norm], parts: Iterable[str]) -> Norm:
+    """Frobenius norm of all that the entries `parts` and `layer` are the norms of."""
+    return root_sum_square([_combined(norms["layer"]), *(norms[part] for part in parts if part != "blocks")])
 
 
 def named(tree: Mapping[str, Any]) -> dict[str, Array]:

@@ -212,10 +212,8 @@ class GroupRun:
         self._clock = now
         config = self.group.config
         for record, (metrics, watched) in zip(self.records, results, strict=True):
-            every = min(config.watch.every, end - start)
-            for index in range(0 if watched is None else -(-(end - start) // every)):
-                one = jax.tree.map(lambda leaf, index=index: leaf[index], watched)
-                record.watched(start + index * every, one)
+            if watched is not None:
+                record.watched(range(start, end, min(config.watch.every, end - start)), watched)
             record.last_loss = float(np.mean(metrics.loss, dtype=np.float64))
             row = {"loss/train": record.last_loss, "optim/lr": float(metrics.lr[-1])}
             if rate is not None:

@@ -1,11 +1,12 @@
 """What one variant has logged: rows that are still open, the last watched step, and the summary at the end."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from train.config.load import Variant, flatten, to_yaml
@@ -47,12 +48,13 @@ class Record:
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
         self.open_rows.setdefault(step, {}).update(values)
 
-    def watched(self, step: int, measured: Watched) -> None:
-        self.add(step, watched_scalars(measured))
-        grad = {name: log10(norm) for name, norm in measured.flow.grad.items()}
-        now = judge(log10(measured.flow.delta), grad)
-        self.first = self.first or now
-        self.verdict = over_run(self.first, now, step)
+    def watched(self, steps: Sequence[int], stacked: Watched) -> None:
+        """What a window measured, stacked [steps]."""
+        each = [jax.tree.map(lambda leaf, index=index: leaf[index], stacked) for index in range(len(steps))]
+        for step, measured in zip(steps, each, strict=True):
+            self.add(step, watched_scalars(measured))
+        self.first = self.first or _judged(each[0])
+        self.verdict = over_run(self.first, _judged(each[-1]), steps[-1])
 
     def save(self, state: State) -> None:
         """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""
@@ -67,8 +69,8 @@ class Record:
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
-        for ready in sorted(s for s in self.open_rows if s < step):
-            self.tracker.log(ready, self.open_rows.pop(ready))
+        ready = sorted(s for s in self.open_rows if s < step)
+        self.tracker.log_all([(s, self.open_rows.pop(s)) for s in ready])
 
     def pictures(self) -> None:
         """Rewrites the depth x step heatmaps from what has been logged."""
@@ -106,3 +108,7 @@ class Record:
             "verdict": None if self.verdict is None else self.verdict.as_json(),
             "exit_reason": reason,
         }
+
+
+def _judged(measured: Watched) -> Verdict:
+    return judge(log10(measured.flow.delta), {name: log10(norm) for name, norm in measured.flow.grad.items()})

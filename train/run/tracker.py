@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -36,16 +36,17 @@ class Rows:
         self._end = self._file.seek(0, os.SEEK_END)
         self._torn = False
 
-    def append(self, row: Mapping[str, object]) -> None:
-        """Raises OSError; what a full disk took of the row is cut off before the next one."""
-        rest = json.dumps(row, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    def append(self, *rows: Mapping[str, object]) -> None:
+        """Raises OSError; what a full disk took of the rows is cut off before the next ones."""
+        texts = [json.dumps(row, allow_nan=False, ensure_ascii=False, separators=(",", ":")) for row in rows]
+        lines = rest = "".join(f"{text}\n" for text in texts).encode()
         if self._torn:
             self._file.truncate(self._end)
         self._torn = True
         while rest:
             rest = rest[self._file.write(rest) :]
         self._torn = False
-        self._end = self._file.seek(0, os.SEEK_END)
+        self._end += len(lines)
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -121,21 +122,28 @@ class Tracker:
         None is null in the line and nothing in TensorBoard. A value that is not finite is null in the line, which
         then names its tag under `nonfinite`, and itself in TensorBoard.
         """
-        step = int(step)
-        numbers = {tag: None if value is None else float(value) for tag, value in values.items()}
-        known = {tag: value for tag, value in numbers.items() if value is not None}
-        row: dict[str, object] = {"step": step}
-        row |= {tag: None if value is None or not math.isfinite(value) else value for tag, value in numbers.items()}
-        if nonfinite := [tag for tag, value in known.items() if not math.isfinite(value)]:
-            row["nonfinite"] = nonfinite
+        self.log_all([(step, values)])
+
+    def log_all(self, steps: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
+        """`log` for several steps in order, with one write for all their lines."""
+        rows: list[Mapping[str, object]] = []
+        for step, values in steps:
+            step = int(step)
+            numbers = {tag: None if value is None else float(value) for tag, value in values.items()}
+            known = {tag: value for tag, value in numbers.items() if value is not None}
+            row: dict[str, object] = {"step": step}
+            row |= {tag: None if value is None or not math.isfinite(value) else value for tag, value in numbers.items()}
+            if nonfinite := [tag for tag, value in known.items() if not math.isfinite(value)]:
+                row["nonfinite"] = nonfinite
+            rows.append(row)
+            self._step = step
+            self._last |= known
+            self._scalars(step, known)
         try:
-            if not self._closed:
-                self._rows.append(row)
+            if rows and not self._closed:
+                self._rows.append(*rows)
         except OSError as error:
             self._lose(f"metrics.jsonl: {error}")
-        self._step = step
-        self._last |= known
-        self._scalars(step, known)
 
     def image(self, tag: str, step: int, rgb: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""
