@@ -1,42 +1,145 @@
 """What the `model:` section of a config may say. No JAX here: a config is checked before JAX starts."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-ResidualRule = Literal["pre_ln", "post_ln", "none"]
+from model.traced import Traced
+
+Rule = Literal[
+    "pre_ln",
+    "post_ln",
+    "none",
+    "sandwich",
+    "rezero",
+    "skipinit",
+    "layerscale",
+    "deepnorm",
+    "gpt2_scaled",
+    "value_residual",
+    "x0_lambda",
+    "stochastic_depth",
+    "highway",
+    "value_skipinit",
+]
 
 
-class ModelConfig(BaseModel):
-    """A decoder-only (or bidirectional) transformer; sizes are counts, `norm_eps` is added to a mean square."""
-
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ResidualConfig(Section):
+    """The residual rule and its options; `residual: NAME` is short for a rule with its own defaults."""
+
+    rule: Rule = Field(
+        default="pre_ln",
+        description="how a sublayer joins the stream; the rules are listed at the end of docs/config.md",
+    )
+    alpha: Annotated[float | None, Traced()] = Field(
+        default=None,
+        description="rezero, skipinit: alpha at the start (null = 0); value_skipinit: the same (null = 1); "
+        "deepnorm: alpha (null = (2L)^1/4)",
+    )
+    scale: Annotated[float | None, Traced()] = Field(
+        default=None, description="layerscale: lambda at the start; null = 0.1, 1e-5 or 1e-6 by depth"
+    )
+    mix: Annotated[float | None, Traced()] = Field(
+        default=None, description="value_residual: lambda at the start (null = 0.5); x0_lambda: lambda_1 (null = 0)"
+    )
+    keep: Annotated[float | None, Traced()] = Field(
+        default=None, gt=0, le=1, description="stochastic_depth: survival probability of the last block; null = 0.5"
+    )
+    bias: Annotated[float | None, Traced()] = Field(
+        default=None, description="highway: the gate's bias at the start; null = -1"
+    )
+
+
+# Which rules each option belongs to.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "alpha": ("rezero", "skipinit", "value_skipinit", "deepnorm"),
+    "scale": ("layerscale",),
+    "mix": ("value_residual", "x0_lambda"),
+    "keep": ("stochastic_depth",),
+    "bias": ("highway",),
+}
+
+
+class InitGain(Section):
+    """Factors of the initial block matrices, on top of `init` and of the residual rule's own."""
+
+    attn_q: Annotated[float, Traced()] = Field(default=1.0, description="queries")
+    attn_k: Annotated[float, Traced()] = Field(default=1.0, description="keys")
+    attn_v: Annotated[float, Traced()] = Field(default=1.0, description="values")
+    attn_o: Annotated[float, Traced()] = Field(default=1.0, description="attention's output matrix")
+    mlp_in: Annotated[float, Traced()] = Field(default=1.0, description="MLP's input matrix")
+    mlp_gate: Annotated[float, Traced()] = Field(default=1.0, description="MLP's gate matrix (swiglu, geglu)")
+    mlp_out: Annotated[float, Traced()] = Field(default=1.0, description="MLP's output matrix")
+
+
+class ModelConfig(Section):
+    """A decoder-only (or bidirectional) transformer; sizes are counts, `norm_eps` is added to a mean square."""
 
     layers: int = Field(default=8, ge=1, le=10_000, description="blocks; each has an attention and an MLP sublayer")
     width: int = Field(default=128, ge=1, description="width of the residual stream")
     heads: int = Field(default=4, ge=1, description="query heads; must divide width")
     kv_heads: int | None = Field(default=None, ge=1, description="key and value heads; null = heads; must divide heads")
     mlp_ratio: float = Field(default=4, gt=0, description="hidden width of the MLP over width")
-    activation: Literal["gelu", "relu", "silu", "swiglu"] = Field(
-        default="gelu", description="gelu is the tanh form; swiglu adds a gate matrix"
+    activation: Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu", "linear"] = Field(
+        default="gelu", description="gelu is the tanh form; swiglu and geglu add a gate matrix; linear is none at all"
     )
     norm: Literal["rms", "layer", "none"] = Field(default="rms", description="the final norm follows it")
-    norm_eps: float = Field(default=1e-6, ge=0, description="added to the mean square (rms) or variance (layer)")
-    norm_gain: bool = Field(default=True, description="learnable gain on every norm")
-    residual: ResidualRule = Field(default="pre_ln", description="how a sublayer joins the stream")
-    skip_scale: float = Field(
-        default=1.0, description="s in x <- s*x + F(N(x)); 1 = with the skip, 0 = without; traced"
+    norm_eps: Annotated[float, Traced()] = Field(
+        default=1e-6, ge=0, description="added to the mean square (rms) or variance (layer)"
     )
-    positions: Literal["learned", "rope", "none"] = Field(default="learned", description="how tokens know their place")
+    norm_gain: bool = Field(default=True, description="learnable gain on every norm")
+    residual: ResidualConfig = ResidualConfig()
+    skip_scale: Annotated[float, Traced()] = Field(
+        default=1.0, description="s in x <- s*x + F(N(x)); 1 = with the skip, 0 = without"
+    )
+    positions: Literal["learned", "rope", "sinusoidal", "alibi", "none"] = Field(
+        default="learned", description="how tokens know their place; sinusoidal has amplitude 1 and no parameters"
+    )
     attention: Literal["causal", "full"] = Field(default="causal", description="which keys a query sees")
-    qk_norm: bool = Field(default=False, description="RMS norm on each head's queries and keys")
+    window: int | None = Field(
+        default=None, ge=1, description="sliding window: keys nearer than this many tokens are seen; null = all"
+    )
+    attention_scale: Annotated[float | None, Traced()] = Field(
+        default=None, description="factor of q . k; null = 1 / sqrt(width / heads)"
+    )
+    attention_cap: Annotated[float | None, Traced()] = Field(
+        default=None, gt=0, description="soft cap of attention's logits, cap * tanh(logit / cap); null = none"
+    )
+    logit_cap: Annotated[float | None, Traced()] = Field(
+        default=None, gt=0, description="soft cap of the head's logits; null = none"
+    )
+    qk_norm: bool = Field(default=False, description="RMS norm on each head's queries and keys, without a gain")
     bias: bool = Field(default=False, description="biases on linear layers and layer norms")
     tied_head: bool = Field(default=True, description="the head reuses the token embedding")
-    dropout: float = Field(
+    dropout: Annotated[float, Traced(off=0.0)] = Field(
         default=0.0, ge=0, lt=1, description="embedding, attention and sublayer outputs, inverted form"
     )
+    dropout_embed: Annotated[float | None, Traced(off=0.0)] = Field(
+        default=None, ge=0, lt=1, description="of the embedding alone; null = dropout"
+    )
+    dropout_attention: Annotated[float | None, Traced(off=0.0)] = Field(
+        default=None, ge=0, lt=1, description="of the attention weights alone; null = dropout"
+    )
+    dropout_residual: Annotated[float | None, Traced(off=0.0)] = Field(
+        default=None, ge=0, lt=1, description="of the sublayers' outputs alone; null = dropout"
+    )
     init: Literal["normal", "xavier", "orthogonal"] = Field(default="xavier", description="of every block matrix")
-    init_std: float = Field(default=0.02, gt=0, description="of embeddings, and of matrices under init: normal; traced")
+    init_std: Annotated[float, Traced()] = Field(
+        default=0.02, gt=0, description="of embeddings, and of matrices under init: normal"
+    )
+    init_gain: InitGain = InitGain()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_rule(cls, given: Any) -> Any:
+        """`residual: NAME` is short for `residual: {rule: NAME}`."""
+        if isinstance(given, dict) and isinstance(given.get("residual"), str):
+            return {**given, "residual": {"rule": given["residual"]}}
+        return given
 
     @property
     def head_width(self) -> int:
@@ -45,6 +148,22 @@ class ModelConfig(BaseModel):
     @property
     def value_heads(self) -> int:
         return self.heads if self.kv_heads is None else self.kv_heads
+
+    def dropout_at(self, place: str) -> str | None:
+        """The key of the rate at `place` (embed, attention, residual), None where nothing is dropped."""
+        own = getattr(self, f"dropout_{place}")
+        key, rate = ("dropout", self.dropout) if own is None else (f"dropout_{place}", own)
+        return key if rate else None
+
+    @property
+    def drops(self) -> bool:
+        """Whether training draws anything: dropout, or whole blocks."""
+        places = ("embed", "attention", "residual")
+        return self.residual.rule == "stochastic_depth" or any(self.dropout_at(place) for place in places)
+
+    @property
+    def gated(self) -> bool:
+        return self.activation in ("swiglu", "geglu")
 
     @property
     def hidden(self) -> int:
@@ -78,7 +197,11 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
                 f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}",
             )
         )
-    if config.residual == "none" and config.skip_scale not in (0.0, 1.0):
+    rule = config.residual.rule
+    for option, rules in OPTIONS.items():
+        if getattr(config.residual, option) is not None and rule not in rules:
+            found.append((f"residual.{option}", f"an option of {', '.join(rules)}; residual.rule is {rule}"))
+    if rule == "none" and config.skip_scale not in (0.0, 1.0):
         found.append(
             (
                 "skip_scale",

@@ -6,44 +6,54 @@ other draw. Draws are float32 and then cast, so runs in different dtypes start f
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 
 @dataclass(frozen=True)
 class Init:
-    """Draws the parameters of one model. `std` may be traced; `dtype` is that of the parameters."""
+    """Draws the parameters of one model, of `dtype`. `numbers` may be traced (model/traced.py)."""
 
     key: Key[Array, ""]
     kind: str
-    std: float | Float[Array, ""]
+    numbers: Mapping[str, Any]
     dtype: jnp.dtype
+
+    def number(self, name: str, default: float) -> Any:
+        """A traced number of the model section, or `default` where the config leaves it null."""
+        return self.numbers.get(name, default)
+
+    def gain(self, tag: str) -> Any:
+        """The factor of a block matrix's initial values: `attn_o`, `mlp_in` ..."""
+        return self.numbers[f"init_gain.{tag}"]
 
     def _key_of(self, path: str, layer: int | Int[Array, ""]) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.fold_in(self.key, zlib.crc32(path.encode())), layer)
 
-    def matrix(self, path: str, layer: int | Int[Array, ""], rows: int, columns: int, gain: float = 1.0) -> Array:
+    def matrix(self, path: str, layer: int | Int[Array, ""], rows: int, columns: int, gain: Any = 1.0) -> Array:
         """A [rows, columns] matrix that maps rows to columns.
 
         xavier: normal with variance 2 / (rows + columns) (Glorot & Bengio 2010, eq. 12 has the same variance).
-        orthogonal: orthonormal along the shorter side (Saxe et al. 2013). normal: standard deviation `std`.
+        orthogonal: orthonormal along the shorter side (Saxe et al. 2013). normal: standard deviation init_std.
         """
         key = self._key_of(path, layer)
         if self.kind == "orthogonal":
             drawn = jax.nn.initializers.orthogonal()(key, (rows, columns), jnp.float32)
         else:
             drawn = jax.random.normal(key, (rows, columns), jnp.float32)
-            scale = math.sqrt(2.0 / (rows + columns)) if self.kind == "xavier" else self.std
+            scale = math.sqrt(2.0 / (rows + columns)) if self.kind == "xavier" else self.numbers["init_std"]
             drawn = drawn * jnp.asarray(scale, jnp.float32)
         return (drawn * jnp.asarray(gain, jnp.float32)).astype(self.dtype)
 
     def table(self, path: str, rows: int, columns: int) -> Array:
-        """A [rows, columns] embedding table, normal with standard deviation `std` under every kind."""
+        """A [rows, columns] embedding table, normal with standard deviation init_std under every kind."""
         drawn = jax.random.normal(self._key_of(path, 0), (rows, columns), jnp.float32)
-        return (drawn * jnp.asarray(self.std, jnp.float32)).astype(self.dtype)
+        return (drawn * jnp.asarray(self.numbers["init_std"], jnp.float32)).astype(self.dtype)
 
     def constant(self, value: float, size: int) -> Array:
         """A [size] vector of one value (gains 1, biases 0)."""

@@ -13,7 +13,9 @@ class Linear(nnx.Module):
     """y = x W (+ b), the product in the dtype of x, so that compute in bfloat16 keeps float32 parameters."""
 
     def __init__(self, init: Init, path: str, layer: int | Int[Array, ""], rows: int, columns: int, bias: bool):
-        self.kernel = nnx.Param(init.matrix(path, layer, rows, columns))
+        """`path` is blocks/attn/q; its last two parts make the tag of its init_gain, attn_q."""
+        gain = init.gain("_".join(path.split("/")[-2:]))
+        self.kernel = nnx.Param(init.matrix(path, layer, rows, columns, gain))
         self.bias = nnx.Param(init.constant(0.0, columns)) if bias else None
 
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N F"]:
@@ -39,14 +41,14 @@ class Norm(nnx.Module):
     """RMSNorm (Zhang & Sennrich 2019, 1910.07467) or LayerNorm (Ba et al. 2016, 1607.06450) over the last axis."""
 
     def __init__(self, config: ModelConfig, init: Init):
-        self.kind, self.eps = config.norm, config.norm_eps
+        self.kind = config.norm
         gained = config.norm_gain
         self.gain = nnx.Param(init.constant(1.0, config.width)) if gained else None
         biased = gained and config.bias and config.norm == "layer"
         self.bias = nnx.Param(init.constant(0.0, config.width)) if biased else None
 
-    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        y = normalize(x, self.kind, self.eps)
+    def __call__(self, x: Float[Array, "N D"], eps: Float[Array, ""]) -> Float[Array, "N D"]:
+        y = normalize(x, self.kind, eps)
         if self.gain is not None:
             y = y * self.gain[...][None, :]
         return y if self.bias is None else y + self.bias[...][None, :]
@@ -57,16 +59,21 @@ def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.dtype("float64" if jnp.dtype(dtype) == jnp.dtype("float64") else "float32")
 
 
-def normalize(x: Float[Array, "... D"], kind: str, eps: float) -> Float[Array, "... D"]:
+def normalize(x: Float[Array, "... D"], kind: str, eps: float | Float[Array, ""]) -> Float[Array, "... D"]:
     """x over its root mean square along the last axis, after taking the mean away when `kind` is layer."""
     if kind == "layer":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.asarray(eps, x.dtype))
 
 
-def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
-    """Inverted dropout (Srivastava et al. 2014): kept entries are divided by 1 - rate; off when `key` is None."""
-    if rate == 0.0 or key is None:
+def dropout(x: Array, rate: Float[Array, ""] | None, key: Key[Array, ""] | None) -> Array:
+    """Inverted dropout (Srivastava et al. 2014): kept entries are divided by 1 - rate; off when either is None."""
+    if rate is None or key is None:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+    keep = jax.random.bernoulli(key, (1 - rate).astype(jnp.float32), x.shape)
+    return jnp.where(keep, x / (1 - rate).astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def soft_cap(x: Array, cap: Float[Array, ""] | None) -> Array:
+    """cap * tanh(x / cap) (Gemma 2, 2408.00118, section 2); x itself when `cap` is None."""
+    return x if cap is None else cap.astype(x.dtype) * jnp.tanh(x / cap.astype(x.dtype))

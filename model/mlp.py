@@ -1,6 +1,7 @@
 """The position-wise MLP."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -11,8 +12,12 @@ from model.layers import Linear, joined
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, Hendrycks & Gimpel 2016, 1606.08415
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer, 2109.08668
     "silu": jax.nn.silu,
-    "swiglu": jax.nn.silu,  # of the gate, Shazeer 2020, 2002.05202, eq. 6
+    "linear": lambda x: x,
+    # Of the gate, Shazeer 2020, 2002.05202, eqs. 5 and 6.
+    "swiglu": jax.nn.silu,
+    "geglu": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
@@ -27,7 +32,7 @@ class MLP(nnx.Module):
 
         # `in` is a keyword, so the attributes end in an underscore; tags drop it.
         self.in_ = linear("in", config.width, config.hidden)
-        self.gate = linear("gate", config.width, config.hidden) if config.activation == "swiglu" else None
+        self.gate = linear("gate", config.width, config.hidden) if config.gated else None
         self.out = linear("out", config.hidden, config.width)
 
     def __call__(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:

@@ -5,6 +5,7 @@ the blocks stacked along a leading layer axis. Calling an NNX module costs 7 to 
 dictionaries 0.2 ms.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from model.config import ModelConfig
 from model.init import Init
+from model.residual import numbers_of
 from model.transformer import Seen, Transformer
 
 Params = dict[str, Any]
@@ -35,17 +37,20 @@ class Network:
     def param_dtype(self) -> jnp.dtype:
         return jnp.dtype("float64" if self.dtype == "float64" else "float32")
 
-    def _build(self, seed: int | Int[Array, ""], init_std: float | Float[Array, ""]) -> Transformer:
-        init = Init(jax.random.key(seed), self.config.init, init_std, self.param_dtype)
+    def _build(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any]) -> Transformer:
+        init = Init(jax.random.key(seed), self.config.init, numbers, self.param_dtype)
         return Transformer(self.config, self.vocab_size, self.context, init)
 
     @cached_property
     def _graph(self) -> Any:
-        return nnx.graphdef(nnx.eval_shape(lambda: self._build(0, 0.02)))
+        return nnx.graphdef(nnx.eval_shape(lambda: self._build(0, numbers_of(self.config))))
 
-    def init(self, seed: int | Int[Array, ""], init_std: float | Float[Array, ""] = 0.02) -> Params:
-        """Parameters as a nested dictionary; `seed` (uint32) and `init_std` may be traced. Run it under jit."""
-        return nnx.to_pure_dict(nnx.split(self._build(seed, init_std))[1])
+    def init(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any] | None = None) -> Params:
+        """Parameters as a nested dictionary; `seed` (uint32) and `numbers` may be traced. Run it under jit.
+
+        `numbers` replace the config's own traced ones (model/traced.py), here and in `apply`.
+        """
+        return nnx.to_pure_dict(nnx.split(self._build(seed, numbers_of(self.config) | dict(numbers or {})))[1])
 
     def shapes(self) -> Params:
         """The parameters' shapes and dtypes, without computing them."""
@@ -56,7 +61,7 @@ class Network:
         params: Params,
         tokens: Int[Array, "B T"],
         *,
-        skip_scale: float | Float[Array, ""] = 1.0,
+        numbers: Mapping[str, Any] | None = None,
         key: Key[Array, ""] | None = None,
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
@@ -65,7 +70,7 @@ class Network:
         model: Transformer = nnx.merge(self._graph, params)
         return model(
             tokens,
-            skip_scale=skip_scale,
+            numbers=numbers_of(self.config) | dict(numbers or {}),
             key=key,
             dtype=self.dtype,
             unroll=self.unroll,

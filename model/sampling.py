@@ -8,11 +8,11 @@ from model.network import Network, Params
 
 
 def next_token_logits(
-    network: Network, params: Params, tokens: Int[Array, "T"], length: int | Int[Array, ""], skip_scale: float | Array
+    network: Network, params: Params, tokens: Int[Array, "T"], length: int | Int[Array, ""]
 ) -> Float[Array, "V"]:
     """Logits of the token after the first `length` of `tokens`, which is padded to the context; causal models only
     look back, so the padding has no say."""
-    logits, _ = network.apply(params, tokens[None, :], skip_scale=skip_scale)
+    logits, _ = network.apply(params, tokens[None, :])
     return logits[length - 1]
 
 

@@ -7,6 +7,9 @@ nothing else changes. Gradients of what lies below a tap come out scaled by know
 (train/gradflow/delta.py multiplies them back).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -51,33 +54,47 @@ def _layout(dtype: jax.typing.DTypeLike) -> tuple[int, int, type]:
     return (52, 1023, jnp.int64) if wide(dtype) == jnp.dtype("float64") else (23, 127, jnp.int32)
 
 
-@jax.custom_vjp
-def tap(x: Float[Array, "N D"], exponent: Float[Array, ""], slot: Float[Array, "2"]):
-    """(x, exponent) unchanged. Under a gradient:
+def tap(
+    carry: Any, exponent: Float[Array, ""], slot: Float[Array, "2"], stream: Callable[[Any], Array] | None = None
+) -> tuple[Any, Float[Array, ""]]:
+    """(carry, exponent) unchanged; `carry` is any tree of arrays. Under a gradient:
 
-    - the cotangent of `slot` is (mantissa, e) with |delta|_F = mantissa * 2^e, delta the true cotangent of x;
-    - the cotangent of x leaves scaled to a largest entry in [0.5, 1): delta * 2^-e;
+    - the cotangent of `slot` is (mantissa, e) with |delta|_F = mantissa * 2^e, delta the true cotangent of what
+      `stream` picks from the carry (None: the carry is one array);
+    - the cotangent of the carry leaves scaled to a largest entry in [0.5, 1), all leaves by the same 2^-e;
     - the cotangent of `exponent` carries e to the taps below, so thread it from tap to tap, starting at 0.
 
-    `slot` has the dtype of sums over x (float32, or float64 for a float64 x). It must be an input of the scan over
-    blocks, one row a depth: closed over, the rows would add up.
+    `slot` has the dtype of sums over the stream (float32, or float64 for a float64 stream). It must be an input of the
+    scan over blocks, one row a depth: closed over, the rows would add up.
     """
-    del slot
-    return x, exponent
+    return _tap(carry, exponent, slot, stream)
 
 
-def _forward(x, exponent, slot):
-    del slot
-    return (x, exponent), None
+def _identity(carry, exponent, slot, stream):
+    del slot, stream
+    return carry, exponent
 
 
-def _backward(_, cotangents):
+def _forward(carry, exponent, slot, stream):
+    del slot, stream
+    return (carry, exponent), None
+
+
+def _backward(stream, _, cotangents):
     delta, above = cotangents
-    k = power_of_two(delta)
-    delta = scaled(delta, -k)
-    mantissa = jnp.sqrt(jnp.sum(jnp.square(delta.astype(wide(delta.dtype)))))
+    leaves = jax.tree.leaves(delta)
+    k = power_of_two(leaves[0]) if len(leaves) == 1 else _largest_power(leaves)
+    delta = jax.tree.map(lambda leaf: scaled(leaf, -k), delta)
+    seen = delta if stream is None else stream(delta)
+    mantissa = jnp.sqrt(jnp.sum(jnp.square(seen.astype(wide(seen.dtype)))))
     e = above + k
     return delta, e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 
 
-tap.defvjp(_forward, _backward)
+def _largest_power(leaves: list[Array]) -> Float[Array, ""]:
+    tops = [jnp.max(jnp.abs(leaf)).astype(wide(leaf.dtype)) for leaf in leaves]
+    return exponent_of(jnp.max(jnp.stack(tops)))
+
+
+_tap: Any = jax.custom_vjp(_identity, nondiff_argnums=(3,))
+_tap.defvjp(_forward, _backward)

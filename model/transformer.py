@@ -1,6 +1,8 @@
 """The transformer: embeddings, one scan over stacked blocks, the final norm and the head."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,40 +12,79 @@ from jaxtyping import Array, Float, Int, Key
 from model.attention import Attention
 from model.config import ModelConfig
 from model.init import Init
-from model.layers import Norm, dropout
+from model.layers import Norm, dropout, soft_cap
 from model.mlp import MLP
-from model.residual import Carry, Context, rule_of
+from model.positions import sinusoidal
+from model.residual import Carry, Context, Residual, Sublayer, rule_of
 from model.taps import tap
+
+
+class Own(nnx.Module):
+    """The residual rule's own parameters, nested by name."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        for name, value in values.items():
+            setattr(self, name, Own(value) if isinstance(value, Mapping) else nnx.Param(value))
+
+    def read(self) -> dict[str, Any]:
+        """The parameters as arrays, by name."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Own | nnx.Param)}
+        return {name: value.read() if isinstance(value, Own) else value[...] for name, value in own.items()}
 
 
 class Block(nnx.Module):
     """Attention and MLP, each joined to the stream by the residual rule."""
 
     def __init__(self, config: ModelConfig, init: Init, layer: Int[Array, ""]):
-        self.config = config
+        self.config, rule = config, rule_of(config)
         self.attn = Attention(config, init, layer)
         self.mlp = MLP(config, init, layer)
-        self.norm_1 = None if config.norm == "none" else Norm(config, init)
-        self.norm_2 = None if config.norm == "none" else Norm(config, init)
+        if config.norm != "none":
+            for name in self._norm_names(rule).values():
+                setattr(self, name, Norm(config, init))
+        own = dict(rule.block_parameters(init, layer))
+        for index in (0, 1):
+            for name, value in rule.sublayer_parameters(init, layer, index).items():
+                own[f"{name}_{index + 1}"] = value
+        self.residual = Own(own) if own else None
 
-    def __call__(self, carry: Carry, shape: tuple[int, int], context: Context, key: Key[Array, ""] | None, dtype):
+    def _norm_names(self, rule: Residual) -> dict[tuple[int, str], str]:
+        """Attribute by (sublayer, slot): norm_1 and norm_2 before the sublayers, norm_1_out and norm_2_out after."""
+        return {
+            (index, slot): f"norm_{index + 1}" + ("" if slot == "in" else f"_{slot}")
+            for slot in rule.norm_slots
+            for index in (0, 1)
+        }
+
+    def __call__(self, carry: Carry, context: Context, dtype: jax.typing.DTypeLike) -> Carry:
         """The carry after both sublayers; sublayers compute in `dtype`, the stream keeps its own."""
-        rule, rate = rule_of(self.config), self.config.dropout
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        rule, numbers = rule_of(self.config), context.numbers
+        keys = (None,) * 4 if context.key is None else tuple(jax.random.split(context.key, 4))
+        place = self.config.dropout_at("residual")
+        rate = None if place is None else numbers[place]
+        own = {} if self.residual is None else self.residual.read()
 
-        def attention(h: Array) -> Array:
-            y = self.attn(h.astype(dtype), shape, keys[0]).astype(h.dtype)
-            return dropout(y, rate, keys[1])
+        def attention(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, Array | None]:
+            y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], mix_value, mix_heads)
+            return dropout(y.astype(h.dtype), rate, keys[1]), v
 
-        def mlp(h: Array) -> Array:
-            return dropout(self.mlp(h.astype(dtype)).astype(h.dtype), rate, keys[2])
+        def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
+            del mix_value, mix_heads  # attention's
+            return dropout(self.mlp(h.astype(dtype)).astype(h.dtype), rate, keys[2]), None
 
-        carry = rule.sublayer(carry, attention, self.norm_1 or _identity, context)
-        return rule.sublayer(carry, mlp, self.norm_2 or _identity, context)
+        context = context._replace(key=keys[3])
+        carry = rule.enter(carry, own, context)
+        for index, branch in enumerate((attention, mlp)):
+            mine = {name[:-2]: value for name, value in own.items() if name.endswith(f"_{index + 1}")}
+            carry = rule.sublayer(carry, Sublayer(index, branch, self._norms(rule, index, numbers), mine, own), context)
+        return carry
 
-
-def _identity(x: Array) -> Array:
-    return x
+    def _norms(self, rule: Residual, index: int, numbers: Mapping[str, Array]) -> dict[str, Callable[[Array], Array]]:
+        if self.config.norm == "none":
+            return dict.fromkeys(rule.norm_slots, lambda x: x)
+        names = self._norm_names(rule)
+        norms: dict[str, Norm] = {slot: getattr(self, names[index, slot]) for slot in rule.norm_slots}
+        return {slot: partial(norm, eps=numbers["norm_eps"]) for slot, norm in norms.items()}
 
 
 class Seen(NamedTuple):
@@ -70,7 +111,7 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         *,
-        skip_scale: float | Float[Array, ""] = 1.0,
+        numbers: Mapping[str, Any],
         key: Key[Array, ""] | None = None,
         dtype: jax.typing.DTypeLike = "float32",
         unroll: int = 1,
@@ -79,44 +120,53 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "N V"], Seen | None]:
         """Logits [B*T, V] in at least float32, and what the taps saw of the stream.
 
-        `key`: dropout; None turns it off. `slots`: zeros whose gradient holds |delta| at every depth (model/taps.py);
-        None leaves the taps and the stream's statistics out of the program. `head`: replaces the head's table, so
-        that a tied table can be differentiated apart from the lookup. `unroll`: blocks a scan iteration.
+        `numbers`: the config's traced numbers (model/residual `numbers_of`). `key`: dropout; None turns it off.
+        `slots`: zeros whose gradient holds |delta| at every depth (model/taps.py); None leaves the taps and the
+        stream's statistics out of the program. `head`: replaces the head's table, so that a tied table can be
+        differentiated apart from the lookup. `unroll`: blocks a scan iteration.
         """
-        (B, T), config, rule = tokens.shape, self.config, rule_of(self.config)
-        shape = (B, T)
-        x = self.embed[...][tokens.reshape(-1)]
-        if self.positions is not None:
-            x = x + jnp.tile(self.positions[...][:T], (B, 1))
-        x = dropout(x, config.dropout, None if key is None else jax.random.fold_in(key, config.layers))
-        context = Context(jnp.asarray(skip_scale, x.dtype))
+        config, rule = self.config, rule_of(self.config)
+        x = self._embedded(tokens)
+        numbers = {name: jnp.asarray(number, x.dtype) for name, number in numbers.items()}
+        place = config.dropout_at("embed")
+        embed_key = None if key is None else jax.random.fold_in(key, config.layers)
+        x = dropout(x, None if place is None else numbers[place], embed_key)
+        context = Context(numbers, (tokens.shape[0], tokens.shape[1]))
         graph, stacked = nnx.split(self.blocks)
-        layers = jnp.arange(config.layers)
 
         def look(carry: Carry) -> Seen | None:
-            return None if slots is None else _seen(rule.stream(carry), shape)
+            return None if slots is None else _seen(rule.stream(carry), context.shape)
 
         def body(state, inputs):
             (carry, exponent), (parameters, layer, slot) = state, inputs
             seen = look(carry)
             if slot is not None:
-                carry, exponent = tap(carry, exponent, slot)
+                carry, exponent = tap(carry, exponent, slot, rule.stream)
             layer_key = None if key is None else jax.random.fold_in(key, layer)
-            carry = nnx.merge(graph, parameters)(carry, shape, context, layer_key, dtype)
+            carry = nnx.merge(graph, parameters)(carry, context._replace(layer=layer, key=layer_key), dtype)
             return (carry, exponent), seen
 
-        state = (rule.begin(x), jnp.zeros((), jnp.float32))
-        inputs = (stacked, layers, None if slots is None else slots[:-1])
+        state = (rule.begin(x, context), jnp.zeros((), jnp.float32))
+        inputs = (stacked, jnp.arange(config.layers), None if slots is None else slots[:-1])
         (carry, exponent), seen = jax.lax.scan(body, state, inputs, unroll=min(unroll, config.layers))
         if slots is not None:
             last = look(carry)
             seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
-            carry, _ = tap(carry, exponent, slots[-1])
+            carry, _ = tap(carry, exponent, slots[-1], rule.stream)
         x = rule.end(carry)
-        x = x if self.norm_f is None else self.norm_f(x)
+        x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
-        return logits, seen
+        return soft_cap(logits, numbers.get("logit_cap")), seen
+
+    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "N D"]:
+        B, T = tokens.shape
+        x = self.embed[...][tokens.reshape(-1)]
+        if self.positions is not None:
+            return x + jnp.tile(self.positions[...][:T], (B, 1))
+        if self.config.positions == "sinusoidal":
+            return x + jnp.tile(sinusoidal(T, self.config.width, x.dtype), (B, 1))
+        return x
 
     def _table(self) -> Array:
         return self.embed[...] if self.head is None else self.head[...]

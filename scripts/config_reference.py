@@ -1,4 +1,4 @@
-"""Writes docs/config.md, the reference of every config key, from the classes that own them.
+"""Writes docs/config.md, the reference of every config key and residual rule, from the classes that own them.
 
 python scripts/config_reference.py docs/config.md
 """
@@ -6,11 +6,14 @@ python scripts/config_reference.py docs/config.md
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from model.residual import RULES
+from model.traced import Traced
 from train.config.schema import ExperimentConfig
 
 HEAD = """# The config, key by key
@@ -19,6 +22,11 @@ Written by `python scripts/config_reference.py docs/config.md` from the classes 
 YAML 1.2: `3e-4` is a number, `no` a word. Unknown keys, duplicate keys, aliases and tags are errors. `key=value` on the
 command line sets any key by its dotted name. *Traced* keys may differ between variants of one compiled program.
 """
+
+RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, s the
+skip scale (`model.skip_scale`), L the number of blocks. With a skip scale there is a counterfactual, the same weights at s = 0.
+"""
+ALIASES = {"none": "x <- F(N(x)): pre_ln at s = 0, and the same compiled program."}
 
 
 def _type(annotation: object) -> str:
@@ -53,6 +61,7 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue
         meaning = (field.description or "").replace("|", "\\|")
+        meaning += "; traced" if any(isinstance(mark, Traced) for mark in field.metadata) else ""
         rows.append(f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field.default)} | {meaning} |")
     return rows
 
@@ -61,11 +70,21 @@ def reference() -> str:
     """The whole page."""
     header = ["| key | values | default | meaning |", "|---|---|---|---|"]
     parts = [HEAD, "## Top level\n", "\n".join(header + _rows(ExperimentConfig, "")), ""]
-    for name, field in ExperimentConfig.model_fields.items():
+    for name, section in _sections(ExperimentConfig, ""):
+        doc = " ".join((section.__doc__ or "").split())
+        parts += [f"## {name}\n", doc + "\n", "\n".join(header + _rows(section, f"{name}.")), ""]
+    parts += ["## Residual rules\n", RULES_HEAD, "| rule | skip scale | what it is |", "|---|---|---|"]
+    for name, rule in RULES.items():
+        doc = ALIASES.get(name) or " ".join((rule.__doc__ or "").split())
+        parts.append(f"| `{name}` | {'yes' if rule.additive else 'no'} | {doc.replace('|', chr(92) + '|')} |")
+    return "\n".join(parts) + "\n"
+
+
+def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            doc = " ".join((field.annotation.__doc__ or "").split())
-            parts += [f"## {name}\n", doc + "\n", "\n".join(header + _rows(field.annotation, f"{name}.")), ""]
-    return "\n".join(parts)
+            yield prefix + name, field.annotation
+            yield from _sections(field.annotation, f"{prefix}{name}.")
 
 
 if __name__ == "__main__":

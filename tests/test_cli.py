@@ -342,9 +342,9 @@ def test_weights_and_their_products_with_gradients_are_named_alike(x64, tiny):
     keys = {"model.bias": True, "model.norm": "layer", "train.dtype": "float64"}
     config = tiny(keys).variants[0].config
     network = Network(config.model, 11, 8, "float64")
-    params = jax.jit(network.init)(np.uint32(0), np.float64(0.3))
+    params = jax.jit(network.init)(np.uint32(0), {"init_std": np.float64(0.3)})
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)  # no bias at zero
-    loss = tapped_loss(network, np.random.default_rng(0).integers(0, 11, (2, 9)), np.float64(1.0), None)
+    loss = tapped_loss(network, np.random.default_rng(0).integers(0, 11, (2, 9)), None, None)
 
     @jax.jit
     def both(params):

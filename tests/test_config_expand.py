@@ -44,7 +44,7 @@ def test_variants_keep_their_order_and_take_dotted_and_nested_keys():
     )
     plain, dotted, nested = [variant.config for variant in found.variants]
     assert [variant.name for variant in found.variants] == ["z", "dotted", "nested"]
-    assert [config.model.residual for config in (plain, dotted, nested)] == ["pre_ln", "none", "none"]
+    assert [config.model.residual.rule for config in (plain, dotted, nested)] == ["pre_ln", "none", "none"]
     assert [config.model.layers for config in (plain, dotted, nested)] == [3, 3, 3]
     assert [config.data.seed for config in (plain, dotted, nested)] == [0, 4, 0]
     assert (nested.optimizer.lr, nested.optimizer.betas) == (1.0, (0.0, 0.5))
@@ -62,7 +62,7 @@ def test_a_sweep_multiplies_the_variants_and_its_last_key_turns_fastest():
         for lr in ("0.001", "0.01")
     ]
     last = from_mapping({"name": "a", **keys}).variants[-1].config
-    assert (last.seed, last.data.seed, last.optimizer.lr, last.model.residual) == (1, 1, 1e-2, "none")
+    assert (last.seed, last.data.seed, last.optimizer.lr, last.model.residual.rule) == (1, 1, 1e-2, "none")
 
 
 def test_a_sweep_may_be_nested_too():

@@ -95,7 +95,10 @@ def test_files_that_hold_no_config(tmp_path, text, expected):
         ("name: a\nmodel: {norm_gain: yes}", ["a.yaml:2: model.norm_gain: expected true or false, got 'yes'"]),
         (
             "name: a\nmodel: {activation: gleu}",
-            ["a.yaml:2: model.activation: expected one of gelu, relu, silu, swiglu, got 'gleu'; did you mean gelu?"],
+            [
+                "a.yaml:2: model.activation: expected one of gelu, relu, relu2, silu, swiglu, geglu, linear, "
+                "got 'gleu'; did you mean gelu?"
+            ],
         ),
         ("name: a\nmodel: {norm: null}", ["a.yaml:2: model.norm: expected one of rms, layer, none, got null"]),
         (

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from model.config import ModelConfig
 from model.network import Network
-from model.residual import Context, skip_scale_of
+from model.residual import Context, numbers_of
 from train.core.loss import split_windows, tapped_loss
 from train.gradflow import delta
 from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches, true_gradients, weight_dot_grad
@@ -47,14 +47,16 @@ def parameters(network: Network, scale=0.4, seed=1) -> dict[str, Any]:
 
 @partial(quick, static_argnums=0)
 def tapped(network: Network, params, skip_scale, windows):
-    loss, result, _ = backward(tapped_loss(network, windows, skip_scale, None), params, network.config.layers)
+    loss, result, _ = backward(
+        tapped_loss(network, windows, {"skip_scale": skip_scale}, None), params, network.config.layers
+    )
     return loss, result
 
 
 @partial(quick, static_argnums=0)
 def untapped(network: Network, params, skip_scale, windows):
     """jax.grad of the loss that training uses, without taps."""
-    loss: Any = tapped_loss(network, windows, skip_scale, None)
+    loss: Any = tapped_loss(network, windows, {"skip_scale": skip_scale}, None)
     return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)
 
 
@@ -63,12 +65,13 @@ def tail(network: Network, params, table, skip_scale, depth, x, offsets=None):
     model = nnx.merge(network._graph, params)
     graph, stacked = nnx.split(model.blocks)
     tokens, targets = split_windows(jnp.asarray(WINDOWS))
+    numbers = {k: jnp.asarray(v, x.dtype) for k, v in (numbers_of(network.config) | {"skip_scale": skip_scale}).items()}
     for layer in range(depth, network.config.layers):
         x = x if offsets is None else x + offsets[layer]
         block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
-        x = block(x, tokens.shape, Context(skip_scale), None, x.dtype)
+        x = block(x, Context(numbers, tokens.shape, jnp.int32(layer)), x.dtype)
     x = x if offsets is None else x + offsets[-1]
-    x = x if model.norm_f is None else model.norm_f(x)
+    x = x if model.norm_f is None else model.norm_f(x, numbers["norm_eps"])
     return -jnp.mean(jax.nn.log_softmax(x @ table.T)[jnp.arange(targets.size), targets])
 
 
@@ -124,7 +127,7 @@ def combinations():
 @pytest.mark.parametrize(("residual", "norm", "tied", "unroll"), list(combinations()))
 def test_one_backward_pass_gives_it_all(x64, residual, norm, tied, unroll):
     # `none` is pre_ln at skip scale 0, so the two share a program, as in training.
-    skip_scale = skip_scale_of(ModelConfig(residual=residual))
+    skip_scale = numbers_of(ModelConfig(residual=residual))["skip_scale"]
     net = network(unroll=unroll, residual="post_ln" if residual == "post_ln" else "pre_ln", norm=norm, tied_head=tied)
     params = parameters(net)
     loss, grads, lookup, head, deltas = expected(net, params, skip_scale)
@@ -173,7 +176,7 @@ VARIED = {
 def test_gradients_against_finite_differences(x64, model):
     """Two entries of every parameter, by central differences of the loss of the untapped program."""
     net = network(**model)
-    params, skip_scale = parameters(net), skip_scale_of(net.config)
+    params, skip_scale = parameters(net), numbers_of(net.config)["skip_scale"]
     _, result = tapped(net, params, skip_scale, WINDOWS)
     flat, unravel = ravel_pytree(params)
     grads = ravel_pytree(true_gradients(result))[0]
@@ -181,7 +184,7 @@ def test_gradients_against_finite_differences(x64, model):
     for leaf in jax.tree.leaves(params):
         entries += list(start + rng.choice(leaf.size, size=2, replace=False))
         start += leaf.size
-    loss: Any = tapped_loss(net, jnp.asarray(WINDOWS), skip_scale, None)
+    loss: Any = tapped_loss(net, jnp.asarray(WINDOWS), {"skip_scale": skip_scale}, None)
     h = 1e-5
 
     @quick

@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
 from model import attention as attention_module
 from model import transformer
-from model.attention import Attention, rotate
-from model.config import ModelConfig, ResidualRule, problems
+from model.attention import Attention
+from model.config import ModelConfig, Rule, problems
 from model.init import Init
 from model.layers import dropout, normalize
 from model.mlp import ACTIVATIONS
 from model.network import Network
-from model.residual import RULES, rule_of, skip_scale_of
+from model.positions import rotate
+from model.residual import RULES, numbers_of
 from model.sampling import draw, filtered, next_token_logits
 
 L, D, H, V, T, B = 2, 8, 2, 11, 5, 2
@@ -43,112 +45,12 @@ def parameters(network: Network, scale=0.4) -> dict[str, Any]:
 
 @partial(quick, static_argnums=0)
 def apply(network: Network, params, tokens, skip_scale=1.0, key=None):
-    return network.apply(params, tokens, skip_scale=skip_scale, key=key)[0]
+    return network.apply(params, tokens, numbers={"skip_scale": skip_scale}, key=key)[0]
 
 
 @partial(quick, static_argnums=0)
 def seen(network: Network, params, tokens):
     return network.apply(params, tokens, slots=jnp.zeros((network.config.layers + 1, 2), params["embed"].dtype))[1]
-
-
-# --- the second transformer: numpy, float64, one sequence and one head at a time ---
-
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-FORMULAS = {
-    "relu": lambda x: np.where(x > 0, x, 0),
-    "silu": lambda x: x * sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-}
-
-
-def norm_formula(x, kind, eps):
-    if kind == "rms":
-        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
-    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + eps)
-
-
-def rotated(x):
-    """[T, K]: the pair (i, i + K/2) as a complex number, turned by t * 10000^(-2i/K)."""
-    half = x.shape[1] // 2
-    z = x[:, :half] + 1j * x[:, half:]
-    z = z * np.exp(1j * np.arange(len(x))[:, None] * 10_000.0 ** (-2 * np.arange(half) / x.shape[1]))
-    return np.concatenate([z.real, z.imag], axis=1)
-
-
-class Reference:
-    def __init__(self, config, params):
-        self.config, self.params = config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-
-    def norm(self, x, params):
-        y = norm_formula(x, self.config.norm, self.config.norm_eps)
-        return y * params.get("gain", 1.0) + params.get("bias", 0.0)
-
-    def linear(self, x, params):
-        return x @ params["kernel"] + params.get("bias", 0.0)
-
-    def attention(self, h, p):
-        c = self.config
-        q, k, v = (self.linear(h, p[name]) for name in "qkv")
-        K, outputs = c.width // c.heads, []
-        for head in range(c.heads):
-            shared = head // (c.heads // c.value_heads)  # neighbouring query heads share a key and value head
-            qh, kh, vh = q[:, head * K :][:, :K], k[:, shared * K :][:, :K], v[:, shared * K :][:, :K]
-            if c.qk_norm:
-                qh, kh = norm_formula(qh, "rms", c.norm_eps), norm_formula(kh, "rms", c.norm_eps)
-            if c.positions == "rope":
-                qh, kh = rotated(qh), rotated(kh)
-            scores = qh @ kh.T / np.sqrt(K)
-            if c.attention == "causal":
-                scores = np.where(np.arange(len(h))[:, None] >= np.arange(len(h))[None, :], scores, -np.inf)
-            outputs.append(softmax(scores) @ vh)
-        return self.linear(np.concatenate(outputs, axis=1), p["o"])
-
-    def mlp(self, h, p):
-        if self.config.activation == "swiglu":
-            return self.linear(FORMULAS["silu"](self.linear(h, p["gate"])) * self.linear(h, p["in_"]), p["out"])
-        return self.linear(FORMULAS[self.config.activation](self.linear(h, p["in_"])), p["out"])
-
-    def block(self, x, p, s):
-        for sublayer, norm in (
-            (lambda h: self.attention(h, p["attn"]), "norm_1"),
-            (lambda h: self.mlp(h, p["mlp"]), "norm_2"),
-        ):
-            n = (lambda h: h) if self.config.norm == "none" else (lambda h, norm=norm: self.norm(h, p.get(norm, {})))
-            if self.config.residual == "post_ln":
-                x = n(s * x + sublayer(x))
-            elif self.config.residual == "pre_ln":
-                x = s * x + sublayer(n(x))
-            else:
-                x = sublayer(n(x))
-        return x
-
-    def streams(self, tokens, s):
-        """The stream of one sequence at every depth, [L+1, T, D]."""
-        x = self.params["embed"][tokens]
-        if self.config.positions == "learned":
-            x = x + self.params["positions"][: len(tokens)]
-        found = [x]
-        for layer in range(self.config.layers):
-            found.append(
-                self.block(found[-1], jax.tree.map(lambda leaf, layer=layer: leaf[layer], self.params["blocks"]), s)
-            )
-        return np.stack(found)
-
-    def logits(self, tokens, s=1.0):
-        """[B*T, V]"""
-        x = np.concatenate([self.streams(sequence, s)[-1] for sequence in tokens])
-        if self.config.norm != "none" and self.config.residual != "post_ln":
-            x = self.norm(x, self.params.get("norm_f", {}))
-        return x @ self.params.get("head", self.params["embed"]).T
 
 
 CONFIGS = {
@@ -171,6 +73,17 @@ CONFIGS = {
         "activation": "swiglu",
         "mlp_ratio": 2.5,
     },
+    "alibi, soft caps, attention scale, geglu": {
+        "positions": "alibi",
+        "heads": 4,
+        "kv_heads": 2,
+        "attention_cap": 2.0,
+        "logit_cap": 3.0,
+        "attention_scale": 0.7,
+        "activation": "geglu",
+    },
+    "sliding window, sinusoidal, relu2": {"window": 3, "positions": "sinusoidal", "activation": "relu2"},
+    "full sliding window, linear": {"window": 2, "attention": "full", "activation": "linear"},
     "rope, qk_norm, grouped heads, swiglu with biases": {
         "positions": "rope",
         "qk_norm": True,
@@ -188,7 +101,7 @@ def test_logits_equal_those_of_the_second_transformer(x64, model):
     net = network("float64", **model)
     params = parameters(net)
     reference = Reference(net.config, params)
-    for s in (skip_scale_of(net.config), *(() if net.config.residual == "none" else (0.5, 0.0))):
+    for s in (numbers_of(net.config)["skip_scale"], *(() if net.config.residual.rule == "none" else (0.5, 0.0))):
         wanted = reference.logits(TOKENS, s)
         found = apply(net, params, TOKENS, s)
         assert found.dtype == jnp.float64
@@ -207,10 +120,10 @@ def test_blocks_a_scan_iteration_change_nothing(x64, residual):
 
 def attention(config, x, **params):
     """One attention module with the given [rows, columns] kernels on x [T, D], float64."""
-    module = Attention(config, Init(jax.random.key(0), "normal", 0.0, jnp.dtype("float64")), 0)
+    module = Attention(config, Init(jax.random.key(0), "normal", numbers_of(config), jnp.dtype("float64")), 0)
     for name, kernel in params.items():
         getattr(module, name).kernel[...] = jnp.asarray(kernel, jnp.float64)
-    return module(jnp.asarray(x, jnp.float64), (1, len(x)), None)
+    return module(jnp.asarray(x, jnp.float64), (1, len(x)), {}, None)[0]
 
 
 def test_attention_by_hand(x64):
@@ -301,7 +214,7 @@ def test_qk_norm_makes_scores_blind_to_the_size_of_q_and_k(x64):
 
 def test_activations(x64):
     x = np.linspace(-6, 6, 41)
-    for name, formula in (FORMULAS | {"swiglu": FORMULAS["silu"]}).items():
+    for name, formula in (FORMULAS | GATES).items():
         np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), formula(x), rtol=1e-12, atol=1e-15, err_msg=name)
     assert set(ACTIVATIONS) == set(get_args(ModelConfig.model_fields["activation"].annotation))
 
@@ -319,7 +232,7 @@ def test_norms(x64, kind, eps):
 
 def test_dropout_keeps_the_mean_and_drops_its_share():
     n, rate = 100_000, 0.3
-    y = np.asarray(dropout(jnp.full((n,), 2.0), rate, jax.random.key(0)))
+    y = np.asarray(dropout(jnp.full((n,), 2.0), jnp.float32(rate), jax.random.key(0)))
     kept = np.float32(2) / np.float32(0.7)
     assert set(np.unique(y)) == {0.0, kept}
     # An entry over 2 is 1/(1-p) with probability 1-p: mean 1, variance p/(1-p). The zeros are binomial.
@@ -329,8 +242,8 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
 
 def test_dropout_is_off_without_a_key_or_a_rate():
     x = jnp.arange(5.0)
-    np.testing.assert_array_equal(dropout(x, 0.9, None), x)
-    np.testing.assert_array_equal(dropout(x, 0.0, jax.random.key(0)), x)
+    np.testing.assert_array_equal(dropout(x, jnp.float32(0.9), None), x)
+    np.testing.assert_array_equal(dropout(x, None, jax.random.key(0)), x)
     with_rate, without = network(dropout=0.5), network()
     params, key = parameters(without), jax.random.key(1)
     plain = apply(without, params, TOKENS)
@@ -364,7 +277,7 @@ def test_dropout_draws_anew_for_every_key_layer_and_place():
 
 @partial(quick, static_argnums=0)
 def init(network: Network, seed, init_std=0.02):
-    return network.init(seed, init_std)
+    return network.init(seed, {"init_std": init_std})
 
 
 def assert_same(a, b):
@@ -422,7 +335,7 @@ def test_different_matrices_layers_and_seeds_differ():
 
 
 def matrices(kind, rows, columns, std=0.02):
-    drawn = Init(jax.random.key(0), kind, std, jnp.dtype("float32"))
+    drawn = Init(jax.random.key(0), kind, {"init_std": std}, jnp.dtype("float32"))
     return np.asarray(quick(lambda: jnp.stack([drawn.matrix("w", layer, rows, columns) for layer in range(2)]))())
 
 
@@ -515,10 +428,9 @@ def test_rms_of_tiny_and_empty_streams():
 
 
 def test_rules_and_config_name_the_same_residuals():
-    assert set(RULES) == set(get_args(ResidualRule))
-    assert RULES["none"] == RULES["pre_ln"] == rule_of(ModelConfig(residual="none"))
-    assert skip_scale_of(ModelConfig(residual="none")) == 0.0
-    assert skip_scale_of(ModelConfig(skip_scale=0.25)) == 0.25
+    assert set(RULES) == set(get_args(Rule))
+    assert numbers_of(ModelConfig(residual="none"))["skip_scale"] == 0.0
+    assert numbers_of(ModelConfig(skip_scale=0.25))["skip_scale"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -590,9 +502,9 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, top_k):
 
 
 def test_the_next_token_is_told_from_those_before_it_and_never_from_the_padding():
-    net = network()
+    net = network(skip_scale=0.5)
     params = parameters(net)
-    ask = quick(lambda tokens, length: next_token_logits(net, params, tokens, length, 0.5))
+    ask = quick(lambda tokens, length: next_token_logits(net, params, tokens, length))
     wanted = Reference(net.config, params).logits([TOKENS[0, :3]], 0.5)[-1]
     for padding in (0, 7):
         padded = np.concatenate([TOKENS[0, :3], np.full(T - 3, padding)]).astype(np.int32)

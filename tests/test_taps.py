@@ -30,7 +30,7 @@ def chain(weights, slopes, slots):
 
     def loss(x, slots):
         def body(state, inputs):
-            x, exponent = tap(*state, inputs[1])
+            x, exponent = tap(state[0], state[1], inputs[1])
             return (x * inputs[0], exponent), None
 
         (x, _), _ = jax.lax.scan(body, (x, ZERO), (slopes, slots))
@@ -74,7 +74,7 @@ def test_closed_over_the_rows_add_up():
 
     def loss(slot):
         def body(state, factor):
-            x, exponent = tap(*state, slot)
+            x, exponent = tap(state[0], state[1], slot)
             return (x * factor, exponent), None
 
         (x, _), _ = jax.lax.scan(body, (jnp.ones((1,), jnp.float32), ZERO), jnp.asarray([1 / 32, 4], jnp.float32))

@@ -8,7 +8,7 @@ from typing import Any
 # What the contestants besides the project are written for. A config that says otherwise is still timed, with a note.
 # The norm is not listed: the project's RMS norm is part of what it offers, the others have GPT-2's layer norm.
 WRITTEN_FOR = {
-    "model.residual": "pre_ln",
+    "model.residual.rule": "pre_ln",
     "model.mlp_ratio": 4,
     "model.activation": "gelu",
     "model.positions": "learned",

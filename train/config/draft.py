@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from train.config.fields import FIELDS, SECTIONS, SPECIAL, did_you_mean, related, unknown
+from train.config.fields import FIELDS, SECTIONS, SHORT, SPECIAL, did_you_mean, related, unknown
 from train.config.yaml12 import BAD, Node, Place, Problem, clean, show
 
 FIXED = ("name", "runs_dir", *SPECIAL)  # what all variants of an experiment share
@@ -56,7 +56,9 @@ class Draft:
         first, _, rest = key.partition(".")
         self.reshaped = self.reshaped or first in ("variants", "sweep")
         if first not in SPECIAL:
-            self.base.update(self.spread(Node({key: node}, node.place, "")))
+            above = self.spread(Node({key: node}, node.place, ""))
+            same = {name: old for name, old in self.base.items() if old.place.source == node.place.source}
+            self.base = {**merged(self.base, above), **same, **above}
         elif first == "sweep" and rest:
             self.sweep.update(self.spread(Node({rest: node}, node.place, "sweep"), fixed=True))
         elif first == "sweep":
@@ -78,7 +80,7 @@ class Draft:
         elif key:
             old = self.variants[name]
             keys = self.spread(Node({key: node}, node.place, f"variants.{name}"), fixed=True)
-            self.variants[name] = Overrides(name, name, old.place, {**old.keys, **keys})
+            self.variants[name] = Overrides(name, name, old.place, merged(old.keys, keys))
         else:
             self.variants[name] = self._variant(name, node)
 
@@ -114,7 +116,8 @@ class Draft:
             elif key in FIELDS:
                 inner = {key: child}
             elif key in SECTIONS:
-                inner = self.spread(child, f"{key}.", fixed)
+                short = key in SHORT and not isinstance(child.value, dict)
+                inner = {f"{key}.{SHORT[key]}": child} if short else self.spread(child, f"{key}.", fixed)
             else:
                 message, meant = unknown(key, full="." in part)
                 self.report(child, message)
@@ -126,6 +129,13 @@ class Draft:
                 else:
                     found[name] = leaf
         return found
+
+
+def merged(below: Mapping[str, Node], above: Mapping[str, Node]) -> dict[str, Node]:
+    """The keys of both, those of `above` first; where it names a rule anew, options of the rule below are dropped."""
+    renamed = [f"{section}." for section, head in SHORT.items() if f"{section}.{head}" in above]
+    kept = {key: node for key, node in below.items() if not any(key.startswith(prefix) for prefix in renamed)}
+    return {**kept, **above}
 
 
 def split(rest: str, names: Mapping[str, object]) -> tuple[str, str]:

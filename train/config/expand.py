@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from train.config.draft import Draft, Overrides
+from train.config.draft import Draft, Overrides, merged
 from train.config.fields import FIELDS, did_you_mean
 from train.config.yaml12 import BAD, Node, Problem, clean, number, show
 
@@ -77,7 +77,7 @@ def _point(variant: Overrides, grid: dict[str, list[Node]], nodes: Sequence[Node
         return variant
     settings = dict(zip(grid, nodes, strict=True))
     name = ",".join([variant.name, *(f"{short(key)}={label(node.plain)}" for key, node in settings.items())])
-    return Overrides(name, variant.name, nodes[0].place, {**variant.keys, **settings})
+    return Overrides(name, variant.name, nodes[0].place, merged(variant.keys, settings))
 
 
 def _distinct(draft: Draft, points: list[Overrides]) -> None:

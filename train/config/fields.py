@@ -30,6 +30,10 @@ SECTIONS: dict[str, list[str]] = {"": [*RunConfig.model_fields, *SPECIAL]} | {
     key: list(kind.model_fields) for key, kind in _walk(RunConfig) if not isinstance(kind, FieldInfo)
 }
 
+# Sections that a single value stands for: `residual: rezero` is `residual: {rule: rezero}`. The key decides on the
+# others of its section, so wherever it is set anew they start from their defaults.
+SHORT = {"model.residual": "rule"}
+
 
 def related(key: str, reads: Collection[str]) -> bool:
     """Whether a key is one of these keys and sections, or lies in one, or holds one."""

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from train.config import checks
-from train.config.draft import Draft
+from train.config.draft import Draft, merged
 from train.config.expand import expand, expectations, safe, unsafe
 from train.config.fields import related, validated
 from train.config.schema import RunConfig
@@ -173,7 +173,7 @@ def _finished(draft: Draft) -> Experiment:
     between: dict[Problem, list[str]] = {}  # and the variants it is found in, where that is not said by its place
     variants = []
     for point in points:
-        config, wrong, bad = validated({**draft.base, **point.keys}, draft.source)
+        config, wrong, bad = validated(merged(draft.base, point.keys), draft.source)
         problems.extend(wrong)
         for found in checks.findings(config, bad | doubtful):
             problem, key = _blame(found, draft, point.keys if found[:2] not in always else {})

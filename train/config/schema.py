@@ -3,16 +3,13 @@
 No JAX here: a config is loaded and checked before JAX starts.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data.config import DataConfig
-from model.config import ModelConfig
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from model.config import ModelConfig, Section
+from model.traced import Traced
 
 
 class OptimizerConfig(Section):
@@ -21,18 +18,22 @@ class OptimizerConfig(Section):
     name: Literal["adamw", "sgd"] = Field(
         default="adamw", description="sgd is plain: no momentum; weight decay is decoupled"
     )
-    lr: float = Field(default=1e-3, ge=0, description="peak learning rate; traced")
-    min_lr: float = Field(default=1e-4, ge=0, description="learning rate at the end of the schedule; traced")
+    lr: Annotated[float, Traced()] = Field(default=1e-3, ge=0, description="peak learning rate")
+    min_lr: Annotated[float, Traced()] = Field(
+        default=1e-4, ge=0, description="learning rate at the end of the schedule"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="shape after the warm-up")
     warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="decoupled, on matrices only (no norms, no biases); traced"
+    weight_decay: Annotated[float, Traced()] = Field(
+        default=0.1, ge=0, description="decoupled, on matrices only (no norms, no biases)"
     )
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.99), strict=False, description="Adam's averaging constants; traced"
+    betas: Annotated[tuple[float, float], Traced()] = Field(
+        default=(0.9, 0.99), strict=False, description="Adam's averaging constants"
     )
-    eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
-    clip: float | None = Field(default=1.0, gt=0, description="largest global gradient norm; null = off; traced")
+    eps: Annotated[float, Traced()] = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    clip: Annotated[float | None, Traced()] = Field(
+        default=1.0, gt=0, description="largest global gradient norm; null = off"
+    )
     accumulate: int = Field(default=1, ge=1, description="micro-batches an optimizer step; must divide data.batch")
 
 
@@ -87,7 +88,7 @@ class RunConfig(Section):
     """One variant, fully resolved."""
 
     name: str = Field(min_length=1, max_length=100, description="runs go to runs_dir/name/variant")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of init and dropout; traced")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of init and dropout")
     runs_dir: str = Field(default="runs", min_length=1, description="where runs go, relative to the current folder")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

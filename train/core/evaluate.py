@@ -1,5 +1,8 @@
 """The held-out loss: one compiled scan over batches of windows."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,14 +12,14 @@ from train.core.loss import cross_entropy, split_windows
 
 
 def heldout_loss(
-    network: Network, params: Params, skip_scale: Array, batches, windows_of, weights: Float[Array, "S B"]
+    network: Network, params: Params, numbers: Mapping[str, Any], batches, windows_of, weights: Float[Array, "S B"]
 ) -> Float[Array, ""]:
     """Mean loss in nats over the tokens of all windows of weight 1. `windows_of(batch)` gives [B, T+1] tokens."""
 
     def one(total, item):
         batch, weight = item
         inputs, targets = split_windows(windows_of(batch))
-        logits, _ = network.apply(params, inputs, skip_scale=skip_scale)
+        logits, _ = network.apply(params, inputs, numbers=numbers)
         losses = cross_entropy(logits, targets).reshape(inputs.shape)
         return total + jnp.sum(jnp.mean(losses, axis=1) * weight.astype(losses.dtype)), None
 

@@ -1,5 +1,6 @@
 """The training loss: mean cross-entropy over tokens, in nats."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,13 +27,16 @@ def split_windows(windows: Int[Array, "B T+1"]) -> tuple[Int[Array, "B T"], Int[
 
 
 def tapped_loss(
-    network: Network, windows: Int[Array, "B T+1"], skip_scale: Any, key: Key[Array, ""] | None
+    network: Network, windows: Int[Array, "B T+1"], numbers: Mapping[str, Any] | None, key: Key[Array, ""] | None
 ) -> TappedLoss:
-    """The mean loss of windows as a function of (params, head table, slots), for train/gradflow/delta.py."""
+    """The mean loss of windows as a function of (params, head table, slots), for train/gradflow/delta.py.
+
+    `numbers`: the model's traced numbers; None for the config's own.
+    """
     inputs, targets = split_windows(windows)
 
     def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[Seen | None, Array]]:
-        logits, seen = network.apply(params, inputs, skip_scale=skip_scale, key=key, slots=slots, head=head)
+        logits, seen = network.apply(params, inputs, numbers=numbers, key=key, slots=slots, head=head)
         rms = jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(logits))))
         return jnp.mean(cross_entropy(logits, targets)), (seen, rms)
 

@@ -3,7 +3,7 @@
 (inject_hyperparams would put them into checkpoints and let a schedule overwrite a variant's own rate.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,54 +15,55 @@ from train.config.schema import OptimizerConfig
 from train.core.schedule import learning_rate
 from train.gradflow.norms import Norm
 
+Numbers = Mapping[str, Any]  # traced numbers of the optimizer section by key
+
 
 class HParams(NamedTuple):
-    """Numbers that variants of one program may differ in: scalars, or [variants] when a group is vmapped."""
+    """Numbers that variants of one program may differ in: scalars, or [variants] when a group is vmapped.
+
+    `model` and `optimizer` hold the traced numbers of those sections by key (model/traced.py).
+    """
 
     seed: Any
-    skip_scale: Any
-    init_std: Any
-    lr: Any
-    min_lr: Any
-    weight_decay: Any
-    beta1: Any
-    beta2: Any
-    clip: Any  # None = no clipping
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
 def _decayed(params: Any) -> Any:
-    """True for matrices and tables. By path and never by ndim: stacked gains have two axes."""
+    """True for matrices and tables; not for gains, biases and a residual rule's scalars. By path and never by ndim:
+    stacked gains have two axes."""
 
     def is_matrix(path: tuple, _: Any) -> bool:
-        return not any(str(entry.key) in ("gain", "bias") for entry in path)
+        return str(path[-1].key) in ("kernel", "embed", "positions", "head")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def _adamw(config: OptimizerConfig, hp: HParams, lr: Array) -> optax.GradientTransformation:
-    return optax.adamw(lr, hp.beta1, hp.beta2, config.eps, weight_decay=hp.weight_decay, mask=_decayed)
+def _adamw(config: OptimizerConfig, hp: Numbers, lr: Array) -> optax.GradientTransformation:
+    beta1, beta2 = hp["betas"]
+    return optax.adamw(lr, beta1, beta2, hp["eps"], weight_decay=hp["weight_decay"], mask=_decayed)
 
 
-def _sgd(config: OptimizerConfig, hp: HParams, lr: Array) -> optax.GradientTransformation:
+def _sgd(config: OptimizerConfig, hp: Numbers, lr: Array) -> optax.GradientTransformation:
     del config
-    return optax.chain(optax.add_decayed_weights(hp.weight_decay, _decayed), optax.scale_by_learning_rate(lr))
+    return optax.chain(optax.add_decayed_weights(hp["weight_decay"], _decayed), optax.scale_by_learning_rate(lr))
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, HParams, Array], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Numbers, Array], optax.GradientTransformation]] = {
     "adamw": _adamw,  # Loshchilov & Hutter 2019, 1711.05101, alg. 2
     "sgd": _sgd,
 }
 
 
 def transformation(
-    config: OptimizerConfig, hp: HParams, step: Int[Array, ""], steps: int
+    config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int
 ) -> optax.GradientTransformation:
     """The update rule at `step`."""
     return OPTIMIZERS[config.name](config, hp, rate(config, hp, step, steps))
 
 
-def rate(config: OptimizerConfig, hp: HParams, step: Int[Array, ""], steps: int) -> Float[Array, ""]:
-    return learning_rate(config, jnp.asarray(hp.lr), jnp.asarray(hp.min_lr), step, steps)
+def rate(config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int) -> Float[Array, ""]:
+    return learning_rate(config, jnp.asarray(hp["lr"]), jnp.asarray(hp["min_lr"]), step, steps)
 
 
 def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:

@@ -1,5 +1,6 @@
 """One backward pass and everything about it: the measurement behind `deltaflow probe`."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from model.network import Network, Params
-from model.residual import rule_of
+from model.residual import rule_of, without_skip
 from train.core.loss import tapped_loss
 from train.core.state import parameter_count
 from train.gradflow.delta import (
@@ -43,14 +44,13 @@ class Probe(NamedTuple):
     grad_global: Norm
 
 
-def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], skip_scale: Any) -> Probe:
+def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], numbers: Mapping[str, Any]) -> Probe:
     """Forward and backward on one batch, dropout off. Pure; run it under jit."""
     depth = network.config.layers
-    loss, result, rms = backward(tapped_loss(network, windows, skip_scale, None), params, depth)
+    loss, result, rms = backward(tapped_loss(network, windows, numbers, None), params, depth)
     without = None
     if rule_of(network.config).additive:
-        zero = jnp.zeros_like(skip_scale)
-        without = flow(backward(tapped_loss(network, windows, zero, None), params, depth)[1])
+        without = flow(backward(tapped_loss(network, windows, without_skip(numbers), None), params, depth)[1])
     seen = flow(result)
     return Probe(loss, rms, seen, without, _sizes(params), _dots(params, result), total_norm(seen.grad, params))
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model.network import Network, Params
+from model.residual import rule_of, without_skip
 from train.config.schema import RunConfig
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, clip_factor, rate, transformation
+from train.core.optimizer import HParams, Numbers, clip_factor, rate, transformation
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
 from train.gradflow.norms import Norm, matrix_norms, parameter_norms, total_norm
@@ -41,30 +42,29 @@ def train_step(
     """One step on one batch. `network`, `config` and `watched` are static."""
     key = _dropout_key(config, hp, state.step)
     if watched:
-        loss, result = _tapped(network, config, state.params, windows, hp.skip_scale, key)
+        loss, result = _tapped(network, config, state.params, windows, hp.model, key)
         grads, seen = true_gradients(result), flow(result)
     else:
-        loss, grads = _plain(network, config, state.params, windows, hp.skip_scale, key)
+        loss, grads = _plain(network, config, state.params, windows, hp.model, key)
         seen = None
     # The same sums in the same order, watched or not, so that watching does not change a bit of the training.
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
-    factor = clip_factor(norm, hp.clip)
-    clipped = grads if hp.clip is None else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    factor = clip_factor(norm, hp.optimizer.get("clip"))
+    clipped = grads if "clip" not in hp.optimizer else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = transformation(config.optimizer, hp, state.step, config.train.steps)
+        optimizer = transformation(config.optimizer, hp.optimizer, state.step, config.train.steps)
         updates: Any
         updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
-    metrics = Metrics(loss, rate(config.optimizer, hp, state.step, config.train.steps))
+    metrics = Metrics(loss, rate(config.optimizer, hp.optimizer, state.step, config.train.steps))
     measured = None
     if seen is not None:
         without = None
-        if config.watch.counterfactual:
-            zero = jnp.zeros_like(jnp.asarray(hp.skip_scale))
+        if config.watch.counterfactual and rule_of(config.model).additive:
             # Runs seldom, so a short compile matters more than a fast loop over blocks.
             rolled = dataclasses.replace(network, unroll=1)
-            without = flow(_tapped(rolled, config, state.params, windows, zero, key)[1])
+            without = flow(_tapped(rolled, config, state.params, windows, without_skip(hp.model), key)[1])
         measured = Watched(
             seen,
             without,
@@ -78,7 +78,7 @@ def train_step(
 
 def _dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array | None:
     """A pure function of (seed, step), so that resuming needs nothing else; None when nothing is dropped."""
-    if config.model.dropout == 0.0:
+    if not config.model.drops:
         return None
     base = jax.random.fold_in(jax.random.key(hp.seed), zlib.crc32(b"dropout"))
     return jax.random.fold_in(base, step)
@@ -92,15 +92,15 @@ def _micro(config: RunConfig, windows: Int[Array, "B T+1"], key: Array | None):
 
 
 def _tapped(
-    network: Network, config: RunConfig, params: Params, windows: Array, skip_scale: Array, key: Array | None
+    network: Network, config: RunConfig, params: Params, windows: Array, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Backward]:
     depth = config.model.layers
     if config.optimizer.accumulate == 1:
-        loss, result, _ = backward(tapped_loss(network, windows, skip_scale, key), params, depth)
+        loss, result, _ = backward(tapped_loss(network, windows, numbers, key), params, depth)
         return loss, result
 
     def one(_, part):
-        loss, result, _ = backward(tapped_loss(network, part[0], skip_scale, part[1]), params, depth)
+        loss, result, _ = backward(tapped_loss(network, part[0], numbers, part[1]), params, depth)
         return None, (loss, result)
 
     _, (losses, results) = jax.lax.scan(one, None, _micro(config, windows, key))
@@ -108,10 +108,10 @@ def _tapped(
 
 
 def _plain(
-    network: Network, config: RunConfig, params: Params, windows: Array, skip_scale: Array, key: Array | None
+    network: Network, config: RunConfig, params: Params, windows: Array, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Params]:
     def one_batch(part: Array, part_key: Array | None) -> tuple[Array, Params]:
-        loss = tapped_loss(network, part, skip_scale, part_key)
+        loss = tapped_loss(network, part, numbers, part_key)
         return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)  # pyright: ignore[reportArgumentType]
 
     if config.optimizer.accumulate == 1:

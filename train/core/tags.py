@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def _logs(*tables: Mapping[str, Norm]) -> list[dict[str, np.ndarray]]:
     """log10 of every norm of some tables, in one call: a call for each would cost more than the device's part."""
     norms = [norm for table in tables for norm in table.values()]
     shapes = [np.shape(norm.mantissa) for norm in norms]
-    parts = (np.concatenate([np.reshape(part, -1) for part in column]) for column in zip(*norms, strict=True))
+    parts: list[Any] = [np.concatenate([np.reshape(x, -1) for x in column]) for column in zip(*norms, strict=True)]
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     logs = iter(part.reshape(shape) for part, shape in zip(np.split(log10(Norm(*parts)), ends), shapes, strict=True))
     return [{name: next(logs) for name in table} for table in tables]

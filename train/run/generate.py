@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizer import Tokenizer, from_json
-from model.residual import skip_scale_of
 from model.sampling import draw, next_token_logits
 from train.config.load import Variant
 from train.run import platform as platforms
@@ -32,13 +30,10 @@ class Generator:
         group = build_group([variant], self.tokenizer.vocab_size, platform)
         self.context = config.data.context
         params = restored(group, variant, directory, platform).params
-        scale = skip_scale_of(config.model)
 
         @jax.jit
         def logits(tokens, length):
-            return next_token_logits(
-                group.network, params, tokens, length, jnp.asarray(scale, group.network.param_dtype)
-            )
+            return next_token_logits(group.network, params, tokens, length)
 
         self._logits = logits
 

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from data.batches import gather, window_starts
-from model.residual import skip_scale_of
 from train.config.load import Experiment, Variant
 from train.core.probe import as_json, measure
 from train.core.state import State, hparams_of, initial_state
@@ -32,14 +30,14 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
     for members in grouped(experiment.variants):
         dataset = datasets[data_key(members[0].config)]
         group = build_group(members, dataset.vocab_size, platform)
-        program = jax.jit(lambda params, windows, s, network=group.network: measure(network, params, windows, s))
+        program = jax.jit(lambda params, windows, hp, network=group.network: measure(network, params, windows, hp))
         for variant in members:
             params = _parameters(group, variant, checkpoint, platform)
             data = variant.config.data
             starts = window_starts(len(dataset.train), data.context, data.batch, data.seed or 0, 0, 1)[0]
             windows = gather(dataset.train, starts, data.context)
-            scale = np.dtype(group.network.param_dtype).type(skip_scale_of(variant.config.model))
-            measured = jax.device_get(program(params, windows, scale))
+            numbers = hparams_of(variant.config, group.network.param_dtype).model
+            measured = jax.device_get(program(params, windows, numbers))
             results[variant.name] = {
                 "variant": variant.name,
                 "config": variant.config.model_dump(mode="json"),

@@ -189,12 +189,12 @@ class Programs:
     def prepare_evaluation(self, corpus: Any, batches: np.ndarray, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # short to compile, and forwards only
 
-        def evaluate(params, skip_scale, corpus, batches, weights):
+        def evaluate(params, numbers, corpus, batches, weights):
             return heldout_loss(
-                network, params, skip_scale, batches, lambda batch: windows_of(corpus, batch, network.context), weights
+                network, params, numbers, batches, lambda batch: windows_of(corpus, batch, network.context), weights
             )
 
-        arguments = (self.abstract_state.params, self._hp(0).skip_scale, corpus, batches, weights)
+        arguments = (self.abstract_state.params, self._hp(0).model, corpus, batches, weights)
         return self.prepare("evaluate", self._mapped(evaluate, (0, 0, None, None, None)), arguments)
 
     def evaluate(self, states: list[State], corpus: Any, batches: np.ndarray, weights: np.ndarray) -> list[Any]:
@@ -202,7 +202,7 @@ class Programs:
         program = self.prepare_evaluation(corpus, batches, weights).result()
         batches, weights = jax.device_put((batches, weights))
         return [
-            program(states[index].params, self._hp(index).skip_scale, corpus, batches, weights)
+            program(states[index].params, self._hp(index).model, corpus, batches, weights)
             for index in range(self.calls)
         ]
 

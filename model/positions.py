@@ -1,0 +1,37 @@
+"""How tokens know their place, where it takes no parameters."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from model.layers import wide
+
+BASE = 10_000.0  # the longest wavelength over 2 pi, of both kinds of sines
+
+
+def rotate(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+    """Rotary positions (Su et al. 2021, 2104.09864, eq. 34): the pair (i, i + K/2) turns by t * BASE^(-2i/K)."""
+    T, K = x.shape[1], x.shape[-1]
+    dtype = wide(x.dtype)
+    angle = _angles(T, K, dtype)
+    cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]
+    a, b = jnp.split(x.astype(dtype), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def sinusoidal(T: int, D: int, dtype: jnp.dtype) -> Float[Array, "T D"]:
+    """Sines (even columns) and cosines of amplitude 1 (Vaswani et al. 2017, 1706.03762, section 3.5)."""
+    angle = _angles(T, D, wide(dtype))
+    both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(T, -1)
+    return both[:, :D].astype(dtype)
+
+
+def alibi(H: int, T: int, dtype: jnp.dtype) -> Float[Array, "H T T"]:
+    """What each head adds to its logits, -slope * distance, slopes 2^(-8 (h+1) / H) (Press et al. 2022, 2108.12409)."""
+    slope = jnp.exp2(-8.0 * jnp.arange(1, H + 1, dtype=dtype) / H)
+    distance = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(T)[None, :]).astype(dtype)
+    return -slope[:, None, None] * distance[None]
+
+
+def _angles(T: int, K: int, dtype: jnp.dtype) -> Float[Array, "T K/2"]:
+    speed = jnp.asarray(BASE, dtype) ** (-jnp.arange(0, K, 2, dtype=dtype) / K)
+    return jnp.arange(T, dtype=dtype)[:, None] * speed[None, :]

@@ -1,0 +1,112 @@
+"""What a residual rule is: one frozen object that says how a sublayer joins the stream.
+
+Notation: x the stream [N, D], F a sublayer, N its norm, s the traced skip scale (1 = with the skip, 0 = without).
+The block body (model/transformer.py) is written once and receives the rule as a value; a rule receives F and N as
+functions, so it never knows what an attention or an MLP is made of.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from model.config import ModelConfig
+from model.init import Init
+
+Carry = Any  # the pytree that travels through the scan over blocks; x [N, D] for most rules
+Parameters = Mapping[str, Any]  # a rule's own, nested by name
+
+
+class Context(NamedTuple):
+    """What a rule may depend on besides the carry and its own parameters."""
+
+    numbers: Mapping[str, Float[Array, ""]]  # traced numbers of the config, in the stream's dtype
+    shape: tuple[int, int]  # (B, T), with B * T = N
+    layer: Int[Array, ""] | None = None  # counted from 0
+    key: Key[Array, ""] | None = None  # of this block's draws; None outside training
+
+
+class Branch(Protocol):
+    """F with its dropout: h [N, D] -> (y [N, D], v). v is attention's value vectors [B, T, G, K] before `mix_value`,
+    and None for an MLP."""
+
+    def __call__(
+        self,
+        h: Array,
+        mix_value: Callable[[Array], Array] | None = None,
+        mix_heads: Callable[[Array, Array], Array] | None = None,
+    ) -> tuple[Array, Array | None]: ...
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One half of a block, as a rule sees it."""
+
+    index: int  # 0 attention, 1 MLP
+    branch: Branch
+    norms: Mapping[str, Callable[[Array], Array]]  # by slot; the identity under norm: none
+    own: Parameters  # the rule's parameters of this sublayer
+    block: Parameters  # and those of the whole block
+
+    def f(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        """F(h)."""
+        return self.branch(h)[0]
+
+    def norm(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        """N(x), the input norm."""
+        return self.norms["in"](x)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """x <- s x + F(N(x)): pre-LN (Xiong et al. 2020, 2002.04745, fig. 1b), and the base of the other rules."""
+
+    config: ModelConfig
+
+    final_norm: ClassVar[bool] = True  # a norm between the last block and the head
+    additive: ClassVar[bool] = True  # the skip scale applies, so the counterfactual s = 0 exists
+    norm_slots: ClassVar[tuple[str, ...]] = ("in",)  # norms of a sublayer; their parameters are norm_1, norm_1_out ...
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """Factors of the initial block matrices, by tag; they multiply those of the config."""
+        return {}
+
+    def sublayer_parameters(self, init: Init, layer: Int[Array, ""], index: int) -> dict[str, Any]:
+        """The rule's own parameters of one sublayer."""
+        return {}
+
+    def block_parameters(self, init: Init, layer: Int[Array, ""]) -> dict[str, Any]:
+        """The rule's own parameters of a block."""
+        return {}
+
+    def begin(self, x: Float[Array, "N D"], context: Context) -> Carry:
+        """The carry that enters block 0, from the embedding output."""
+        return x
+
+    def enter(self, carry: Carry, block: Parameters, context: Context) -> Carry:
+        """The carry that block `context.layer` works on."""
+        return carry
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        """The carry after one sublayer."""
+        return self.add(carry, sub.f(sub.norm(carry)), context)
+
+    def add(self, x: Float[Array, "N D"], y: Float[Array, "N D"], context: Context) -> Float[Array, "N D"]:
+        """s x + y."""
+        return context.numbers["skip_scale"] * x + y
+
+    def end(self, carry: Carry) -> Float[Array, "N D"]:
+        """What the final norm and the head read."""
+        return carry
+
+    def stream(self, carry: Carry) -> Float[Array, "N ..."]:
+        """What delta and the activation statistics are taken of: x itself. Linear, as it also picks cotangents."""
+        return carry
+
+
+def scalar(init: Init, value: float | Array) -> Float[Array, ""]:
+    """A learnable number."""
+    return jnp.asarray(value, jnp.float32).astype(init.dtype)

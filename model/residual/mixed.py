@@ -1,0 +1,89 @@
+"""Rules that mix in something from the bottom of the network, or inside attention."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from model.residual.base import Carry, Context, Parameters, Residual, Sublayer, scalar
+
+
+class ValueResidual(Residual):
+    """pre_ln whose attention uses V_l <- (1 - lambda) V_l + lambda V_1, lambda learnable and 0.5 at the start (Zhou et
+    al. 2024, 2410.17897, eq. 6).
+
+    The carry is (x, V_1); delta is taken of x. Block 0 sets V_1, so its own lambda has no effect and gradient 0.
+    """
+
+    def block_parameters(self, init, layer):
+        return {"lambda": scalar(init, init.number("residual.mix", 0.5))}
+
+    def begin(self, x, context):
+        config, (B, T) = self.config, context.shape
+        return x, jnp.zeros((B, T, config.value_heads, config.head_width), x.dtype)
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        x, first = carry
+        if sub.index == 1:
+            return super().sublayer(x, sub, context), first
+        assert context.layer is not None
+        bottom = context.layer == 0
+
+        def mix(v: Array) -> Array:
+            weight = sub.block["lambda"].astype(v.dtype)
+            return (1 - weight) * v + weight * jnp.where(bottom, v, first.astype(v.dtype))
+
+        y, v = sub.branch(sub.norm(x), mix_value=mix)
+        assert v is not None
+        return self.add(x, y, context), jnp.where(bottom, v.astype(first.dtype), first)
+
+    def end(self, carry):
+        return carry[0]
+
+    def stream(self, carry):
+        return carry[0]
+
+
+class X0Lambda(Residual):
+    """pre_ln after x <- lambda_0 x + lambda_1 x_0 before each block, x_0 the embedding output; (1, 0) at the start,
+    learnable (modded-nanogpt, K. Jordan et al. 2024).
+
+    The carry is (x, x_0); delta is taken of x before the mix. s = 0 leaves the path by x_0 open.
+    """
+
+    def block_parameters(self, init, layer):
+        return {"lambda_0": scalar(init, 1.0), "lambda_1": scalar(init, init.number("residual.mix", 0.0))}
+
+    def begin(self, x, context):
+        return x, x
+
+    def enter(self, carry: Carry, block: Parameters, context: Context) -> Carry:
+        x, x0 = carry
+        return block["lambda_0"].astype(x.dtype) * x + block["lambda_1"].astype(x.dtype) * x0, x0
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return super().sublayer(carry[0], sub, context), carry[1]
+
+    def end(self, carry):
+        return carry[0]
+
+    def stream(self, carry):
+        return carry[0]
+
+
+class ValueSkipInit(Residual):
+    """No skip: attention weights are alpha I + beta softmax(Q K^T), and the MLP half is F(N(x)).
+
+    alpha = 1 and beta = 0 at the start, learnable, one pair a block (He et al. 2023, 2302.10322, section 3). Wants
+    orthogonal V and O: model.init: orthogonal. With grouped heads a value serves every query head of its group.
+    """
+
+    additive = False
+
+    def block_parameters(self, init, layer):
+        return {"alpha": scalar(init, init.number("residual.alpha", 1.0)), "beta": scalar(init, 0.0)}
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        def mix(v: Array, o: Array) -> Array:
+            alpha, beta = (sub.block[name].astype(o.dtype) for name in ("alpha", "beta"))
+            return alpha * v + beta * o
+
+        return sub.branch(sub.norm(carry), mix_heads=mix)[0]

@@ -1,0 +1,128 @@
+"""Rules that scale or norm what a sublayer adds: the stream stays one x [N, D]."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from model.residual.base import Carry, Context, Residual, Sublayer, scalar
+
+
+class PostLN(Residual):
+    """x <- N(s x + F(x)): the original transformer (Xiong et al. 2020, 2002.04745, fig. 1a). The last norm is the
+    block's own. Wants a warm-up."""
+
+    final_norm = False
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return sub.norm(self.add(carry, sub.f(carry), context))
+
+
+class Sandwich(Residual):
+    """x <- s x + N_o(F(N_i(x))): Peri-LN (Kim et al. 2025, 2502.02732)."""
+
+    norm_slots = ("in", "out")
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return self.add(carry, sub.norms["out"](sub.f(sub.norm(carry))), context)
+
+
+class SkipInit(Residual):
+    """x <- s x + alpha F(N(x)), alpha learnable and 0 at the start (De & Smith 2020, 2002.10444)."""
+
+    def sublayer_parameters(self, init, layer, index):
+        return {"alpha": scalar(init, init.number("residual.alpha", 0.0))}
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return self.add(carry, sub.own["alpha"].astype(carry.dtype) * sub.f(sub.norm(carry)), context)
+
+
+class ReZero(SkipInit):
+    """x <- s x + alpha F(x), alpha learnable and 0 at the start, no norm in the block (Bachlechner et al. 2020,
+    2003.04887, eq. 3). At alpha = 0 a block passes delta unchanged, and only alpha has a gradient."""
+
+    norm_slots = ()
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return self.add(carry, sub.own["alpha"].astype(carry.dtype) * sub.f(carry), context)
+
+
+class LayerScale(Residual):
+    """x <- s x + diag(lambda) F(N(x)), lambda [D] learnable (Touvron et al. 2021, CaiT, 2103.17239, eq. 3).
+
+    It starts at 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 beyond, as in the paper's section 2.
+    """
+
+    def start(self) -> float:
+        layers = self.config.layers
+        return 0.1 if layers <= 18 else 1e-5 if layers <= 24 else 1e-6
+
+    def sublayer_parameters(self, init, layer, index):
+        start = init.number("residual.scale", self.start())
+        return {"lambda": jnp.full((self.config.width,), scalar(init, start))}
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return self.add(carry, sub.own["lambda"].astype(carry.dtype)[None, :] * sub.f(sub.norm(carry)), context)
+
+
+class DeepNorm(Residual):
+    """x <- N(s alpha x + F(x)), alpha = (2L)^(1/4); V, O and the MLP start (8L)^(-1/4) times smaller (Wang et al. 2022,
+    2203.00555, fig. 2, decoder only). The last norm is the block's own."""
+
+    final_norm = False
+
+    @property
+    def gains(self) -> dict[str, float]:
+        beta = (8 * self.config.layers) ** -0.25
+        return dict.fromkeys(("attn_v", "attn_o", "mlp_in", "mlp_gate", "mlp_out"), beta)
+
+    def alpha(self, context: Context) -> Float[Array, ""] | float:
+        return context.numbers.get("residual.alpha", (2 * self.config.layers) ** 0.25)
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return sub.norm(self.add(self.alpha(context) * carry, sub.f(carry), context))
+
+
+class GPT2Scaled(Residual):
+    """pre_ln whose O and MLP-out start 1/sqrt(2L) times smaller (Radford et al. 2019, GPT-2, section 2.3)."""
+
+    @property
+    def gains(self) -> dict[str, float]:
+        return dict.fromkeys(("attn_o", "mlp_out"), (2 * self.config.layers) ** -0.5)
+
+
+class StochasticDepth(Residual):
+    """x <- s x + (b_l / p_l) F(N(x)), b_l ~ Bernoulli(p_l), p_l = 1 - (l/L)(1 - p_L) (Huang et al. 2016, 1603.09382,
+    eq. 4, with the survival probability divided out in training).
+
+    l counts blocks from 1. One draw a block and batch, for both sublayers; outside training b_l / p_l is 1.
+    """
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        y = sub.f(sub.norm(carry))
+        if context.key is None or context.layer is None:
+            return self.add(carry, y, context)
+        last = context.numbers.get("residual.keep", jnp.asarray(0.5, carry.dtype))
+        depth = (context.layer + 1).astype(carry.dtype) / self.config.layers
+        keep = 1 - depth * (1 - last)
+        kept = jax.random.uniform(context.key, (), carry.dtype) < keep
+        return self.add(carry, jnp.where(kept, y / keep, jnp.zeros_like(y)), context)
+
+
+class Highway(Residual):
+    """x <- T F(N(x)) + (1 - T) x, T = sigmoid(x W + b), b = -1 at the start.
+
+    Srivastava et al. 2015, 1505.00387, eq. 3. The gate weighs the skip itself, so there is no skip scale.
+    """
+
+    additive = False
+
+    def sublayer_parameters(self, init, layer, index):
+        width = self.config.width
+        kernel = init.matrix(f"blocks/residual/gate_{index + 1}", layer, width, width)
+        bias = jnp.full((width,), scalar(init, init.number("residual.bias", -1.0)))
+        return {"gate": {"kernel": kernel, "bias": bias}}
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        kernel, bias = (sub.own["gate"][name].astype(carry.dtype) for name in ("kernel", "bias"))
+        gate = jax.nn.sigmoid(carry @ kernel + bias[None, :])
+        return gate * sub.f(sub.norm(carry)) + (1 - gate) * carry

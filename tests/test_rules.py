@@ -1,0 +1,272 @@
+"""Every residual rule: its equation against a second transformer, delta against the dense definition, its start."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import Reference
+
+from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
+from model.network import Network
+from model.residual import RULES, numbers_of, rule_of, structure_of
+from train.core.loss import tapped_loss
+from train.gradflow.delta import backward, true_gradients
+from train.gradflow.norms import value
+
+L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
+WINDOWS: Any = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
+TOKENS = WINDOWS[:, :-1]
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
+
+
+def network(residual: Any, dtype="float64", unroll=1, **model: Any) -> Network:
+    sizes: dict[str, Any] = {"layers": L, "width": D, "heads": H, "residual": residual}
+    return Network(ModelConfig(**(sizes | model)), V, T, dtype, unroll)
+
+
+def parameters(net: Network, scale=0.4) -> dict[str, Any]:
+    """Generic values: no gain is 1, no bias and no alpha 0."""
+
+    def draw_leaf(path, leaf):
+        rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
+        centre = 1.0 if path[-1].key == "gain" else 0.0
+        return jnp.asarray(centre + scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw_leaf, net.shapes())
+
+
+@partial(quick, static_argnums=0)
+def logits(net: Network, params, s=None, key=None):
+    return net.apply(params, TOKENS, numbers={} if s is None else {"skip_scale": s}, key=key)[0]
+
+
+@partial(quick, static_argnums=0)
+def start(net: Network):
+    return net.init(0, {"init_std": 0.5})
+
+
+@partial(quick, static_argnums=0)
+def tapped(net: Network, params, numbers=None):
+    loss, result, _ = backward(tapped_loss(net, WINDOWS, numbers, None), params, net.config.layers)
+    return loss, result.delta, true_gradients(result)
+
+
+@partial(quick, static_argnums=0)
+def plain(net: Network, params):
+    loss: Any = tapped_loss(net, WINDOWS, None, None)
+    return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)
+
+
+def skip_scales(rule: str) -> tuple[float | None, ...]:
+    return (None, 0.5, 0.0) if RULES[rule].additive and rule != "none" else (None,)
+
+
+@pytest.mark.parametrize("norm", ["rms", "none"])
+@pytest.mark.parametrize("rule", RULES)
+def test_logits_equal_those_of_the_second_transformer(x64, rule, norm):
+    net = network(rule, norm=norm, heads=4, kv_heads=2)
+    params = parameters(net)
+    for s in skip_scales(rule):
+        wanted = Reference(net.config, params).logits(TOKENS, 1.0 if s is None else s)
+        np.testing.assert_allclose(logits(net, params, s), wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_scanned_and_unrolled_alike(x64, rule):
+    params = parameters(network(rule))
+    one, all_ = (tapped(network(rule, unroll=unroll), params) for unroll in (1, L))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), one, all_)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_behind_taps_are_jax_s(x64, rule):
+    net = network(rule)
+    params = parameters(net)
+    loss, _, grads = tapped(net, params)
+    wanted_loss, wanted = plain(net, params)
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-13)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-15), grads, wanted)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_delta_at_the_bottom_and_the_top_by_finite_differences(x64, rule):
+    """|delta_0| from the gradient of the embedding rows, each token its own; |delta_L| by the second transformer."""
+    net = network(rule, positions="none", tied_head=False, layers=2)
+    params = parameters(net)
+    distinct = np.arange(T + 1, dtype=np.int32)[None] % V
+
+    def loss(embed):
+        probabilities = Reference(net.config, params | {"embed": embed}).logits(distinct[:, :-1])
+        top = probabilities.max(axis=1, keepdims=True)
+        logs = probabilities - top - np.log(np.exp(probabilities - top).sum(axis=1, keepdims=True))
+        return -logs[np.arange(T), distinct[0, 1:]].mean()
+
+    embed, rng = np.asarray(params["embed"]), np.random.default_rng(1)
+    run: Any = quick(lambda p: backward(tapped_loss(net, distinct, None, None), p, 2)[1])
+    result = run(params)
+    # With every token apart, the gradient of the table is delta_0, row by row.
+    analytic = np.asarray(true_gradients(result)["embed"])
+    if rule != "x0_lambda":  # whose embeddings have a second path, by x_0
+        assert value(result.delta)[0] == pytest.approx(np.linalg.norm(analytic), rel=1e-9)
+    s = numbers_of(net.config)["skip_scale"]
+    assert s == (0.0 if rule == "none" else 1.0)
+    for _ in range(3):
+        direction = rng.normal(size=embed.shape) * (np.arange(V) < T)[:, None]
+        slope = (loss(embed + 1e-5 * direction) - loss(embed - 1e-5 * direction)) / 2e-5
+        assert np.sum(analytic * direction) == pytest.approx(slope, rel=1e-5)
+
+
+# --- how each rule starts ---
+
+
+def same(a, b, rtol=1e-12, atol=0.0):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def test_rezero_and_skipinit_start_as_the_identity_and_pass_delta_unchanged(x64):
+    for rule in ("rezero", "skipinit"):
+        net = network(rule)
+        params = start(net)
+        _, delta, grads = tapped(net, params)
+        np.testing.assert_array_equal(value(delta), value(delta)[-1])
+        blocks = grads["blocks"]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(blocks):
+            moves = path[0].key == "residual"
+            assert np.any(np.asarray(leaf) != 0) == moves, path
+        assert set(blocks["residual"]) == {"alpha_1", "alpha_2"}
+
+
+def test_the_start_of_alpha_is_the_config_s(x64):
+    for rule in ("rezero", "skipinit"):
+        own = start(network({"rule": rule, "alpha": 0.25}))["blocks"]["residual"]
+        np.testing.assert_array_equal(own["alpha_1"], np.full(L, 0.25))
+
+
+@pytest.mark.parametrize(("layers", "scale"), [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)])
+def test_layerscale_starts_smaller_the_deeper_the_model(layers, scale):
+    own = start(network("layerscale", layers=layers, dtype="float32"))["blocks"]["residual"]
+    np.testing.assert_array_equal(own["lambda_2"], np.full((layers, D), np.float32(scale)))
+
+
+def test_layerscale_of_one_is_pre_ln(x64):
+    params = parameters(network("pre_ln"))
+    ones = {f"lambda_{n}": jnp.ones((L, D)) for n in (1, 2)}
+    scaled = params | {"blocks": params["blocks"] | {"residual": ones}}
+    same(logits(network("layerscale"), scaled), logits(network("pre_ln"), params))
+
+
+def test_deepnorm_s_constants(x64):
+    # L = 8: alpha = 16^(1/4) = 2, beta = 64^(-1/4) = 1 / (2 sqrt 2), on V, O and the MLP, and not on Q and K.
+    net = network("deepnorm", layers=8, init="normal")
+    drawn, usual = start(net)["blocks"], start(network("pre_ln", layers=8, init="normal"))["blocks"]
+    beta = 1 / (2 * np.sqrt(2))
+    for part, name, factor in (
+        ("attn", "q", 1),
+        ("attn", "k", 1),
+        ("attn", "v", beta),
+        ("attn", "o", beta),
+        ("mlp", "in_", beta),
+        ("mlp", "out", beta),
+    ):
+        same(drawn[part][name]["kernel"], factor * usual[part][name]["kernel"], rtol=1e-6)
+    params = parameters(net)
+    same(logits(net, params), logits(network({"rule": "deepnorm", "alpha": 2.0}, layers=8), params))
+    assert net.config.residual.alpha is None and "norm_f" not in params
+
+
+def test_gpt2_scaled_is_pre_ln_with_smaller_output_matrices(x64):
+    drawn, usual = (start(network(rule, layers=8))["blocks"] for rule in ("gpt2_scaled", "pre_ln"))
+    for part, name, factor in (("attn", "o", 1 / 4), ("mlp", "out", 1 / 4), ("attn", "v", 1), ("mlp", "in_", 1)):
+        same(drawn[part][name]["kernel"], factor * usual[part][name]["kernel"], rtol=1e-6)
+    assert structure_of(ModelConfig(residual="gpt2_scaled")) == structure_of(ModelConfig())
+
+
+def test_value_residual_at_lambda_zero_is_pre_ln(x64):
+    net = network("value_residual")
+    params = start(net)
+    np.testing.assert_array_equal(params["blocks"]["residual"]["lambda"], np.full(L, 0.5))
+    own = params["blocks"]["residual"]
+    zero = params | {"blocks": params["blocks"] | {"residual": {"lambda": jnp.zeros(L)}}}
+    usual = start(network("pre_ln"))
+    same(logits(net, zero), logits(network("pre_ln"), usual))
+    # Block 0 is where V_1 comes from: its lambda changes nothing.
+    moved = params | {"blocks": params["blocks"] | {"residual": {"lambda": own["lambda"].at[0].set(3.0)}}}
+    same(logits(net, moved), logits(net, params), atol=1e-13)
+
+
+def test_x0_lambda_starts_as_pre_ln(x64):
+    same(logits(network("x0_lambda"), start(network("x0_lambda"))), logits(network("pre_ln"), start(network("pre_ln"))))
+
+
+def test_value_skipinit_starts_with_attention_as_the_identity(x64):
+    """At alpha = 1, beta = 0 tokens do not look at each other, and with orthogonal V and O attention keeps norms."""
+    net = network("value_skipinit", init="orthogonal", positions="none")
+    params = start(net)
+    np.testing.assert_array_equal(params["blocks"]["residual"]["alpha"], np.ones(L))
+    np.testing.assert_array_equal(params["blocks"]["residual"]["beta"], np.zeros(L))
+    repeated = np.asarray(logits(net, params)).reshape(B, T, V)
+    for sequence, tokens in zip(repeated, TOKENS, strict=True):
+        for token in set(tokens.tolist()):
+            rows = sequence[tokens == token]
+            same(rows, np.broadcast_to(rows[:1], rows.shape))
+
+
+def test_highway_starts_mostly_open(x64):
+    own = start(network("highway"))["blocks"]["residual"]["gate_1"]
+    np.testing.assert_array_equal(own["bias"], np.full((L, D), -1.0))
+    net, params = network("highway"), parameters(network("highway"))
+    shut = jax.tree.map(jnp.zeros_like, params["blocks"]["residual"])
+    shut["gate_1"]["bias"] -= 1e3
+    shut["gate_2"]["bias"] -= 1e3
+    identity = params | {"blocks": params["blocks"] | {"residual": shut}}
+    _, delta, _ = tapped(net, identity)
+    same(value(delta), np.full(L + 1, value(delta)[-1]))
+
+
+# --- stochastic depth ---
+
+
+def test_stochastic_depth_is_pre_ln_without_a_key(x64):
+    params = parameters(network("pre_ln"))
+    np.testing.assert_array_equal(logits(network("stochastic_depth"), params), logits(network("pre_ln"), params))
+
+
+def test_stochastic_depth_drops_whole_blocks_as_often_as_it_says(x64):
+    """p_l = 1 - (l/L)(1 - p_L); with one block and p_1 = 0.7 the output is x or x + F(N(x)) / 0.7 (two sublayers)."""
+    net = network({"rule": "stochastic_depth", "keep": 0.7}, layers=1)
+    params = parameters(net)
+    keys = jax.random.split(jax.random.key(0), 400)
+    many = np.asarray(quick(jax.vmap(lambda key: net.apply(params, TOKENS, key=key)[0]))(keys))
+    values = np.unique(many[:, 0, 0].round(9))
+    assert len(values) == 2
+    empty = jax.tree.map(jnp.zeros_like, params["blocks"])
+    dropped = np.asarray(logits(network("pre_ln", layers=1), params | {"blocks": empty}))
+    kept = ~np.isclose(many, dropped[None]).all(axis=(1, 2))
+    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / len(keys))
+
+
+def test_stochastic_depth_at_keep_one_is_pre_ln_in_training_too(x64):
+    net = network({"rule": "stochastic_depth", "keep": 1.0})
+    params = parameters(net)
+    same(logits(net, params, None, jax.random.key(0)), logits(network("pre_ln"), params))
+
+
+# --- options ---
+
+
+def test_every_rule_is_named_and_built():
+    for rule in RULES:
+        assert rule_of(ModelConfig(residual=rule)).config.residual == ResidualConfig(rule=rule)  # pyright: ignore[reportArgumentType]
+    assert {rule for rules in OPTIONS.values() for rule in rules} <= set(RULES)
+    assert set(OPTIONS) == set(ResidualConfig.model_fields) - {"rule"}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_of_another_rule_is_refused(option):
+    config = ModelConfig(residual={"rule": "pre_ln", option: 1})  # pyright: ignore[reportArgumentType]
+    assert problems(config) == [
+        (f"residual.{option}", f"an option of {', '.join(OPTIONS[option])}; residual.rule is pre_ln")
+    ]
