@@ -20,6 +20,9 @@ Rule = Literal[
     "x0_lambda",
     "stochastic_depth",
     "highway",
+    "hyper_connections",
+    "mhc",
+    "attnres",
     "value_skipinit",
 ]
 
@@ -52,6 +55,19 @@ class ResidualConfig(Section):
     bias: Annotated[float | None, Traced()] = Field(
         default=None, description="highway: the gate's bias at the start; null = -1"
     )
+    streams: int | None = Field(
+        default=None, ge=2, le=64, description="hyper_connections, mhc: copies of the stream, n; null = 4"
+    )
+    dynamic: bool | None = Field(
+        default=None, description="hyper_connections: mixing weights that depend on the token; null = false"
+    )
+    gate: Annotated[float | None, Traced()] = Field(
+        default=None, description="mhc, dynamic hyper_connections: factor of the dynamic part at the start; null = 0.01"
+    )
+    rounds: int | None = Field(default=None, ge=1, le=1000, description="mhc: rounds of Sinkhorn; null = 20")
+    block: int | None = Field(
+        default=None, ge=1, description="attnres: blocks whose outputs are summed into one source; null = none are"
+    )
 
 
 # Which rules each option belongs to.
@@ -61,6 +77,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "mix": ("value_residual", "x0_lambda"),
     "keep": ("stochastic_depth",),
     "bias": ("highway",),
+    "streams": ("hyper_connections", "mhc"),
+    "dynamic": ("hyper_connections",),
+    "gate": ("hyper_connections", "mhc"),
+    "rounds": ("mhc",),
+    "block": ("attnres",),
 }
 
 

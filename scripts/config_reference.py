@@ -23,8 +23,9 @@ YAML 1.2: `3e-4` is a number, `no` a word. Unknown keys, duplicate keys, aliases
 command line sets any key by its dotted name. *Traced* keys may differ between variants of one compiled program.
 """
 
-RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, L the number of
-blocks, s the skip scale (`model.skip_scale`); a rule that has one also has a counterfactual, the same weights at s = 0.
+RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, L
+the number of blocks, s the skip scale (`model.skip_scale`); with one there is a counterfactual, the same weights
+at s = 0.
 """
 ALIASES = {"none": "x <- F(N(x)): pre_ln at s = 0, and the same compiled program."}
 

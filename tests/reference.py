@@ -1,5 +1,7 @@
 """A second transformer to compare the first with: numpy, float64, one sequence and one head at a time."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -94,7 +96,7 @@ class Reference:
             return self.linear(gate * self.linear(h, p["in_"]), p["out"])
         return self.linear(FORMULAS[self.config.activation](self.linear(h, p["in_"])), p["out"])
 
-    def block(self, carry, p, s, layer):
+    def block(self, carry: Any, p, s, layer) -> Any:
         """One block: the carry is the stream x [T, D], or what the rule carries beside it too."""
         rule, r, L = self.config.residual.rule, p.get("residual", {}), self.config.layers
         options = self.config.residual
@@ -139,6 +141,14 @@ class Reference:
                 x, x0 = carry
                 x = r["lambda_0"] * x + r["lambda_1"] * x0 if n == "1" else x
                 carry = s * x + f(norm(x)), x0
+            elif rule in ("hyper_connections", "mhc"):
+                carry = self.streams_block(carry, f, norm, r, n, s)
+            elif rule == "attnres":
+                sources, h, done = carry
+                y, size = f(norm(h)), 1 if options.block is None else 2 * options.block
+                sources = [*sources, y] if done % size == 0 else [*sources[:-1], sources[-1] + y]
+                scores = np.stack([norm_formula(v, "rms", self.config.norm_eps) @ r[f"query_{n}"] for v in sources], -1)
+                carry = sources, sum(a[:, None] * v for a, v in zip(softmax(scores).T, sources, strict=True)), done + 1
             elif rule == "value_skipinit":
                 carry = (
                     self.attention(norm(x), p["attn"], identity=(r["alpha"], r["beta"]))[0] if n == "1" else f(norm(x))
@@ -147,6 +157,35 @@ class Reference:
                 raise NotImplementedError(rule)
         return carry
 
+    def streams_block(self, H, f, norm, r, n, s):
+        """One sublayer on streams [n, T, D], token by token and matrix by matrix."""
+        own, count, T = {k: r[f"{k}_{n}"] for k in ("read", "across", "write")}, len(H), H.shape[1]
+        read, across, write = np.zeros((T, count)), np.zeros((T, count, count)), np.zeros((T, count))
+        for t in range(T):
+            if self.config.residual.rule == "hyper_connections":
+                read[t], across[t], write[t] = own["read"], own["across"].T, own["write"]  # across: to, from
+                if self.config.residual.dynamic:
+                    h = norm_formula(H[:, t], "rms", self.config.norm_eps)
+
+                    def moving(name, h=h):
+                        part = r[f"dynamic_{name}_{n}"]
+                        return part["scale"] * np.tanh(h @ part["kernel"])
+
+                    read[t] += moving("read")[:, 0]
+                    across[t] += moving("across").T
+                    write[t] += moving("write")[:, 0]
+            else:
+                h = norm_formula(H[:, t].reshape(-1), "rms", self.config.norm_eps)
+                z = {k: part["gate"] * (h @ part["kernel"]) + part["bias"] for k, part in own.items()}
+                m = np.exp(z["across"].reshape(count, count))
+                for _ in range(self.config.residual.rounds or 20):
+                    m = m / m.sum(axis=0, keepdims=True)
+                    m = m / m.sum(axis=1, keepdims=True)
+                read[t], across[t], write[t] = sigmoid(z["read"]), m, 2 * sigmoid(z["write"])
+        mixed = np.stack([read[t] @ H[:, t] for t in range(T)])
+        y = f(norm(mixed))
+        return np.stack([s * across[t] @ H[:, t] + np.outer(write[t], y[t]) for t in range(T)], axis=1)
+
     def carries(self, tokens, s):
         """What enters each block, and what leaves the last."""
         x = self.params["embed"][tokens]
@@ -154,7 +193,14 @@ class Reference:
             x = x + self.params["positions"][: len(tokens)]
         if self.config.positions == "sinusoidal":
             x = x + waves(len(tokens), self.config.width)
-        start = {"value_residual": (x, 0.0), "x0_lambda": (x, x)}.get(self.config.residual.rule, x)
+        copies = np.stack([x] * (self.config.residual.streams or 4))
+        start = {
+            "value_residual": (x, 0.0),
+            "x0_lambda": (x, x),
+            "hyper_connections": copies,
+            "mhc": copies,
+            "attnres": ([x], x, 0),
+        }.get(self.config.residual.rule, x)
         found = [start]
         for layer in range(self.config.layers):
             p = jax.tree.map(lambda leaf, layer=layer: leaf[layer], self.params["blocks"])
@@ -163,11 +209,14 @@ class Reference:
 
     def streams(self, tokens, s):
         """The stream of one sequence at every depth, [L+1, T, D]."""
-        return np.stack([carry[0] if isinstance(carry, tuple) else carry for carry in self.carries(tokens, s)])
+        picked = {"value_residual": lambda c: c[0], "x0_lambda": lambda c: c[0], "attnres": lambda c: c[1]}
+        pick = picked.get(self.config.residual.rule, lambda c: c)
+        return np.stack([pick(carry) for carry in self.carries(tokens, s)])
 
     def logits(self, tokens, s=1.0):
         """[B*T, V]"""
-        x = np.concatenate([self.streams(sequence, s)[-1] for sequence in tokens])
+        last = [self.streams(sequence, s)[-1] for sequence in tokens]
+        x = np.concatenate([streams.sum(axis=0) if streams.ndim == 3 else streams for streams in last])
         if self.config.residual.rule not in ("post_ln", "deepnorm"):
             x = self.norm(x, self.params.get("norm_f", {}))
         logits = x @ self.params.get("head", self.params["embed"]).T

@@ -12,6 +12,8 @@ from reference import Reference
 from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
 from model.network import Network
 from model.residual import RULES, numbers_of, rule_of, structure_of
+from model.residual.attnres import mix
+from model.residual.streams import sinkhorn
 from train.core.loss import tapped_loss
 from train.gradflow.delta import backward, true_gradients
 from train.gradflow.norms import value
@@ -74,6 +76,21 @@ def test_logits_equal_those_of_the_second_transformer(x64, rule, norm):
         np.testing.assert_allclose(logits(net, params, s), wanted, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    "residual",
+    [
+        {"rule": "hyper_connections", "streams": 2, "dynamic": True},
+        {"rule": "mhc", "streams": 3, "rounds": 2},
+        {"rule": "attnres", "block": 1},
+        {"rule": "attnres", "block": 2},
+    ],
+)
+def test_options_against_the_second_transformer(x64, residual):
+    net = network(residual)
+    params = parameters(net)
+    same(logits(net, params), Reference(net.config, params).logits(TOKENS), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_scanned_and_unrolled_alike(x64, rule):
     params = parameters(network(rule))
@@ -85,8 +102,10 @@ def test_scanned_and_unrolled_alike(x64, rule):
 def test_gradients_behind_taps_are_jax_s(x64, rule):
     net = network(rule)
     params = parameters(net)
-    loss, _, grads = tapped(net, params)
+    loss, delta, grads = tapped(net, params)
+    assert np.isfinite(value(delta)).all() and (value(delta) > 0).all()
     wanted_loss, wanted = plain(net, params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(wanted))
     np.testing.assert_allclose(loss, wanted_loss, rtol=1e-13)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-15), grads, wanted)
 
@@ -109,7 +128,8 @@ def test_delta_at_the_bottom_and_the_top_by_finite_differences(x64, rule):
     result = run(params)
     # With every token apart, the gradient of the table is delta_0, row by row.
     analytic = np.asarray(true_gradients(result)["embed"])
-    if rule != "x0_lambda":  # whose embeddings have a second path, by x_0
+    # The embeddings are copied into every stream there, and have a second path here.
+    if rule not in ("hyper_connections", "mhc", "x0_lambda", "attnres"):
         assert value(result.delta)[0] == pytest.approx(np.linalg.norm(analytic), rel=1e-9)
     s = numbers_of(net.config)["skip_scale"]
     assert s == (0.0 if rule == "none" else 1.0)
@@ -226,6 +246,66 @@ def test_highway_starts_mostly_open(x64):
     same(value(delta), np.full(L + 1, value(delta)[-1]))
 
 
+# --- several streams, and attention over depth ---
+
+
+@pytest.mark.parametrize("option", [{}, {"dynamic": True}, {"streams": 2}])
+def test_hyper_connections_start_as_pre_ln(x64, option):
+    net, usual = network({"rule": "hyper_connections", **option}, norm_eps=0.0), network("pre_ln", norm_eps=0.0)
+    params = start(net)
+    own = params["blocks"]["residual"]
+    n = option.get("streams", 4)
+    for index in (0, 1):
+        reads = np.argmax(own[f"read_{index + 1}"], axis=1)
+        np.testing.assert_array_equal(reads, [(2 * layer + index) % n for layer in range(L)])
+    same(logits(net, params), logits(usual, start(usual)), rtol=1e-9, atol=1e-12)
+    _, delta, _ = tapped(net, params)
+    _, expected, _ = tapped(usual, start(usual))
+    # Copies share the gradient of the one stream, up to the way a sublayer reads one of them.
+    assert value(delta)[-1] == pytest.approx(value(expected)[-1] / np.sqrt(n), rel=1e-9)
+
+
+def test_mhc_starts_as_pre_ln(x64):
+    net, usual = network("mhc", norm_eps=0.0), network("pre_ln", norm_eps=0.0)
+    same(logits(net, start(net)), logits(usual, start(usual)), rtol=1e-9, atol=1e-12)
+
+
+def test_sinkhorn_is_doubly_stochastic_and_so_are_products(x64):
+    matrices = np.asarray(sinkhorn(jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4))), 50))
+    product = np.linalg.multi_dot(list(matrices))
+    for matrix in (*matrices, product):
+        assert (matrix > 0).all()
+        same(matrix.sum(axis=0), np.ones(4), rtol=1e-10)
+        same(matrix.sum(axis=1), np.ones(4), rtol=1e-10)
+    (one,) = np.asarray(sinkhorn(jnp.asarray([[[0.0, np.log(3.0)], [0.0, 0.0]]]), 1))
+    # By hand: columns [1, 1] and [3, 1] become [1/2, 1/2] and [3/4, 1/4]; rows 5/4 and 3/4 then become 1.
+    same(one, [[2 / 5, 3 / 5], [2 / 3, 1 / 3]])
+
+
+@pytest.mark.parametrize("block", [None, 1, 2, 3])
+def test_zero_query_attnres_is_pre_ln(x64, block):
+    net, usual = network({"rule": "attnres", "block": block}, norm_eps=0.0), network("pre_ln", norm_eps=0.0)
+    params = start(net)
+    np.testing.assert_array_equal(params["blocks"]["residual"]["query_1"], np.zeros((L, D)))
+    same(logits(net, params), logits(usual, start(usual)), rtol=1e-9, atol=1e-12)
+    # The gradients of what both have are the same too.
+    found, wanted = plain(net, params)[1], plain(usual, start(usual))[1]
+    for part in ("attn", "mlp"):
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-12), found["blocks"][part], wanted["blocks"][part]
+        )
+
+
+def test_a_mix_weighs_by_normed_keys_and_adds_raw_values(x64):
+    # Two sources of one token in the direction of the query, lengths 1 and 10: equal keys, so equal weights.
+    sources = jnp.asarray([[[1.0, 0.0]], [[10.0, 0.0]], [[7.0, 7.0]]])
+    same(mix(sources, jnp.asarray([3.0, 0.0]), jnp.int32(2), jnp.asarray(0.0)), [[5.5, 0.0]])
+    # Normed keys are (sqrt 2, 0) and (1, 1): scores q sqrt 2 and q.
+    q = np.log(3) / (np.sqrt(2) - 1)
+    found = mix(sources[1:], jnp.asarray([q, 0.0]), jnp.int32(2), jnp.asarray(0.0))
+    same(found, [[(3 * 10 + 7) / 4, 7 / 4]])
+
+
 # --- stochastic depth ---
 
 
@@ -266,7 +346,7 @@ def test_every_rule_is_named_and_built():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_of_another_rule_is_refused(option):
-    config = ModelConfig(residual={"rule": "pre_ln", option: 1})  # pyright: ignore[reportArgumentType]
+    config = ModelConfig(residual={"rule": "pre_ln", option: {"dynamic": True, "streams": 2}.get(option, 1)})  # pyright: ignore[reportArgumentType]
     assert problems(config) == [
         (f"residual.{option}", f"an option of {', '.join(OPTIONS[option])}; residual.rule is pre_ln")
     ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from model import traced
 from model.config import ModelConfig
+from model.residual.attnres import AttnRes
 from model.residual.base import Branch, Carry, Context, Residual, Sublayer
 from model.residual.mixed import ValueResidual, ValueSkipInit, X0Lambda
 from model.residual.scaled import (
@@ -20,6 +21,7 @@ from model.residual.scaled import (
     SkipInit,
     StochasticDepth,
 )
+from model.residual.streams import HyperConnections, ManifoldHyperConnections
 
 __all__ = [
     "RULES",
@@ -48,6 +50,9 @@ RULES: dict[str, type[Residual]] = {
     "x0_lambda": X0Lambda,
     "stochastic_depth": StochasticDepth,
     "highway": Highway,
+    "hyper_connections": HyperConnections,
+    "mhc": ManifoldHyperConnections,
+    "attnres": AttnRes,
     "value_skipinit": ValueSkipInit,
 }
 

@@ -1,0 +1,64 @@
+"""Attention residuals: a sublayer reads a learned mix of the outputs of all those before it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from model.layers import normalize
+from model.residual.base import Carry, Context, Residual, Sublayer
+
+
+class AttnRes(Residual):
+    """h = sum_i alpha_i v_i, alpha = softmax_i(w^T RMSNorm(v_i)), v_0 the embedding and v_i the output F(N(h)) of
+    sublayer i; the head reads such a mix too (Attention Residuals, 2603.15031). All w are 0 at the start.
+
+    `block: S` sums the outputs of S blocks into one source, and the sum so far of the current ones is another. w = 0
+    weighs all sources alike, so N(h) and with it the whole function are pre_ln's (up to norm_eps).
+
+    The carry is (the sources, h); delta is taken of h, the mixed input of a block. Gains need not telescope as
+    Jacobians do: the gradient also flows past h. There are 2L queries: the first sublayer has a single source and needs
+    none, query 1 of a block mixes the input of its MLP, and query 2 what the next block, or the head, reads.
+    """
+
+    additive = False
+
+    @property
+    def size(self) -> int:
+        """Sublayers whose outputs are summed into one source."""
+        block = self.config.residual.block
+        return 1 if block is None else 2 * block
+
+    def sublayer_parameters(self, init, layer, index):
+        return {"query": init.constant(0.0, self.config.width)}
+
+    def begin(self, x, context):
+        groups = -(-2 * self.config.layers // self.size)
+        return jnp.zeros((1 + groups, *x.shape), x.dtype).at[0].set(x), x
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        sources, h = carry
+        assert context.layer is not None
+        done = 2 * context.layer + sub.index  # sublayers before this one
+        row = 1 + done // self.size
+        y = sub.f(sub.norm(h))
+        sources = sources.at[row].add(y)
+        mixed = mix(sources, sub.own["query"].astype(y.dtype), row + 1, context.numbers["norm_eps"])
+        return sources, mixed
+
+    def end(self, carry):
+        return carry[1]
+
+    def stream(self, carry):
+        return carry[1]
+
+
+def mix(
+    sources: Float[Array, "S N D"], query: Float[Array, "D"], count: Int[Array, ""], eps: Float[Array, ""]
+) -> Float[Array, "N D"]:
+    """The attention of one query over the first `count` sources: keys are normed, values are not."""
+    seen_S = jnp.arange(sources.shape[0], dtype=count.dtype) < count
+    # What is still to come is zero, and a norm without epsilon would divide by that.
+    keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
+    scores_SN = jnp.einsum("snd,d->sn", keys, query)
+    scores_SN = jnp.where(seen_S[:, None], scores_SN, jnp.finfo(scores_SN.dtype).min)
+    return jnp.einsum("sn,snd->nd", jax.nn.softmax(scores_SN, axis=0), sources)

@@ -1,0 +1,130 @@
+"""Rules that widen the residual stream to n copies, mixed by small matrices: the carry is H [n, N, D].
+
+Delta is taken of all streams together (the Frobenius norm of dL/dH), so gains need not telescope as Jacobians of one
+stream do.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from model.layers import normalize
+from model.residual.base import Carry, Context, Residual, Sublayer, scalar
+
+STREAMS = 4
+
+
+class Streams(Residual):
+    """What both rules share. A sublayer reads one mix of the streams and is written to all of them."""
+
+    @property
+    def n(self) -> int:
+        return self.config.residual.streams or STREAMS
+
+    def begin(self, x: Float[Array, "N D"], context: Context) -> Carry:
+        """Copies."""
+        return jnp.broadcast_to(x[None], (self.n, *x.shape))
+
+    def weights(self, carry: Carry, sub: Sublayer, context: Context) -> tuple[Array, Array, Array]:
+        """(what each stream gives to the sublayer [N, n], from stream to stream [N, n, n] (from, to), what each stream
+        gets of the sublayer's output [N, n]); N may be 1."""
+        raise NotImplementedError
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        read, across, write = self.weights(carry, sub, context)
+        h = jnp.sum(read.T[:, :, None] * carry, axis=0)
+        y = sub.f(sub.norm(h))
+        mixed = sum(across[:, i, :].T[:, :, None] * carry[i][None] for i in range(self.n))
+        return context.numbers["skip_scale"] * mixed + write.T[:, :, None] * y[None]
+
+    def end(self, carry: Carry) -> Float[Array, "N D"]:
+        """The sum of the streams; the final norm takes the factor n out again."""
+        return jnp.sum(carry, axis=0)
+
+    def stream(self, carry: Carry) -> Float[Array, "N n*D"]:
+        return jnp.moveaxis(carry, 0, 1).reshape(carry.shape[1], -1)
+
+
+class HyperConnections(Streams):
+    """H <- s A_r^T H + B^T F(N(A_m^T H)) (Zhu et al. 2024, 2409.19606, eq. 2); streams start as copies, the head reads
+    their sum.
+
+    B = 1, A_r = I and A_m = e_(k mod n) for sublayer k at the start, which computes pre_ln's function. `dynamic: true`
+    adds scale * tanh(RMSNorm(H) W) to each of them, a value a token (eq. 10 to 13), with W = 0 and scale = 0.01.
+    """
+
+    def sublayer_parameters(self, init, layer, index):
+        n, D = self.n, self.config.width
+        own: dict[str, Any] = {
+            "read": jax.nn.one_hot((2 * layer + index) % n, n, dtype=init.dtype),
+            "across": jnp.eye(n, dtype=init.dtype),
+            "write": jnp.ones((n,), init.dtype),
+        }
+        if self.config.residual.dynamic:
+            gate = scalar(init, init.number("residual.gate", 0.01))
+            for name, columns in (("read", 1), ("across", n), ("write", 1)):
+                own[f"dynamic_{name}"] = {"kernel": jnp.zeros((D, columns), init.dtype), "scale": gate}
+        return own
+
+    def weights(self, carry, sub, context):
+        own = {name: sub.own[name].astype(carry.dtype)[None] for name in ("read", "across", "write")}
+        if not self.config.residual.dynamic:
+            return own["read"], own["across"], own["write"]
+        normed = normalize(carry, "rms", context.numbers["norm_eps"])
+
+        def moving(name: str) -> Float[Array, "N n columns"]:
+            part = sub.own[f"dynamic_{name}"]
+            kernel, scale = part["kernel"].astype(carry.dtype), part["scale"].astype(carry.dtype)
+            return jnp.moveaxis(scale * jnp.tanh(normed @ kernel), 0, 1)
+
+        read, across, write = (moving(name) for name in ("read", "across", "write"))
+        return own["read"] + read[:, :, 0], own["across"] + across, own["write"] + write[:, :, 0]
+
+
+class ManifoldHyperConnections(Streams):
+    """H <- s H_res H + H_post^T F(N(H_pre H)), H_res doubly stochastic (Xie et al. 2025, mHC, 2512.24880, eqs. 3 to 9).
+
+    With h = RMSNorm(vec(H)) of a token, H_pre = sigmoid(gate h W_pre + b_pre), H_post = 2 sigmoid(gate h W_post +
+    b_post) and H_res = Sinkhorn(exp(gate h W_res + b_res)), `rounds` of normed columns, then rows. At the start W = 0, each
+    gate is 0.01, b_pre = -ln(n - 1) so that H_pre averages the streams, b_post = 0 so that H_post is 1, and b_res is 0
+    on the diagonal and -8 beside it: close to the identity, and pre_ln's function while the streams are copies.
+    """
+
+    def sublayer_parameters(self, init, layer, index):
+        n, width = self.n, self.n * self.config.width
+        starts = {
+            "read": jnp.full((n,), -math.log(n - 1), init.dtype),
+            "write": jnp.zeros((n,), init.dtype),
+            "across": -8 * (1 - jnp.eye(n, dtype=init.dtype)),
+        }
+        gate = scalar(init, init.number("residual.gate", 0.01))
+        kernels = {name: jnp.zeros((width, start.size), init.dtype) for name, start in starts.items()}
+        return {
+            name: {"kernel": kernels[name], "bias": start.reshape(-1), "gate": gate} for name, start in starts.items()
+        }
+
+    def weights(self, carry, sub, context):
+        normed = normalize(self.stream(carry), "rms", context.numbers["norm_eps"])
+
+        def logits(name: str) -> Float[Array, "N columns"]:
+            kernel, bias, gate = (sub.own[name][part].astype(carry.dtype) for part in ("kernel", "bias", "gate"))
+            return gate * (normed @ kernel) + bias[None, :]
+
+        rounds = 20 if self.config.residual.rounds is None else self.config.residual.rounds
+        # Sinkhorn's matrix maps streams (columns) to streams (rows).
+        across = sinkhorn(logits("across").reshape(-1, self.n, self.n), rounds)
+        return jax.nn.sigmoid(logits("read")), jnp.swapaxes(across, 1, 2), 2 * jax.nn.sigmoid(logits("write"))
+
+
+def sinkhorn(logits: Float[Array, "N n n"], rounds: int) -> Float[Array, "N n n"]:
+    """exp(logits) with columns and then rows divided by their sums, `rounds` times (Sinkhorn & Knopp 1967). Rows then
+    sum to 1 exactly, columns in the limit. In logarithms, so that no column of small entries divides by 0."""
+
+    def once(logs: Array, _: None) -> tuple[Array, None]:
+        logs = jax.nn.log_softmax(logs, axis=1)
+        return jax.nn.log_softmax(logs, axis=2), None
+
+    return jnp.exp(jax.lax.scan(once, logits, None, length=rounds)[0])
