@@ -12,7 +12,7 @@ from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 from model import attention as attention_module
 from model import transformer
 from model.attention import Attention
-from model.config import ModelConfig, Rule, problems
+from model.config import InitGain, ModelConfig, Rule, problems
 from model.init import Init
 from model.layers import dropout, normalize
 from model.mlp import ACTIVATIONS
@@ -251,6 +251,24 @@ def test_dropout_is_off_without_a_key_or_a_rate():
     np.testing.assert_array_equal(apply(without, params, TOKENS, 1.0, key), plain)
 
 
+def test_each_place_has_its_own_rate():
+    """A rate of its own of 0 keeps a place whole; where only one place drops, its rate alone counts."""
+    places = ("embed", "attention", "residual")
+    assert [ModelConfig(dropout=0.1, dropout_attention=0.0).dropout_at(place) for place in places] == [
+        "dropout",
+        None,
+        "dropout",
+    ]
+    params, key = parameters(network()), jax.random.key(1)
+    plain = np.asarray(apply(network(), params, TOKENS))
+    whole = network(dropout=0.5, dropout_embed=0.0, dropout_attention=0.0, dropout_residual=0.0)
+    np.testing.assert_array_equal(apply(whole, params, TOKENS, 1.0, key), plain)
+    dropped = [np.asarray(apply(network(**{f"dropout_{place}": 0.5}), params, TOKENS, 1.0, key)) for place in places]
+    for found in dropped:
+        assert np.abs(found - plain).max() > 1e-2
+    assert np.abs(dropped[0] - dropped[1]).max() > 1e-2 and np.abs(dropped[1] - dropped[2]).max() > 1e-2
+
+
 def test_dropout_draws_anew_for_every_key_layer_and_place():
     net = network(dropout=0.5)
     params = parameters(net)
@@ -364,6 +382,23 @@ def test_tables_gains_and_biases_start_as_stated():
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key in ("gain", "bias"):
             np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "gain" else 0.0)
+
+
+def test_init_gains_scale_one_kind_of_matrix_each():
+    tags = {f"init_gain.{tag}": gain for gain, tag in enumerate(InitGain.model_fields, 2)}
+    net = network(activation="swiglu")
+    usual = quick(lambda: net.init(0))()["blocks"]
+    scaled = quick(lambda: net.init(0, {key: float(gain) for key, gain in tags.items()}))()["blocks"]
+    found = {
+        f"init_gain.{tag}": scaled[part][name]["kernel"] / usual[part][name]["kernel"] for tag, part, name in KINDS
+    }
+    assert set(found) == set(tags)
+    for key, ratio in found.items():
+        np.testing.assert_allclose(ratio, tags[key], rtol=1e-6)
+
+
+KINDS = [(f"attn_{name}", "attn", name) for name in "qkvo"]
+KINDS += [("mlp_in", "mlp", "in_"), ("mlp_gate", "mlp", "gate"), ("mlp_out", "mlp", "out")]
 
 
 # --- precision ---

@@ -87,10 +87,12 @@ class HyperConnections(Streams):
 class ManifoldHyperConnections(Streams):
     """H <- s H_res H + H_post^T F(N(H_pre H)), H_res doubly stochastic (Xie et al. 2025, mHC, 2512.24880, eqs. 3 to 9).
 
-    With h = RMSNorm(vec(H)) of a token, H_pre = sigmoid(gate h W_pre + b_pre), H_post = 2 sigmoid(gate h W_post +
-    b_post) and H_res = Sinkhorn(exp(gate h W_res + b_res)), `rounds` of normed columns, then rows. At the start W = 0, each
-    gate is 0.01, b_pre = -ln(n - 1) so that H_pre averages the streams, b_post = 0 so that H_post is 1, and b_res is 0
-    on the diagonal and -8 beside it: close to the identity, and pre_ln's function while the streams are copies.
+    With h = RMSNorm(vec(H)) of a token: H_pre = sigmoid(gate h W_pre + b_pre), H_post = 2 sigmoid(gate h W_post +
+    b_post), H_res = Sinkhorn(exp(gate h W_res + b_res)), `rounds` of normed columns, then rows.
+
+    At the start W = 0 and each gate is 0.01; b_pre = -ln(n - 1), so that H_pre averages the streams; b_post = 0, so
+    that H_post is 1; b_res is 0 on the diagonal and -8 beside it, close to the identity. While the streams are copies
+    this is pre_ln's function.
     """
 
     def sublayer_parameters(self, init, layer, index):
