@@ -61,6 +61,15 @@ def test_an_exact_zero_is_named_with_its_depth():
     assert "exactly zero at depth 1" in verdict.why
 
 
+def test_q_and_k_behind_a_shut_gate():
+    """value_skipinit starts at beta = 0: the gradients of Q and K are exactly zero, those of V and O are not."""
+    verdict = judge(line(4, 0.0), grads(4, qk=-np.inf))
+    assert (verdict.state, verdict.qk_share, verdict.first_bad_layer) == ("dead_qk", 0.0, 3)
+    assert "exactly zero" in verdict.why
+    # rezero at alpha = 0: nothing in the branch has a gradient, so there is nothing to compare.
+    assert judge(line(4, 0.0), grads(4, qk=-np.inf, vo=-np.inf)).state == "healthy"
+
+
 def test_what_is_not_finite_explodes():
     delta = line(4, 0.0)
     delta[:3] = np.nan

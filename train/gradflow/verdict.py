@@ -62,7 +62,8 @@ def judge(delta_log10: np.ndarray, grad_log10: Mapping[str, np.ndarray]) -> Verd
     if ratio > EXPLODING:
         return Verdict("exploding", *known, _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall)
     if middle < DEAD_QK:
-        why = f"delta arrives ({fall}), but the gradients of Q and K are {power(middle)} times those of V and O"
+        share = "exactly zero, unlike" if middle == -math.inf else f"{power(middle)} times"
+        why = f"delta arrives ({fall}), but the gradients of Q and K are {share} those of V and O"
         return Verdict("dead_qk", *known, _last(starved < DEAD_QK), why)
     return Verdict("healthy", *known, None, fall)
 
