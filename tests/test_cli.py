@@ -388,15 +388,33 @@ def test_an_exact_zero_is_zero_and_nothing_else_is():
     json.dumps([delta, finite(np.array(-np.inf))], allow_nan=False)
 
 
-def test_a_stream_that_is_zero_has_a_delta_of_exactly_zero_below_it(trained, tmp_path, capsys):
-    """1e-30 times 1e-30 is zero in float32: nothing but the embeddings is seen, and the blocks pass nothing on."""
+def test_what_a_stream_out_of_range_leaves_is_null_and_not_zero(trained, tmp_path, capsys):
+    """1e-30 times 1e-30 is zero in float32 and not in float64: what cannot be told from zero is null."""
     file = tmp_path / "p.json"
     keys = ["model.residual=none", "model.norm=none", "model.init=normal", "model.init_std=1e-30", "variants={}"]
     assert call(capsys, "probe", trained[0], *keys, "--json", file)[0] == 0
     result = json.loads(file.read_text(encoding="utf-8"))
     validate(result)
     norms, logs = result["delta"]["norm"], result["delta"]["log10_norm"]
-    assert norms[:2] == [0.0, 0.0] and logs[:2] == [None, None] and result["gain"] == [None, 0.0]
+    assert norms[:2] == [None, None] and logs[:2] == [None, None] and result["gain"] == [None, 0.0]
     assert 1e-32 < norms[2] < 1e-29 and logs[2] == pytest.approx(np.log10(norms[2]))
-    assert result["grad"]["attn_q"] == [0.0, 0.0] and result["grad_log10"]["attn_q"] == [None, None]
+    assert result["grad"]["attn_q"] == [None, None] and result["grad_log10"]["attn_q"] == [None, None]
     assert result["verdict"]["state"] == "vanishing" and result["verdict"]["ratio"] == 0.0
+
+
+def test_no_float32_zero_where_float64_has_a_value(x64, trained, tmp_path, capsys):
+    """A plain network whose stream falls below 1e-38: zeros of the float32 probe are zeros of the float64 one."""
+    keys = ["model.residual=none", "model.norm=none", "model.init=normal", "model.init_std=1e-4", "variants={}"]
+    keys += ["model.layers=6", "model.bias=false"]
+    found = {}
+    for dtype in ("float32", "float64"):
+        file = tmp_path / f"{dtype}.json"
+        assert call(capsys, "probe", trained[0], *keys, f"train.dtype={dtype}", "--json", file)[0] == 0
+        found[dtype] = json.loads(file.read_text(encoding="utf-8"))
+    low, exact = (found[dtype]["grad"] | found[dtype]["act"] for dtype in ("float32", "float64"))
+    nulls = 0
+    for name in (*(key for key in low if key.startswith(("attn", "mlp"))), "layer", "rms"):
+        for a, b in zip(low[name], exact[name], strict=True):
+            nulls += a is None
+            assert a is None or a == pytest.approx(b, rel=1e-2, abs=0), name
+    assert nulls > 10 and all(x is None or x > 0 for x in exact["rms"])

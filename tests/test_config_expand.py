@@ -287,7 +287,15 @@ def test_what_is_expected_of_a_variant_holds_for_all_its_sweep_points():
         ({"main": {"loss": [True, 2]}}, "expect.main.loss: expected [low, high], two numbers, got [true, 2]"),
         ({"main": {"loss": [0, float("inf")]}}, "expect.main.loss: expected [low, high], two numbers, got [0, .inf]"),
         ({"main": {"loss": "low"}}, "expect.main.loss: expected [low, high], two numbers, got 'low'"),
-        ({"main": {"verdict": [0, 1]}}, "expect.main.verdict: expected the name of a state, got [0, 1]"),
+        (
+            {"main": {"verdict": [0, 1]}},
+            "expect.main.verdict: expected one of healthy, vanishing, exploding, dead_qk, got [0, 1]",
+        ),
+        (
+            {"main": {"verdict": "helthy"}},
+            "expect.main.verdict: expected one of healthy, vanishing, exploding, dead_qk, got 'helthy'; "
+            "did you mean healthy?",
+        ),
         ([1], "expect: expected a mapping of variants and their results, got [1]"),
     ],
 )

@@ -19,6 +19,7 @@ from train.report.read import read_run
 from train.run.checkpoint import Checkpoints
 from train.run.console import Console
 from train.run.errors import RunError
+from train.run.experiment import unmet
 from train.run.rundir import read_config
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_in", "mlp_out", "norm_1", "norm_2")
@@ -61,7 +62,7 @@ def test_the_run_directory(trained):
         folder = run.parent / variant.name
         names = {path.name for path in folder.iterdir()} - {"choices.json"}
         events = {name for name in names if name.startswith("events.out.tfevents.")}
-        assert names - events == {"config.yaml", "metrics.jsonl", "summary.json", "tokenizer.json", "ckpt"}
+        assert names - events == {"config.yaml", "metrics.jsonl", "summary.json", "tokenizer.json", "data.json", "ckpt"}
         assert len(events) == 1
         assert sorted(path.name for path in (folder / "ckpt").iterdir()) == ["00000020", "00000040"]
         assert read_config(folder) == variant.config
@@ -315,7 +316,10 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
         assert main(arguments) == 130
     names = ["with,seed=0", "with,seed=7", "without_skip,seed=0", "without_skip,seed=7"]
     assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == names
-    assert not list(tmp_path.rglob("summary.json"))
+    for path in tmp_path.rglob("summary.json"):
+        stopped = json.loads(path.read_text(encoding="utf-8"))
+        saved = max(int(folder.name) for folder in (path.parent / "ckpt").iterdir())
+        assert (stopped["steps"], stopped["exit_reason"]) == (saved, f"signal {signal.SIGINT}")
     assert main(arguments) == 0
     for name in names:
         logged, variant = rows(tmp_path / "tiny" / name), name.split(",")[0]
@@ -347,3 +351,42 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(tmp_path, monke
     assert checkpoints.meta(20) == {"row": {}, "step": 20}
     newest = checkpoints.restore(20, states[0], jax.devices()[0])
     np.testing.assert_array_equal(newest.params["w"], np.full(3, 20, np.float32))
+
+
+# What a run was trained on, and what it promised
+
+
+def test_a_run_is_not_gone_on_with_on_other_text(trained, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh " * 300, encoding="utf-8")
+    arguments = [
+        "train",
+        str(trained[0]),
+        f"runs_dir={tmp_path}",
+        "data.corpus=null",
+        f"data.path={text}",
+        "variants={}",
+    ]
+    assert main([*arguments, "expect={}"]) == 0
+    kept = (tmp_path / "tiny" / "main" / "tokenizer.json").read_bytes()
+    text.write_text("pqrstuvw " * 300, encoding="utf-8")
+    capsys.readouterr()
+    assert main([*arguments, "expect={}"]) == 1
+    assert "was trained on other text" in capsys.readouterr().err
+    assert (tmp_path / "tiny" / "main" / "tokenizer.json").read_bytes() == kept
+
+
+def test_a_promise_may_be_about_any_logged_tag():
+    summaries = [{"variant": "a", "loss_val": 2.0, "verdict": {"state": "healthy"}}]
+    logged = {"a": {"perplexity/val": 7.4, "delta/norm_log10/layer_000": -2.0}}
+    promises = {
+        "perplexity/val": [7, 8],
+        "delta/norm_log10/layer_000": [-1, 0],
+        "loss/vall": [1, 3],
+        "loss/val": [1, 3],
+    }
+    assert unmet({"a": promises}, summaries, logged) == [
+        "a: delta/norm_log10/layer_000: expected between -1 and 0, got -2.0",
+        "a: loss/vall: was never logged; did you mean loss/val?",
+    ]
+    assert unmet({"b": {"loss/val": [0, 1]}}, summaries, logged) == []

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(parsed: argparse.Namespace) -> int:
     from data.tokenizer import DataError
     from train.config.load import ConfigError
+    from train.report.read import ReportError
     from train.run.errors import RunError
 
     try:
@@ -52,7 +53,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
     except (ConfigError, DataError) as error:
         print(f"deltaflow: {error}", file=sys.stderr)
         return 2
-    except RunError as error:
+    except (RunError, ReportError) as error:
         print(f"deltaflow: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,6 +61,9 @@ def _guarded(parsed: argparse.Namespace) -> int:
         return 130
     except BrokenPipeError:  # `deltaflow probe ... | head`
         sys.stderr.close()
+        return 1
+    except OSError as error:  # a file or folder that is not what it should be; what was saved before is kept
+        print(f"deltaflow: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
 
 

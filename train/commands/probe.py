@@ -26,9 +26,8 @@ def run(parsed: argparse.Namespace) -> int:
     results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint))
     for result in results:
         verdict = result["verdict"]
-        title = (
-            f"{result['variant']}: loss {result['loss']:.4f} nats" if result["loss"] is not None else "loss not finite"
-        )
+        loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f} nats"
+        title = f"{result['variant']}: loss {loss}"
         console.table(title, *probe_table(result))
         console.note(f"{result['variant']}: {verdict['state']}: {verdict['why']}")
     if parsed.json is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from train.config.draft import Draft, Overrides, merged
 from train.config.fields import FIELDS, did_you_mean
+from train.config.schema import STATES
 from train.config.yaml12 import BAD, Node, Problem, clean, number, show
 
 MAX_VARIANTS = 1000
@@ -134,8 +135,9 @@ def _promise(draft: Draft, node: Node) -> dict[str, Any]:
     for tag, child in node.value.items():
         value = child.plain
         if tag == "verdict":
-            if value is not BAD and not (isinstance(value, str) and value):
-                draft.report(child, f"expected the name of a state, got {show(value)}")
+            if value is not BAD and value not in STATES:
+                hint = did_you_mean(value, STATES) if isinstance(value, str) else ""
+                draft.report(child, f"expected one of {', '.join(STATES)}, got {show(value)}{hint}")
         elif value is not BAD and not (isinstance(value, list) and len(value) == 2 and all(map(_finite, value))):
             draft.report(child, f"expected [low, high], two numbers, got {show(value)}")
         elif value is not BAD and value[0] > value[1]:

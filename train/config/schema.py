@@ -11,6 +11,9 @@ from data.config import DataConfig
 from model.config import ModelConfig, Section
 from model.traced import Traced
 
+# The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
+STATES = ("healthy", "vanishing", "exploding", "dead_qk")
+
 
 class OptimizerConfig(Section):
     """The update rule and its schedule; `lr` falls to `min_lr` along the schedule after a linear warm-up."""

@@ -122,28 +122,44 @@ def _norms(norms: dict[str, Norm]) -> dict[str, Any]:
     return {name: numbers(norm) for name, norm in norms.items()}
 
 
+def faint(rms: ArrayLike, dtype: np.dtype) -> bool:
+    """Whether the stream, of rms [L+1], falls out of the dtype's range somewhere.
+
+    Delta has no such limit between blocks (model/taps.py), but the stream itself and what is made of it has: what is
+    exactly zero in such a network may only be too small.
+    """
+    return bool((np.asarray(rms, np.float64) < float(np.finfo(dtype).tiny) * 2.0**24).any())
+
+
+def _told(norms: dict[str, Any], doubt: bool) -> dict[str, Any]:
+    """Norms for JSON, with null for every zero when in doubt whether it is one."""
+    return jax.tree.map(lambda x: None if x == 0 else x, norms) if doubt else norms
+
+
 def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict[str, Any]:
     """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays."""
     seen = probe.flow.seen
     assert seen is not None
     logs = {name: log10(norm) for name, norm in probe.flow.grad.items()}
     delta = log10(probe.flow.delta)
-    without = probe.without
+    without, doubt = probe.without, faint(seen.rms, network.param_dtype)
+    rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
+    doubt_without = faint(rms_without, network.param_dtype)
     return {
         "dtype": network.dtype,
         "loss": finite(np.asarray(probe.loss)),
         "tokens": tokens,
         "logits_rms": finite(np.asarray(probe.logits_rms)),
         "n_params": parameter_count(params),
-        "delta": _delta(probe.flow, seen.rms),
-        "delta_without": None if without is None or without.seen is None else _delta(without, without.seen.rms),
+        "delta": _told(_delta(probe.flow, seen.rms), doubt),
+        "delta_without": None if without is None else _told(_delta(without, rms_without), doubt_without),
         "gain": finite(gains(delta)),
-        "grad": _norms(probe.flow.grad),
+        "grad": _told(_norms(probe.flow.grad), doubt),
         "grad_log10": {name: finite(values) for name, values in logs.items()},
-        "grad_without": None if without is None else _norms(without.grad),
+        "grad_without": None if without is None else _told(_norms(without.grad), doubt_without),
         "weight": _norms(probe.weight),
-        "weight_dot_grad": _norms(probe.dot),
+        "weight_dot_grad": _told(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
-        "act": {"rms": finite(seen.rms), "rank": finite(seen.rank)},
+        "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
         "verdict": judge(delta, logs).as_json(),
     }

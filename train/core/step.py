@@ -47,7 +47,7 @@ def train_step(
     else:
         loss, grads = _plain(network, config, state.params, windows, hp.model, key)
         seen = None
-    # The same sums in the same order, watched or not, so that watching does not change a bit of the training.
+    # The same sums in the same order, watched or not, so that watching changes the training by rounding alone.
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
     factor = clip_factor(norm, hp.optimizer.get("clip"))
     clipped = grads if "clip" not in hp.optimizer else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)

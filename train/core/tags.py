@@ -69,8 +69,10 @@ def watched_scalars(watched: Watched) -> Scalars:
         out |= _depths(f"delta{suffix}/norm_log10", single[suffix])
         out |= _matrices(f"grad{suffix}/norm_log10", grad)
     out |= _depths("gain", gains(single[""]))
-    with np.errstate(invalid="ignore"):
-        out |= _matrices("update/ratio_log10", {name: update[name] - weight[name] for name in weight})
+    # A weight of exactly zero, such as a bias at the start, has no ratio.
+    moved = {name: np.where(np.isneginf(weight[name]), -np.inf, update[name]) for name in weight}
+    held = {name: np.where(np.isneginf(weight[name]), 0.0, weight[name]) for name in weight}
+    out |= _matrices("update/ratio_log10", {name: moved[name] - held[name] for name in weight})
     with np.errstate(over="ignore", under="ignore"):
         out |= _matrices("weight/norm", {name: 10.0**values for name, values in weight.items()})
     if watched.flow.seen is not None:

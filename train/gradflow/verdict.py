@@ -54,16 +54,18 @@ def judge(delta_log10: np.ndarray, grad_log10: Mapping[str, np.ndarray]) -> Verd
         return Verdict("vanishing", 0.0, None, None, None, _layer(bad, delta_log10), why)
     ratio, gain = float(delta_log10[0] - delta_log10[-1]), per_layer_gain(delta_log10)
     starved = qk_share(grad_log10)
-    middle = float(np.median(starved))
-    known = (_float(ratio), ratio, gain, 0.0 if middle == -math.inf else _float(middle))
+    comparable = starved[~np.isnan(starved)]
+    middle = float(np.median(comparable)) if comparable.size else math.nan
+    share = None if math.isnan(middle) else 0.0 if middle == -math.inf else _float(middle)
+    known = (_float(ratio), ratio, gain, share)
     fall = f"|delta| at the first block is {power(ratio)} times that at the last, {gain:.3g} a layer"
     if ratio < VANISHING:
         return Verdict("vanishing", *known, _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall)
     if ratio > EXPLODING:
         return Verdict("exploding", *known, _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall)
     if middle < DEAD_QK:
-        share = "exactly zero, unlike" if middle == -math.inf else f"{power(middle)} times"
-        why = f"delta arrives ({fall}), but the gradients of Q and K are {share} those of V and O"
+        how = "exactly zero, unlike" if middle == -math.inf else f"{power(middle)} times"
+        why = f"delta arrives ({fall}), but the gradients of Q and K are {how} those of V and O"
         return Verdict("dead_qk", *known, _last(starved < DEAD_QK), why)
     return Verdict("healthy", *known, None, fall)
 
@@ -95,7 +97,7 @@ def qk_share(grad_log10: Mapping[str, np.ndarray]) -> np.ndarray:
 
     below, above = together("attn_q", "attn_k"), together("attn_v", "attn_o")
     with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(below) & np.isneginf(above), 0.0, below - above)
+        return np.where(np.isneginf(below) & np.isneginf(above), np.nan, below - above)
 
 
 def power(log10: float) -> str:

@@ -1,7 +1,7 @@
 """Tables of text: the end of training, the gradient flow of one batch; and the one way numbers are written."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
@@ -53,6 +53,8 @@ def norm(value: float | None, log10: float | None) -> str:
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """The end of training: a row for each variant's summary.json; what a summary lacks is `-`."""
     columns = ["variant", "steps", "loss/train", "loss/val", "|δ_0|/|δ_L|", "per-layer gain", "q,k share", "verdict"]
+    # At the first and at the last watched step: what a design does, and what training has made of it.
+    columns[4:7] = [f"{column}: start → end" for column in columns[4:7]]
     return columns, [_closing_row(summary) for summary in summaries]
 
 
@@ -63,11 +65,16 @@ def _closing_row(summary: Mapping[str, Any]) -> list[str]:
         number(summary.get("steps")),
         number(summary.get("loss_train")),
         number(summary.get("loss_val")),
-        number(verdict.get("ratio"), verdict.get("log10_ratio"), digits=3, scientific=True),
-        number(verdict.get("per_layer_gain")),
-        number(verdict.get("qk_share")),
+        _both(summary, lambda v: number(v.get("ratio"), v.get("log10_ratio"), digits=2, scientific=True)),
+        _both(summary, lambda v: number(v.get("per_layer_gain"), digits=3)),
+        _both(summary, lambda v: number(v.get("qk_share"), digits=2)),
         str(verdict.get("state", MISSING)),
     ]
+
+
+def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> str:
+    start, end = (cell(summary.get(name) or {}) for name in ("verdict_start", "verdict_end"))
+    return MISSING if start == end == MISSING else f"{start} → {end}"
 
 
 def why_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,5 @@
 """A whole experiment: its data, its device, its groups one after the other, and what came out."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,10 @@ from typing import Any
 
 from data.text import Dataset, open_dataset
 from model.network import Network
+from train.config.fields import did_you_mean
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
+from train.report.read import read_run
 from train.report.tables import closing_table
 from train.run import platform as platforms
 from train.run.console import Console
@@ -17,7 +18,7 @@ from train.run.errors import RunError
 from train.run.loop import GroupRun
 from train.run.platform import Platform
 from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
-from train.run.rundir import directory_of, write_json
+from train.run.rundir import directory_of, read_json, write_json
 from train.run.signals import Stop
 
 
@@ -80,7 +81,10 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
             console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
     root = directory_of(experiment.variants[0]).parent
     console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
-    return Outcome(ordered, [] if stop.signal is not None else unmet(experiment.expect, ordered))
+    if stop.signal is not None:
+        return Outcome(ordered, [])
+    logged = {v.name: _last_logged(directory_of(v)) for v in experiment.variants if v.name in experiment.expect}
+    return Outcome(ordered, unmet(experiment.expect, ordered, logged))
 
 
 def _start_block(experiment: Experiment, datasets: Mapping[str, Dataset], platform: Platform, console: Console):
@@ -99,10 +103,10 @@ def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     """What was chosen when the run first started, so that a resumed run cuts its windows at the same steps."""
     path = directory / "choices.json"
     if path.exists():
-        try:
-            return chosen | json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot read: {error}") from None
+        known = read_json(path).get("steps_per_call")
+        if isinstance(known, int) and not isinstance(known, bool) and known > 0:
+            return chosen | {"steps_per_call": known}
+        raise RunError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1")
     write_json(path, chosen)
     return chosen
 
@@ -110,16 +114,32 @@ def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:
 _SUMMARY_KEYS = {"loss/train": "loss_train", "loss/val": "loss_val"}
 
 
-def unmet(expect: Mapping[str, Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each promise of the config that the run broke. A promise about a base variant holds for all its
-    sweep points."""
+def _last_logged(directory: Path) -> dict[str, float]:
+    """The last value of every tag of a run."""
+    return {tag: float(values[-1]) for tag, (_, values) in read_run(directory).steps.items()}
+
+
+def unmet(
+    expect: Mapping[str, Mapping[str, Any]],
+    summaries: Sequence[Mapping[str, Any]],
+    logged: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """One line for each promise of the config that a run broke; `expect` is by full name (train/config/expand.py).
+
+    A promise is about a figure of summary.json or of its verdict, or else about the last value of a logged tag.
+    """
     lines = []
     for name, promises in expect.items():
         for summary in summaries:
-            if summary["variant"] != name and not summary["variant"].startswith(f"{name},"):
+            if summary["variant"] != name:
                 continue
             for tag, wanted in promises.items():
                 got = _measured(summary, tag)
+                last = logged.get(name, {})
+                got = last.get(tag) if got is None else got
+                if got is None and tag not in summary and tag not in _SUMMARY_KEYS:
+                    lines.append(f"{name}: {tag}: was never logged{did_you_mean(tag, {*last, *_SUMMARY_KEYS})}")
+                    continue
                 good = got == wanted if isinstance(wanted, str) else got is not None and wanted[0] <= got <= wanted[1]
                 if not good:
                     what = wanted if isinstance(wanted, str) else f"between {wanted[0]} and {wanted[1]}"

@@ -1,6 +1,5 @@
 """Training one group of variants: windows dispatched, results fetched one window late, evaluated, saved, logged."""
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from train.gradflow.norms import named
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
-from train.run.errors import RunError
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops
 from train.run.record import Record
-from train.run.rundir import claim, write_json
+from train.run.rundir import claim, read_json, remember_data, write_json
 from train.run.signals import Stop
 
 _PICTURES_EVERY_S = 30.0
@@ -49,11 +47,12 @@ class GroupRun:
         config = self.group.config
         directories = [claim(variant) for variant in self.group.variants]
         for directory in directories:
-            write_json(directory / "tokenizer.json", self.dataset.tokenizer.to_json())
+            data = self.dataset
+            remember_data(directory, data.sha256, data.source, data.tokenizer.to_json())
         first = newest_common([Checkpoints(directory) for directory in directories]) or 0
-        if first == config.train.steps and all((directory / "summary.json").exists() for directory in directories):
+        if first == config.train.steps and (done := _finished(directories)):
             self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
-            return [_finished(directory) for directory in directories]
+            return done
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
             Record(variant, directory, first)
@@ -265,7 +264,7 @@ class GroupRun:
                     text = f"**{record.verdict.state}**: {record.verdict.why}"
                     record.tracker.text("verdict", summary["steps"], text)
                 record.tracker.finish(_final_metrics(summary))
-                write_json(record.directory / "summary.json", summary)
+            write_json(record.directory / "summary.json", summary)
             summaries.append(summary)
         return summaries
 
@@ -284,9 +283,9 @@ def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
     return {tag: summary[key] for tag, key in names.items() if summary[key] is not None}
 
 
-def _finished(directory: Path) -> dict[str, Any]:
-    path = directory / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot read: {error}") from None
+def _finished(directories: list[Path]) -> list[dict[str, Any]]:
+    """The summaries of a group that ran to its end, else nothing. Raises RunError."""
+    paths = [directory / "summary.json" for directory in directories]
+    summaries = [read_json(path) for path in paths if path.exists()]
+    complete = len(summaries) == len(paths) and all(summary.get("exit_reason") == "done" for summary in summaries)
+    return summaries if complete else []

@@ -1,6 +1,7 @@
 """The device a run computes on, the dtype it computes in, and what else depends on the platform."""
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -119,7 +120,8 @@ def peak_bytes(platform: Platform) -> int | None:
         import resource  # absent on Windows
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:

@@ -7,7 +7,10 @@ from typing import Any
 import jax
 
 from data.batches import gather, window_starts
+from model.config import ModelConfig
+from model.residual import structure_of
 from train.config.load import Experiment, Variant
+from train.config.schema import RunConfig
 from train.core.probe import as_json, measure
 from train.core.state import State, hparams_of, initial_state
 from train.run import platform as platforms
@@ -58,11 +61,12 @@ def _parameters(group: Group, variant: Variant, checkpoint: Path | None, platfor
 def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> State:
     """The newest checkpoint of a run, for a variant whose model it is. Raises RunError."""
     saved = read_config(directory)
-    changed = [
-        key for key in differences(saved, variant.config) if key.startswith("model.") and key != "model.skip_scale"
-    ]
-    if changed:
-        raise RunError(f"{directory}: its model differs from variant {variant.name} in {', '.join(changed)}")
+    if _shape(saved) != _shape(variant.config):
+        changed = [key for key in differences(saved, variant.config) if key.startswith("model.")]
+        raise RunError(
+            f"{directory}: its model differs from variant {variant.name} in {', '.join(changed)}; "
+            "leave the variants out with variants={}, or set these keys as there"
+        )
     checkpoints = Checkpoints(directory)
     steps = checkpoints.steps()
     if not steps:
@@ -70,3 +74,9 @@ def restored(group: Group, variant: Variant, directory: Path, platform: Platform
     hp = hparams_of(saved, group.network.param_dtype)
     like = jax.eval_shape(lambda hp: initial_state(group.network, saved, hp), hp)
     return checkpoints.restore(steps[-1], like, platform.device)
+
+
+def _shape(config: RunConfig) -> ModelConfig:
+    """What decides on the parameters and what they compute, but for traced numbers, init and dropout."""
+    off = {"dropout": 0.0, "dropout_embed": None, "dropout_attention": None, "dropout_residual": None}
+    return structure_of(config.model).model_copy(update={"init": "normal", **off})

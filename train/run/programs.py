@@ -6,7 +6,6 @@ CPU it is called for each in turn (`train.group`).
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -103,7 +102,6 @@ class Programs:
 
     group: Group
     corpus: Any  # device array, or None when batches arrive as windows of tokens
-    compile_s: float = 0.0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
 
@@ -114,10 +112,7 @@ class Programs:
         if key not in self._compiled:
 
             def build():
-                start = time.perf_counter()
-                program = compiled(function, arguments, donate, once)
-                self.compile_s += time.perf_counter() - start
-                return program
+                return compiled(function, arguments, donate, once)
 
             self._compiled[key] = self._pool.submit(build)
         return self._compiled[key]

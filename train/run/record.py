@@ -35,6 +35,7 @@ class Record:
     checkpoints: Checkpoints = field(init=False)
     open_rows: dict[int, Scalars] = field(default_factory=dict)
     first: Verdict | None = None  # on the first watched step
+    last: Verdict | None = None  # on the last one so far
     verdict: Verdict | None = None  # on the run so far
     last_loss: float = math.nan
 
@@ -54,18 +55,19 @@ class Record:
         for step, measured in zip(steps, each, strict=True):
             self.add(step, watched_scalars(measured))
         self.first = self.first or _judged(each[0])
-        self.verdict = over_run(self.first, _judged(each[-1]), steps[-1])
+        self.last = _judged(each[-1])
+        self.verdict = over_run(self.first, self.last, steps[-1])
 
     def save(self, state: State) -> None:
         """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""
         self.tracker.drain()
         step = int(state.step)
-        verdicts = [None if verdict is None else list(verdict) for verdict in (self.first, self.verdict)]
+        verdicts = [None if verdict is None else list(verdict) for verdict in (self.first, self.last, self.verdict)]
         self.checkpoints.save(state, {"row": self.open_rows.get(step, {}), "verdicts": verdicts})
 
     def _go_on_from(self, meta: Mapping[str, Any]) -> None:
         self.open_rows[self.first_step] = dict(meta["row"])
-        self.first, self.verdict = (None if saved is None else Verdict(*saved) for saved in meta["verdicts"])
+        self.first, self.last, self.verdict = (None if saved is None else Verdict(*saved) for saved in meta["verdicts"])
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
@@ -96,16 +98,23 @@ class Record:
         train, val = values("loss/train"), values("loss/val")
         config = self.variant.config
         steps = int(series["loss/train"][0][-1]) if "loss/train" in series else 0
+        still_open = max((step for step, row in self.open_rows.items() if "loss/train" in row), default=0)
+        if still_open > steps:  # stopped by a signal: the row of the last step waits for what a resumption adds
+            steps = still_open
+            train.append(self.last_loss)
+        evaluated = int(series["loss/val"][0][-1]) if "loss/val" in series else None
         return {
             "variant": self.variant.name,
             "steps": steps,
             "tokens": steps * config.data.batch * config.data.context,
             "loss_first": train[0] if train else None,
             "loss_train": train[-1] if train else None,
-            "loss_val": val[-1] if val else None,
+            "loss_val": val[-1] if val and evaluated == steps else None,
             "best_val": min(val, default=None),
             **timing,
             "verdict": None if self.verdict is None else self.verdict.as_json(),
+            "verdict_start": None if self.first is None else self.first.as_json(),
+            "verdict_end": None if self.last is None else self.last.as_json(),
             "exit_reason": reason,
         }
 

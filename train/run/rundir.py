@@ -50,6 +50,33 @@ def claim(variant: Variant) -> Path:
     return directory
 
 
+def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any]) -> None:
+    """Writes tokenizer.json and data.json at a run's first start, and compares them later. Raises RunError when the run
+    was trained on other text: its tokenizer is needed to read it."""
+    path = directory / "data.json"
+    if not path.exists():
+        write_json(directory / "tokenizer.json", tokenizer)
+        write_json(path, {"sha256": sha256, "source": source})
+        return
+    known = read_json(path)
+    if known.get("sha256") != sha256:
+        raise RunError(
+            f"{directory}: was trained on other text ({known.get('source')}; its hash differs from today's {source}); "
+            "bring the old text back, choose another name (name=...) or delete that folder"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that this project wrote. Raises RunError when it cannot be read or holds no mapping."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot read: {error}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: cannot read: expected a mapping")
+    return value
+
+
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(old), flatten(new)
     keys = [key for key in {**a, **b} if key not in _LABELS]
