@@ -12,7 +12,7 @@ import pytest
 from model.network import Network
 from train.config.schema import OptimizerConfig
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, _decayed, clip_factor, transformation
+from train.core.optimizer import HParams, clip_factor, decayed, transformation
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.step import _dropout_key, _micro, train_step
@@ -175,7 +175,7 @@ def numbers(**changed) -> dict[str, Any]:
 
 
 def test_the_mask_decays_matrices_and_tables_and_neither_gains_nor_biases():
-    masked = leaves(_decayed(tree(0)))
+    masked = leaves(decayed(tree(0)))
     assert {path for path, decayed in masked.items() if decayed} == DECAYED
 
 
@@ -459,7 +459,7 @@ def test_a_number_that_is_traced_is_in_hparams_and_nowhere_else(tiny):
     assert (int(hp.seed), hp.seed.dtype) == (7, np.uint32)
     assert hp.model["skip_scale"] == 0.5 and hp.model["init_std"] == np.float32(0.3)
     wanted = {"lr": 0.25, "min_lr": 0.125, "weight_decay": 0.75, "betas": (0.5, 0.625), "clip": 0.0625}
-    assert hp.optimizer == wanted | {"eps": np.float32(1e-8)}
+    assert hp.optimizer == wanted | {"eps": np.float32(1e-8), "momentum": np.float32(0.9)}
     assert all(number.dtype == np.float32 for number in jax.tree.leaves((hp.model, hp.optimizer)))
     assert hparams_of(config, "float64").optimizer["lr"].dtype == np.float64
     shared = structure_of(config).model_dump_json()

@@ -11,26 +11,65 @@ from data.config import DataConfig
 from model.config import ModelConfig, Section
 from model.traced import Traced
 
+OptimizerName = Literal[
+    "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
+]
+
 
 class OptimizerConfig(Section):
-    """The update rule and its schedule; `lr` falls to `min_lr` along the schedule after a linear warm-up."""
+    """The update rule and its schedule; `lr` falls to `min_lr` along the schedule after a linear warm-up.
 
-    name: Literal["adamw", "sgd"] = Field(
-        default="adamw", description="sgd is plain: no momentum; weight decay is decoupled"
+    Options that an optimizer does not read change nothing; each names those that read it.
+    """
+
+    name: OptimizerName = Field(
+        default="adamw",
+        description="sgd is plain; nesterov is momentum looked at ahead; muon is for the blocks' matrices and adam for "
+        "all else; adafactor multiplies each update by the rms of what it updates",
     )
     lr: Annotated[float, Traced()] = Field(default=1e-3, ge=0, description="peak learning rate")
     min_lr: Annotated[float, Traced()] = Field(
         default=1e-4, ge=0, description="learning rate at the end of the schedule"
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="shape after the warm-up")
+    schedule: Literal["constant", "linear", "cosine", "wsd", "rsqrt", "step", "one_cycle"] = Field(
+        default="cosine",
+        description="shape after the warm-up: wsd is constant and falls linearly at the end; rsqrt falls as "
+        "1 / sqrt(step); step falls in stairs; one_cycle rises from a tenth of the way, falls back to it, and then to "
+        "min_lr. constant stays at lr whatever min_lr is",
+    )
+    decay_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="last part of the schedule: of all steps for wsd, of those after the warm-up for one_cycle",
+    )
+    step_every: int = Field(default=1000, ge=1, description="steps from stair to stair of schedule: step")
+    step_factor: float = Field(default=0.1, gt=0, lt=1, description="height of a stair over that of the one before")
     warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
     weight_decay: Annotated[float, Traced()] = Field(
-        default=0.1, ge=0, description="decoupled, on matrices only (no norms, no biases)"
+        default=0.1, ge=0, description="on matrices and tables only (no gains, no biases); 0 = none"
+    )
+    decay: Literal["auto", "decoupled", "l2"] = Field(
+        default="auto",
+        description="decoupled: the weights shrink by lr * weight_decay beside the update; l2: weight_decay * weights "
+        "is added to the clipped gradient, as the loss's + weight_decay / 2 * |weights|^2 would; auto = l2 for adam, "
+        "decoupled for all others",
+    )
+    momentum: Annotated[float, Traced()] = Field(
+        default=0.9, ge=0, lt=1, description="share of the last update's direction: momentum, nesterov, muon"
     )
     betas: Annotated[tuple[float, float], Traced()] = Field(
-        default=(0.9, 0.99), strict=False, description="Adam's averaging constants"
+        default=(0.9, 0.99),
+        strict=False,
+        description="averaging constants of the gradient and its square: adam, adamw, muon's adam; lion's two; the "
+        "second one is rmsprop's",
     )
-    eps: Annotated[float, Traced()] = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    eps: Annotated[float, Traced()] = Field(
+        default=1e-8,
+        gt=0,
+        description="added to a root mean square (adam, adamw, rmsprop), to a sum of squares (adagrad), to the norm "
+        "that muon divides by",
+    )
     clip: Annotated[float | None, Traced()] = Field(
         default=1.0, gt=0, description="largest global gradient norm; null = off"
     )

@@ -3,19 +3,17 @@
 (inject_hyperparams would put them into checkpoints and let a schedule overwrite a variant's own rate.)
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from train.config.schema import OptimizerConfig
+from train.core.paths import by_path, is_matrix
+from train.core.rules import RULES, Numbers
 from train.core.schedule import learning_rate
 from train.gradflow.norms import Norm
-
-Numbers = Mapping[str, Any]  # traced numbers of the optimizer section by key
 
 
 class HParams(NamedTuple):
@@ -29,37 +27,20 @@ class HParams(NamedTuple):
     optimizer: dict[str, Any]
 
 
-def _decayed(params: Any) -> Any:
-    """True for matrices and tables; not for gains, biases and a residual rule's scalars. By path and never by ndim:
-    stacked gains have two axes."""
-
-    def is_matrix(path: tuple, _: Any) -> bool:
-        return str(path[-1].key) in ("kernel", "embed", "positions", "head")
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def _adamw(config: OptimizerConfig, hp: Numbers, lr: Array) -> optax.GradientTransformation:
-    beta1, beta2 = hp["betas"]
-    return optax.adamw(lr, beta1, beta2, hp["eps"], weight_decay=hp["weight_decay"], mask=_decayed)
-
-
-def _sgd(config: OptimizerConfig, hp: Numbers, lr: Array) -> optax.GradientTransformation:
-    del config
-    return optax.chain(optax.add_decayed_weights(hp["weight_decay"], _decayed), optax.scale_by_learning_rate(lr))
-
-
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Numbers, Array], optax.GradientTransformation]] = {
-    "adamw": _adamw,  # Loshchilov & Hutter 2019, 1711.05101, alg. 2
-    "sgd": _sgd,
-}
+def decayed(params: Any) -> Any:
+    """True for the parameters that weight decay pulls at."""
+    return by_path(lambda path, _: is_matrix(path), params)
 
 
 def transformation(
     config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int
 ) -> optax.GradientTransformation:
-    """The update rule at `step`."""
-    return OPTIMIZERS[config.name](config, hp, rate(config, hp, step, steps))
+    """The update rule at `step`; the gradient it is given is clipped already."""
+    direction = RULES[config.name](hp)
+    decay = optax.add_decayed_weights(hp["weight_decay"], decayed)
+    coupled = config.decay == "l2" or (config.decay == "auto" and config.name == "adam")
+    parts = [decay, direction] if coupled else [direction, decay]
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate(config, hp, step, steps)))
 
 
 def rate(config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int) -> Float[Array, ""]:

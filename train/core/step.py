@@ -12,7 +12,8 @@ from model.network import Network, Params
 from model.residual import rule_of, without_skip
 from train.config.schema import RunConfig
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, Numbers, clip_factor, rate, transformation
+from train.core.optimizer import HParams, clip_factor, rate, transformation
+from train.core.rules import Numbers
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
 from train.gradflow.norms import Norm, matrix_norms, parameter_norms, total_norm
