@@ -33,6 +33,7 @@ def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformatio
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         (blocks, rest), (of_blocks, of_rest) = parts(updates), parts(params)
         blocks, blocks_state = jax.vmap(rule.update)(blocks, state[0], of_blocks)
+        others: Any
         others, rest_state = rule.update(rest, state[1], of_rest)
         return dict(others, blocks=blocks), (blocks_state, rest_state)
 
