@@ -11,8 +11,10 @@ import pytest
 
 from model.network import Network
 from train.config.schema import OptimizerConfig
+from train.core.clipping import clip_factor
+from train.core.groups import decayed
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, clip_factor, decayed, transformation
+from train.core.optimizer import HParams, transformation
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.step import _dropout_key, _micro, train_step
@@ -217,7 +219,7 @@ def numbers(**changed) -> dict[str, Any]:
 
 
 def test_the_mask_decays_matrices_and_tables_and_neither_gains_nor_biases():
-    masked = leaves(decayed(tree(0)))
+    masked = leaves(decayed(OptimizerConfig(), tree(0)))
     assert {path for path, decayed in masked.items() if decayed} == DECAYED
 
 

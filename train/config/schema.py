@@ -5,27 +5,37 @@ No JAX here: a config is loaded and checked before JAX starts.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data.config import DataConfig
 from model.config import ModelConfig, Section
 from model.traced import Traced
 
-OptimizerName = Literal[
+OptimizerRule = Literal[
     "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
 ]
+
+
+class Factors(dict[str, float]):
+    """A mapping that a frozen config can hold: equal ones have equal hashes."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(tuple(self.items()))
 
 
 class OptimizerConfig(Section):
     """The update rule and its schedule; `lr` falls to `min_lr` along the schedule after a linear warm-up.
 
-    Options that an optimizer does not read change nothing; each names those that read it.
+    Options that an optimizer does not read change nothing; each names those that read it. Patterns are the shell's, of
+    parameters' paths such as blocks/attn/q/kernel, blocks/mlp/in/kernel, blocks/norm_1/gain, embed, norm_f/gain; a
+    folder means all in it, and * also takes slashes.
     """
 
-    name: OptimizerName = Field(
+    name: OptimizerRule | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
         default="adamw",
         description="sgd is plain; nesterov is momentum looked at ahead; muon is for the blocks' matrices and adam for "
-        "all else; adafactor multiplies each update by the rms of what it updates",
+        "all else; adafactor multiplies each update by the rms of what it updates; "
+        "module:function is the user's own, see docs/optimizers.md",
     )
     lr: Annotated[float, Traced()] = Field(default=1e-3, ge=0, description="peak learning rate")
     min_lr: Annotated[float, Traced()] = Field(
@@ -70,10 +80,40 @@ class OptimizerConfig(Section):
         description="added to a root mean square (adam, adamw, rmsprop), to a sum of squares (adagrad), to the norm "
         "that muon divides by",
     )
+    decay_mask: tuple[str, ...] | None = Field(
+        default=None, strict=False, description="patterns of the parameters that decay; null = matrices and tables"
+    )
     clip: Annotated[float | None, Traced()] = Field(
-        default=1.0, gt=0, description="largest global gradient norm; null = off"
+        default=1.0, gt=0, description="largest global gradient norm, of what is not frozen; null = off"
+    )
+    clip_matrix: Annotated[float | None, Traced()] = Field(
+        default=None,
+        gt=0,
+        description="largest norm of a matrix's gradient over that of the matrix (at least 1e-3), layer by layer and "
+        "after clip; null = off",
+    )
+    clip_value: Annotated[float | None, Traced()] = Field(
+        default=None, gt=0, description="largest entry of a gradient, after the other clips; null = off"
+    )
+    lr_factors: Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(Factors), Traced()] = Field(
+        default=Factors(),
+        description="pattern of parameters -> factor of their whole update; the first pattern that matches counts",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), strict=False, description="patterns of the parameters that stay what they are"
+    )
+    ema: Annotated[float | None, Traced()] = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, evaluated as loss/val_ema beside them; null = none",
     )
     accumulate: int = Field(default=1, ge=1, description="micro-batches an optimizer step; must divide data.batch")
+
+    @property
+    def patterned(self) -> bool:
+        """Whether something in it can only be checked against the model's parameters."""
+        return ":" in self.name or bool(self.freeze or self.lr_factors or self.decay_mask)
 
 
 class TrainConfig(Section):

@@ -4,6 +4,7 @@ By path and never by ndim: the blocks are stacked, so a layer's gain has two axe
 """
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -33,3 +34,12 @@ def is_matrix(path: str) -> bool:
 def is_block_matrix(path: str) -> bool:
     """A matrix of every block, stacked [L, rows, columns]."""
     return path.startswith("blocks/") and is_matrix(path)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern means this parameter: the shell's, where * also takes slashes, of its path or a folder above.
+
+    >>> [matches("blocks/attn/q/kernel", p) for p in ("blocks", "blocks/attn/*", "*/kernel", "blocks/*/bias", "attn")]
+    [True, True, True, False, False]
+    """
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}/*")
