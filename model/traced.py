@@ -36,8 +36,14 @@ def structure(config: Config) -> Config:
         if isinstance(value, BaseModel):
             changes[name] = structure(value)
         elif _on(field.metadata, value):
-            changes[name] = (1.0,) * len(value) if isinstance(value, tuple) else 1.0
+            changes[name] = _ones(value)
     return config.model_copy(update=changes)
+
+
+def _ones(value: Any) -> Any:
+    if isinstance(value, dict):
+        return type(value)(dict.fromkeys(value, 1.0))
+    return (1.0,) * len(value) if isinstance(value, tuple) else 1.0
 
 
 def _walk(config: BaseModel, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -46,9 +52,9 @@ def _walk(config: BaseModel, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[st
         if isinstance(value, BaseModel):
             yield from _walk(value, (*prefix, name))
         elif _on(field.metadata, value):
-            yield (*prefix, name), value
+            yield (*prefix, name), dict(value) if isinstance(value, dict) else value
 
 
 def _on(metadata: list[Any], value: Any) -> bool:
     mark = next((entry for entry in metadata if isinstance(entry, Traced)), None)
-    return mark is not None and value is not None and value != mark.off
+    return mark is not None and value is not None and value not in (mark.off, {})

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from model.residual import RULES
@@ -36,6 +37,10 @@ def _type(annotation: object) -> str:
         return ", ".join(f"`{'null' if value is None else value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        return next(mark.description for mark in arguments[1:] if isinstance(mark, FieldInfo) and mark.description)
+    if origin is tuple and Ellipsis in arguments:
+        return f"[{_type(arguments[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(_type(argument) for argument in arguments)}]"
     if annotation is type(None):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ import pytest
 
 from model.network import Network
 from train.config.schema import OptimizerConfig
+from train.core.clipping import clip_factor
+from train.core.groups import decayed
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, _decayed, clip_factor, transformation
+from train.core.optimizer import HParams, transformation
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.step import _dropout_key, _micro, train_step
@@ -76,10 +78,34 @@ def assert_close(a, b, tolerance):
         ("constant", 0, 0.2),
         ("constant", 3, 0.8),
         ("constant", 500, 0.8),
+        ("wsd", 2, 0.6),  # decay_fraction 0.5: the last 5.5 steps
+        ("wsd", 3, 0.8),
+        ("wsd", 5, 0.8),
+        ("wsd", 8, 0.2 + 0.6 * 3 / 5.5),
+        ("wsd", 11, 0.2),
+        ("wsd", 500, 0.2),
+        ("rsqrt", 2, 0.6),
+        ("rsqrt", 3, 0.8),
+        ("rsqrt", 15, 0.5),  # sqrt(4 / 16)
+        ("rsqrt", 399, 0.26),
+        ("step", 2, 0.6),  # every 2 steps half of it
+        ("step", 3, 0.8),
+        ("step", 4, 0.8),
+        ("step", 5, 0.5),
+        ("step", 7, 0.35),
+        ("step", 103, 0.2 + 0.6 * 2.0**-50),
+        ("one_cycle", 0, 0.065),  # a quarter of where the cycle starts, 0.2 + 0.6 / 10
+        ("one_cycle", 3, 0.26),
+        ("one_cycle", 4, 0.53),
+        ("one_cycle", 5, 0.8),  # up for 2 of 8 steps, down for 2, and 4 to the end
+        ("one_cycle", 7, 0.26),
+        ("one_cycle", 9, 0.23),
+        ("one_cycle", 11, 0.2),
+        ("one_cycle", 500, 0.2),
     ],
 )
 def test_learning_rate_by_hand(x64, schedule, step, expected):
-    config = OptimizerConfig(lr=0.8, min_lr=0.2, schedule=schedule, warmup=3)
+    config = OptimizerConfig(schedule=schedule, warmup=3, decay_fraction=0.5, step_every=2, step_factor=0.5)
     lr = learning_rate(config, jnp.float64(0.8), jnp.float64(0.2), jnp.int32(step), 11)
     assert float(lr) == pytest.approx(expected, rel=1e-14)
 
@@ -93,11 +119,29 @@ def test_no_warmup_starts_at_the_peak_and_a_run_shorter_than_its_warmup_never_re
     assert rates(9, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=1e-14)
 
 
-def test_the_rate_of_a_float32_run_is_float32_and_traced():
-    config = OptimizerConfig(warmup=2)
+SCHEDULES = get_args(OptimizerConfig.model_fields["schedule"].annotation)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_a_schedule_stays_between_its_rates_and_reaches_the_peak_once_it_is_warm(x64, schedule, warmup):
+    config = OptimizerConfig(schedule=schedule, warmup=warmup, decay_fraction=0.2, step_every=10)
+    at = jax.jit(jax.vmap(lambda t: learning_rate(config, jnp.float64(1.0), jnp.float64(0.01), t, 87)))
+    rates = np.asarray(at(jnp.arange(warmup, 120)))
+    assert rates.min() >= 0.01 and rates.max() == pytest.approx(1.0, rel=0.05 if schedule == "one_cycle" else 1e-14)
+    if schedule != "one_cycle":
+        assert rates[0] == 1.0 and (np.diff(rates) <= 0).all()
+    if schedule not in ("constant", "rsqrt"):
+        assert rates[-1] == pytest.approx(0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_of_a_float32_run_is_float32_and_traced(schedule):
+    config = OptimizerConfig(warmup=2, schedule=schedule)
     traced = jax.jit(lambda lr, low, step: learning_rate(config, lr, low, step, 10))
     rate = traced(np.float32(1e-3), np.float32(1e-4), np.int32(2))
-    assert rate.dtype == np.float32 and float(rate) == pytest.approx(1e-3, rel=1e-6)
+    start = 1.9e-4 if schedule == "one_cycle" else 1e-3
+    assert rate.dtype == np.float32 and float(rate) == pytest.approx(start, rel=1e-6)
 
 
 # Clipping
@@ -175,7 +219,7 @@ def numbers(**changed) -> dict[str, Any]:
 
 
 def test_the_mask_decays_matrices_and_tables_and_neither_gains_nor_biases():
-    masked = leaves(_decayed(tree(0)))
+    masked = leaves(decayed(OptimizerConfig(), tree(0)))
     assert {path for path, decayed in masked.items() if decayed} == DECAYED
 
 
@@ -459,7 +503,7 @@ def test_a_number_that_is_traced_is_in_hparams_and_nowhere_else(tiny):
     assert (int(hp.seed), hp.seed.dtype) == (7, np.uint32)
     assert hp.model["skip_scale"] == 0.5 and hp.model["init_std"] == np.float32(0.3)
     wanted = {"lr": 0.25, "min_lr": 0.125, "weight_decay": 0.75, "betas": (0.5, 0.625), "clip": 0.0625}
-    assert hp.optimizer == wanted | {"eps": np.float32(1e-8)}
+    assert hp.optimizer == wanted | {"eps": np.float32(1e-8), "momentum": np.float32(0.9)}
     assert all(number.dtype == np.float32 for number in jax.tree.leaves((hp.model, hp.optimizer)))
     assert hparams_of(config, "float64").optimizer["lr"].dtype == np.float64
     shared = structure_of(config).model_dump_json()

@@ -62,6 +62,18 @@ def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
 
 
+def _wsd(config: RunConfig) -> Iterator[tuple[str, str]]:
+    optimizer, steps = config.optimizer, config.train.steps
+    most = 1 - optimizer.warmup / steps
+    if optimizer.schedule == "wsd" and optimizer.decay_fraction > most:
+        fits = f"expected at most {show(round(most, 6))}, " if most > 0 else ""
+        yield (
+            "optimizer.decay_fraction",
+            f"{fits}got {show(optimizer.decay_fraction)}: wsd decays once the warm-up is over "
+            f"(optimizer.warmup {optimizer.warmup} of train.steps {steps})",
+        )
+
+
 def _betas(config: RunConfig) -> Iterator[tuple[str, str]]:
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):
@@ -106,6 +118,7 @@ _CHECKS = (
     (("model",), _model),
     (("data",), _data),
     (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
+    (("optimizer.decay_fraction", "optimizer.warmup", "optimizer.schedule", "train.steps"), _wsd),
     (("optimizer.betas",), _betas),
     (("optimizer.accumulate", "data.batch"), _accumulate),
     (("train.steps_per_call", "watch.every", "train.eval_every", "train.checkpoint_every"), _steps_per_call),

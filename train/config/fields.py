@@ -4,7 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Collection, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -115,8 +115,11 @@ def expected(field: FieldInfo) -> str:
             parts.append(f"a {'whole ' if kind is int else ''}number {bounds}".rstrip())
         elif kind is str:
             parts.append(f"text of {length} characters" if length else "text")
+        elif typing.get_origin(kind) is Annotated:
+            parts.extend(mark.description or "text" for mark in kind.__metadata__ if isinstance(mark, FieldInfo))
         elif typing.get_origin(kind) is tuple:
-            parts.append(f"a list of {len(typing.get_args(kind))} numbers")
+            many = Ellipsis in typing.get_args(kind)
+            parts.append("a list of texts" if many else f"a list of {len(typing.get_args(kind))} numbers")
         elif typing.get_origin(kind) is list:
             parts.append("a list")
         elif typing.get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):

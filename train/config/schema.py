@@ -5,7 +5,7 @@ No JAX here: a config is loaded and checked before JAX starts.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data.config import DataConfig
 from model.config import ModelConfig, Section
@@ -13,31 +13,109 @@ from model.traced import Traced
 
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk")
+OptimizerRule = Literal[
+    "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
+]
+
+
+class Factors(dict[str, float]):
+    """A mapping that a frozen config can hold: equal ones have equal hashes."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(tuple(self.items()))
 
 
 class OptimizerConfig(Section):
-    """The update rule and its schedule; `lr` falls to `min_lr` along the schedule after a linear warm-up."""
+    """The update rule and its schedule; `lr` falls to `min_lr` along the schedule after a linear warm-up.
 
-    name: Literal["adamw", "sgd"] = Field(
-        default="adamw", description="sgd is plain: no momentum; weight decay is decoupled"
+    Options that an optimizer does not read change nothing; each names those that read it. Patterns are the shell's, of
+    parameters' paths such as blocks/attn/q/kernel, blocks/mlp/in/kernel, blocks/norm_1/gain, embed, norm_f/gain; a
+    folder means all in it, and * also takes slashes.
+    """
+
+    name: OptimizerRule | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
+        default="adamw",
+        description="sgd is plain; nesterov is momentum looked at ahead; muon is for the blocks' matrices and adam for "
+        "all else; adafactor multiplies each update by the rms of what it updates; "
+        "module:function is the user's own, see docs/optimizers.md",
     )
     lr: Annotated[float, Traced()] = Field(default=1e-3, ge=0, description="peak learning rate")
     min_lr: Annotated[float, Traced()] = Field(
         default=1e-4, ge=0, description="learning rate at the end of the schedule"
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="shape after the warm-up")
+    schedule: Literal["constant", "linear", "cosine", "wsd", "rsqrt", "step", "one_cycle"] = Field(
+        default="cosine",
+        description="shape after the warm-up: wsd is constant and falls linearly at the end; rsqrt falls as "
+        "1 / sqrt(step); step falls in stairs; one_cycle rises from a tenth of the way, falls back to it, and then to "
+        "min_lr. constant stays at lr whatever min_lr is",
+    )
+    decay_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="last part of the schedule: of all steps for wsd, of those after the warm-up for one_cycle",
+    )
+    step_every: int = Field(default=1000, ge=1, description="steps from stair to stair of schedule: step")
+    step_factor: float = Field(default=0.1, gt=0, lt=1, description="height of a stair over that of the one before")
     warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
     weight_decay: Annotated[float, Traced()] = Field(
-        default=0.1, ge=0, description="decoupled, on matrices only (no norms, no biases)"
+        default=0.1, ge=0, description="on matrices and tables only (no gains, no biases); 0 = none"
+    )
+    decay: Literal["auto", "decoupled", "l2"] = Field(
+        default="auto",
+        description="decoupled: the weights shrink by lr * weight_decay beside the update; l2: weight_decay * weights "
+        "is added to the clipped gradient, as the loss's + weight_decay / 2 * |weights|^2 would; auto = l2 for adam, "
+        "decoupled for all others",
+    )
+    momentum: Annotated[float, Traced()] = Field(
+        default=0.9, ge=0, lt=1, description="share of the last update's direction: momentum, nesterov, muon"
     )
     betas: Annotated[tuple[float, float], Traced()] = Field(
-        default=(0.9, 0.99), strict=False, description="Adam's averaging constants"
+        default=(0.9, 0.99),
+        strict=False,
+        description="averaging constants of the gradient and its square: adam, adamw, muon's adam; lion's two; the "
+        "second one is rmsprop's",
     )
-    eps: Annotated[float, Traced()] = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    eps: Annotated[float, Traced()] = Field(
+        default=1e-8,
+        gt=0,
+        description="added to a root mean square (adam, adamw, rmsprop), to a sum of squares (adagrad), to the norm "
+        "that muon divides by",
+    )
+    decay_mask: tuple[str, ...] | None = Field(
+        default=None, strict=False, description="patterns of the parameters that decay; null = matrices and tables"
+    )
     clip: Annotated[float | None, Traced()] = Field(
-        default=1.0, gt=0, description="largest global gradient norm; null = off"
+        default=1.0, gt=0, description="largest global gradient norm, of what is not frozen; null = off"
+    )
+    clip_matrix: Annotated[float | None, Traced()] = Field(
+        default=None,
+        gt=0,
+        description="largest norm of a matrix's gradient over that of the matrix (at least 1e-3), layer by layer and "
+        "after clip; null = off",
+    )
+    clip_value: Annotated[float | None, Traced()] = Field(
+        default=None, gt=0, description="largest entry of a gradient, after the other clips; null = off"
+    )
+    lr_factors: Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(Factors), Traced()] = Field(
+        default=Factors(),
+        description="pattern of parameters -> factor of their whole update; the first pattern that matches counts",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), strict=False, description="patterns of the parameters that stay what they are"
+    )
+    ema: Annotated[float | None, Traced()] = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, evaluated as loss/val_ema beside them; null = none",
     )
     accumulate: int = Field(default=1, ge=1, description="micro-batches an optimizer step; must divide data.batch")
+
+    @property
+    def patterned(self) -> bool:
+        """Whether something in it can only be checked against the model's parameters."""
+        return ":" in self.name or bool(self.freeze or self.lr_factors or self.decay_mask)
 
 
 class TrainConfig(Section):

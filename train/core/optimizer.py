@@ -3,7 +3,7 @@
 (inject_hyperparams would put them into checkpoints and let a schedule overwrite a variant's own rate.)
 """
 
-from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from train.config.schema import OptimizerConfig
+from train.core.custom import OptimizerError, called, user_rule
+from train.core.groups import decayed, factors, unfrozen, unmatched
+from train.core.rules import RULES, Numbers
 from train.core.schedule import learning_rate
-from train.gradflow.norms import Norm
-
-Numbers = Mapping[str, Any]  # traced numbers of the optimizer section by key
 
 
 class HParams(NamedTuple):
@@ -29,49 +29,60 @@ class HParams(NamedTuple):
     optimizer: dict[str, Any]
 
 
-def _decayed(params: Any) -> Any:
-    """True for matrices and tables; not for gains, biases and a residual rule's scalars. By path and never by ndim:
-    stacked gains have two axes."""
-
-    def is_matrix(path: tuple, _: Any) -> bool:
-        return str(path[-1].key) in ("kernel", "embed", "positions", "head")
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-
-def _adamw(config: OptimizerConfig, hp: Numbers, lr: Array) -> optax.GradientTransformation:
-    beta1, beta2 = hp["betas"]
-    return optax.adamw(lr, beta1, beta2, hp["eps"], weight_decay=hp["weight_decay"], mask=_decayed)
-
-
-def _sgd(config: OptimizerConfig, hp: Numbers, lr: Array) -> optax.GradientTransformation:
-    del config
-    return optax.chain(optax.add_decayed_weights(hp["weight_decay"], _decayed), optax.scale_by_learning_rate(lr))
-
-
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Numbers, Array], optax.GradientTransformation]] = {
-    "adamw": _adamw,  # Loshchilov & Hutter 2019, 1711.05101, alg. 2
-    "sgd": _sgd,
-}
-
-
 def transformation(
     config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int
 ) -> optax.GradientTransformation:
-    """The update rule at `step`."""
-    return OPTIMIZERS[config.name](config, hp, rate(config, hp, step, steps))
+    """The update rule at `step`; the gradient it is given is clipped already. Raises OptimizerError."""
+    lr = rate(config, hp, step, steps)
+    if ":" in config.name:
+        parts = [user_rule(config.name, hp, lr)]
+    else:
+        direction = RULES[config.name](hp)
+        decay = optax.add_decayed_weights(hp["weight_decay"], partial(decayed, config))
+        coupled = config.decay == "l2" or (config.decay == "auto" and config.name == "adam")
+        parts = [*([decay, direction] if coupled else [direction, decay]), optax.scale_by_learning_rate(lr)]
+    if config.lr_factors:
+        parts.append(factors(config, hp))
+    if config.freeze:
+        parts.append(optax.stateless(lambda updates, _: unfrozen(config, updates)))
+    return optax.chain(*parts)
 
 
 def rate(config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int) -> Float[Array, ""]:
     return learning_rate(config, jnp.asarray(hp["lr"]), jnp.asarray(hp["min_lr"]), step, steps)
 
 
-def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:
-    """min(1, clip / norm), float32 (Pascanu et al. 2013, 1211.5063); 1 for a zero or non-finite norm.
+def averaged(ema: Any, params: Any, decay: Any, count: Int[Array, ""]) -> Any:
+    """The exponential moving average of the parameters after each of `count` steps, this last one included.
 
-    A non-finite gradient must stay visible, not be scaled into something that looks healthy.
+    Debiased as Adam's averages are, so that the initial parameters have no weight: step k of t weighs
+    decay^(t - k) (1 - decay) / (1 - decay^t).
     """
-    if clip is None:
-        return jnp.ones((), jnp.float32)
-    log2 = jnp.log2(jnp.asarray(clip, jnp.float32)) - jnp.log2(norm.mantissa.astype(jnp.float32)) - norm.exponent
-    return jnp.where((norm.mantissa > 0) & jnp.isfinite(norm.mantissa), jnp.exp2(jnp.minimum(log2, 0.0)), 1.0)
+
+    def one(old: Array, new: Array) -> Array:
+        d = jnp.asarray(decay, old.dtype)
+        share = (1 - d) / -jnp.expm1(count.astype(old.dtype) * jnp.log(d))
+        return old + share * (new - old)
+
+    return jax.tree.map(one, ema, params)
+
+
+def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
+    """Raises OptimizerError when a pattern means no parameter (of these shapes), or the user's own rule fails."""
+    for key, message in unmatched(config, shapes):
+        raise OptimizerError(f"optimizer.{key}: {message}")
+    if ":" not in config.name:
+        return
+
+    def one(params: Any) -> Any:
+        rule = transformation(config, hp, jnp.zeros((), jnp.int32), 1)
+        return called(config.name, lambda: rule.update(params, rule.init(params), params)[0])
+
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            updates = jax.eval_shape(one, shapes)
+    except OptimizerError as error:
+        raise OptimizerError(f"optimizer.name: {error}") from error
+    got, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (updates, shapes))
+    if got != wanted:
+        raise OptimizerError(f"optimizer.name: {config.name}: its updates have other shapes than the parameters")

@@ -21,6 +21,7 @@ class State(NamedTuple):
     params: Params
     optimizer: Any
     step: Int[Array, ""]  # optimizer steps done
+    ema: Params | None = None  # moving average of params
 
 
 def initial_state(network: Network, config: RunConfig, hp: HParams) -> State:
@@ -29,7 +30,8 @@ def initial_state(network: Network, config: RunConfig, hp: HParams) -> State:
     with jax.numpy_dtype_promotion("standard"):
         rule = transformation(config.optimizer, hp.optimizer, jnp.zeros((), jnp.int32), config.train.steps)
         optimizer = rule.init(params)
-    return State(params, optimizer, jnp.zeros((), jnp.int32))
+    ema = None if config.optimizer.ema is None else params
+    return State(params, optimizer, jnp.zeros((), jnp.int32), ema)
 
 
 def hparams_of(config: RunConfig, dtype: Any = "float32") -> HParams:

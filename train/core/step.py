@@ -11,8 +11,11 @@ from jaxtyping import Array, Float, Int
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
 from train.config.schema import RunConfig
+from train.core.clipping import clipped
+from train.core.groups import unfrozen
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, Numbers, clip_factor, rate, transformation
+from train.core.optimizer import HParams, averaged, rate, transformation
+from train.core.rules import Numbers
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
 from train.gradflow.norms import Norm, matrix_norms, parameter_norms, total_norm
@@ -49,14 +52,17 @@ def train_step(
         seen = None
     # The same sums in the same order, watched or not, so that watching changes the training by rounding alone.
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
-    factor = clip_factor(norm, hp.optimizer.get("clip"))
-    clipped = grads if "clip" not in hp.optimizer else jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    trained = unfrozen(config.optimizer, grads)
+    trained_norm = total_norm(parameter_norms(trained), trained) if config.optimizer.freeze else norm
+    trained, factor = clipped(trained, state.params, trained_norm, hp.optimizer)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         optimizer = transformation(config.optimizer, hp.optimizer, state.step, config.train.steps)
         updates: Any
-        updates, optimizer_state = optimizer.update(clipped, state.optimizer, state.params)
+        updates, optimizer_state = optimizer.update(trained, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    count = state.step + 1
+    ema = None if state.ema is None else averaged(state.ema, params, hp.optimizer["ema"], count)
     metrics = Metrics(loss, rate(config.optimizer, hp.optimizer, state.step, config.train.steps))
     measured = None
     if seen is not None:
@@ -73,7 +79,7 @@ def train_step(
             norm,
             factor,
         )
-    return State(params, optimizer_state, state.step + 1), metrics, measured
+    return State(params, optimizer_state, count, ema), metrics, measured
 
 
 def _dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array | None:

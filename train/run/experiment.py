@@ -10,6 +10,9 @@ from model.network import Network
 from train.config.fields import did_you_mean
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
+from train.core.custom import OptimizerError
+from train.core.optimizer import check
+from train.core.state import hparams_of
 from train.report.read import read_run
 from train.report.tables import closing_table
 from train.run import platform as platforms
@@ -54,8 +57,19 @@ def build_group(variants: Sequence[Variant], vocab_size: int, platform: Platform
         platforms.compute_dtype(config.train, platform),
         platforms.unroll(config, platform),
     )
+    if config.optimizer.patterned:
+        for variant in variants:
+            _check_optimizer(variant, network)
     vmapped = len(variants) > 1 and platforms.grouped_by(config.train, platform) == "vmap"
     return Group(tuple(variants), network, vmapped)
+
+
+def _check_optimizer(variant: Variant, network: Network) -> None:
+    hp = hparams_of(variant.config, network.param_dtype).optimizer
+    try:
+        check(variant.config.optimizer, hp, network.shapes())
+    except OptimizerError as error:
+        raise RunError(f"variant {variant.name}: {error}") from None
 
 
 def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
@@ -64,11 +78,13 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     platform = platforms.select(experiment.variants[0].config.train)
     _start_block(experiment, datasets, platform, console)
     summaries: dict[str, dict[str, Any]] = {}
+    groups = []  # all of them first: what is wrong with one is said before another has trained
     for members in grouped(experiment.variants):
+        dataset = datasets[data_key(members[0].config)]
+        groups.append((members, dataset, build_group(members, dataset.vocab_size, platform)))
+    for members, dataset, group in groups:
         if stop.signal is not None:
             break
-        dataset = datasets[data_key(members[0].config)]
-        group = build_group(members, dataset.vocab_size, platform)
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = _remembered(directory_of(members[0]), {"steps_per_call": guess})["steps_per_call"]
         run = GroupRun(group, dataset, platform, console, stop, K)
@@ -111,7 +127,7 @@ def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-_SUMMARY_KEYS = {"loss/train": "loss_train", "loss/val": "loss_val"}
+_SUMMARY_KEYS = {"loss/train": "loss_train", "loss/val": "loss_val", "loss/val_ema": "loss_val_ema"}
 
 
 def _last_logged(directory: Path) -> dict[str, float]:

@@ -188,17 +188,20 @@ class GroupRun:
         return [by_seed[variant.config.data.seed] for variant in self.group.variants]
 
     def _evaluate(self, programs: Programs, states: list[State], step: int) -> None:
-        self._pending.append(("eval", step, step, programs.evaluate(states, *self._heldout)))
+        self._pending.append(("loss/val", step, step, programs.evaluate(states, *self._heldout)))
+        if self.group.config.optimizer.ema is not None:
+            losses = programs.evaluate(states, *self._heldout, averaged=True)
+            self._pending.append(("loss/val_ema", step, step, losses))
 
     def _settle(self, programs: Programs, leave: int) -> None:
         """Fetches and logs what is pending, but for the newest `leave`: the device never waits for the host."""
         while len(self._pending) > leave:
             kind, start, end, measured = self._pending.popleft()
             results = programs.each(jax.device_get(measured))
-            if kind == "eval":
+            if kind != "window":
                 self._clock = None
                 for record, loss in zip(self.records, results, strict=True):
-                    record.add(end, {"loss/val": float(loss), "perplexity/val": _exp(float(loss))})
+                    record.add(end, {kind: float(loss), kind.replace("loss", "perplexity"): _exp(float(loss))})
                 continue
             self._log_window(start, end, results)
 

@@ -192,13 +192,15 @@ class Programs:
         arguments = (self.abstract_state.params, self._hp(0).model, corpus, batches, weights)
         return self.prepare("evaluate", self._mapped(evaluate, (0, 0, None, None, None)), arguments)
 
-    def evaluate(self, states: list[State], corpus: Any, batches: np.ndarray, weights: np.ndarray) -> list[Any]:
-        """Held-out losses, still on the device, one entry a call."""
+    def evaluate(
+        self, states: list[State], corpus: Any, batches: np.ndarray, weights: np.ndarray, averaged: bool = False
+    ) -> list[Any]:
+        """Held-out losses of the parameters, or of their moving averages; still on the device, one entry a call."""
         program = self.prepare_evaluation(corpus, batches, weights).result()
         batches, weights = jax.device_put((batches, weights))
         return [
-            program(states[index].params, self._hp(index).model, corpus, batches, weights)
-            for index in range(self.calls)
+            program(state.ema if averaged else state.params, self._hp(index).model, corpus, batches, weights)
+            for index, state in enumerate(states)
         ]
 
     def each(self, fetched: list[Any]) -> list[Any]:

@@ -111,6 +111,7 @@ class Record:
             "loss_train": train[-1] if train else None,
             "loss_val": val[-1] if val and evaluated == steps else None,
             "best_val": min(val, default=None),
+            **({"loss_val_ema": ema[-1]} if (ema := values("loss/val_ema")) else {}),
             **timing,
             "verdict": None if self.verdict is None else self.verdict.as_json(),
             "verdict_start": None if self.first is None else self.first.as_json(),

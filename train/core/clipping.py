@@ -1,0 +1,66 @@
+"""Clipping of gradients: by the global norm, by each matrix's own norm, by value; in this order, each one optional."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from train.core.paths import is_matrix, path_of
+from train.core.rules import Numbers
+from train.gradflow.norms import Norm, frobenius, stacked_frobenius
+
+SMALLEST_WEIGHT = 1e-3  # the norm below which clip_matrix takes a matrix for this large, so that zeros can grow
+
+
+def clipped(grads: Any, params: Any, norm: Norm, hp: Numbers) -> tuple[Any, Float[Array, ""]]:
+    """The clipped gradient, and the factor of the global clip alone; `norm` is the gradient's."""
+    factor = clip_factor(norm, hp.get("clip"))
+    if "clip" in hp:
+        grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    if "clip_matrix" in hp:
+        grads = by_matrix(grads, params, hp["clip_matrix"])
+    if "clip_value" in hp:
+        most = jnp.asarray(hp["clip_value"])
+        grads = jax.tree.map(lambda g: jnp.clip(g, -most.astype(g.dtype), most.astype(g.dtype)), grads)
+    return grads, factor
+
+
+def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:
+    """min(1, clip / norm), float32 (Pascanu et al. 2013, 1211.5063); 1 for a zero or non-finite norm.
+
+    A non-finite gradient must stay visible, not be scaled into something that looks healthy.
+    """
+    if clip is None:
+        return jnp.ones((), jnp.float32)
+    single = Norm(norm.mantissa.astype(jnp.float32), norm.exponent)
+    return _factor(single, jnp.log2(jnp.asarray(clip, jnp.float32)))
+
+
+def _factor(norm: Norm, log2_limit: Float[Array, "..."]) -> Float[Array, "..."]:
+    log2 = log2_limit - _log2(norm)
+    return jnp.where((norm.mantissa > 0) & jnp.isfinite(norm.mantissa), jnp.exp2(jnp.minimum(log2, 0.0)), 1.0)
+
+
+def _log2(norm: Norm) -> Float[Array, "..."]:
+    return jnp.log2(norm.mantissa) + norm.exponent.astype(norm.mantissa.dtype)
+
+
+def by_matrix(grads: Any, params: Any, ratio: Any) -> Any:
+    """Every matrix's gradient, of each layer by itself, made no longer than `ratio` times the matrix.
+
+    Adaptive gradient clipping (Brock et al. 2021, 2102.06171, eq. 3) with whole matrices for its units. Gains, biases
+    and scalars pass.
+    """
+
+    def one(keys: tuple, grad: Array, weight: Array) -> Array:
+        path = path_of(keys)
+        if not is_matrix(path):
+            return grad
+        norm_of = stacked_frobenius if path.startswith("blocks/") else frobenius
+        size = jnp.maximum(_log2(norm_of(weight)), math.log2(SMALLEST_WEIGHT))
+        factor = _factor(norm_of(grad), jnp.log2(jnp.asarray(ratio, size.dtype)) + size).astype(grad.dtype)
+        return grad * factor.reshape(factor.shape + (1,) * (grad.ndim - factor.ndim))
+
+    return jax.tree_util.tree_map_with_path(one, grads, params)
