@@ -122,6 +122,12 @@ class TrainConfig(Section):
     """How long, how often, on what, in which precision."""
 
     steps: int = Field(default=2000, ge=1, description="optimizer steps")
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="run directory (runs/NAME/VARIANT) whose newest checkpoint gives the initial parameters, as far as "
+        "paths and shapes agree; what matched is printed; null = fresh ones",
+    )
     eval_every: int = Field(
         default=250, ge=1, description="steps between evaluations; step 0 and the last are always evaluated"
     )

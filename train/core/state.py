@@ -26,7 +26,11 @@ class State(NamedTuple):
 
 def initial_state(network: Network, config: RunConfig, hp: HParams) -> State:
     """Run it under jit: the draws are then the same on every platform that has the same XLA."""
-    params = network.init(hp.seed, hp.model)
+    return state_at(config, hp, network.init(hp.seed, hp.model))
+
+
+def state_at(config: RunConfig, hp: HParams, params: Params) -> State:
+    """Step 0 of a run that starts from these parameters."""
     with jax.numpy_dtype_promotion("standard"):
         rule = transformation(config.optimizer, hp.optimizer, jnp.zeros((), jnp.int32), config.train.steps)
         optimizer = rule.init(params)

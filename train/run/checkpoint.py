@@ -7,6 +7,7 @@ still open, so that a resumed run logs what an unbroken one does.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,28 @@ class Checkpoints:
 
     def restore(self, step: int, like: State, device: Any) -> State:
         """The state saved at `step`, with the shapes and dtypes of `like`, on `device`. Raises RunError."""
-        import orbax.checkpoint as ocp
-
         sharding = jax.sharding.SingleDeviceSharding(device)
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+        return self._restored(step, lambda _: target)
+
+    def params(self, step: int, device: Any) -> dict[str, Any]:
+        """The parameters saved at `step`, whatever model they are of. Raises RunError."""
+        sharding = jax.sharding.SingleDeviceSharding(device)
+
+        def target(saved: Any) -> Any:
+            tree = getattr(saved, "tree", saved)  # its type differs between versions of Orbax
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+        return self._restored(step, target)["params"]
+
+    def _restored(self, step: int, target_of: Callable[[Any], Any]) -> Any:
+        """`target_of` makes the shapes, dtypes and devices to restore from what the checkpoint says of itself."""
+        import orbax.checkpoint as ocp
+
         path = self.directory / f"{step:08d}" / "state"
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                target = target_of(checkpointer.metadata(path).item_metadata)
                 return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax raises whatever its storage layers do
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from data.batches import gather, heldout_starts, window_starts
 from data.text import Dataset
-from train.core.state import State, parameter_count
+from train.core.state import State, parameter_count, state_at
 from train.gradflow.norms import named
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints, newest_common
@@ -22,6 +23,7 @@ from train.run.programs import Group, Programs, model_flops
 from train.run.record import Record
 from train.run.rundir import claim, read_json, remember_data, write_json
 from train.run.signals import Stop
+from train.run.transfer import Source, open_source, transferred
 
 _PICTURES_EVERY_S = 30.0
 
@@ -53,6 +55,8 @@ class GroupRun:
         if first == config.train.steps and (done := _finished(directories)):
             self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
             return done
+        given = None if first or not config.train.init_from else Path(config.train.init_from)
+        source = None if given is None else open_source(given, self.platform.device)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
             Record(variant, directory, first)
@@ -60,6 +64,7 @@ class GroupRun:
         ]
         try:
             states = self._start(programs, first, directories)
+            states = states if source is None else self._transferred(programs, states, source)
             programs.wait()
             compile_s = time.perf_counter() - started
             timing = {"compile_s": compile_s, "seconds_to_first_step": platforms.process_age()}
@@ -124,6 +129,20 @@ class GroupRun:
         return programs.joined(
             [record.checkpoints.restore(first, like, self.platform.device) for record in self.records]
         )
+
+    def _transferred(self, programs: Programs, states: list[State], source: Source) -> list[State]:
+        """The initial states with what the other run has in common with them."""
+        singles = []
+        tokenizer = self.dataset.tokenizer.to_json()
+        start = jax.jit(partial(state_at, self.group.config))
+        for state, hp in zip(programs.each([jax.device_get(s) for s in states]), self.group.hparams, strict=True):
+            transfer = transferred(source, state.params, tokenizer)
+            singles.append(start(hp, transfer.params))
+            if len(singles) == 1:
+                lists = {"matched": transfer.matched, "new": transfer.new, "left out": transfer.left_out}
+                rows = [(key, f"{len(found)}: {', '.join(found)}" if found else "none") for key, found in lists.items()]
+                self.console.block(f"parameters from {source.directory}, step {source.step}", rows)
+        return programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
 
     def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
         group, config = self.group, self.group.config

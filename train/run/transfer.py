@@ -1,0 +1,84 @@
+"""Fine-tuning: the parameters of another run's newest checkpoint in the place of fresh ones, as far as they fit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from train.core.paths import TABLES, path_of
+from train.run.checkpoint import Checkpoints
+from train.run.errors import RunError
+from train.run.rundir import read_config
+
+OF_THE_VOCABULARY = frozenset(TABLES) - {"positions"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another run: its parameters by path, and the tokenizer that its embedding's rows belong to (None: unknown)."""
+
+    directory: Path
+    step: int
+    params: Mapping[str, np.ndarray]
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """`params` with what was taken, and one line for each parameter of either run."""
+
+    params: Any
+    matched: list[str]
+    new: list[str]
+    left_out: list[str]
+
+
+def open_source(directory: Path, device: Any) -> Source:
+    """The newest checkpoint of a run. Raises RunError when there is none."""
+    read_config(directory)  # or it is no run
+    checkpoints = Checkpoints(directory)
+    steps = checkpoints.steps()
+    if not steps:
+        raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
+    params = checkpoints.params(steps[-1], device)
+    found = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    try:
+        tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        tokenizer = None
+    return Source(directory, steps[-1], found, tokenizer)
+
+
+def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
+    """What path and shape have in common is taken from `source`, in the dtype of `params`.
+
+    Tables whose rows are tokens are left out when the two tokenizers differ: their rows mean other tokens. Raises
+    RunError when nothing matches.
+    """
+    here = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    foreign = OF_THE_VOCABULARY if source.tokenizer not in (None, json.loads(json.dumps(tokenizer))) else frozenset()
+    matched, new = [], []
+    for path, leaf in here.items():
+        there = source.params.get(path)
+        if there is None:
+            new.append(path)
+        elif there.shape != leaf.shape:
+            new.append(f"{path} ({list(there.shape)} there, {list(leaf.shape)} here)")
+        elif path in foreign:
+            new.append(f"{path} (another tokenizer there)")
+        else:
+            matched.append(path)
+    if not matched:
+        raise RunError(f"train.init_from: {source.directory} has no parameter in common with this model")
+    taken = set(matched)
+
+    def one(keys: tuple, leaf: Any) -> Any:
+        path = path_of(keys)
+        return source.params[path].astype(leaf.dtype) if path in taken else leaf
+
+    left_out = [path for path in source.params if path not in taken]
+    return Transfer(jax.tree_util.tree_map_with_path(one, params), matched, new, left_out)
