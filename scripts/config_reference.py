@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from data.synthetic import TASKS
 from model.residual import RULES
 from model.traced import Traced
 from train.config.schema import ExperimentConfig
@@ -23,8 +24,12 @@ YAML 1.2: `3e-4` is a number, `no` a word. Unknown keys, duplicate keys, aliases
 command line sets any key by its dotted name. *Traced* keys may differ between variants of one compiled program.
 """
 
-RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, L the number of
-blocks, s the skip scale (`model.skip_scale`); a rule that has one also has a counterfactual, the same weights at s = 0.
+RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, L
+the number of blocks, s the skip scale (`model.skip_scale`); with one there is a counterfactual, the same weights
+at s = 0.
+"""
+TASKS_HEAD = """Rows are drawn by a counter-based generator from (data.seed, step), held-out ones from `data.task_seed`.
+The best possible loss is logged as `loss/floor`, others as `loss/floor_NAME`.
 """
 ALIASES = {"none": "x <- F(N(x)): pre_ln at s = 0, and the same compiled program."}
 
@@ -35,6 +40,11 @@ def _type(annotation: object) -> str:
         return ", ".join(f"`{'null' if value is None else value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        described = [mark.description for mark in arguments[1:] if getattr(mark, "description", None)]
+        return f"`{described[0]}`" if described else _type(arguments[0])
+    if origin is tuple and ... in arguments:
+        return f"[{_type(arguments[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(_type(argument) for argument in arguments)}]"
     if annotation is type(None):
@@ -77,6 +87,10 @@ def reference() -> str:
     for name, rule in RULES.items():
         doc = ALIASES.get(name) or " ".join((rule.__doc__ or "").split())
         parts.append(f"| `{name}` | {'yes' if rule.additive else 'no'} | {doc.replace('|', chr(92) + '|')} |")
+    parts += ["", "## Synthetic data\n", TASKS_HEAD, "| data.kind | what it is |", "|---|---|"]
+    for name, task in TASKS.items():
+        doc = " ".join((task.__doc__ or "").split())
+        parts.append(f"| `{name}` | {doc.replace('|', chr(92) + '|')} |")
     return "\n".join(parts) + "\n"
 
 

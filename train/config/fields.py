@@ -115,8 +115,14 @@ def expected(field: FieldInfo) -> str:
             parts.append(f"a {'whole ' if kind is int else ''}number {bounds}".rstrip())
         elif kind is str:
             parts.append(f"text of {length} characters" if length else "text")
+        elif typing.get_origin(kind) is tuple and ... in typing.get_args(kind):
+            parts.append("a list of lists of numbers")
         elif typing.get_origin(kind) is tuple:
             parts.append(f"a list of {len(typing.get_args(kind))} numbers")
+        elif typing.get_origin(kind) is typing.Annotated:
+            parts += [
+                mark.description for mark in kind.__metadata__ if isinstance(mark, FieldInfo) and mark.description
+            ]
         elif typing.get_origin(kind) is list:
             parts.append("a list")
         elif typing.get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):

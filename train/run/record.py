@@ -104,6 +104,8 @@ class Record:
             "loss_train": train[-1] if train else None,
             "loss_val": val[-1] if val else None,
             "best_val": min(val, default=None),
+            "accuracy_val": next(iter(values("accuracy/val")[-1:]), None),
+            "floors": {tag.removeprefix("loss/"): values(tag)[-1] for tag in series if tag.startswith("loss/floor")},
             **timing,
             "verdict": None if self.verdict is None else self.verdict.as_json(),
             "exit_reason": reason,
