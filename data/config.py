@@ -1,33 +1,160 @@
 """What the `data:` section of a config may say."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_Row = Annotated[tuple[float, ...], Field(strict=False)]
+_Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
+_CONTEXT = 64
 
 
 class DataConfig(BaseModel):
-    """A corpus, how it becomes tokens, and how windows of it become batches."""
+    """Where windows of tokens (or of real values) come from. An option of some kinds is refused with the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    kind: Literal["text"] = Field(default="text", description="text: one long sequence of tokens")
+    kind: (
+        Literal[
+            "text",
+            "tokens",
+            "markov",
+            "copy",
+            "reverse",
+            "sort",
+            "induction",
+            "addition",
+            "modular",
+            "linear_regression",
+            "digits",
+        ]
+        | _Own
+    ) = Field(
+        default="text",
+        description="text; tokens: a file of token ids; tasks whose best possible loss is known, listed at the end of "
+        "docs/config.md; digits: 8x8 images; module:Class: your own (docs/data.md)",
+    )
     corpus: Literal["python-docs", "shakespeare"] | None = Field(
         default=None,
-        description="a known corpus; python-docs ships with Python, shakespeare is downloaded; null = python-docs",
+        description="text: a known corpus; python-docs ships with Python, shakespeare is downloaded; "
+        "null = python-docs",
     )
-    path: str | None = Field(default=None, min_length=1, description="any UTF-8 text file, instead of corpus")
-    tokenizer: Literal["char", "byte"] = Field(default="char", description="char: vocabulary of the corpus; byte: 256")
-    context: int = Field(default=64, ge=1, description="tokens of a window, T")
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="text: any UTF-8 text file, instead of corpus; tokens: a .npy file, or a .bin beside its .json",
+    )
+    tokenizer: Literal["char", "byte"] = Field(
+        default="char", description="text: char, the vocabulary of the corpus, or byte, 256"
+    )
+    context: int = Field(
+        default=_CONTEXT,
+        ge=1,
+        description="tokens of a window, T; addition, modular and digits have a length of their own and set it",
+    )
     batch: int = Field(default=16, ge=1, description="windows of an optimizer step, B")
-    val_fraction: float = Field(default=0.1, gt=0, lt=1, description="the last part of the corpus, held out")
+    val_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="held out: of a corpus its last part; addition, modular, digits: share of pairs or images",
+    )
     seed: int | None = Field(default=None, ge=0, lt=2**32, description="of the batch order; null = the run's seed")
     placement: Literal["auto", "device", "host"] = Field(
-        default="auto", description="device: the corpus lives in device memory; host: memory-mapped and gathered there"
+        default="auto",
+        description="text, tokens: device: the corpus lives in device memory; host: memory-mapped and gathered there",
     )
+    task_seed: int = Field(
+        default=0, ge=0, lt=2**32, description="of what a task draws once for all runs: its matrix, its split"
+    )
+    symbols: int = Field(
+        default=16, ge=2, le=10_000, description="markov: states; copy, reverse, sort, induction: different symbols"
+    )
+    transition: Annotated[tuple[_Row, ...] | None, Field(strict=False)] = Field(
+        default=None, description="markov: row i is p(next | i), instead of symbols and sharpness"
+    )
+    sharpness: float = Field(
+        default=2.0, ge=0, le=100, description="markov: rows are softmax(sharpness * normal); 0 = pure chance"
+    )
+    digits: int = Field(default=3, ge=1, le=8, description="addition: digits of each summand")
+    modulus: int = Field(default=97, ge=2, le=1000, description="modular: p")
+    operation: Literal["add", "subtract", "multiply"] = Field(
+        default="add", description="modular: of a and b, modulo p"
+    )
+    dimensions: int = Field(default=8, ge=1, le=256, description="linear_regression: of x, d")
+    noise: float = Field(default=0.0, ge=0, description="linear_regression: standard deviation of the noise on y")
+    patch: Literal[1, 2, 4, 8] = Field(default=2, description="digits: side of the square patches that are tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_length(cls, given: Any) -> Any:
+        """Kinds of which every window is as long as their options say need no context."""
+        if isinstance(given, dict) and "context" not in given:
+            own = own_context(given.get)
+            return given if own is None else {**given, "context": own}
+        return given
+
+
+def own_context(get: Any) -> int | None:
+    """The context of a kind that has no choice, None for others; `get(key)` gives a value, None for the default."""
+
+    def number(key: str) -> int | None:
+        value = get(key)
+        return DataConfig.model_fields[key].default if value is None else value if isinstance(value, int) else None
+
+    kind, digits, patch = get("kind"), number("digits"), number("patch")
+    if kind == "modular":
+        return 3
+    if kind == "addition" and digits is not None:
+        return 3 * digits + 2
+    return (8 // patch) ** 2 if kind == "digits" and patch in (1, 2, 4, 8) else None
+
+
+# Which kinds each option belongs to. Your own class may read them all.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "corpus": ("text",),
+    "path": ("text", "tokens"),
+    "tokenizer": ("text",),
+    "placement": ("text", "tokens"),
+    "symbols": ("markov", "copy", "reverse", "sort", "induction"),
+    "transition": ("markov",),
+    "sharpness": ("markov",),
+    "digits": ("addition",),
+    "modulus": ("modular",),
+    "operation": ("modular",),
+    "dimensions": ("linear_regression",),
+    "noise": ("linear_regression",),
+    "patch": ("digits",),
+}
 
 
 def problems(config: DataConfig) -> list[tuple[str, str]]:
     """Cross-field checks as (key, what is wrong), all at once."""
-    if config.corpus is not None and config.path is not None:
-        return [("path", f"give corpus or path, not both (corpus is {config.corpus!r})")]
+    kind, found = config.kind, []
+    for option, kinds in OPTIONS.items():
+        if getattr(config, option) != DataConfig.model_fields[option].default and kind not in kinds and ":" not in kind:
+            found.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
+    if kind == "text" and config.corpus is not None and config.path is not None:
+        found.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
+    if kind == "tokens" and config.path is None:
+        found.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
+    own = own_context(lambda key: getattr(config, key))
+    if own is not None and config.context != own:
+        found.append(("context", f"expected {own} with data.kind {kind} (leave it out), got {config.context}"))
+    least = {"copy": 2, "reverse": 2, "sort": 2, "induction": 3}.get(kind, 1)
+    if config.context < least:
+        found.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
+    if kind == "linear_regression" and config.context % 2:
+        found.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
+    if config.transition is not None:
+        found += [("transition", message) for message in _not_stochastic(config.transition)]
+    return found
+
+
+def _not_stochastic(rows: tuple[tuple[float, ...], ...]) -> list[str]:
+    if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
+        return [f"expected a square matrix, got {len(rows)} rows of {', '.join(str(len(row)) for row in rows)}"]
+    for index, row in enumerate(rows):
+        if min(row) < 0 or abs(sum(row) - 1) > 1e-6:
+            return [f"expected rows of probabilities that sum to 1, row {index} sums to {sum(row):g}"]
     return []

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt
 
+from data.batches import gather, heldout_starts, window_starts
 from data.config import DataConfig, problems
 from data.corpus import Corpus, cache_folder, find, reason, texts
+from data.source import Form
 from data.tokenizer import (
     CHAR_LIMIT,
     ByteTokenizer,
@@ -33,19 +35,51 @@ _MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """The tokens of a corpus, split in two. Both arrays are read-only."""
+class Windows:
+    """One long sequence of tokens, split in two: windows of it are the batches. Both arrays are read-only."""
 
     train: UInt[np.ndarray, " n"]
     val: UInt[np.ndarray, " m"]  # the last val_fraction of the corpus
-    tokenizer: Tokenizer
     sha256: str  # of the corpus's bytes
     source: str  # one line for people
     placement: str  # "device" or "host"; the arrays of the latter are memory-mapped
+    context: int  # T
+    vocab_size: int
 
     @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
+    def form(self) -> Form:
+        return Form("lm", self.context, self.vocab_size, self.vocab_size)
+
+    @property
+    def details(self) -> str:
+        sizes = f"{len(self.train):,} + {len(self.val):,} held out, vocabulary {self.vocab_size}"
+        return f"tokens {sizes}, on the {self.placement}"
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Nobody knows the entropy of a text."""
+        return {}
+
+    @property
+    def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return (self.train, self.val) if self.placement == "device" else None
+
+    def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> np.ndarray:
+        """Starts [steps, B], or windows [steps, B, T+1] gathered on the host."""
+        starts = window_starts(len(self.train), self.context, batch, seed, first_step, steps)
+        return starts if self.placement == "device" else gather(self.train, starts, self.context)
+
+    def heldout_batches(self, batch: int, batches: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Windows that tile the split, and their weights."""
+        starts, weights = heldout_starts(len(self.val), self.context, batch, batches)
+        return starts if self.placement == "device" else gather(self.val, starts, self.context), weights
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset(Windows):
+    """The tokens of a corpus of text."""
+
+    tokenizer: Tokenizer
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -55,14 +89,13 @@ def open_dataset(config: DataConfig) -> Dataset:
     corpus = find(config)
     facts = _scan(corpus, characters=config.tokenizer == "char")
     tokenizer = CharTokenizer(facts.vocab) if config.tokenizer == "char" else ByteTokenizer()
-    n_train = _split(config, corpus.label, facts.n_tokens)
+    n_train = split(config, corpus.label, facts.n_tokens, _unit(config))
     size = facts.n_tokens * token_dtype(tokenizer.vocab_size).itemsize
-    placement = config.placement
-    if placement == "auto":
-        placement = "device" if size <= DEVICE_BYTES else "host"
+    placement = placed(config, size)
     tokens = _mapped(corpus, facts, tokenizer) if placement == "host" else _in_memory(corpus, facts, tokenizer)
     source = f"{corpus.name} ({corpus.note}{facts.n_tokens:,} {_unit(config)})"
-    return Dataset(tokens[:n_train], tokens[n_train:], tokenizer, facts.sha256, source, placement)
+    parts = (tokens[:n_train], tokens[n_train:], facts.sha256, source, placement)
+    return Dataset(*parts, config.context, tokenizer.vocab_size, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -105,10 +138,17 @@ def _scan(corpus: Corpus, characters: bool) -> _Facts:
     return _Facts(digest.hexdigest(), n_text, vocab, n_bytes - n_text)
 
 
-def _split(config: DataConfig, label: str, n: int) -> int:
+def placed(config: DataConfig, size: int) -> str:
+    """`data.placement` with auto resolved for tokens of `size` bytes."""
+    if config.placement != "auto":
+        return config.placement
+    return "device" if size <= DEVICE_BYTES else "host"
+
+
+def split(config: DataConfig, label: str, n: int, unit: str) -> int:
     """Tokens to train on. Raises DataError when a part is too short for a window, and says what would do."""
     if n > _MOST_TOKENS:
-        raise DataError(f"{label} has {n:,} {_unit(config)}, at most {_MOST_TOKENS:,} have positions that fit an int32")
+        raise DataError(f"{label} has {n:,} {unit}, at most {_MOST_TOKENS:,} have positions that fit an int32")
     fraction = Fraction(repr(config.val_fraction))  # as written: 0.1 is a tenth, so that no rounding moves the split
     n_val = ceil(n * fraction)
     need = config.context + 1
@@ -117,10 +157,10 @@ def _split(config: DataConfig, label: str, n: int) -> int:
     smallest = max(ceil(need / (1 - fraction)), config.context * fraction.denominator // fraction.numerator + 1)
     largest = min(n - n_val, n_val) - 1
     raise DataError(
-        f"{label} is too short: {n - n_val:,} {_unit(config)} to train on and {n_val:,} held out "
+        f"{label} is too short: {n - n_val:,} {unit} to train on and {n_val:,} held out "
         f"(data.val_fraction {config.val_fraction}), each must be at least data.context + 1 = {need:,}; "
         + (f"the largest context here is {largest:,}" if largest >= 1 else "no context would do here")
-        + f", the smallest corpus for this context {smallest:,} {_unit(config)}"
+        + f", the smallest corpus for this context {smallest:,} {unit}"
     )
 
 

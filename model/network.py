@@ -18,20 +18,33 @@ from jaxtyping import Array, Float, Int, Key
 from model.config import ModelConfig
 from model.init import Init
 from model.residual import numbers_of
-from model.transformer import Seen, Transformer
+from model.transformer import Ends, Seen, Transformer
 
 Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Network:
-    """A transformer for `vocab_size` tokens and windows of `context`; `dtype` is that of compute."""
+    """A transformer for windows of `context` tokens; `dtype` is that of compute.
+
+    Inputs are ids below `vocab_size`, or `channels` real values a token; outputs are as many as `outputs`, or one
+    logit a token of the vocabulary. `pooled`: one output a window, from the mean over its tokens. `task` is what the
+    outputs are for: lm, classification, regression.
+    """
 
     config: ModelConfig
-    vocab_size: int
+    vocab_size: int | None
     context: int
     dtype: str = "float32"
     unroll: int = 1
+    task: str = "lm"
+    outputs: int | None = None
+    channels: int | None = None
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.vocab_size is None) == (self.channels is None) or (self.vocab_size or self.outputs) is None:
+            raise ValueError("expected vocab_size, or channels and outputs")
 
     @property
     def param_dtype(self) -> jnp.dtype:
@@ -39,7 +52,8 @@ class Network:
 
     def _build(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any]) -> Transformer:
         init = Init(jax.random.key(seed), self.config.init, numbers, self.param_dtype)
-        return Transformer(self.config, self.vocab_size, self.context, init)
+        ends = Ends(self.vocab_size, self.context, self.outputs, self.channels, self.pooled)
+        return Transformer(self.config, ends, init)
 
     @cached_property
     def _graph(self) -> Any:
@@ -59,14 +73,14 @@ class Network:
     def apply(
         self,
         params: Params,
-        tokens: Int[Array, "B T"],
+        tokens: Int[Array, "B T"] | Float[Array, "B T C"],
         *,
         numbers: Mapping[str, Any] | None = None,
         key: Key[Array, ""] | None = None,
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
     ) -> tuple[Float[Array, "N V"], Seen | None]:
-        """Logits [B*T, V], as Transformer.__call__ describes."""
+        """Logits [B*T, V] ([B, V] when pooled), as Transformer.__call__ describes."""
         model: Transformer = nnx.merge(self._graph, params)
         return model(
             tokens,

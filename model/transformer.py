@@ -94,22 +94,48 @@ class Seen(NamedTuple):
     rank: Float[Array, "L+1"]  # |X - mean over tokens|_F / |X|_F a sequence, mean over the batch; 0 = collapsed
 
 
+class Ends(NamedTuple):
+    """What goes in and out of the blocks; see Network."""
+
+    vocab_size: int | None
+    context: int
+    outputs: int | None = None
+    channels: int | None = None
+    pooled: bool = False
+
+    @property
+    def untied(self) -> bool:
+        """Whether the head cannot be the embedding's table: there is none, or it has other rows."""
+        return self.channels is not None or self.outputs not in (None, self.vocab_size)
+
+    @property
+    def rows(self) -> int:
+        """Of the head's table."""
+        rows = self.vocab_size if self.outputs is None else self.outputs
+        assert rows is not None
+        return rows
+
+
 class Transformer(nnx.Module):
     """Tokens to logits. Parameters are float32, or float64 when the compute dtype is."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, context: int, init: Init):
-        self.config = config
-        self.embed = nnx.Param(init.table("embed", vocab_size, config.width))
+    def __init__(self, config: ModelConfig, ends: Ends, init: Init):
+        self.config, self.ends, context = config, ends, ends.context
+        rows = ends.channels if ends.vocab_size is None else ends.vocab_size
+        assert rows is not None
+        # Of real values the embedding is a projection, [C, D], drawn like a table.
+        self.embed = nnx.Param(init.table("embed", rows, config.width))
         learned = config.positions == "learned"
         self.positions = nnx.Param(init.table("positions", context, config.width)) if learned else None
         self.blocks = nnx.vmap(lambda layer: Block(config, init, layer))(jnp.arange(config.layers))
         normed = rule_of(config).final_norm and config.norm != "none"
         self.norm_f = Norm(config, init) if normed else None
-        self.head = None if config.tied_head else nnx.Param(init.table("head", vocab_size, config.width))
+        tied = config.tied_head and not ends.untied
+        self.head = None if tied else nnx.Param(init.table("head", ends.rows, config.width))
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[Array, "B T"] | Float[Array, "B T C"],
         *,
         numbers: Mapping[str, Any],
         key: Key[Array, ""] | None = None,
@@ -118,7 +144,7 @@ class Transformer(nnx.Module):
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
     ) -> tuple[Float[Array, "N V"], Seen | None]:
-        """Logits [B*T, V] in at least float32, and what the taps saw of the stream.
+        """Logits [B*T, V] ([B, V] when pooled) in at least float32, and what the taps saw of the stream.
 
         `numbers`: the config's traced numbers (model/residual `numbers_of`). `key`: dropout; None turns it off.
         `slots`: zeros whose gradient holds |delta| at every depth (model/taps.py); None leaves the taps and the
@@ -155,13 +181,18 @@ class Transformer(nnx.Module):
             carry, _ = tap(carry, exponent, slots[-1], rule.stream)
         x = rule.end(carry)
         x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
+        x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.ends.pooled else x
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
         return soft_cap(logits, numbers.get("logit_cap")), seen
 
-    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "N D"]:
-        B, T = tokens.shape
-        x = self.embed[...][tokens.reshape(-1)]
+    def _embedded(self, tokens: Array) -> Float[Array, "N D"]:
+        B, T = tokens.shape[:2]
+        if self.ends.channels is None:
+            x = self.embed[...][tokens.reshape(-1)]
+        else:
+            values = tokens.reshape(B * T, -1).astype(self.embed[...].dtype)
+            x = jnp.matmul(values, self.embed[...], precision="highest")
         if self.positions is not None:
             return x + jnp.tile(self.positions[...][:T], (B, 1))
         if self.config.positions == "sinusoidal":

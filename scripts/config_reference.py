@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from data.synthetic import TASKS
 from model.residual import RULES
 from model.traced import Traced
 from train.config.schema import ExperimentConfig
@@ -28,6 +28,9 @@ RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is t
 the number of blocks, s the skip scale (`model.skip_scale`); with one there is a counterfactual, the same weights
 at s = 0.
 """
+TASKS_HEAD = """Rows are drawn by a counter-based generator from (data.seed, step), held-out ones from `data.task_seed`.
+The best possible loss is logged as `loss/floor`, others as `loss/floor_NAME`.
+"""
 ALIASES = {"none": "x <- F(N(x)): pre_ln at s = 0, and the same compiled program."}
 
 
@@ -38,8 +41,9 @@ def _type(annotation: object) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(argument) for argument in arguments)
     if origin is typing.Annotated:
-        return next(mark.description for mark in arguments[1:] if isinstance(mark, FieldInfo) and mark.description)
-    if origin is tuple and Ellipsis in arguments:
+        described = [mark.description for mark in arguments[1:] if getattr(mark, "description", None)]
+        return described[0] if described else _type(arguments[0])
+    if origin is tuple and ... in arguments:
         return f"[{_type(arguments[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(_type(argument) for argument in arguments)}]"
@@ -83,6 +87,10 @@ def reference() -> str:
     for name, rule in RULES.items():
         doc = ALIASES.get(name) or " ".join((rule.__doc__ or "").split())
         parts.append(f"| `{name}` | {'yes' if rule.additive else 'no'} | {doc.replace('|', chr(92) + '|')} |")
+    parts += ["", "## Synthetic data\n", TASKS_HEAD, "| data.kind | what it is |", "|---|---|"]
+    for name, task in TASKS.items():
+        doc = " ".join((task.__doc__ or "").split())
+        parts.append(f"| `{name}` | {doc.replace('|', chr(92) + '|')} |")
     return "\n".join(parts) + "\n"
 
 

@@ -218,7 +218,8 @@ extra: [1]
         "a.yaml:5: optimizer.lr: expected a number >= 0, got 'fast'",
         "a.yaml:5: optimizer.betas: expected two numbers >= 0 and < 1, got [0.9, 1.5]",
         "a.yaml:8: train.dtype: float64 needs train.device auto or cpu, got tpu",
-        "a.yaml:10: extra: unknown key; the top level has name, seed, runs_dir, model, data, optimizer, train, watch, "
+        "a.yaml:10: extra: unknown key; the top level has name, seed, runs_dir, model, data, task, "
+        "optimizer, train, watch, "
         "mesh, variants, sweep, expect",
         "command line: optimizer.eps: expected a number > 0, got 0",
     ]

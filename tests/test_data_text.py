@@ -42,7 +42,7 @@ def opened(**config: Any) -> Dataset:
 
 
 def split(n: int, **config: Any) -> int:
-    return text._split(DataConfig(**config), "x", n)
+    return text.split(DataConfig(**config), "x", n, "characters")
 
 
 def error_of(**config: Any) -> str:
@@ -243,8 +243,8 @@ def test_a_full_disk_leaves_no_part_of_the_tokens(tmp_path, cache, monkeypatch):
 @pytest.mark.parametrize("change", ["ab" * 400, "ab" * 600, "ba" * 500, "zz" * 500])
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkeypatch, change, placement):
     path = write(tmp_path / "a.txt", "ab" * 500)
-    split = text._split
-    monkeypatch.setattr(text, "_split", lambda *args: write(tmp_path / "a.txt", change) and split(*args))
+    split = text.split
+    monkeypatch.setattr(text, "split", lambda *args: write(tmp_path / "a.txt", change) and split(*args))
     assert error_of(path=path, placement=placement) == (
         f"data.path: {path!r} changed while it was read; start again when it is complete"
     )

@@ -18,7 +18,8 @@ from jax.flatten_util import ravel_pytree
 from model.config import ModelConfig
 from model.network import Network
 from model.residual import Context, numbers_of
-from train.core.loss import split_windows, tapped_loss
+from train.core.batch import batch_of
+from train.core.loss import tapped_loss
 from train.gradflow import delta
 from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches, true_gradients, weight_dot_grad
 from train.gradflow.norms import Norm, log10, named, value
@@ -64,7 +65,8 @@ def tail(network: Network, params, table, skip_scale, depth, x, offsets=None):
     """The mean loss from the stream x at `depth`, composed of the model's own blocks, without scan or taps."""
     model = nnx.merge(network._graph, params)
     graph, stacked = nnx.split(model.blocks)
-    tokens, targets = split_windows(jnp.asarray(WINDOWS))
+    batch = batch_of(WINDOWS)
+    tokens, targets = batch.inputs, batch.targets.reshape(-1)
     numbers = {k: jnp.asarray(v, x.dtype) for k, v in (numbers_of(network.config) | {"skip_scale": skip_scale}).items()}
     for layer in range(depth, network.config.layers):
         x = x if offsets is None else x + offsets[layer]
@@ -76,7 +78,7 @@ def tail(network: Network, params, table, skip_scale, depth, x, offsets=None):
 
 
 def embedded(params):
-    x = params["embed"][split_windows(jnp.asarray(WINDOWS))[0].reshape(-1)]
+    x = params["embed"][batch_of(WINDOWS).inputs.reshape(-1)]
     return x + jnp.tile(params["positions"][:T], (B, 1)) if "positions" in params else x
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.batches import window_starts
+from data.source import Form
 from data.text import open_dataset
 from model.network import Network
 from train.run import platform as platforms
@@ -133,7 +134,7 @@ def trained(tiny):
         members = [variant for variant in variants if variant.name in names]
         config = members[0].config
         dataset = open_dataset(config.data)
-        group = build_group(members, dataset.vocab_size, platforms.select(config.train))
+        group = build_group(members, dataset.form, platforms.select(config.train))
         assert group.vmapped == (mode == "vmap" and len(members) > 1)
         programs = Programs(group, jax.device_put(np.asarray(dataset.train)))
         states, losses = programs.init(), []
@@ -189,7 +190,7 @@ def twins(tiny, tmp_path_factory):
     experiment = tiny({"variants": variants, "runs_dir": runs})
     dataset = open_dataset(experiment.variants[0].config.data)
     platform = platforms.select(experiment.variants[0].config.train)
-    groups = [build_group(members, dataset.vocab_size, platform) for members in grouped(experiment.variants)]
+    groups = [build_group(members, dataset.form, platform) for members in grouped(experiment.variants)]
     assert len(groups) == 3
     return [GroupRun(group, dataset, platform, Console(), Stop(), 10) for group in groups]
 
@@ -236,7 +237,7 @@ def watched_run(tiny, tmp_path_factory):
     dataset = open_dataset(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
-    run = GroupRun(build_group(members, dataset.vocab_size, platform), dataset, platform, Console(), Stop(), K)
+    run = GroupRun(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop(), K)
     events: list[str] = []
     with pytest.MonkeyPatch.context() as patch, counting() as compiled:
 
@@ -279,7 +280,7 @@ def test_results_are_fetched_one_call_late(watched_run):
 def test_a_group_takes_its_time_from_all_its_variants_only_when_vmapped(tiny):
     variants = tiny({"variants": VARIANTS, "train.group": "vmap"}).variants
     platform = platforms.select(variants[0].config.train)
-    together, single = (build_group(members, 24, platform) for members in (variants, variants[:1]))
+    together, single = (build_group(members, Form("lm", 8, 24, 24), platform) for members in (variants, variants[:1]))
     work = model_flops(single.network, 4) / 8e10
     assert assumed_step_seconds(single, 4, "cpu") == pytest.approx(1e-4 + work)
     assert assumed_step_seconds(together, 4, "cpu") == pytest.approx(1e-4 + 3 * work)

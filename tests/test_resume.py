@@ -53,7 +53,7 @@ def final_state(experiment: Experiment, run: Path) -> list[np.ndarray]:
     config = next(v.config for v in experiment.variants if v.name == run.name)
     platform = platforms.select(config.train)
     datasets = experiments.open_all(experiment.variants)
-    group = experiments.build_group(experiment.variants[:1], next(iter(datasets.values())).vocab_size, platform)
+    group = experiments.build_group(experiment.variants[:1], next(iter(datasets.values())).form, platform)
     like = jax.eval_shape(lambda hp: initial_state(group.network, config, hp), hparams_of(config))
     checkpoints = Checkpoints(run)
     return [

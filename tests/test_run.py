@@ -72,7 +72,7 @@ def test_the_run_directory(trained):
 
 def test_each_row_has_the_tags_of_the_docs(trained):
     _, run = trained
-    of_steps, of_evaluations = {"loss/train", "optim/lr"}, {"loss/val", "perplexity/val"}
+    of_steps, of_evaluations = {"loss/train", "optim/lr"}, {"loss/val", "perplexity/val", "accuracy/val"}
     logged = rows(run)
     assert list(logged) == list(range(0, 41, 5))
     for step, row in logged.items():
@@ -372,7 +372,7 @@ def test_a_run_is_not_gone_on_with_on_other_text(trained, tmp_path, capsys):
     text.write_text("pqrstuvw " * 300, encoding="utf-8")
     capsys.readouterr()
     assert main([*arguments, "expect={}"]) == 1
-    assert "was trained on other text" in capsys.readouterr().err
+    assert "was trained on other data" in capsys.readouterr().err
     assert (tmp_path / "tiny" / "main" / "tokenizer.json").read_bytes() == kept
 
 

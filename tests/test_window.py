@@ -7,9 +7,10 @@ import pytest
 
 from data.batches import gather, window_starts
 from model.network import Network
+from train.core.batch import batch_of
 from train.core.state import hparams_of, initial_state
 from train.core.step import train_step
-from train.core.window import run_window, windows_of
+from train.core.window import run_window
 from train.gradflow.norms import Norm, value
 
 VOCAB, K = 11, 7
@@ -95,5 +96,9 @@ def test_the_device_gathers_what_the_host_does(setting):
     _, config, _, _, tokens, starts = setting
     last = np.int32(len(tokens) - config.data.context - 1)
     batch = np.concatenate([starts[0], [0, last]]).astype(np.int32)
-    gathered = windows_of(jnp.asarray(tokens), batch, config.data.context)
-    np.testing.assert_array_equal(gathered, gather(tokens, batch, config.data.context))
+    gathered, host = (
+        batch_of(batch, jnp.asarray(tokens), config.data.context),
+        gather(tokens, batch, config.data.context),
+    )
+    np.testing.assert_array_equal(gathered.inputs, host[:, :-1])
+    np.testing.assert_array_equal(gathered.targets, host[:, 1:])

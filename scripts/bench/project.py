@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from data.batches import window_starts
+from data.source import Form
 from train.config.load import Variant, load
 from train.core.tags import watched_scalars
 from train.run import platform as platforms
@@ -29,7 +30,7 @@ def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
     """The programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
     first = load(config, ["data.corpus=python-docs", *overrides]).variants[0]
     platform = platforms.select(first.config.train)
-    group = build_group([first], VOCABULARY, platform)
+    group = build_group([first], Form("lm", first.config.data.context, VOCABULARY, VOCABULARY), platform)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS).astype(np.uint8)
     K = steps_per_call(first.config, assumed_step_seconds(group, first.config.data.batch, platform.kind))
     return Programs(group, jax.device_put(tokens)), first, K

@@ -118,8 +118,9 @@ def expected(field: FieldInfo) -> str:
         elif typing.get_origin(kind) is Annotated:
             parts.extend(mark.description or "text" for mark in kind.__metadata__ if isinstance(mark, FieldInfo))
         elif typing.get_origin(kind) is tuple:
-            many = Ellipsis in typing.get_args(kind)
-            parts.append("a list of texts" if many else f"a list of {len(typing.get_args(kind))} numbers")
+            first, *rest = typing.get_args(kind)
+            lists = "a list of texts" if first is str else "a list of lists of numbers"
+            parts.append(lists if Ellipsis in rest else f"a list of {1 + len(rest)} numbers")
         elif typing.get_origin(kind) is list:
             parts.append("a list")
         elif typing.get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):

@@ -118,6 +118,22 @@ class OptimizerConfig(Section):
         return ":" in self.name or bool(self.freeze or self.lr_factors or self.decay_mask)
 
 
+class TaskConfig(Section):
+    """What the outputs are for, and the training loss. Held-out losses are always the plain mean."""
+
+    kind: Literal["lm", "classification", "regression"] | None = Field(
+        default=None,
+        description="lm: cross-entropy of each token; classification: cross-entropy of the mean over tokens; "
+        "regression: mean squared error; null = what data.kind is for",
+    )
+    label_smoothing: Annotated[float, Traced(off=0.0)] = Field(
+        default=0.0, ge=0, lt=1, description="share of the target that is spread evenly over all classes"
+    )
+    z_loss: Annotated[float, Traced(off=0.0)] = Field(
+        default=0.0, ge=0, description="factor of ln(sum exp logits)^2, added to the training loss"
+    )
+
+
 class TrainConfig(Section):
     """How long, how often, on what, in which precision."""
 
@@ -179,6 +195,7 @@ class RunConfig(Section):
     runs_dir: str = Field(default="runs", min_length=1, description="where runs go, relative to the current folder")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     watch: WatchConfig = WatchConfig()

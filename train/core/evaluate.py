@@ -1,27 +1,53 @@
-"""The held-out loss: one compiled scan over batches of windows."""
+"""The held-out loss: one compiled scan over batches."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from data.source import Batch
 from model.network import Network, Params
-from train.core.loss import cross_entropy, split_windows
+from train.core.batch import Feed, batch_of
+from train.core.loss import losses, weight_of, weighted_sum
 
 
-def heldout_loss(
-    network: Network, params: Params, numbers: Mapping[str, Any], batches, windows_of, weights: Float[Array, "S B"]
-) -> Float[Array, ""]:
-    """Mean loss in nats over the tokens of all windows of weight 1. `windows_of(batch)` gives [B, T+1] tokens."""
+class Scores(NamedTuple):
+    """Means over all targets that count."""
 
-    def one(total, item):
-        batch, weight = item
-        inputs, targets = split_windows(windows_of(batch))
-        logits, _ = network.apply(params, inputs, numbers=numbers)
-        losses = cross_entropy(logits, targets).reshape(inputs.shape)
-        return total + jnp.sum(jnp.mean(losses, axis=1) * weight.astype(losses.dtype)), None
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]  # the fraction whose class is the likeliest one; 0 for regression
 
-    total, _ = jax.lax.scan(one, jnp.zeros((), network.param_dtype), (batches, weights))
-    return total / jnp.sum(weights).astype(network.param_dtype)
+
+def evaluate(
+    network: Network,
+    params: Params,
+    numbers: Mapping[str, Any],
+    corpus: Int[Array, "n"] | None,
+    feeds: Feed,
+    rows: Float[Array, "S B"],
+) -> Scores:
+    """Scores of batches, leaves [S, B, ...], over the rows of weight 1."""
+
+    def one(sums, item):
+        feed, row = item
+        batch = _weighted(batch_of(feed, corpus, network.context), row)
+        logits, _ = network.apply(params, batch.inputs, numbers=numbers)
+        right = jnp.zeros(logits.shape[:1], logits.dtype)
+        if network.task != "regression":
+            likeliest = jnp.argmax(logits, axis=-1).astype(batch.targets.dtype)
+            right = (likeliest == batch.targets.reshape(-1)).astype(logits.dtype)
+        each = losses(network, logits, batch)
+        found = (weighted_sum(each, batch), weighted_sum(right, batch), weight_of(batch, logits.dtype))
+        return jax.tree.map(lambda total, more: total + more.astype(total.dtype), sums, found), None
+
+    zero = jnp.zeros((), network.param_dtype)
+    (loss, right, weight), _ = jax.lax.scan(one, (zero, zero, zero), (feeds, rows))
+    return Scores(loss / weight, right / weight)
+
+
+def _weighted(batch: Batch, row: Float[Array, "B"]) -> Batch:
+    """The batch with its targets weighted by their rows too."""
+    row = jnp.broadcast_to(row.reshape(-1, *(1,) * (batch.targets.ndim - 1)), batch.targets.shape)
+    return batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)

@@ -1,4 +1,4 @@
-"""The training loss: mean cross-entropy over tokens, in nats."""
+"""The training loss: mean cross-entropy over targets, in nats."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from data.source import Batch
 from model.network import Network, Params
 from model.transformer import Seen
+from train.core.batch import Feed, batch_of
 from train.gradflow.delta import TappedLoss
 
 
@@ -20,24 +22,72 @@ def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, "N"]) -> Floa
     return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - chosen
 
 
-def split_windows(windows: Int[Array, "B T+1"]) -> tuple[Int[Array, "B T"], Int[Array, "N"]]:
-    """(inputs, targets): each token is to be told from those before it."""
-    windows = windows.astype(jnp.int32)
-    return windows[:, :-1], windows[:, 1:].reshape(-1)
+def losses(
+    network: Network, logits: Float[Array, "N V"], batch: Batch, numbers: Mapping[str, Any] | None = None
+) -> Float[Array, "N"]:
+    """The loss of each target: cross-entropy in nats, or for regression the squared error, mean over its values.
+
+    `numbers` may hold `task.label_smoothing` e (targets (1 - e) one-hot + e / V; Szegedy et al. 2016, 1512.00567,
+    section 7) and `task.z_loss` (Chowdhery et al. 2022, 2204.02311, section 5); without them the plain loss.
+    """
+    if network.task == "regression":
+        values = batch.targets.reshape(logits.shape).astype(logits.dtype)
+        return jnp.mean(jnp.square(logits - values), axis=-1)
+    loss, numbers = cross_entropy(logits, batch.targets.reshape(-1)), numbers or {}
+    smoothing, factor = numbers.get("task.label_smoothing"), numbers.get("task.z_loss")
+    if smoothing is None and factor is None:
+        return loss
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    if smoothing is not None:
+        smoothing = jnp.asarray(smoothing, loss.dtype)
+        loss = (1 - smoothing) * loss + smoothing * (log_z - jnp.mean(logits, axis=-1))
+    return loss if factor is None else loss + jnp.asarray(factor, loss.dtype) * jnp.square(log_z)
+
+
+def weight_of(batch: Batch, dtype: Any) -> Float[Array, ""]:
+    """The sum of the weights of a batch's targets."""
+    if batch.weights is None:
+        return jnp.asarray(batch.targets.size, dtype)
+    return jnp.sum(batch.weights.astype(dtype))
+
+
+def weighted_sum(values: Float[Array, "N"], batch: Batch) -> Float[Array, ""]:
+    """Values of each target summed with its weight. A masked one says nothing, even where it is not finite."""
+    if batch.weights is None:
+        return jnp.sum(values)
+    weights = batch.weights.reshape(-1).astype(values.dtype)
+    return jnp.sum(jnp.where(weights > 0, values, 0) * weights)
 
 
 def tapped_loss(
-    network: Network, windows: Int[Array, "B T+1"], numbers: Mapping[str, Any] | None, key: Key[Array, ""] | None
+    network: Network,
+    feed: Feed,
+    numbers: Mapping[str, Any] | None,
+    key: Key[Array, ""] | None,
+    total: Float[Array, ""] | None = None,
 ) -> TappedLoss:
-    """The mean loss of windows as a function of (params, head table, slots), for train/gradflow/delta.py.
+    """The mean loss of a batch as a function of (params, head table, slots), for train/gradflow/delta.py.
 
-    `numbers`: the model's traced numbers; None for the config's own.
+    `numbers`: the model's traced numbers; None for the config's own. `total`: what the weighted sum is divided by,
+    instead of the batch's own weight (see `micro_total`).
     """
-    inputs, targets = split_windows(windows)
+    batch = batch_of(feed)
 
     def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[Seen | None, Array]]:
-        logits, seen = network.apply(params, inputs, numbers=numbers, key=key, slots=slots, head=head)
+        logits, seen = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
         rms = jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(logits))))
-        return jnp.mean(cross_entropy(logits, targets)), (seen, rms)
+        each = losses(network, logits, batch, numbers)
+        if batch.weights is None:
+            return jnp.mean(each), (seen, rms)
+        weight = weight_of(batch, each.dtype) if total is None else total.astype(each.dtype)
+        return weighted_sum(each, batch) / weight, (seen, rms)
 
     return loss  # pyright: ignore[reportReturnType]  # None slots leave the taps out; `backward` always passes them
+
+
+def micro_total(batch: Batch, parts: int) -> Float[Array, ""] | None:
+    """What to divide a micro-batch's weighted sum by, so that the mean over `parts` of them is the whole batch's mean:
+
+    the mean of means would count the targets of a micro-batch with few of them too much. None where all count 1.
+    """
+    return None if batch.weights is None else jnp.sum(batch.weights) / parts

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
+from train.core.batch import Feed
 from train.core.loss import tapped_loss
 from train.core.state import parameter_count
 from train.gradflow.delta import (
@@ -44,13 +45,13 @@ class Probe(NamedTuple):
     grad_global: Norm
 
 
-def measure(network: Network, params: Params, windows: Int[Array, "B T+1"], numbers: Mapping[str, Any]) -> Probe:
+def measure(network: Network, params: Params, feed: Feed, numbers: Mapping[str, Any]) -> Probe:
     """Forward and backward on one batch, dropout off. Pure; run it under jit."""
     depth = network.config.layers
-    loss, result, rms = backward(tapped_loss(network, windows, numbers, None), params, depth)
+    loss, result, rms = backward(tapped_loss(network, feed, numbers, None), params, depth)
     without = None
     if rule_of(network.config).additive:
-        without = flow(backward(tapped_loss(network, windows, without_skip(numbers), None), params, depth)[1])
+        without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
     seen = flow(result)
     return Probe(loss, rms, seen, without, _sizes(params), _dots(params, result), total_norm(seen.grad, params))
 

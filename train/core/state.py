@@ -41,7 +41,9 @@ def state_at(config: RunConfig, hp: HParams, params: Params) -> State:
 def hparams_of(config: RunConfig, dtype: Any = "float32") -> HParams:
     """The traced numbers of a config, as numpy scalars."""
     number = np.dtype(dtype).type
-    model, optimizer = numbers_of(config.model), traced.numbers(config.optimizer)
+    # The loss reads its numbers beside the model's: what runs forwards has them all in one place.
+    task = {f"task.{key}": value for key, value in traced.numbers(config.task).items()}
+    model, optimizer = numbers_of(config.model) | task, traced.numbers(config.optimizer)
     return HParams(np.uint32(config.seed), jax.tree.map(number, model), jax.tree.map(number, optimizer))
 
 
@@ -53,6 +55,7 @@ def structure_of(config: RunConfig) -> RunConfig:
             "seed": 0,
             "model": model_structure(config.model),
             "data": config.data.model_copy(update={"seed": 0}),
+            "task": traced.structure(config.task),
             "optimizer": traced.structure(config.optimizer),
         }
     )

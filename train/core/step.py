@@ -1,4 +1,4 @@
-"""One optimizer step, plain or watched, as a pure function of (state, hyperparameters, windows)."""
+"""One optimizer step, plain or watched, as a pure function of (state, hyperparameters, batch)."""
 
 import dataclasses
 import zlib
@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from data.source import Batch
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
 from train.config.schema import RunConfig
+from train.core.batch import Feed, batch_of
 from train.core.clipping import clipped
 from train.core.groups import unfrozen
-from train.core.loss import tapped_loss
+from train.core.loss import micro_total, tapped_loss
 from train.core.optimizer import HParams, averaged, rate, transformation
 from train.core.rules import Numbers
 from train.core.state import State
@@ -40,15 +42,15 @@ class Watched(NamedTuple):
 
 
 def train_step(
-    network: Network, config: RunConfig, state: State, hp: HParams, windows: Int[Array, "B T+1"], watched: bool
+    network: Network, config: RunConfig, state: State, hp: HParams, feed: Feed, watched: bool
 ) -> tuple[State, Metrics, Watched | None]:
     """One step on one batch. `network`, `config` and `watched` are static."""
-    key = _dropout_key(config, hp, state.step)
+    key, batch = _dropout_key(config, hp, state.step), batch_of(feed)
     if watched:
-        loss, result = _tapped(network, config, state.params, windows, hp.model, key)
+        loss, result = _tapped(network, config, state.params, batch, hp.model, key)
         grads, seen = true_gradients(result), flow(result)
     else:
-        loss, grads = _plain(network, config, state.params, windows, hp.model, key)
+        loss, grads = _plain(network, config, state.params, batch, hp.model, key)
         seen = None
     # The same sums in the same order, watched or not, so that watching changes the training by rounding alone.
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
@@ -70,7 +72,7 @@ def train_step(
         if config.watch.counterfactual and rule_of(config.model).additive:
             # Runs seldom, so a short compile matters more than a fast loop over blocks.
             rolled = dataclasses.replace(network, unroll=1)
-            without = flow(_tapped(rolled, config, state.params, windows, without_skip(hp.model), key)[1])
+            without = flow(_tapped(rolled, config, state.params, batch, without_skip(hp.model), key)[1])
         measured = Watched(
             seen,
             without,
@@ -90,44 +92,48 @@ def _dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array 
     return jax.random.fold_in(base, step)
 
 
-def _micro(config: RunConfig, windows: Int[Array, "B T+1"], key: Array | None):
-    """Micro-batches [M, B/M, T+1] and their dropout keys."""
+def _micro(config: RunConfig, batch: Batch, key: Array | None):
+    """Micro-batches, leaves [M, B/M, ...], and their dropout keys."""
     parts = config.optimizer.accumulate
-    split = windows.reshape(parts, windows.shape[0] // parts, windows.shape[1])
+    split = jax.tree.map(lambda leaf: leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), batch)
     return split, None if key is None else jax.random.split(key, parts)
 
 
 def _tapped(
-    network: Network, config: RunConfig, params: Params, windows: Array, numbers: Numbers, key: Array | None
+    network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Backward]:
     depth = config.model.layers
     if config.optimizer.accumulate == 1:
-        loss, result, _ = backward(tapped_loss(network, windows, numbers, key), params, depth)
+        loss, result, _ = backward(tapped_loss(network, batch, numbers, key), params, depth)
         return loss, result
+    total = micro_total(batch, config.optimizer.accumulate)
 
     def one(_, part):
-        loss, result, _ = backward(tapped_loss(network, part[0], numbers, part[1]), params, depth)
+        loss, result, _ = backward(tapped_loss(network, part[0], numbers, part[1], total), params, depth)
         return None, (loss, result)
 
-    _, (losses, results) = jax.lax.scan(one, None, _micro(config, windows, key))
+    _, (losses, results) = jax.lax.scan(one, None, _micro(config, batch, key))
     return jnp.mean(losses), mean_of_microbatches(results)
 
 
 def _plain(
-    network: Network, config: RunConfig, params: Params, windows: Array, numbers: Numbers, key: Array | None
+    network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Params]:
-    def one_batch(part: Array, part_key: Array | None) -> tuple[Array, Params]:
-        loss = tapped_loss(network, part, numbers, part_key)
+    total = micro_total(batch, config.optimizer.accumulate)
+
+    def one_batch(part: Batch, part_key: Array | None) -> tuple[Array, Params]:
+        loss = tapped_loss(network, part, numbers, part_key, total)
         return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)  # pyright: ignore[reportArgumentType]
 
     if config.optimizer.accumulate == 1:
-        return one_batch(windows, key)
+        return one_batch(batch, key)
 
-    def one(total, part):
-        return jax.tree.map(jnp.add, total, one_batch(*part)), None
+    def one(done, part):
+        return jax.tree.map(jnp.add, done, one_batch(*part)), None
 
-    parts, keys = _micro(config, windows, key)
-    zero = jax.eval_shape(one_batch, parts[0], None if keys is None else keys[0])
+    parts, keys = _micro(config, batch, key)
+    first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
+    zero = jax.eval_shape(one_batch, *first)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zero)
-    total, _ = jax.lax.scan(one, zero, (parts, keys))
-    return jax.tree.map(lambda leaf: leaf / config.optimizer.accumulate, total)
+    summed, _ = jax.lax.scan(one, zero, (parts, keys))
+    return jax.tree.map(lambda leaf: leaf / config.optimizer.accumulate, summed)

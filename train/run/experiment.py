@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.text import Dataset, open_dataset
+from data.open import open_source
+from data.source import Form, Source
 from model.network import Network
 from train.config.fields import did_you_mean
 from train.config.load import Experiment, Variant
@@ -24,6 +25,9 @@ from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_c
 from train.run.rundir import directory_of, read_json, write_json
 from train.run.signals import Stop
 
+# What data of a task can be used for: classes are numbers too.
+_SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -33,14 +37,14 @@ class Outcome:
     unmet: list[str]  # promises of `expect:` that did not come true, a line each
 
 
-def open_all(variants: Sequence[Variant]) -> dict[str, Dataset]:
+def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
     """The data of every variant, each corpus read once. No JAX yet. Raises DataError."""
-    datasets: dict[str, Dataset] = {}
+    sources: dict[str, Source] = {}
     for variant in variants:
         key = data_key(variant.config)
-        if key not in datasets:
-            datasets[key] = open_dataset(variant.config.data)
-    return datasets
+        if key not in sources:
+            sources[key] = open_source(variant.config.data)
+    return sources
 
 
 def data_key(config: RunConfig) -> str:
@@ -48,14 +52,25 @@ def data_key(config: RunConfig) -> str:
     return config.data.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
 
 
-def build_group(variants: Sequence[Variant], vocab_size: int, platform: Platform) -> Group:
+def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
+    """Raises RunError when the data is not for the config's task."""
     config = variants[0].config
+    task = config.task.kind or form.task
+    if task not in _SERVES.get(form.task, ()):
+        raise RunError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
+    if form.context != config.data.context:
+        raise RunError(f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that")
     network = Network(
         config.model,
-        vocab_size,
-        config.data.context,
+        form.vocab_size,
+        form.context,
         platforms.compute_dtype(config.train, platform),
         platforms.unroll(config, platform),
+        task,
+        # The number of a class, as a real value, is one output.
+        1 if form.task != task else form.outputs,
+        form.channels,
+        form.pooled,
     )
     if config.optimizer.patterned:
         for variant in variants:
@@ -74,20 +89,20 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
 
 def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     """Trains every variant and prints the closing table. Raises DataError, RunError."""
-    datasets = open_all(experiment.variants)
+    sources = open_all(experiment.variants)
     platform = platforms.select(experiment.variants[0].config.train)
-    _start_block(experiment, datasets, platform, console)
+    _start_block(experiment, sources, platform, console)
     summaries: dict[str, dict[str, Any]] = {}
     groups = []  # all of them first: what is wrong with one is said before another has trained
     for members in grouped(experiment.variants):
-        dataset = datasets[data_key(members[0].config)]
-        groups.append((members, dataset, build_group(members, dataset.vocab_size, platform)))
-    for members, dataset, group in groups:
+        source = sources[data_key(members[0].config)]
+        groups.append((members, source, build_group(members, source.form, platform)))
+    for members, source, group in groups:
         if stop.signal is not None:
             break
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = _remembered(directory_of(members[0]), {"steps_per_call": guess})["steps_per_call"]
-        run = GroupRun(group, dataset, platform, console, stop, K)
+        run = GroupRun(group, source, platform, console, stop, K)
         for summary in run.run():
             summaries[summary["variant"]] = summary
     ordered = [summaries[v.name] for v in experiment.variants if v.name in summaries]
@@ -103,12 +118,10 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     return Outcome(ordered, unmet(experiment.expect, ordered, logged))
 
 
-def _start_block(experiment: Experiment, datasets: Mapping[str, Dataset], platform: Platform, console: Console):
+def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform: Platform, console: Console):
     versions = ", ".join(f"{name} {number}" for name, number in platforms.versions().items())
     rows = [("device", platform.label), ("versions", versions)]
-    for dataset in datasets.values():
-        sizes = f"{len(dataset.train):,} + {len(dataset.val):,} held out, vocabulary {dataset.vocab_size}"
-        rows.append(("data", f"{dataset.source}: tokens {sizes}, on the {dataset.placement}"))
+    rows += [("data", f"{source.source}: {source.details}") for source in sources.values()]
     rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
     console.block(f"deltaflow {experiment.name}", rows)
     if platform.count > 1:
@@ -127,7 +140,12 @@ def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-_SUMMARY_KEYS = {"loss/train": "loss_train", "loss/val": "loss_val", "loss/val_ema": "loss_val_ema"}
+_SUMMARY_KEYS = {
+    "loss/train": "loss_train",
+    "loss/val": "loss_val",
+    "loss/val_ema": "loss_val_ema",
+    "accuracy/val": "accuracy_val",
+}
 
 
 def _last_logged(directory: Path) -> dict[str, float]:

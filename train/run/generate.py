@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data.source import Form
 from data.tokenizer import Tokenizer, from_json
 from model.sampling import draw, next_token_logits
 from train.config.load import Variant
@@ -22,13 +23,15 @@ class Generator:
 
     def __init__(self, directory: Path):
         config = read_config(directory)
+        if not (directory / "tokenizer.json").exists() and config.data.kind != "text":
+            raise RunError(f"{directory}: data.kind is {config.data.kind}, which has no text; sampling needs text")
         if config.model.attention != "causal":
             raise RunError(f"{directory}: model.attention is {config.model.attention}; sampling needs causal")
         self.tokenizer = read_tokenizer(directory)
         platform = platforms.select(config.train)
         variant = Variant(directory.name, config)
-        group = build_group([variant], self.tokenizer.vocab_size, platform)
-        self.context = config.data.context
+        size, self.context = self.tokenizer.vocab_size, config.data.context
+        group = build_group([variant], Form("lm", self.context, size, size), platform)
         params = restored(group, variant, directory, platform).params
 
         @jax.jit

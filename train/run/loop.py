@@ -11,19 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.batches import gather, heldout_starts, window_starts
-from data.text import Dataset
+from data.source import Source
+from train.core.batch import Feed
+from train.core.evaluate import Scores
 from train.core.state import State, parameter_count, state_at
 from train.gradflow.norms import named
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
 from train.run.platform import Platform
-from train.run.programs import Group, Programs, model_flops
+from train.run.programs import Group, Programs, model_flops, shapes_of
 from train.run.record import Record
 from train.run.rundir import claim, read_json, remember_data, write_json
 from train.run.signals import Stop
-from train.run.transfer import Source, open_source, transferred
+from train.run.transfer import Source as Weights
+from train.run.transfer import open_source, transferred
 
 _PICTURES_EVERY_S = 30.0
 
@@ -33,7 +35,7 @@ class GroupRun:
     """One group from its first step, or from its newest checkpoint, to its last."""
 
     group: Group
-    dataset: Dataset
+    source: Source
     platform: Platform
     console: Console
     stop: Stop
@@ -49,14 +51,14 @@ class GroupRun:
         config = self.group.config
         directories = [claim(variant) for variant in self.group.variants]
         for directory in directories:
-            data = self.dataset
-            remember_data(directory, data.sha256, data.source, data.tokenizer.to_json())
+            kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
+            remember_data(directory, self.source.sha256, self.source.source, kept)
         first = newest_common([Checkpoints(directory) for directory in directories]) or 0
         if first == config.train.steps and (done := _finished(directories)):
             self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
             return done
-        given = None if first or not config.train.init_from else Path(config.train.init_from)
-        source = None if given is None else open_source(given, self.platform.device)
+        other = None if first or not config.train.init_from else Path(config.train.init_from)
+        given = None if other is None else open_source(other, self.platform.device)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
             Record(variant, directory, first)
@@ -64,7 +66,7 @@ class GroupRun:
         ]
         try:
             states = self._start(programs, first, directories)
-            states = states if source is None else self._transferred(programs, states, source)
+            states = states if given is None else self._transferred(programs, states, given)
             programs.wait()
             compile_s = time.perf_counter() - started
             timing = {"compile_s": compile_s, "seconds_to_first_step": platforms.process_age()}
@@ -83,16 +85,18 @@ class GroupRun:
 
     def _programs(self, first: int) -> Programs:
         """Everything that will run, compiling in the background already."""
-        resident = self.dataset.placement == "device"
-        train = jax.device_put(np.asarray(self.dataset.train), self.platform.device) if resident else None
+        train, val = self._resident()
         programs = Programs(self.group, train)
         if not first:
             programs.prepare_init()
         every = self.group.config.watch.every
+        lead = (len(self.group.variants),) if self.group.vmapped else ()
+        first_batch = self._batches(0, 1)[0]
+        first_batch = jax.tree.map(lambda leaf: leaf[None], first_batch) if lead else first_batch
         for length, watched in {(end - start, _is_watched(start, every)) for start, end in self._windows(first)}:
-            shape, dtype = self._batch_shape(length)
-            programs.prepare_window(jax.ShapeDtypeStruct(shape, dtype), watched)
-        self._heldout = self._heldout_batches()
+            programs.prepare_window(shapes_of(first_batch, *lead, length), watched)
+        data, batches = self.group.config.data, self.group.config.train.eval_batches
+        self._heldout = (val, *self.source.heldout_batches(data.batch, batches))
         programs.prepare_evaluation(*self._heldout)
         return programs
 
@@ -104,20 +108,12 @@ class GroupRun:
             yield first, end
             first = end
 
-    def _batch_shape(self, steps: int) -> tuple[tuple[int, ...], np.dtype]:
-        data = self.group.config.data
-        lead = (len(self.group.variants),) if self.group.vmapped else ()
-        if self.dataset.placement == "device":
-            return (*lead, steps, data.batch), np.dtype(np.int32)
-        return (*lead, steps, data.batch, data.context + 1), self.dataset.train.dtype
-
-    def _heldout_batches(self) -> tuple[Any, np.ndarray, np.ndarray]:
-        config = self.group.config
-        val, context = self.dataset.val, config.data.context
-        starts, weights = heldout_starts(len(val), context, config.data.batch, config.train.eval_batches)
-        if self.dataset.placement == "device":
-            return jax.device_put(np.asarray(val), self.platform.device), starts, weights
-        return None, gather(val, starts, context), weights
+    def _resident(self) -> tuple[Any, Any]:
+        """The tokens (train, held out) that live on the device, None where batches arrive whole."""
+        if self.source.resident is None:
+            return None, None
+        train, val = (jax.device_put(np.asarray(tokens), self.platform.device) for tokens in self.source.resident)
+        return train, val
 
     def _start(self, programs: Programs, first: int, directories: list[Path]) -> list[State]:
         if not first:
@@ -130,18 +126,18 @@ class GroupRun:
             [record.checkpoints.restore(first, like, self.platform.device) for record in self.records]
         )
 
-    def _transferred(self, programs: Programs, states: list[State], source: Source) -> list[State]:
+    def _transferred(self, programs: Programs, states: list[State], given: Weights) -> list[State]:
         """The initial states with what the other run has in common with them."""
         singles = []
-        tokenizer = self.dataset.tokenizer.to_json()
+        tokenizer = {} if self.source.tokenizer is None else self.source.tokenizer.to_json()
         start = jax.jit(partial(state_at, self.group.config))
         for state, hp in zip(programs.each([jax.device_get(s) for s in states]), self.group.hparams, strict=True):
-            transfer = transferred(source, state.params, tokenizer)
+            transfer = transferred(given, state.params, tokenizer)
             singles.append(start(hp, transfer.params))
             if len(singles) == 1:
                 lists = {"matched": transfer.matched, "new": transfer.new, "left out": transfer.left_out}
                 rows = [(key, f"{len(found)}: {', '.join(found)}" if found else "none") for key, found in lists.items()]
-                self.console.block(f"parameters from {source.directory}, step {source.step}", rows)
+                self.console.block(f"parameters from {given.directory}, step {given.step}", rows)
         return programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
 
     def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
@@ -193,17 +189,14 @@ class GroupRun:
                 drawn_at, self._clock = time.perf_counter(), None
         self._settle(programs, leave=0)
 
-    def _batches(self, start: int, end: int) -> list[np.ndarray]:
-        """One array [end - start, B, ...] a variant; the same batches wherever the seed of the data is the same."""
-        by_seed: dict[int | None, np.ndarray] = {}
+    def _batches(self, start: int, end: int) -> list[Feed]:
+        """Leaves [end - start, B, ...], one entry a variant; the same batches wherever the data seed is the same."""
+        by_seed: dict[int | None, Feed] = {}
         for variant in self.group.variants:
             data = variant.config.data
             if data.seed not in by_seed:
                 assert data.seed is not None  # expansion resolves it
-                n_tokens = len(self.dataset.train)
-                starts = window_starts(n_tokens, data.context, data.batch, data.seed, start, end - start)
-                resident = self.dataset.placement == "device"
-                by_seed[data.seed] = starts if resident else gather(self.dataset.train, starts, data.context)
+                by_seed[data.seed] = self.source.train_batches(data.batch, data.seed, start, end - start)
         return [by_seed[variant.config.data.seed] for variant in self.group.variants]
 
     def _evaluate(self, programs: Programs, states: list[State], step: int) -> None:
@@ -219,10 +212,23 @@ class GroupRun:
             results = programs.each(jax.device_get(measured))
             if kind != "window":
                 self._clock = None
-                for record, loss in zip(self.records, results, strict=True):
-                    record.add(end, {kind: float(loss), kind.replace("loss", "perplexity"): _exp(float(loss))})
+                for record, scores in zip(self.records, results, strict=True):
+                    record.add(end, self._scores(scores, "" if kind == "loss/val" else "_ema"))
                 continue
             self._log_window(start, end, results)
+
+    def _scores(self, scores: Scores, of: str = "") -> dict[str, float | None]:
+        """The tags of an evaluation, with the suffix `of`; what is known of the data is logged beside it, as flat
+        lines."""
+        loss, task = float(scores.loss), self.group.network.task
+        row: dict[str, float | None] = {f"loss/val{of}": loss}
+        row |= {f"perplexity/val{of}": _exp(loss)} if task == "lm" else {}
+        row |= {f"accuracy/val{of}": float(scores.accuracy)} if task != "regression" else {}
+        return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in self._floors().items()}
+
+    def _floors(self) -> dict[str, float]:
+        """The source's floors; they are of its own task's loss."""
+        return dict(self.source.floors) if self.group.network.task == self.source.form.task else {}
 
     def _log_window(self, start: int, end: int, results: list[Any]) -> None:
         now = time.perf_counter()
@@ -301,7 +307,7 @@ def _exp(loss: float) -> float:
 
 
 def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    names = {"loss/train": "loss_train", "loss/val": "loss_val"}
+    names = {"loss/train": "loss_train", "loss/val": "loss_val", "accuracy/val": "accuracy_val"}
     return {tag: summary[key] for tag, key in names.items() if summary[key] is not None}
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from data.batches import gather, window_starts
 from model.config import ModelConfig
 from model.residual import structure_of
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
+from train.core.batch import batch_of
 from train.core.probe import as_json, measure
 from train.core.state import State, hparams_of, initial_state
 from train.run import platform as platforms
@@ -27,20 +28,21 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
 
     Raises DataError, RunError.
     """
-    datasets = open_all(experiment.variants)
+    sources = open_all(experiment.variants)
     platform = platforms.select(experiment.variants[0].config.train)
     results = {}
     for members in grouped(experiment.variants):
-        dataset = datasets[data_key(members[0].config)]
-        group = build_group(members, dataset.vocab_size, platform)
-        program = jax.jit(lambda params, windows, hp, network=group.network: measure(network, params, windows, hp))
+        source = sources[data_key(members[0].config)]
+        group = build_group(members, source.form, platform)
+        program = jax.jit(lambda params, batch, hp, network=group.network: measure(network, params, batch, hp))
         for variant in members:
             params = _parameters(group, variant, checkpoint, platform)
             data = variant.config.data
-            starts = window_starts(len(dataset.train), data.context, data.batch, data.seed or 0, 0, 1)[0]
-            windows = gather(dataset.train, starts, data.context)
+            first = jax.tree.map(lambda leaf: leaf[0], source.train_batches(data.batch, data.seed or 0, 0, 1))
+            corpus = None if source.resident is None else jnp.asarray(source.resident[0])
+            batch = batch_of(first, corpus, data.context)
             numbers = hparams_of(variant.config, group.network.param_dtype).model
-            measured = jax.device_get(program(params, windows, numbers))
+            measured = jax.device_get(program(params, batch, numbers))
             results[variant.name] = {
                 "variant": variant.name,
                 "config": variant.config.model_dump(mode="json"),

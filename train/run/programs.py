@@ -18,10 +18,11 @@ import numpy as np
 from model.network import Network
 from train.config.load import Variant
 from train.config.schema import RunConfig
-from train.core.evaluate import heldout_loss
+from train.core.batch import Feed
+from train.core.evaluate import evaluate
 from train.core.optimizer import HParams
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
-from train.core.window import run_window, windows_of
+from train.core.window import run_window
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def model_flops(network: Network, batch: int) -> float:
     token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B)."""
     shapes = network.shapes()
     matrices = [leaf for leaf in jax.tree.leaves(shapes["blocks"]) if len(leaf.shape) == 3]
-    weights = sum(math.prod(leaf.shape) for leaf in matrices) + math.prod(shapes["embed"].shape)
+    tables = [shapes.get("head", shapes["embed"]), *([] if network.channels is None else [shapes["embed"]])]
+    weights = sum(math.prod(leaf.shape) for leaf in [*matrices, *tables])
     attention = 12 * network.config.layers * network.config.width * network.context
     return float((6 * weights + attention) * batch * network.context)
 
@@ -96,12 +98,17 @@ def compiled(function: Callable, arguments: tuple, donate: tuple[int, ...] = (),
     return jax.jit(function, donate_argnums=donate).lower(*arguments).compile(compiler_options=options)
 
 
+def shapes_of(feed: Feed, *lead: int) -> Feed:
+    """Shapes and dtypes of host arrays, with `lead` in place of as many leading axes."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[len(lead) :]), leaf.dtype), feed)
+
+
 @dataclass
 class Programs:
     """The compiled programs of one group; each is compiled once, in the background from the moment it is asked for."""
 
     group: Group
-    corpus: Any  # device array, or None when batches arrive as windows of tokens
+    corpus: Any  # device array, or None when batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
 
@@ -156,46 +163,42 @@ class Programs:
     def prepare_init(self) -> Future:
         return self.prepare("init", self._init, (self._hp(0),), once=True)
 
-    def prepare_window(self, batches: jax.ShapeDtypeStruct, watched: bool) -> Future:
-        """`batches`: shape and dtype of one call's batches."""
+    def prepare_window(self, batches: Feed, watched: bool) -> Future:
+        """`batches`: shapes and dtypes of one call's batches."""
         config = self.group.config
         every = config.watch.every if watched else 0
         function = partial(run_window, self.group.network, config, every)
         arguments = (self.abstract_state, self._hp(0), self.corpus, batches)
         mapped = self._mapped(function, (0, 0, None, 0))
-        return self.prepare(("window", batches.shape, watched), mapped, arguments, donate=(0,))
+        return self.prepare(
+            ("window", tuple(leaf.shape for leaf in jax.tree.leaves(batches)), watched), mapped, arguments, donate=(0,)
+        )
 
-    def window(self, states: list[State], batches: list[np.ndarray], watched: bool) -> list[Any]:
+    def window(self, states: list[State], batches: list[Feed], watched: bool) -> list[Any]:
         """Runs a window of every variant, replaces `states` in place, returns what was measured, still on the device.
 
-        batches: one array [K, B, ...] a variant.
+        batches: leaves [K, B, ...], one entry a variant.
         """
         if self.group.vmapped:
-            batches = [np.stack(batches)]
+            batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
         measured = []
         for index, batch in enumerate(batches):
-            shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
-            program = self.prepare_window(shape, watched).result()
+            program = self.prepare_window(shapes_of(batch), watched).result()
             batch = jax.device_put(batch)
             states[index], metrics, seen = program(states[index], self._hp(index), self.corpus, batch)
             measured.append((metrics, seen))
         return measured
 
-    def prepare_evaluation(self, corpus: Any, batches: np.ndarray, weights: np.ndarray) -> Future:
+    def prepare_evaluation(self, corpus: Any, batches: Feed, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # short to compile, and forwards only
-
-        def evaluate(params, numbers, corpus, batches, weights):
-            return heldout_loss(
-                network, params, numbers, batches, lambda batch: windows_of(corpus, batch, network.context), weights
-            )
-
         arguments = (self.abstract_state.params, self._hp(0).model, corpus, batches, weights)
-        return self.prepare("evaluate", self._mapped(evaluate, (0, 0, None, None, None)), arguments)
+        mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
+        return self.prepare("evaluate", mapped, arguments)
 
     def evaluate(
-        self, states: list[State], corpus: Any, batches: np.ndarray, weights: np.ndarray, averaged: bool = False
+        self, states: list[State], corpus: Any, batches: Feed, weights: np.ndarray, averaged: bool = False
     ) -> list[Any]:
-        """Held-out losses of the parameters, or of their moving averages; still on the device, one entry a call."""
+        """Held-out scores of the parameters, or of their moving averages; on the device, one entry a call."""
         program = self.prepare_evaluation(corpus, batches, weights).result()
         batches, weights = jax.device_put((batches, weights))
         return [

@@ -112,6 +112,8 @@ class Record:
             "loss_val": val[-1] if val and evaluated == steps else None,
             "best_val": min(val, default=None),
             **({"loss_val_ema": ema[-1]} if (ema := values("loss/val_ema")) else {}),
+            "accuracy_val": next(iter(values("accuracy/val")[-1:]), None),
+            "floors": {tag.removeprefix("loss/"): values(tag)[-1] for tag in series if tag.startswith("loss/floor")},
             **timing,
             "verdict": None if self.verdict is None else self.verdict.as_json(),
             "verdict_start": None if self.first is None else self.first.as_json(),

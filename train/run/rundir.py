@@ -50,19 +50,20 @@ def claim(variant: Variant) -> Path:
     return directory
 
 
-def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any]) -> None:
+def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None) -> None:
     """Writes tokenizer.json and data.json at a run's first start, and compares them later. Raises RunError when the run
     was trained on other text: its tokenizer is needed to read it."""
     path = directory / "data.json"
     if not path.exists():
-        write_json(directory / "tokenizer.json", tokenizer)
+        if tokenizer is not None:
+            write_json(directory / "tokenizer.json", tokenizer)
         write_json(path, {"sha256": sha256, "source": source})
         return
     known = read_json(path)
     if known.get("sha256") != sha256:
         raise RunError(
-            f"{directory}: was trained on other text ({known.get('source')}; its hash differs from today's {source}); "
-            "bring the old text back, choose another name (name=...) or delete that folder"
+            f"{directory}: was trained on other data ({known.get('source')}; its hash differs from today's {source}); "
+            "bring the old data back, choose another name (name=...) or delete that folder"
         )
 
 

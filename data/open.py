@@ -1,0 +1,30 @@
+"""From the `data:` section of a config to its source."""
+
+from data.config import DataConfig, problems
+from data.source import Source
+from data.tokenizer import DataError
+
+
+def open_source(config: DataConfig) -> Source:
+    """The data that the config names. Raises DataError with one line for whatever can go wrong."""
+    for key, what in problems(config):
+        raise DataError(f"data.{key}: {what}")
+    if ":" in config.kind:
+        from data.custom import open_own
+
+        return open_own(config)
+    if config.kind == "text":
+        from data.text import open_dataset
+
+        return open_dataset(config)
+    if config.kind == "tokens":
+        from data.tokens import open_tokens
+
+        return open_tokens(config)
+    if config.kind == "digits":
+        from data.digits import open_digits
+
+        return open_digits(config)
+    from data.synthetic import TASKS, Synthetic
+
+    return Synthetic(TASKS[config.kind](config))

@@ -1,0 +1,166 @@
+"""What all drawn tasks share: numbers that are pure functions of (seed, step), and the source made of them."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
+
+from data.config import DataConfig
+from data.source import Batch, Form, tiled
+from data.tokenizer import DataError
+
+HELDOUT_ROWS = 4096  # the held-out split of a task that could go on forever
+_TRAIN, _HELDOUT, TASK = 1, 2, 3  # streams of one seed that never meet
+_TRIES = 10_000
+
+
+class Draws:
+    """Uniform numbers for `rows` rows of each of some steps: every result has the axes [steps * rows, ...].
+
+    A step owns 2^64 counts of Philox 4x64-10 (Salmon et al. 2011), keyed by (seed, stream). So what a step gets does
+    not depend on where a run was resumed, nor on how many steps are drawn at a time.
+    """
+
+    def __init__(self, seed: int, stream: int, first_step: int, steps: int, rows: int):
+        key = np.array([seed, stream], np.uint64)
+        self._bits = [np.random.Philox(key=key, counter=(int(first_step) + index) << 64) for index in range(steps)]
+        self._rows = rows
+        self.count = steps * rows
+
+    def uniform(self, *shape: int) -> Float64[np.ndarray, "N *shape"]:
+        """In [0, 1), multiples of 2^-53: the raw words, whose stream numpy promises to keep."""
+        size = self._rows * int(np.prod(shape, dtype=int))
+        words = np.concatenate([bits.random_raw(size) for bits in self._bits])
+        return ((words >> np.uint64(11)) * 2.0**-53).reshape(self.count, *shape)
+
+    def integers(self, high: int, *shape: int) -> Int[np.ndarray, "N *shape"]:
+        """In [0, high)."""
+        return np.minimum((self.uniform(*shape) * high).astype(np.int64), high - 1)
+
+    def normal(self, *shape: int) -> Float64[np.ndarray, "N *shape"]:
+        """Standard normal, by Box and Muller's transform."""
+        radius = np.sqrt(-2.0 * np.log1p(-self.uniform(*shape)))
+        return radius * np.cos(2.0 * np.pi * self.uniform(*shape))
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task of which the best possible loss is known. Raises DataError at construction."""
+
+    config: DataConfig
+
+    @property
+    @abstractmethod
+    def form(self) -> Form: ...
+
+    @abstractmethod
+    def rows(self, draws: Draws, heldout: bool) -> Batch:
+        """One row for each of the draws' rows."""
+
+    @abstractmethod
+    def floors(self, heldout: Batch) -> dict[str, float]:
+        """What loss can be reached: "" by the ideal predictor, others by name."""
+
+    def every_heldout_row(self) -> Batch | None:
+        """All held-out rows where they are few; None where they are drawn."""
+        return None
+
+    def _once(self) -> Draws:
+        """What is drawn once for all runs of the task."""
+        return Draws(self.config.task_seed, TASK, 0, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Synthetic:
+    """A task as a source of batches."""
+
+    task: Task
+
+    @property
+    def form(self) -> Form:
+        return self.task.form
+
+    @property
+    def tokenizer(self) -> None:
+        return None
+
+    @property
+    def resident(self) -> None:
+        return None
+
+    @property
+    def source(self) -> str:
+        return self.task.config.kind
+
+    @property
+    def details(self) -> str:
+        """What it is and what can be reached."""
+        form, unit = self.form, "squared error" if self.form.task == "regression" else "nats"
+        what = f"{form.channels} values" if form.vocab_size is None else f"vocabulary {form.vocab_size}"
+        known = ", ".join(f"{name or 'best possible'} {floor:.4f}" for name, floor in self.floors.items())
+        return f"{form.context} tokens a window, {what}; loss floors ({unit}): {known}"
+
+    @property
+    def sha256(self) -> str:
+        """Of the config's section without batch size and seed, and of the held-out rows."""
+        config = self.task.config.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
+        parts = [np.ascontiguousarray(leaf).tobytes() for leaf in self.heldout if leaf is not None]
+        return hashlib.sha256(b"".join([config.encode(), *parts])).hexdigest()
+
+    @cached_property
+    def heldout(self) -> Batch:
+        """The whole held-out split, leaves [N, ...]; the same for every seed of a run."""
+        rows = self.task.every_heldout_row()
+        if rows is None:
+            rows = self.task.rows(Draws(self.task.config.task_seed, _HELDOUT, 0, 1, HELDOUT_ROWS), True)
+        return _compact(rows)
+
+    @property
+    def floors(self) -> dict[str, float]:
+        return self._floors
+
+    @cached_property
+    def _floors(self) -> dict[str, float]:
+        return self.task.floors(self.heldout)
+
+    def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Batch:
+        """Leaves [steps, B, ...]."""
+        rows = _compact(self.task.rows(Draws(seed, _TRAIN, first_step, steps, batch), False))
+        return Batch(*(None if leaf is None else leaf.reshape(steps, batch, *leaf.shape[1:]) for leaf in rows))
+
+    def heldout_batches(self, batch: int, batches: int | None) -> tuple[Batch, np.ndarray]:
+        return tiled(self.heldout, batch, batches)
+
+
+def _compact(rows: Batch) -> Batch:
+    """int32 and float32: what the device works with."""
+    return Batch(*(None if x is None else x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for x in rows))
+
+
+def next_token(strings: Int[np.ndarray, "N T+1"], known: Bool[np.ndarray, "N T+1"] | None = None) -> Batch:
+    """Rows in which each token is to be told from those before it; only those that are `known` count."""
+    weights = None if known is None else known[:, 1:].astype(np.float64)
+    return Batch(strings[:, :-1], strings[:, 1:], weights)
+
+
+def drawn_where(draws: Draws, good, high: int, *shape: int) -> Int[np.ndarray, "N *shape"]:
+    """Integers in [0, high), drawn again, whole rows, until `good(rows)` [N] holds of each. Draw nothing after it."""
+    rows = draws.integers(high, *shape)
+    for _ in range(_TRIES):
+        bad = ~good(rows)
+        if not bad.any():
+            return rows
+        rows = np.where(bad.reshape(-1, *(1,) * len(shape)), draws.integers(high, *shape), rows)
+    raise DataError("no row was found that belongs to this split")
+
+
+def mixed(values: Int[np.ndarray, "*n"], seed: int) -> Float[np.ndarray, "*n"]:
+    """A number in [0, 1) for each whole number, without a pattern (SplitMix64: Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(values).astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,71 @@
+"""Tokens that depend on the one before them alone."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64
+
+from data.source import Batch, Form
+from data.synthetic.base import Draws, Task, next_token
+from data.tokenizer import DataError
+
+
+@dataclass(frozen=True)
+class Markov(Task):
+    """A stationary Markov chain, P[i, j] = p(j after i), given or softmax(sharpness * normal) over each row.
+
+    Who knows P reaches the entropy rate -sum_i pi_i sum_j P_ij ln P_ij (Shannon 1948, section 7); who knows only how
+    often each token comes, the entropy of the stationary distribution pi.
+    """
+
+    def __post_init__(self) -> None:
+        shape = self.transition.shape
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise DataError(f"data.transition: expected a square matrix, got {' x '.join(map(str, shape))}")
+        if (values := np.linalg.eigvals(self.transition))[np.abs(values - 1) < 1e-9].size > 1:
+            raise DataError("data.transition: the chain falls apart: some states never reach some others")
+
+    @property
+    def form(self) -> Form:
+        states = len(self.transition)
+        return Form("lm", self.config.context, states, states)
+
+    @cached_property
+    def transition(self) -> Float64[np.ndarray, "S S"]:
+        given = self.config.transition
+        if given is not None:
+            rows = np.array(given, np.float64)
+            return rows / rows.sum(axis=1, keepdims=True)  # 1 but for rounding: checked by data/config.py
+        size = self.config.symbols
+        logits = self.config.sharpness * self._once().normal(size, size)[0]
+        rows = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return rows / rows.sum(axis=1, keepdims=True)
+
+    @cached_property
+    def stationary(self) -> Float64[np.ndarray, " S"]:
+        """pi P = pi, sum pi = 1."""
+        size = len(self.transition)
+        equations = np.vstack([self.transition.T - np.eye(size), np.ones((1, size))])
+        solved = np.linalg.lstsq(equations, np.append(np.zeros(size), 1.0), rcond=None)[0]
+        solved = np.maximum(solved, 0.0)
+        return solved / solved.sum()
+
+    def rows(self, draws: Draws, heldout: bool) -> Batch:
+        uniform = draws.uniform(self.config.context + 1)
+        steps = np.cumsum(self.transition, axis=1)
+        last = len(steps) - 1
+        tokens = np.empty(uniform.shape, np.int64)
+        tokens[:, 0] = np.minimum(np.searchsorted(np.cumsum(self.stationary), uniform[:, 0], side="right"), last)
+        for t in range(1, uniform.shape[1]):
+            passed = uniform[:, t, None] >= steps[tokens[:, t - 1]]
+            tokens[:, t] = np.minimum(passed.sum(axis=1), last)
+        return next_token(tokens)
+
+    def floors(self, heldout: Batch) -> dict[str, float]:
+        return {"": float(self.stationary @ entropy(self.transition)), "unigram": float(entropy(self.stationary))}
+
+
+def entropy(p: Float64[np.ndarray, "*n S"]) -> Float64[np.ndarray, "*n"]:
+    """-sum p ln p in nats, with 0 ln 0 = 0."""
+    return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)

@@ -1,0 +1,68 @@
+"""Learning from the examples in the window itself."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from data.source import Batch, Form
+from data.synthetic.base import Draws, Task
+
+
+@dataclass(frozen=True)
+class LinearRegression(Task):
+    """In-context linear regression (Garg et al. 2022, 2208.01066): x_1, y_1, x_2, y_2, ..., with y = <w, x> + noise,
+
+    another w ~ N(0, I / d) in every row, x ~ N(0, I), noise of standard deviation `noise`. A token has d + 1 values:
+    (x, 0) or (0, y). y_i is to be told at x_i's place, from the examples before it. Floors are mean squared errors of
+    these very rows: the best possible one is that of the posterior mean, which is ridge regression and, without noise,
+    least squares of least norm; "least_squares" is that of the latter always; "zero" is what saying 0 costs.
+    """
+
+    @property
+    def form(self) -> Form:
+        return Form("regression", self.config.context, None, 1, channels=self.config.dimensions + 1)
+
+    def rows(self, draws: Draws, heldout: bool) -> Batch:
+        d, pairs = self.config.dimensions, self.config.context // 2
+        x, w = draws.normal(pairs, d), draws.normal(d) / np.sqrt(d)
+        y = np.einsum("nkd,nd->nk", x, w) + self.config.noise * draws.normal(pairs)
+        inputs = np.zeros((len(x), pairs, 2, d + 1))
+        inputs[:, :, 0, :d], inputs[:, :, 1, d] = x, y
+        targets = np.stack([y, np.zeros_like(y)], axis=2)
+        weights = np.broadcast_to(np.array([1.0, 0.0]), targets.shape)
+        flat = (len(x), 2 * pairs)
+        return Batch(inputs.reshape(*flat, d + 1), targets.reshape(flat), weights.reshape(flat))
+
+    def floors(self, heldout: Batch) -> dict[str, float]:
+        d, noise = self.config.dimensions, self.config.noise
+        x = heldout.inputs[:, 0::2, :d].astype(np.float64)
+        y = heldout.targets[:, 0::2].astype(np.float64)
+        best = np.mean(posterior_error(x, noise, d))
+        some = slice(512)  # a decomposition for each example of each row
+        squares = np.mean((predicted(x[some], y[some]) - y[some]) ** 2)
+        return {"": float(best), "least_squares": float(squares), "zero": float(np.mean(y**2))}
+
+
+def posterior_error(x: Float64[np.ndarray, "N K d"], noise: float, d: int) -> Float64[np.ndarray, "N K"]:
+    """Expected squared error of the posterior mean at x_k after k examples: noise^2 + x^T S x, S the posterior
+    covariance of w, updated example by example (the Kalman filter of a constant state)."""
+    covariance = np.broadcast_to(np.eye(d) / d, (len(x), d, d)).copy()
+    errors = np.empty(x.shape[:2])
+    for k in range(x.shape[1]):
+        along = np.einsum("nde,ne->nd", covariance, x[:, k])
+        spread = np.einsum("nd,nd->n", along, x[:, k])
+        errors[:, k] = spread + noise**2
+        # Once w is known to rounding there is nothing left to learn, or to divide by.
+        gain = np.where(errors[:, k] > 1e-12, 1.0 / np.maximum(errors[:, k], 1e-12), 0.0)
+        covariance -= along[:, :, None] * along[:, None, :] * gain[:, None, None]
+    return errors
+
+
+def predicted(x: Float64[np.ndarray, "N K d"], y: Float64[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
+    """Of each y_k from the examples before it, by the least squares solution of least norm."""
+    out = np.zeros_like(y)
+    for k in range(1, x.shape[1]):
+        w = np.einsum("ndk,nk->nd", np.linalg.pinv(x[:, :k]), y[:, :k])
+        out[:, k] = np.einsum("nd,nd->n", w, x[:, k])
+    return out

@@ -1,0 +1,212 @@
+"""Losses and heads of every task: by hand, masked by one mean over the whole batch, and from YAML to the summary."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.source import Batch
+from model.network import Network
+from train.cli import main
+from train.core.evaluate import evaluate
+from train.core.loss import losses, tapped_loss
+from train.core.state import hparams_of, initial_state, structure_of
+from train.core.step import train_step
+from train.gradflow.delta import backward, flow
+from train.gradflow.norms import value
+
+run_step = jax.jit(train_step, static_argnums=(0, 1, 5))
+start = jax.jit(initial_state, static_argnums=(0, 1))
+
+
+def network(tiny, **more: Any) -> Network:
+    config = tiny({"model.norm": "none"}).variants[0].config
+    return Network(config.model, more.pop("vocab_size", 11), 8, "float64", **more)
+
+
+def masked_batch(rows: int = 4) -> Batch:
+    """The rows count 1, 2, 3, ... of their targets, so that a mean of means is another number."""
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, 11, (rows, 9), np.int32)
+    weights = (np.arange(8)[None, :] <= np.arange(rows)[:, None]).astype(np.float32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], weights)
+
+
+# The loss
+
+
+def test_masked_targets_have_no_say(x64, tiny):
+    net, batch = network(tiny), masked_batch()
+    params = net.init(0)
+
+    def mean(b: Batch) -> float:
+        return float(tapped_loss(net, b, None, None)(params, None, None)[0])
+
+    each = np.asarray(losses(net, net.apply(params, batch.inputs)[0], batch)).reshape(4, 8)
+    assert mean(batch) == pytest.approx((each * batch.weights).sum() / 10, rel=1e-12)
+    other = batch._replace(targets=np.where(batch.weights > 0, batch.targets, 0))
+    assert mean(other) == mean(batch) != mean(batch._replace(weights=None))
+    assert mean(batch._replace(weights=np.ones_like(batch.weights))) == pytest.approx(
+        mean(batch._replace(weights=None)), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_accumulated_masked_batches_are_the_large_one(x64, tiny, watched):
+    """The mean over all targets of the batch, not the mean of the micro-batches' means."""
+    keys = {"optimizer.name": "sgd", "optimizer.lr": 0.5, "train.dtype": "float64", "model.norm": "none"}
+    found = []
+    for parts in (1, 2, 4):
+        config = tiny(keys | {"optimizer.accumulate": parts, "watch.counterfactual": False}).variants[0].config
+        net, hp = Network(config.model, 11, 8, "float64"), hparams_of(config, "float64")
+        state = start(net, config, hp)
+        found.append(run_step(net, config, state, hp, masked_batch(), watched))
+    for after, metrics, seen in found[1:]:
+        assert float(metrics.loss) == pytest.approx(float(found[0][1].loss), rel=1e-12)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13), after.params, found[0][0].params
+        )
+        if watched:
+            np.testing.assert_allclose(value(seen.flow.delta), value(found[0][2].flow.delta), rtol=1e-6)
+
+
+def test_label_smoothing_and_z_loss_by_hand(x64, tiny):
+    net = network(tiny)
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(5, 11)))
+    targets = np.array([0, 3, 3, 10, 7])
+    batch = Batch(None, targets)
+    log_z = np.log(np.exp(logits).sum(axis=1))
+    log_p = np.asarray(logits) - log_z[:, None]
+    wanted = np.full((5, 11), 0.2 / 11)
+    wanted[np.arange(5), targets] += 0.8
+    got = losses(net, logits, batch, {"task.label_smoothing": 0.2, "task.z_loss": 0.03})
+    np.testing.assert_allclose(got, -(wanted * log_p).sum(axis=1) + 0.03 * log_z**2, rtol=1e-12)
+    np.testing.assert_allclose(losses(net, logits, batch), -log_p[np.arange(5), targets], rtol=1e-12)
+
+
+def test_smoothing_is_traced_and_off_is_another_program(tiny):
+    configs = [tiny({"task.label_smoothing": value}).variants[0].config for value in (0.0, 0.1, 0.2)]
+    numbers = [hparams_of(config).model for config in configs]
+    assert "task.label_smoothing" not in numbers[0] and numbers[2]["task.label_smoothing"] == np.float32(0.2)
+    assert structure_of(configs[1]) == structure_of(configs[2]) != structure_of(configs[0])
+
+
+def test_squared_errors_by_hand(x64, tiny):
+    net = network(tiny, task="regression", outputs=2, vocab_size=None, channels=3)
+    got = losses(net, jnp.asarray([[1.0, 2.0], [0.0, 4.0]]), Batch(None, np.array([[[0.0, 0.0], [3.0, 4.0]]])))
+    np.testing.assert_allclose(got, [2.5, 4.5])
+
+
+# Heads
+
+
+def test_a_pooled_output_is_told_from_the_mean_over_tokens(x64, tiny):
+    each, pooled = network(tiny, outputs=3), network(tiny, outputs=3, pooled=True)
+    tokens = masked_batch().inputs
+    params = each.init(0)
+    assert params["head"].shape == (3, 16) and params["embed"].shape == (11, 16)
+    logits = each.apply(params, tokens)[0]
+    assert logits.shape == (32, 3)
+    np.testing.assert_allclose(pooled.apply(params, tokens)[0], logits.reshape(4, 8, 3).mean(axis=1), rtol=1e-9)
+
+
+def test_one_hot_values_are_the_tokens_themselves(x64, tiny):
+    ids, values = network(tiny, outputs=5), network(tiny, vocab_size=None, channels=11, outputs=5)
+    tokens, params = masked_batch().inputs, ids.init(0)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, values.init(0))
+    one_hot = np.eye(11)[tokens]
+    np.testing.assert_allclose(values.apply(params, one_hot)[0], ids.apply(params, tokens)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("more", [{"vocab_size": None}, {"channels": 3}, {"vocab_size": None, "channels": 3}])
+def test_ends_that_do_not_fit(tiny, more):
+    with pytest.raises(ValueError, match="expected vocab_size, or channels and outputs"):
+        network(tiny, **more)
+
+
+def test_gradient_flow_of_a_pooled_model_of_real_values(x64, tiny):
+    """delta and the norms of every table against plain differentiation."""
+    net = network(tiny, task="regression", outputs=2, vocab_size=None, channels=3, pooled=True)
+    draw = np.random.default_rng(0)
+    batch = Batch(draw.normal(size=(4, 8, 3)), draw.normal(size=(4, 2)))
+    params = net.init(0)
+    loss, result, _ = backward(tapped_loss(net, batch, None, None), params, 2)
+    plain: Any = tapped_loss(net, batch, None, None)
+    whole, grads = jax.value_and_grad(lambda p: plain(p, None, None)[0])(params)
+    assert float(loss) == pytest.approx(float(whole), rel=1e-12)
+    seen = flow(result).grad
+    for name in ("embed", "head"):
+        assert value(seen[name]) == pytest.approx(float(jnp.linalg.norm(grads[name])), rel=1e-6)
+
+
+def test_held_out_scores_count_rows_and_targets_by_weight(x64, tiny):
+    net = network(tiny)
+    params, batch = net.init(0), masked_batch()
+    two = Batch(*(np.stack([leaf, leaf[::-1]]) for leaf in batch))
+    rows = np.array([[1, 1, 1, 0], [0, 0, 0, 1]], np.float32)  # each row once, the last and the first one
+    scores = evaluate(net, params, {}, None, two, rows)
+    logits = np.asarray(net.apply(params, batch.inputs)[0]).reshape(4, 8, 11)
+    each = np.asarray(losses(net, jnp.asarray(logits.reshape(32, 11)), batch)).reshape(4, 8)
+    weight = batch.weights * np.array([2, 1, 1, 0])[:, None]
+    assert float(scores.loss) == pytest.approx((each * weight).sum() / weight.sum(), rel=1e-6)
+    right = logits.argmax(axis=-1) == batch.targets
+    assert float(scores.accuracy) == pytest.approx((right * weight).sum() / weight.sum(), rel=1e-6)
+
+
+# From YAML
+
+RUN = """
+name: t
+runs_dir: {folder}
+model: {{layers: 1, width: 16, heads: 2, init_std: 0.3, norm: none}}
+data: {data}
+optimizer: {{warmup: 1, lr: 3e-2, min_lr: 1e-3, clip: null}}
+train: {{steps: {steps}, eval_every: {steps}, eval_batches: 8, checkpoint_every: {steps}, unroll: 1}}
+watch: {{every: 0}}
+"""
+
+
+def trained(folder, data: str, steps: int, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(summary, last row of the log) of a run through the command line."""
+    config = folder / "config.yaml"
+    config.write_text(RUN.format(folder=folder / "runs", data=data, steps=steps), encoding="utf-8")
+    assert main(["train", str(config), *more]) == 0
+    run = folder / "runs" / "t" / "main"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((run / "summary.json").read_text()), rows[-1]
+
+
+def test_a_markov_chain_is_learned_to_its_floor(tmp_path, capsys):
+    chain = "[[0.9, 0.1, 0], [0.05, 0.9, 0.05], [0, 0.1, 0.9]]"
+    data = f"{{kind: markov, transition: {chain}, context: 16, batch: 32}}"
+    summary, row = trained(tmp_path, data, 150)
+    assert summary["floors"] == {"floor": row["loss/floor"], "floor_unigram": row["loss/floor_unigram"]}
+    assert summary["loss_val"] == pytest.approx(row["loss/floor"], abs=0.05)
+    assert row["loss/floor"] < row["loss/floor_unigram"] - 0.3
+    assert summary["accuracy_val"] == pytest.approx(0.9, abs=0.03)
+    assert "best possible 0.35" in capsys.readouterr().out
+    run = tmp_path / "runs" / "t" / "main"
+    assert main(["sample", str(run), "--prompt", "a"]) == 1
+    assert "data.kind is markov, which has no text" in "".join(capsys.readouterr())
+
+
+def test_a_regression_is_logged_without_perplexity_or_accuracy_and_probed(tmp_path):
+    data = "{kind: linear_regression, dimensions: 2, context: 8, batch: 4}"
+    summary, row = trained(tmp_path, data, 4)
+    assert not {"perplexity/val", "accuracy/val"} & row.keys() and summary["accuracy_val"] is None
+    assert set(summary["floors"]) == {"floor", "floor_least_squares", "floor_zero"}
+    file = tmp_path / "probe.json"
+    assert main(["probe", str(tmp_path / "config.yaml"), "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert result["loss"] > 0 and result["grad"]["embed"] > 0 and result["grad"]["head"] > 0
+
+
+def test_a_task_that_the_data_is_not_for(tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("name: t\ndata: {kind: copy}\ntask: {kind: regression}\n", encoding="utf-8")
+    assert main(["train", str(config)]) != 0
+    lines = "".join(capsys.readouterr())
+    assert "task.kind: data.kind copy is for lm, got regression" in lines and "Traceback" not in lines
