@@ -170,6 +170,13 @@ def test_a_class_of_your_own(own):
     assert (data.source, data.details) == ("own_parity:Parity", "8 tokens a window") and data.floors == {}
 
 
+def test_the_class_of_the_docs(own):
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    (own / "own_bad.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    batch = open_source(DataConfig(kind="own_bad:Parity", context=8)).train_batches(3, 0, 0, 2)
+    np.testing.assert_array_equal(batch.inputs.sum(axis=2) % 2, batch.targets)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
