@@ -101,6 +101,8 @@ def test_digits():
     seen = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
     unseen = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
     assert len(seen) > 700 and not seen & unseen
+    other = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2, task_seed=1))
+    assert not np.array_equal(other.heldout_batches(64, None)[0].inputs, held_out.inputs)
     # Nearest neighbours tell the class of most held-out images, so images and labels belong together.
     known, told = batch.inputs.reshape(-1, 64), held_out.inputs.reshape(-1, 64)[:100]
     nearest = ((told[:, None] - known[None]) ** 2).sum(axis=2).argmin(axis=1)
