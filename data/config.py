@@ -42,7 +42,8 @@ class DataConfig(BaseModel):
     path: str | None = Field(
         default=None,
         min_length=1,
-        description="text: any UTF-8 text file, instead of corpus; tokens: a .npy file, or a .bin beside its .json",
+        description="text: a UTF-8 text file, a folder (its .txt files) or a pattern such as books/*.txt, "
+        "instead of corpus; tokens: a .npy file, or a .bin beside its .json",
     )
     tokenizer: Literal["char", "byte"] = Field(
         default="char", description="text: char, the vocabulary of the corpus, or byte, 256"

@@ -2,6 +2,7 @@
 
 import codecs
 import difflib
+import glob
 import io
 import logging
 import os
@@ -30,10 +31,17 @@ class Corpus:
     open: Callable[[], BinaryIO]
     path: Path | None = None  # where the bytes are a file
     note: str = ""  # for the start-up block
+    parts: tuple["Corpus", ...] = ()  # read one after the other; `open` is then of no use
 
 
 def find(config: DataConfig) -> Corpus:
     """The corpus that the config names; shakespeare is fetched. Raises DataError when it can't be had."""
+    if config.path is not None and config.kind == "text" and (files := _several(config.path)) is not None:
+        label = f"data.path: {config.path!r}"
+        if not files:
+            raise DataError(f"{label} holds no .txt file; expected a UTF-8 text file, or a folder or pattern of them")
+        parts = tuple(_file(file, f"data.path: {file!r}", file) for file in files)
+        return Corpus(config.path, label, io.BytesIO, note=f"{len(parts):,} files, ", parts=parts)
     if config.path is not None:
         return _file(config.path, f"data.path: {config.path!r}", config.path)
     if config.corpus == "shakespeare":
@@ -53,6 +61,19 @@ def _python_docs() -> bytes:
             "set data.path to a UTF-8 text file"
         ) from None
     return "\n\n".join(text for _, text in sorted(topics.topics.items())).encode()
+
+
+def _several(where: str) -> list[str] | None:
+    """The .txt files below a folder, or what a pattern with * or ? matches, sorted; None for a path to one file."""
+    try:
+        path = Path(where).expanduser()
+        if path.is_dir():
+            return sorted(str(file) for file in path.rglob("*.txt") if file.is_file())
+        if path.exists() or not any(mark in where for mark in "*?"):
+            return None
+        return sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
+    except (OSError, ValueError, RuntimeError):  # what one file of that path is refused for
+        return None
 
 
 def _file(name: str, label: str, where: str) -> Corpus:
@@ -137,6 +158,10 @@ def texts(corpus: Corpus, seen: Callable[[bytes], None] = lambda chunk: None) ->
 
     Raises DataError when the file can't be read or is not UTF-8.
     """
+    for part in corpus.parts:
+        yield from texts(part, seen)
+    if corpus.parts:
+        return
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line, start = 0, 1, True
     try:

@@ -101,6 +101,8 @@ def test_digits():
     seen = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
     unseen = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
     assert len(seen) > 700 and not seen & unseen
+    other = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2, task_seed=1))
+    assert not np.array_equal(other.heldout_batches(64, None)[0].inputs, held_out.inputs)
     # Nearest neighbours tell the class of most held-out images, so images and labels belong together.
     known, told = batch.inputs.reshape(-1, 64), held_out.inputs.reshape(-1, 64)[:100]
     nearest = ((told[:, None] - known[None]) ** 2).sum(axis=2).argmin(axis=1)
@@ -168,6 +170,13 @@ def test_a_class_of_your_own(own):
     assert isinstance(batch, Batch) and batch.targets.shape == (2, 3)
     np.testing.assert_array_equal(batch.inputs.sum(axis=2) % 2, batch.targets)
     assert (data.source, data.details) == ("own_parity:Parity", "8 tokens a window") and data.floors == {}
+
+
+def test_the_class_of_the_docs(own):
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    (own / "own_bad.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    batch = open_source(DataConfig(kind="own_bad:Parity", context=8)).train_batches(3, 0, 0, 2)
+    np.testing.assert_array_equal(batch.inputs.sum(axis=2) % 2, batch.targets)
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,6 @@ def test_what_is_not_a_regular_file(tmp_path):
         finally:
             os.chdir(old)
         kinds = {
-            ".": "a folder",
             "pipe": "a pipe",
             "sock": "a socket",
             "/dev/zero": "a device",
@@ -550,3 +549,29 @@ def test_the_cache_is_the_users_own_unless_told(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DELTAFLOW_CACHE", "~/tokens")
     assert corpus.cache_folder() == tmp_path / "tokens"
+
+
+# Several files
+
+
+def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, cache):
+    (tmp_path / "books" / "more").mkdir(parents=True)
+    write(tmp_path / "books" / "b.txt", "\ufeff" + "b" * 51)
+    write(tmp_path / "books" / "a.txt", "a" * 40)
+    write(tmp_path / "books" / "more" / "c.txt", "é" * 60)
+    write(tmp_path / "books" / "notes.md", "z" * 99)
+    whole = "a" * 40 + "b" * 51 + "é" * 60
+    for path, text_there in ((tmp_path / "books", whole), (tmp_path / "books" / "*.txt", whole[:91])):
+        for placement in ("device", "host"):
+            data = opened(path=str(path), context=2, placement=placement)
+            assert data.tokenizer.decode(np.concatenate([data.train, data.val])) == text_there
+    assert "3 files" in opened(path=str(tmp_path / "books"), context=2).source
+    (tmp_path / "books" / "bad.txt").write_bytes(b"x\xff")
+    bad = str(tmp_path / "books" / "bad.txt")
+    assert error_of(path=str(tmp_path / "books"), context=2).startswith(f"data.path: {bad!r} is not UTF-8 text: byte")
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "*.text"):
+        path = str(tmp_path / name)
+        assert error_of(path=path) == (
+            f"data.path: {path!r} holds no .txt file; expected a UTF-8 text file, or a folder or pattern of them"
+        )
