@@ -55,6 +55,7 @@ def folder(tmp_path, monkeypatch, corpus):
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "hollow").mkdir()
     return tmp_path
 
 
@@ -76,7 +77,7 @@ def folder(tmp_path, monkeypatch, corpus):
         (["good.yaml", "data.path=empty.txt"], 2, ["data.path: 'empty.txt' is empty"]),
         (["good.yaml", "data.path=short.txt"], 2, ["data.path: 'short.txt' is too short", "data.context + 1 = 9"]),
         (["good.yaml", "data.path=binary.txt"], 2, ["'binary.txt' is not UTF-8 text: byte 0x80 at offset 128"]),
-        (["good.yaml", "data.path=."], 2, ["data.path: '.' is a folder"]),
+        (["good.yaml", "data.path=hollow"], 2, ["data.path: 'hollow' holds no .txt file"]),
         (["good.yaml", "train.device=gpu"], 1, ["train.device: no gpu here; JAX sees cpu"]),
         (["good.yaml", "train.device=tpu"], 1, ["train.device: no tpu here; JAX sees cpu"]),
     ],
