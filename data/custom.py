@@ -7,18 +7,15 @@ import sys
 import numpy as np
 
 from data.config import DataConfig
-from data.source import Batch, Form, Source
+from data.source import Batch, Form, Source, Whole
 from data.tokenizer import DataError
 
 _NEEDED = ("form", "source", "details", "sha256", "tokenizer", "floors", "resident", "train_batches", "heldout_batches")
 _TASKS = ("lm", "classification", "regression")
 
 
-class OwnSource:
+class OwnSource(Whole):
     """What a data set of your own may inherit: all but `form`, `train_batches` and `heldout_batches` has a default."""
-
-    tokenizer = None
-    resident = None
 
     def __init__(self, config: DataConfig):
         self.config = config

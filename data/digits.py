@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.config import DataConfig
-from data.source import Batch, Form, tiled
+from data.source import Batch, Form, Whole, tiled
 from data.synthetic.base import Draws
 from data.tokenizer import DataError
 
@@ -15,7 +15,7 @@ _SIDE = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Digits:
+class Digits(Whole):
     """Images cut into square patches, one a token, each pixel in [-1, 1]; the class is told from all of them.
 
     Alpaydin & Kaynak 1998, UCI "Optical Recognition of Handwritten Digits". `val_fraction` of the images, chosen by
@@ -31,14 +31,6 @@ class Digits:
     @property
     def source(self) -> str:
         return "digits"
-
-    @property
-    def tokenizer(self) -> None:
-        return None
-
-    @property
-    def resident(self) -> None:
-        return None
 
     @property
     def floors(self) -> dict[str, float]:

@@ -28,6 +28,13 @@ class Form(NamedTuple):
     pooled: bool = False  # one target a window, told from the mean over its tokens
 
 
+class Whole:
+    """A source without text, whose batches arrive whole: none of its data lives on the device."""
+
+    tokenizer = None
+    resident = None
+
+
 class Source(Protocol):
     """Data a network can be trained on. Everything is a pure function, so that a resume needs nothing but the step."""
 

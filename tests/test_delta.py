@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from networks import B, D, L, T, V, network, parameters
 
 from model.config import ModelConfig
 from model.network import Network
@@ -24,29 +25,11 @@ from train.gradflow import delta
 from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches, true_gradients, weight_dot_grad
 from train.gradflow.norms import Norm, log10, named, value
 
-L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
-quick_flow = quick(flow)
+jitted_flow = jax.jit(flow)
 
 
-def network(dtype="float64", unroll=1, **model: Any) -> Network:
-    sizes: dict[str, Any] = {"layers": L, "width": D, "heads": H}
-    return Network(ModelConfig(**(sizes | model)), V, T, dtype, unroll)
-
-
-def parameters(network: Network, scale=0.4, seed=1) -> dict[str, Any]:
-    """Generic values: no gain is 1 and no bias 0, so that no term of a gradient drops out by accident."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        centre = 1.0 if path[-1].key == "gain" else 0.0
-        return jnp.asarray(centre + scale * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, network.shapes())
-
-
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def tapped(network: Network, params, skip_scale, windows):
     loss, result, _ = backward(
         tapped_loss(network, windows, {"skip_scale": skip_scale}, None), params, network.config.layers
@@ -54,7 +37,7 @@ def tapped(network: Network, params, skip_scale, windows):
     return loss, result
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def untapped(network: Network, params, skip_scale, windows):
     """jax.grad of the loss that training uses, without taps."""
     loss: Any = tapped_loss(network, windows, {"skip_scale": skip_scale}, None)
@@ -82,7 +65,7 @@ def embedded(params):
     return x + jnp.tile(params["positions"][:T], (B, 1)) if "positions" in params else x
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def dense(network: Network, body, table, skip_scale):
     """(loss, (gradients of everything but the head's table, of the table, delta [L+1, N, D]))."""
 
@@ -189,7 +172,7 @@ def test_gradients_against_finite_differences(x64, model):
     loss: Any = tapped_loss(net, jnp.asarray(WINDOWS), {"skip_scale": skip_scale}, None)
     h = 1e-5
 
-    @quick
+    @jax.jit
     def losses(entries):
         return jax.lax.map(
             lambda i: jnp.stack([loss(unravel(flat.at[i].add(e)), None, None)[0] for e in (h, -h)]), entries
@@ -208,7 +191,7 @@ def test_delta_against_finite_differences_in_the_stream(x64):
     rng, h = np.random.default_rng(4), 1e-5
     picked = [[(d, *rng.integers((B * T, D))) for _ in range(3)] for d in range(L + 1)]
 
-    @quick
+    @jax.jit
     def loss(offsets):
         return tail(net, params, params["embed"], jnp.asarray(1.0), 0, embedded(params), offsets)
 
@@ -253,7 +236,7 @@ def settled(tag: str) -> bool:
 
 def test_float32_taps_see_what_float32_gradients_cannot(x64, deep):
     result, plain = deep["float32"]
-    found, true = quick_flow(result), quick_flow(deep["float64"][0])
+    found, true = jitted_flow(result), jitted_flow(deep["float64"][0])
     assert log10(true.delta)[0] < -90 and log10(true.delta)[-1] > -5
     np.testing.assert_allclose(log10(found.delta), log10(true.delta), atol=1e-3)
     for name in filter(settled, found.grad):
@@ -278,8 +261,8 @@ def test_float64_taps_give_the_gradients_at_any_depth(x64, deep):
 def test_microbatches_keep_the_range(deep):
     """The mean of a batch and its copy is the batch: no norm of 1e-90 becomes 0, no lookup drowns in the head's."""
     result = deep["float32"][0]
-    twice = quick_flow(mean_of_microbatches(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), result)))
-    once = quick_flow(result)
+    twice = jitted_flow(mean_of_microbatches(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), result)))
+    once = jitted_flow(result)
     for name in once.grad:
         np.testing.assert_allclose(log10(twice.grad[name]), log10(once.grad[name]), atol=1e-6, err_msg=name)
     # |delta| is of the rows of both: each halved by the mean, twice as many.
@@ -290,8 +273,8 @@ def test_a_microbatch_without_gradient_counts_as_zero(deep):
     """And its exponents, which stopped growing where delta became 0, have no say."""
     result = deep["float32"][0]
     nothing = jax.tree.map(jnp.zeros_like, result)
-    half = quick_flow(mean_of_microbatches(jax.tree.map(lambda a, b: jnp.stack([a, b]), nothing, result)))
-    once = quick_flow(result)
+    half = jitted_flow(mean_of_microbatches(jax.tree.map(lambda a, b: jnp.stack([a, b]), nothing, result)))
+    once = jitted_flow(result)
     for name in filter(settled, once.grad):
         wanted = log10(once.grad[name]) - np.log10(2)
         np.testing.assert_allclose(log10(half.grad[name]), wanted, atol=1e-6, err_msg=name)

@@ -5,8 +5,10 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
+from networks import B, D, L, T, V, parameters
 from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
 from model import attention as attention_module
@@ -21,34 +23,20 @@ from model.positions import rotate
 from model.residual import RULES, numbers_of
 from model.sampling import draw, filtered, next_token_logits
 
-L, D, H, V, T, B = 2, 8, 2, 11, 5, 2
 TOKENS: Any = np.random.default_rng(0).integers(0, V, size=(B, T)).astype(np.int32)
 SIGMAS = 5  # a statistical test fails by chance once in two million
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
 
 
 def network(dtype="float32", unroll=1, **model: Any) -> Network:
-    sizes: dict[str, Any] = {"layers": L, "width": D, "heads": H}
-    return Network(ModelConfig(**(sizes | model)), V, T, dtype, unroll)
+    return networks.network(dtype, unroll, **model)
 
 
-def parameters(network: Network, scale=0.4) -> dict[str, Any]:
-    """Generic values, the same for every network: no gain is 1 and no bias 0."""
-
-    def draw_leaf(path, leaf):
-        rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
-        centre = 1.0 if path[-1].key == "gain" else 0.0
-        return jnp.asarray(centre + scale * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw_leaf, network.shapes())
-
-
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def apply(network: Network, params, tokens, skip_scale=1.0, key=None):
     return network.apply(params, tokens, numbers={"skip_scale": skip_scale}, key=key)[0]
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def seen(network: Network, params, tokens):
     return network.apply(params, tokens, slots=jnp.zeros((network.config.layers + 1, 2), params["embed"].dtype))[1]
 
@@ -293,7 +281,7 @@ def test_dropout_draws_anew_for_every_key_layer_and_place():
 # --- initial values ---
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def init(network: Network, seed, init_std=0.02):
     return network.init(seed, {"init_std": init_std})
 
@@ -354,7 +342,7 @@ def test_different_matrices_layers_and_seeds_differ():
 
 def matrices(kind, rows, columns, std=0.02):
     drawn = Init(jax.random.key(0), kind, {"init_std": std}, jnp.dtype("float32"))
-    return np.asarray(quick(lambda: jnp.stack([drawn.matrix("w", layer, rows, columns) for layer in range(2)]))())
+    return np.asarray(jax.jit(lambda: jnp.stack([drawn.matrix("w", layer, rows, columns) for layer in range(2)]))())
 
 
 def test_standard_deviations():
@@ -387,8 +375,8 @@ def test_tables_gains_and_biases_start_as_stated():
 def test_init_gains_scale_one_kind_of_matrix_each():
     tags = {f"init_gain.{tag}": gain for gain, tag in enumerate(InitGain.model_fields, 2)}
     net = network(activation="swiglu")
-    usual = quick(lambda: net.init(0))()["blocks"]
-    scaled = quick(lambda: net.init(0, {key: float(gain) for key, gain in tags.items()}))()["blocks"]
+    usual = jax.jit(lambda: net.init(0))()["blocks"]
+    scaled = jax.jit(lambda: net.init(0, {key: float(gain) for key, gain in tags.items()}))()["blocks"]
     found = {
         f"init_gain.{tag}": scaled[part][name]["kernel"] / usual[part][name]["kernel"] for tag, part, name in KINDS
     }
@@ -527,7 +515,7 @@ def test_temperature_zero_takes_the_most_likely_token():
 def test_tokens_come_as_often_as_their_probability_says(temperature, top_k):
     n = 20_000
     keys = jax.random.split(jax.random.key(0), n)
-    tokens = np.asarray(quick(jax.vmap(lambda key: draw(key, LOGITS, temperature, top_k)))(keys))
+    tokens = np.asarray(jax.jit(jax.vmap(lambda key: draw(key, LOGITS, temperature, top_k)))(keys))
     p = softmax(np.asarray(LOGITS, np.float64) / temperature)
     if top_k is not None:
         p = np.where(np.isin(np.arange(5), [1, 3, 0]), p, 0) / p[[1, 3, 0]].sum()
@@ -539,7 +527,7 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, top_k):
 def test_the_next_token_is_told_from_those_before_it_and_never_from_the_padding():
     net = network(skip_scale=0.5)
     params = parameters(net)
-    ask = quick(lambda tokens, length: next_token_logits(net, params, tokens, length))
+    ask = jax.jit(lambda tokens, length: next_token_logits(net, params, tokens, length))
     wanted = Reference(net.config, params).logits([TOKENS[0, :3]], 0.5)[-1]
     for padding in (0, 7):
         padded = np.concatenate([TOKENS[0, :3], np.full(T - 3, padding)]).astype(np.int32)

@@ -114,6 +114,26 @@ def test_model_flops_by_hand(tiny, keys, weights):
     assert model_flops(network, batch=3) == 3 * (products + attention) * tokens  # backwards costs twice as much
 
 
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        # Of each of 4 sublayers, at D = 16: 5 sources are scored and added up, two FLOPs an entry each time.
+        ({"rule": "attnres"}, 4 * 5 * 2 * (2 * 16)),
+        ({"rule": "attnres", "block": 1}, 4 * 3 * 2 * (2 * 16)),
+        # 3 streams are read into one, 9 times added to one another, and written to.
+        ({"rule": "hyper_connections", "streams": 3}, 4 * (3 + 9 + 3) * (2 * 16)),
+        # And 5 columns of moving weights come of each of the 3 streams.
+        ({"rule": "hyper_connections", "streams": 3, "dynamic": True}, 4 * (3 + 9 + 3 + 3 * 5) * (2 * 16)),
+        ({"rule": "rezero"}, 0),
+    ],
+)
+def test_the_flops_of_a_rule_by_hand(tiny, rule, more):
+    def flops(residual):
+        return model_flops(Network(tiny({"model.residual": residual}).variants[0].config.model, 24, 8), batch=3)
+
+    assert flops(rule) - flops("pre_ln") == 3 * more * 3 * 8
+
+
 # Sharing a program
 
 STEPS, K = 30, 10

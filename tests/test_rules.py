@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
+from networks import B, D, L, T, V, parameters
 from reference import Reference
 
 from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
@@ -18,45 +20,31 @@ from train.core.loss import tapped_loss
 from train.gradflow.delta import backward, true_gradients
 from train.gradflow.norms import value
 
-L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 WINDOWS: Any = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 TOKENS = WINDOWS[:, :-1]
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
 
 
 def network(residual: Any, dtype="float64", unroll=1, **model: Any) -> Network:
-    sizes: dict[str, Any] = {"layers": L, "width": D, "heads": H, "residual": residual}
-    return Network(ModelConfig(**(sizes | model)), V, T, dtype, unroll)
+    return networks.network(dtype, unroll, residual=residual, **model)
 
 
-def parameters(net: Network, scale=0.4) -> dict[str, Any]:
-    """Generic values: no gain is 1, no bias and no alpha 0."""
-
-    def draw_leaf(path, leaf):
-        rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
-        centre = 1.0 if path[-1].key == "gain" else 0.0
-        return jnp.asarray(centre + scale * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw_leaf, net.shapes())
-
-
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def logits(net: Network, params, s=None, key=None):
     return net.apply(params, TOKENS, numbers={} if s is None else {"skip_scale": s}, key=key)[0]
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def start(net: Network):
     return net.init(0, {"init_std": 0.5})
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def tapped(net: Network, params, numbers=None):
     loss, result, _ = backward(tapped_loss(net, WINDOWS, numbers, None), params, net.config.layers)
     return loss, result.delta, true_gradients(result)
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def plain(net: Network, params):
     loss: Any = tapped_loss(net, WINDOWS, None, None)
     return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)
@@ -124,7 +112,7 @@ def test_delta_at_the_bottom_and_the_top_by_finite_differences(x64, rule):
         return -logs[np.arange(T), distinct[0, 1:]].mean()
 
     embed, rng = np.asarray(params["embed"]), np.random.default_rng(1)
-    run: Any = quick(lambda p: backward(tapped_loss(net, distinct, None, None), p, 2)[1])
+    run: Any = jax.jit(lambda p: backward(tapped_loss(net, distinct, None, None), p, 2)[1])
     result = run(params)
     # With every token apart, the gradient of the table is delta_0, row by row.
     analytic = np.asarray(true_gradients(result)["embed"])
@@ -319,7 +307,7 @@ def test_stochastic_depth_drops_whole_blocks_as_often_as_it_says(x64):
     net = network({"rule": "stochastic_depth", "keep": 0.7}, layers=1)
     params = parameters(net)
     keys = jax.random.split(jax.random.key(0), 400)
-    many = np.asarray(quick(jax.vmap(lambda key: net.apply(params, TOKENS, key=key)[0]))(keys))
+    many = np.asarray(jax.jit(jax.vmap(lambda key: net.apply(params, TOKENS, key=key)[0]))(keys))
     values = np.unique(many[:, 0, 0].round(9))
     assert len(values) == 2
     empty = jax.tree.map(jnp.zeros_like, params["blocks"])

@@ -106,6 +106,20 @@ def test_closing_table():
     assert why_lines(SUMMARIES) == ["with: healthy: gains near 1", "without: vanishing: δ falls"]
 
 
+def test_the_best_possible_loss_and_the_accuracy_are_shown_where_they_say_something():
+    lm = {"variant": "lm", "task": "lm", "accuracy_val": 0.25, "floors": {}}
+    markov = lm | {"variant": "markov", "floors": {"floor": 1.5, "floor_unigram": 2.5}}
+    images = lm | {"variant": "images", "task": "classification"}
+    shown = {"loss/floor", "accuracy/val"}
+    assert shown.isdisjoint(closing_table([lm])[0])
+    columns, rows = closing_table([lm, markov])
+    assert columns[4:6] == ["loss/floor", "accuracy/val"] and [row[4:6] for row in rows] == [
+        ["-", "0.2500"],
+        ["1.500", "0.2500"],
+    ]
+    assert shown & set(closing_table([images])[0]) == {"accuracy/val"}
+
+
 def probe(**changes):
     grad = {"layer": [3.0, 4.0], "embed": 1.0, "head": 2.0}
     grad |= {name: [0.5, 1e-7] for name in ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_in", "mlp_out")}

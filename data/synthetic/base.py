@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from data.config import DataConfig
-from data.source import Batch, Form, tiled
+from data.source import Batch, Form, Whole, tiled
 from data.tokenizer import DataError
 
 HELDOUT_ROWS = 4096  # the held-out split of a task that could go on forever
@@ -74,7 +74,7 @@ class Task(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Synthetic:
+class Synthetic(Whole):
     """A task as a source of batches."""
 
     task: Task
@@ -82,14 +82,6 @@ class Synthetic:
     @property
     def form(self) -> Form:
         return self.task.form
-
-    @property
-    def tokenizer(self) -> None:
-        return None
-
-    @property
-    def resident(self) -> None:
-        return None
 
     @property
     def source(self) -> str:

@@ -28,12 +28,20 @@ class AttnRes(Residual):
         block = self.config.residual.block
         return 1 if block is None else 2 * block
 
+    @property
+    def rows(self) -> int:
+        """Of the buffer of sources."""
+        return 1 + -(-2 * self.config.layers // self.size)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.config.layers * 4 * self.rows * self.config.width  # scores, and the mix of values
+
     def sublayer_parameters(self, init, layer, index):
         return {"query": init.constant(0.0, self.config.width)}
 
     def begin(self, x, context):
-        groups = -(-2 * self.config.layers // self.size)
-        return jnp.zeros((1 + groups, *x.shape), x.dtype).at[0].set(x), x
+        return jnp.zeros((self.rows, *x.shape), x.dtype).at[0].set(x), x
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         sources, h = carry

@@ -74,6 +74,11 @@ class Residual:
         """Factors of the initial block matrices, by tag; they multiply those of the config."""
         return {}
 
+    @property
+    def flops(self) -> int:
+        """Of a token's way forward, beyond what every rule has: the products with matrices and attention's own."""
+        return 0
+
     def sublayer_parameters(self, init: Init, layer: Int[Array, ""], index: int) -> dict[str, Any]:
         """The rule's own parameters of one sublayer."""
         return {}

@@ -24,6 +24,10 @@ class Streams(Residual):
     def n(self) -> int:
         return self.config.residual.streams or STREAMS
 
+    @property
+    def flops(self) -> int:
+        return 2 * self.config.layers * 2 * (self.n + 2) * self.n * self.config.width  # read, across, write
+
     def begin(self, x: Float[Array, "N D"], context: Context) -> Carry:
         """Copies."""
         return jnp.broadcast_to(x[None], (self.n, *x.shape))
@@ -55,6 +59,12 @@ class HyperConnections(Streams):
     B = 1, A_r = I and A_m = e_(k mod n) for sublayer k at the start, which computes pre_ln's function. `dynamic: true`
     adds scale * tanh(RMSNorm(H) W) to each of them, a value a token (eq. 10 to 13), with W = 0 and scale = 0.01.
     """
+
+    @property
+    def flops(self) -> int:
+        # The matrices of the moving parts are used once a stream, not once.
+        again = 2 * (self.n - 1) * (self.n + 2) * self.config.width if self.config.residual.dynamic else 0
+        return super().flops + 2 * self.config.layers * again
 
     def sublayer_parameters(self, init, layer, index):
         n, D = self.n, self.config.width

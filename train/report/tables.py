@@ -51,25 +51,33 @@ def norm(value: float | None, log10: float | None) -> str:
 
 
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """The end of training: a row for each variant's summary.json; what a summary lacks is `-`."""
-    columns = ["variant", "steps", "loss/train", "loss/val", "|δ_0|/|δ_L|", "per-layer gain", "q,k share", "verdict"]
+    """The end of training: a row for each variant's summary.json; what a summary lacks is `-`.
+
+    The best possible loss and the accuracy are shown where one of the variants knows the one or is about the other.
+    """
+    shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "variant": lambda summary: str(summary.get("variant", MISSING)),
+        "steps": lambda summary: number(summary.get("steps")),
+        "loss/train": lambda summary: number(summary.get("loss_train")),
+        "loss/val": lambda summary: number(summary.get("loss_val")),
+    }
+    known = any(summary.get("floors") for summary in summaries)
+    if known:
+        shown["loss/floor"] = lambda summary: number((summary.get("floors") or {}).get("floor"))
+    if known or any(summary.get("task") == "classification" for summary in summaries):
+        shown["accuracy/val"] = lambda summary: number(summary.get("accuracy_val"))
     # At the first and at the last watched step: what a design does, and what training has made of it.
-    columns[4:7] = [f"{column}: start → end" for column in columns[4:7]]
-    return columns, [_closing_row(summary) for summary in summaries]
-
-
-def _closing_row(summary: Mapping[str, Any]) -> list[str]:
-    verdict = summary.get("verdict") or {}
-    return [
-        str(summary.get("variant", MISSING)),
-        number(summary.get("steps")),
-        number(summary.get("loss_train")),
-        number(summary.get("loss_val")),
-        _both(summary, lambda v: number(v.get("ratio"), v.get("log10_ratio"), digits=2, scientific=True)),
-        _both(summary, lambda v: number(v.get("per_layer_gain"), digits=3)),
-        _both(summary, lambda v: number(v.get("qk_share"), digits=2)),
-        str(verdict.get("state", MISSING)),
-    ]
+    shown |= {
+        "|δ_0|/|δ_L|: start → end": lambda summary: _both(
+            summary, lambda v: number(v.get("ratio"), v.get("log10_ratio"), digits=2, scientific=True)
+        ),
+        "per-layer gain: start → end": lambda summary: _both(
+            summary, lambda v: number(v.get("per_layer_gain"), digits=3)
+        ),
+        "q,k share: start → end": lambda summary: _both(summary, lambda v: number(v.get("qk_share"), digits=2)),
+        "verdict": lambda summary: str((summary.get("verdict") or {}).get("state", MISSING)),
+    }
+    return list(shown), [[cell(summary) for cell in shown.values()] for summary in summaries]
 
 
 def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> str:

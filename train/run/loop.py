@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,18 @@ import numpy as np
 
 from data.source import Source
 from train.core.batch import Feed
-from train.core.evaluate import Scores
-from train.core.state import State, parameter_count, state_at
+from train.core.state import State, parameter_count
 from train.gradflow.norms import named
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops, shapes_of
-from train.run.record import Record
+from train.run.record import Record, evaluation
 from train.run.rundir import claim, read_json, remember_data, write_json
 from train.run.signals import Stop
 from train.run.transfer import Source as Weights
-from train.run.transfer import open_source, transferred
+from train.run.transfer import open_source, started_from
 
 _PICTURES_EVERY_S = 30.0
 
@@ -128,16 +126,10 @@ class GroupRun:
 
     def _transferred(self, programs: Programs, states: list[State], given: Weights) -> list[State]:
         """The initial states with what the other run has in common with them."""
-        singles = []
+        fresh = programs.each([jax.device_get(state) for state in states])
         tokenizer = {} if self.source.tokenizer is None else self.source.tokenizer.to_json()
-        start = jax.jit(partial(state_at, self.group.config))
-        for state, hp in zip(programs.each([jax.device_get(s) for s in states]), self.group.hparams, strict=True):
-            transfer = transferred(given, state.params, tokenizer)
-            singles.append(start(hp, transfer.params))
-            if len(singles) == 1:
-                lists = {"matched": transfer.matched, "new": transfer.new, "left out": transfer.left_out}
-                rows = [(key, f"{len(found)}: {', '.join(found)}" if found else "none") for key, found in lists.items()]
-                self.console.block(f"parameters from {given.directory}, step {given.step}", rows)
+        singles, transfer = started_from(given, self.group.config, self.group.hparams, fresh, tokenizer)
+        self.console.block(f"parameters from {given.directory}, step {given.step}", transfer.rows())
         return programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
 
     def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
@@ -200,10 +192,10 @@ class GroupRun:
         return [by_seed[variant.config.data.seed] for variant in self.group.variants]
 
     def _evaluate(self, programs: Programs, states: list[State], step: int) -> None:
-        self._pending.append(("loss/val", step, step, programs.evaluate(states, *self._heldout)))
+        self._pending.append(("val", step, step, programs.evaluate(states, *self._heldout)))
         if self.group.config.optimizer.ema is not None:
             losses = programs.evaluate(states, *self._heldout, averaged=True)
-            self._pending.append(("loss/val_ema", step, step, losses))
+            self._pending.append(("val_ema", step, step, losses))
 
     def _settle(self, programs: Programs, leave: int) -> None:
         """Fetches and logs what is pending, but for the newest `leave`: the device never waits for the host."""
@@ -213,22 +205,9 @@ class GroupRun:
             if kind != "window":
                 self._clock = None
                 for record, scores in zip(self.records, results, strict=True):
-                    record.add(end, self._scores(scores, "" if kind == "loss/val" else "_ema"))
+                    record.add(end, evaluation(scores, self.source, self.group.network.task, kind))
                 continue
             self._log_window(start, end, results)
-
-    def _scores(self, scores: Scores, of: str = "") -> dict[str, float | None]:
-        """The tags of an evaluation, with the suffix `of`; what is known of the data is logged beside it, as flat
-        lines."""
-        loss, task = float(scores.loss), self.group.network.task
-        row: dict[str, float | None] = {f"loss/val{of}": loss}
-        row |= {f"perplexity/val{of}": _exp(loss)} if task == "lm" else {}
-        row |= {f"accuracy/val{of}": float(scores.accuracy)} if task != "regression" else {}
-        return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in self._floors().items()}
-
-    def _floors(self) -> dict[str, float]:
-        """The source's floors; they are of its own task's loss."""
-        return dict(self.source.floors) if self.group.network.task == self.source.form.task else {}
 
     def _log_window(self, start: int, end: int, results: list[Any]) -> None:
         now = time.perf_counter()
@@ -278,6 +257,7 @@ class GroupRun:
             "wall_s": time.perf_counter() - started,
             "peak_bytes": platforms.peak_bytes(self.platform),
             "mfu": None,
+            "task": self.group.network.task,
             "platform": self.platform.label,
             "versions": platforms.versions(),
         }
@@ -299,11 +279,6 @@ class GroupRun:
 
 def _is_watched(start: int, every: int) -> bool:
     return every > 0 and start % every == 0
-
-
-def _exp(loss: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.exp(loss))
 
 
 def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:

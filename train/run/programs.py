@@ -16,11 +16,13 @@ import jax
 import numpy as np
 
 from model.network import Network
+from model.residual import rule_of
 from train.config.load import Variant
 from train.config.schema import RunConfig
 from train.core.batch import Feed
 from train.core.evaluate import evaluate
 from train.core.optimizer import HParams
+from train.core.paths import is_block_matrix, path_of
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.window import run_window
 
@@ -68,13 +70,15 @@ def steps_per_call(config: RunConfig, step_seconds: float) -> int:
 
 def model_flops(network: Network, batch: int) -> float:
     """FLOPs of the matmuls of one forward and backward pass of `batch` windows (6 a weight and token, 12 T D a
-    token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B)."""
+    token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B; and 3 times those
+    that the residual rule adds to a forward pass)."""
     shapes = network.shapes()
-    matrices = [leaf for leaf in jax.tree.leaves(shapes["blocks"]) if len(leaf.shape) == 3]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    matrices = [leaf for keys, leaf in leaves if is_block_matrix(path_of(keys))]
     tables = [shapes.get("head", shapes["embed"]), *([] if network.channels is None else [shapes["embed"]])]
     weights = sum(math.prod(leaf.shape) for leaf in [*matrices, *tables])
     attention = 12 * network.config.layers * network.config.width * network.context
-    return float((6 * weights + attention) * batch * network.context)
+    return float((6 * weights + attention + 3 * rule_of(network.config).flops) * batch * network.context)
 
 
 # A guess of the speed, good enough to choose how many steps fit into a second.

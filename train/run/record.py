@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.source import Source
 from train.config.load import Variant, flatten, to_yaml
+from train.core.evaluate import Scores
 from train.core.state import State
 from train.core.step import Watched
 from train.core.tags import Scalars, watched_scalars
@@ -120,6 +122,20 @@ class Record:
             "verdict_end": None if self.last is None else self.last.as_json(),
             "exit_reason": reason,
         }
+
+
+def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, float | None]:
+    """The tags of an evaluation `of` val or val_ema. What is known of the data, when it is used for its own task, is
+    logged beside it: flat lines."""
+    loss = float(scores.loss)
+    row: dict[str, float | None] = {f"loss/{of}": loss}
+    if task == "lm":
+        with np.errstate(over="ignore"):
+            row[f"perplexity/{of}"] = float(np.exp(loss))
+    if task != "regression":
+        row[f"accuracy/{of}"] = float(scores.accuracy)
+    floors = source.floors if task == source.form.task else {}
+    return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}
 
 
 def _judged(measured: Watched) -> Verdict:

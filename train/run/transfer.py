@@ -1,15 +1,19 @@
 """Fine-tuning: the parameters of another run's newest checkpoint in the place of fresh ones, as far as they fit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from train.config.schema import RunConfig
+from train.core.optimizer import HParams
 from train.core.paths import TABLES, path_of
+from train.core.state import State, state_at
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.rundir import read_config
@@ -36,6 +40,11 @@ class Transfer:
     new: list[str]
     left_out: list[str]
 
+    def rows(self) -> list[tuple[str, str]]:
+        """For people: how many of each, and which."""
+        lists = {"matched": self.matched, "new": self.new, "left out": self.left_out}
+        return [(key, f"{len(found)}: {', '.join(found)}" if found else "none") for key, found in lists.items()]
+
 
 def open_source(directory: Path, device: Any) -> Source:
     """The newest checkpoint of a run. Raises RunError when there is none."""
@@ -51,6 +60,15 @@ def open_source(directory: Path, device: Any) -> Source:
     except (OSError, ValueError):
         tokenizer = None
     return Source(directory, steps[-1], found, tokenizer)
+
+
+def started_from(
+    source: Source, config: RunConfig, hparams: Sequence[HParams], states: Sequence[State], tokenizer: Any
+) -> tuple[list[State], Transfer]:
+    """Step 0 of each variant with the parameters of `source` in place of its own, and what was taken (by all alike)."""
+    taken = [transferred(source, state.params, tokenizer) for state in states]
+    start = jax.jit(partial(state_at, config))
+    return [start(hp, each.params) for hp, each in zip(hparams, taken, strict=True)], taken[0]
 
 
 def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
