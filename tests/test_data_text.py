@@ -60,7 +60,9 @@ def test_python_docs_are_the_default():
     dataset = opened()
     from pydoc_data.topics import topics
 
-    content = "\n\n".join(topics[key] for key in sorted(topics))
+    paragraphs = "\n\n".join(topics[key] for key in sorted(topics)).split("\n\n")
+    content = "\n\n".join(text for index, text in enumerate(paragraphs) if text not in paragraphs[:index])
+    assert len(content) < 0.9 * len("\n\n".join(paragraphs))  # or nothing was there to leave out
     assert dataset.tokenizer.decode(dataset.train) + dataset.tokenizer.decode(dataset.val) == content
     assert dataset.sha256 == hashlib.sha256(content.encode()).hexdigest()
     assert dataset.source == f"python-docs (Python {platform.python_version()}, {len(content):,} characters)"

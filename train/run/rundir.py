@@ -12,6 +12,7 @@ from train.run.errors import RunError
 
 # Where a run is put and what it is called says nothing about what it computes.
 _LABELS = ("name", "runs_dir")
+_OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
 
 
 def directory_of(variant: Variant) -> Path:
@@ -33,9 +34,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def claim(variant: Variant) -> Path:
-    """Makes the directory and writes config.yaml. Raises RunError when it holds a run of another config."""
+    """Makes the directory and writes config.yaml. Raises RunError when it holds a run of another config.
+
+    What is left of a run that failed before it had anything to show makes room.
+    """
     directory = directory_of(variant)
     known = directory / "config.yaml"
+    if known.exists() and not _has_begun(directory):
+        for name in _OF_A_START:
+            (directory / name).unlink(missing_ok=True)
     if known.exists():
         different = differences(read_config(directory), variant.config)
         if different:
@@ -48,6 +55,11 @@ def claim(variant: Variant) -> Path:
     else:
         write_atomically(known, to_yaml(variant.config))
     return directory
+
+
+def _has_begun(directory: Path) -> bool:
+    log, checkpoints = directory / "metrics.jsonl", directory / "ckpt"
+    return (log.exists() and log.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None) -> None:
