@@ -421,6 +421,14 @@ def test_a_python_without_its_docs(monkeypatch):
     )
 
 
+def test_bpe_without_its_package(tmp_path, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert error_of(path=write(tmp_path / "a.txt", "abc" * 99), tokenizer="bpe") == (
+        "data.tokenizer: bpe needs tokenizers; install it with pip install tokenizers, or -e '.[bpe]'"
+    )
+    assert not cache.exists()
+
+
 # Tiny Shakespeare, from a server of our own
 
 

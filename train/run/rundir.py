@@ -64,11 +64,11 @@ def _has_begun(directory: Path) -> bool:
 
 def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None) -> None:
     """Writes tokenizer.json and data.json at a run's first start, and compares them later. Raises RunError when the run
-    was trained on other text: its tokenizer is needed to read it."""
-    path = directory / "data.json"
+    was trained on other text, or the same text has other tokens now: its tokenizer is needed to read it."""
+    path, kept = directory / "data.json", directory / "tokenizer.json"
     if not path.exists():
         if tokenizer is not None:
-            write_json(directory / "tokenizer.json", tokenizer)
+            write_json(kept, tokenizer)
         write_json(path, {"sha256": sha256, "source": source})
         return
     known = read_json(path)
@@ -76,6 +76,11 @@ def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[
         raise RunError(
             f"{directory}: was trained on other data ({known.get('source')}; its hash differs from today's {source}); "
             "bring the old data back, choose another name (name=...) or delete that folder"
+        )
+    if tokenizer is not None and kept.exists() and read_json(kept) != json.loads(json.dumps(tokenizer)):
+        raise RunError(
+            f"{directory}: was trained with another tokenizer than {source} gives today (of bpe, another version of "
+            "the package tokenizers may learn other merges); choose another name (name=...) or delete that folder"
         )
 
 
