@@ -151,6 +151,36 @@ def test_fields_that_are_refused(tmp_path, text, expected):
             ["a.yaml:2: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, got 0.0001"],
         ),
         ("optimizer: {lr: 1e-5, schedule: constant}", []),
+        (
+            "model: {attention: full}",
+            [
+                "a.yaml:2: model.attention: full would show each token the one it is to tell; data.kind text needs causal"
+            ],
+        ),
+        ("model: {attention: full}\ndata: {kind: digits}", []),
+        (
+            "model: {residual: highway, skip_scale: 0.0}",
+            ["a.yaml:2: model.skip_scale: highway has none; leave it at 1, got 0.0"],
+        ),
+        (
+            "model: {residual: {rule: hyper_connections, gate: 0.1}}",
+            ["a.yaml:2: model.residual.gate: an option of dynamic hyper_connections; residual.dynamic is false"],
+        ),
+        (
+            "model: {init_gain: {mlp_gate: 2.0}}",
+            ["a.yaml:2: model.init_gain.mlp_gate: activation gelu has no gate; it is for swiglu and geglu"],
+        ),
+        (
+            "data: {kind: linear_regression}\ntask: {z_loss: 0.1}",
+            ["a.yaml:3: task.z_loss: regression has no classes, got 0.1"],
+        ),
+        (
+            "variants:\n  a: {train.device: cpu}\n  b: {}\n  c: {train.device: cpu, train.dtype: float64}",
+            [
+                "a.yaml:3: train.device: expected the same in all variants, got 'cpu' and 'auto'",
+                "a.yaml:5: train.dtype: expected float64 in all variants or in none, got 'auto' and 'float64'",
+            ],
+        ),
         ("train: {steps: 99}", []),
         ("train: {steps: 100}", []),
         (

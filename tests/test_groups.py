@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_optimizers import applied, leaves, numbers, tree
 
+from model.network import Network
 from train.cli import main
 from train.config.load import ConfigError, from_mapping, load, to_yaml
 from train.config.schema import OptimizerConfig
@@ -18,8 +19,9 @@ from train.core.clipping import by_matrix, clipped
 from train.core.custom import OptimizerError
 from train.core.groups import decayed, unfrozen, unmatched
 from train.core.optimizer import averaged, check
-from train.core.state import hparams_of, structure_of
-from train.gradflow.norms import parameter_norms, total_norm
+from train.core.state import hparams_of, initial_state, structure_of
+from train.core.step import train_step
+from train.gradflow.norms import parameter_norms, total_norm, value
 
 
 def global_norm(x) -> float:
@@ -135,6 +137,18 @@ def test_what_is_frozen_stays_to_the_last_bit_and_the_rest_moves(x64, name):
     for path, change in changes(config).items():
         frozen = path == "embed" or path.startswith("blocks/mlp")
         assert (change == 0).all() if frozen else (change != 0).all(), path
+
+
+def test_what_is_frozen_has_no_part_in_the_norm_that_is_clipped(tiny):
+    keys = {"optimizer.freeze": ["embed"], "optimizer.clip": 1e-3, "watch.counterfactual": False}
+    config = tiny(keys).variants[0].config
+    net, hp = Network(config.model, 24, 8), hparams_of(config)
+    windows = np.random.default_rng(0).integers(0, 24, size=(4, 9)).astype(np.int32)
+    step: Any = jax.jit(lambda state: train_step(net, config, state, hp, windows, True))
+    watched = step(initial_state(net, config, hp))[2]
+    whole, frozen = (float(value(norm)) for norm in (watched.grad_global, watched.flow.grad["embed"]))
+    assert frozen > 0.1 * whole
+    assert float(watched.clip_factor) == pytest.approx(1e-3 / math.sqrt(whole**2 - frozen**2), rel=1e-4)
 
 
 def test_frozen_gradients_are_zero_whatever_they_were():

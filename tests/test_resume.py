@@ -16,6 +16,9 @@ from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.console import Console
 from train.run.errors import RunError
+from train.run.programs import steps_per_call
+from train.run.resume import abreast
+from train.run.rundir import directory_of, write_json
 from train.run.signals import Stop
 
 CONFIG = """
@@ -159,3 +162,58 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(folder, tmp_path):
             patch.chdir(folder)
             final_state(load("tiny.yaml"), tmp_path / "with")
     assert "\n" not in str(caught.value)
+
+
+def test_a_variant_added_later_leaves_the_finished_ones_alone(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    shutil.copytree("whole", tmp_path / "runs")
+    before = rows(tmp_path / "runs" / "tiny" / "with")
+    assert main(["train", "tiny.yaml", f"runs_dir={tmp_path}/runs", "variants.late={optimizer.lr: 2e-2}"]) == 0
+    assert "with, without: finished before; nothing to do" in capsys.readouterr().out
+    assert rows(tmp_path / "runs" / "tiny" / "with") == before
+    assert rows(tmp_path / "runs" / "tiny" / "late")[-1]["step"] == 12
+
+
+def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
+    experiment = load(folder / "tiny.yaml", [f"runs_dir={tmp_path}", "sweep={seed: [0, 1, 2, 3]}", "variants={}"])
+    for variant, steps in zip(experiment.variants, ([4, 8], [4], [12, 16, 20], []), strict=True):
+        for step in steps:
+            (directory_of(variant) / "ckpt" / f"{step:08d}").mkdir(parents=True)
+    seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
+    assert seeds == [[2], [0, 1], [3]]
+    write_json(directory_of(experiment.variants[3]) / "summary.json", {"exit_reason": "done"})
+    write_json(directory_of(experiment.variants[1]) / "summary.json", {"exit_reason": "signal 2"})
+    seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
+    assert seeds == [[3], [2], [0, 1]]
+
+
+def test_a_start_that_failed_makes_room_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    arguments = ["train", "tiny.yaml", f"runs_dir={tmp_path}/runs", "train.steps=4", "variants={}"]
+    assert main([*arguments, "train.init_from=whole/tiny/nobody"]) == 1
+    assert "nobody" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    # What an older version, or a crash while compiling, has left there.
+    (tmp_path / "runs" / "tiny" / "main").mkdir(parents=True)
+    shutil.copy("whole/tiny/with/config.yaml", tmp_path / "runs" / "tiny" / "main")
+    assert main(arguments) == 0
+    assert rows(tmp_path / "runs" / "tiny" / "main")[-1]["step"] == 4
+
+
+def test_a_run_whose_loss_is_no_number_says_so_and_keeps_no_promise(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    diverging = ["variants={}", "optimizer={name: sgd, lr: 1e30, min_lr: 1e30, warmup: 0, clip: null}"]
+    promise = "expect={main: {loss/val: [0, 100], accuracy/val: [0, 1]}}"
+    assert main(["train", "tiny.yaml", f"runs_dir={tmp_path}/runs", "train.steps=8", *diverging, promise]) == 1
+    out = "".join(capsys.readouterr())
+    assert "main: loss/train is not a finite number at step" in out and "loss/val: expected" in out
+    summary = json.loads((tmp_path / "runs" / "tiny" / "main" / "summary.json").read_text())
+    assert summary["loss_train"] is None and summary["loss_val"] is None
+    assert 0 < summary["first_nonfinite_step"] <= 8 and summary["best_val"] > 0
+
+
+def test_to_evaluate_or_to_save_never_takes_no_time(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    never = [f"train.{key}={10**9}" for key in ("eval_every", "checkpoint_every")]
+    arguments = ["tiny.yaml", f"runs_dir={tmp_path}", "train.steps_per_call=auto", "watch.every=0", *never]
+    config = load(arguments[0], arguments[1:]).variants[0].config
+    assert steps_per_call(config, 1e-9) == 10  # the most of a hundred, and of the 12 steps, that divides a billion

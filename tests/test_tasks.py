@@ -100,6 +100,21 @@ def test_squared_errors_by_hand(x64, tiny):
     np.testing.assert_allclose(got, [2.5, 4.5])
 
 
+def test_the_training_loss_reads_the_numbers_of_the_task(x64, tiny):
+    net = network(tiny)
+    params, batch = net.init(0), masked_batch()
+
+    def loss(**extras):
+        given: Any = tapped_loss(net, batch, {f"task.{name}": np.float64(x) for name, x in extras.items()}, None)
+        return float(given(params, None, None)[0])
+
+    logits = net.apply(params, batch.inputs)[0]
+    partition = np.asarray(jax.nn.logsumexp(logits, axis=-1)).reshape(4, 8)
+    weight = batch.weights
+    assert loss(z_loss=0.1) - loss() == pytest.approx(0.1 * (partition**2 * weight).sum() / weight.sum(), rel=1e-9)
+    assert abs(loss(label_smoothing=0.3) - loss()) > 1e-6
+
+
 # Heads
 
 
@@ -147,7 +162,9 @@ def test_held_out_scores_count_rows_and_targets_by_weight(x64, tiny):
     params, batch = net.init(0), masked_batch()
     two = Batch(*(np.stack([leaf, leaf[::-1]]) for leaf in batch))
     rows = np.array([[1, 1, 1, 0], [0, 0, 0, 1]], np.float32)  # each row once, the last and the first one
-    scores = evaluate(net, params, {}, None, two, rows)
+    # Held-out losses are plain means, whatever the training loss adds.
+    extras = {"task.label_smoothing": np.float64(0.3), "task.z_loss": np.float64(0.1)}
+    scores = evaluate(net, params, extras, None, two, rows)
     logits = np.asarray(net.apply(params, batch.inputs)[0]).reshape(4, 8, 11)
     each = np.asarray(losses(net, jnp.asarray(logits.reshape(32, 11)), batch)).reshape(4, 8)
     weight = batch.weights * np.array([2, 1, 1, 0])[:, None]
