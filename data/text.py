@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt
 
-from data.batches import gather, heldout_starts, window_starts
+from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from data.config import DataConfig, problems
 from data.corpus import Corpus, cache_folder, find, reason, texts
 from data.source import Form
@@ -31,7 +31,6 @@ from data.tokenizer import (
 )
 
 DEVICE_BYTES = 256 * 2**20  # of tokens, up to which placement auto means device
-_MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +146,8 @@ def placed(config: DataConfig, size: int) -> str:
 
 def split(config: DataConfig, label: str, n: int, unit: str) -> int:
     """Tokens to train on. Raises DataError when a part is too short for a window, and says what would do."""
-    if n > _MOST_TOKENS:
-        raise DataError(f"{label} has {n:,} {unit}, at most {_MOST_TOKENS:,} have positions that fit an int32")
+    if n > MOST_TOKENS:
+        raise DataError(f"{label} has {n:,} {unit}, at most {MOST_TOKENS:,} have positions that fit an int32")
     fraction = Fraction(repr(config.val_fraction))  # as written: 0.1 is a tenth, so that no rounding moves the split
     n_val = ceil(n * fraction)
     need = config.context + 1
