@@ -30,7 +30,7 @@ def window_starts(
 def gather(
     tokens: Integer[np.ndarray, " n"], starts: Int32[np.ndarray, "*shape"], context: int
 ) -> Integer[np.ndarray, "*shape W"]:
-    """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens.
+    """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens and this machine's bytes.
 
     Of a memory-mapped corpus only the windows are read. Raises ValueError when a window would leave the tokens.
 
@@ -42,7 +42,8 @@ def gather(
     last = len(tokens) - context - 1
     if starts.size and not 0 <= starts.min() <= starts.max() <= last:
         raise ValueError(f"expected starts in 0 to {last}, got {starts.min()} to {starts.max()}")
-    return sliding_window_view(np.asarray(tokens), context + 1)[starts]
+    windows = sliding_window_view(np.asarray(tokens), context + 1)[starts]
+    return windows.astype(tokens.dtype.newbyteorder("="), copy=False)
 
 
 def heldout_starts(

@@ -55,6 +55,22 @@ def test_token_files(tmp_path, suffix, dtype, placement):
     assert data.heldout_batches(4, None)[1].sum() == 149 // 8
 
 
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_ids_in_the_other_order_of_bytes(tmp_path, placement):
+    """No device takes them as they are."""
+    (tmp_path / "other").mkdir()
+    paths = token_file(tmp_path / "other", ".npy", IDS.astype(">u2")), token_file(tmp_path, ".npy")
+    other, usual = (open_source(DataConfig(kind="tokens", path=p, context=8, placement=placement)) for p in paths)
+    pairs = [tuple(data.train_batches(4, 0, 0, 3) for data in (other, usual))]
+    pairs.append(tuple(data.heldout_batches(4, 2)[0] for data in (other, usual)))
+    for a, b in pairs:
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype.isnative
+    if placement == "device":
+        assert other.resident is not None and other.resident[0].dtype.isnative
+        np.testing.assert_array_equal(np.concatenate(other.resident), IDS)
+
+
 @pytest.mark.parametrize(
     ("suffix", "ids", "header", "message"),
     [
@@ -82,6 +98,7 @@ def test_token_files_that_are_none(tmp_path):
     text.write_text("words", encoding="utf-8")
     assert "is not an .npy file, nor a .bin" in refused(kind="tokens", path=str(text))
     assert "does not exist" in refused(kind="tokens", path=str(tmp_path / "none.npy"))
+    assert "is a folder, expected an .npy or .bin file of token ids" in refused(kind="tokens", path=str(tmp_path))
 
 
 # Digits
