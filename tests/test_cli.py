@@ -377,6 +377,19 @@ def test_a_checkpoint_is_measured_at_its_weights(trained, tmp_path, capsys, prob
     assert code == 1 and "its model differs from variant with in model.layers" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("letters", ["abcdefghijklmnopqrstuvw ", "abc "], ids=["as many", "fewer"])
+def test_a_checkpoint_is_not_measured_on_tokens_of_another_text(trained, tmp_path, capsys, letters):
+    """24 characters, as many as its own text has, or fewer: either way they have the ids of others."""
+    config, run = trained
+    (tmp_path / "other.txt").write_text(letters * 300, encoding="utf-8")
+    keys = [f"data.path={tmp_path / 'other.txt'}", "variants={}"]
+    code, out, err = call(capsys, "probe", config, "--checkpoint", run, *keys)
+    assert (code, out) == (1, "")
+    assert "with: has another tokenizer than " in err and "other.txt" in err and err.count("\n") == 1
+    keys = ["data.kind=copy", "data.symbols=22", "data.path=null", "variants={}"]  # no tokenizer at all
+    assert "has another tokenizer than copy" in call(capsys, "probe", config, "--checkpoint", run, *keys)[2]
+
+
 def test_weights_and_their_products_with_gradients_are_named_alike(x64, tiny):
     """Against plain jax.grad, without taps; a tied table has two uses."""
     keys = {"model.bias": True, "model.norm": "layer", "train.dtype": "float64"}

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data.source import Source
 from model.config import ModelConfig
 from model.residual import structure_of
 from train.config.load import Experiment, Variant
@@ -21,6 +22,7 @@ from train.run.experiment import build_group, data_key, open_all
 from train.run.platform import Platform
 from train.run.programs import Group, compiled, grouped
 from train.run.rundir import differences, read_config
+from train.run.transfer import another, tokenizer_of
 
 
 def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any]]:
@@ -33,6 +35,8 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
     results = {}
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
+        if checkpoint is not None:
+            _same_tokens(checkpoint, source)
         group = build_group(members, source.form, platform)
         program = jax.jit(lambda params, batch, hp, network=group.network: measure(network, params, batch, hp))
         for variant in members:
@@ -58,6 +62,17 @@ def _parameters(group: Group, variant: Variant, checkpoint: Path | None, platfor
     hp = hparams_of(variant.config, group.network.param_dtype)
     # The very program that training starts with, so that both look at the same weights to the last bit.
     return compiled(partial(initial_state, group.network, group.config), (hp,), once=True)(hp).params
+
+
+def _same_tokens(directory: Path, source: Source) -> None:
+    """Raises RunError when a run's parameters belong to other tokens than those of `source`."""
+    read_config(directory)  # or it is no run
+    here = None if source.tokenizer is None else source.tokenizer.to_json()
+    if another(tokenizer_of(directory), here):
+        raise RunError(
+            f"{directory}: has another tokenizer than {source.source}, so its tokens stand for something else; "
+            "probe it on the text it was trained on"
+        )
 
 
 def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> State:
