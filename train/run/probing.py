@@ -19,6 +19,7 @@ from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
+from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, compiled, grouped
 from train.run.rundir import differences, read_config
@@ -88,6 +89,7 @@ def restored(group: Group, variant: Variant, directory: Path, platform: Platform
     steps = checkpoints.steps()
     if not steps:
         raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
+    adopt(saved.optimizer)
     hp = hparams_of(saved, group.network.param_dtype)
     like = jax.eval_shape(lambda hp: initial_state(group.network, saved, hp), hp)
     return checkpoints.restore(steps[-1], like, platform.device)
