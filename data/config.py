@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 _Row = Annotated[tuple[float, ...], Field(strict=False)]
 _Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
 _CONTEXT = 64
+BPE_VOCAB = 512  # tokens, when data.vocab_size is null
 
 
 class DataConfig(BaseModel):
@@ -45,8 +46,16 @@ class DataConfig(BaseModel):
         description="text: a UTF-8 text file, a folder (its .txt files) or a pattern such as books/*.txt, "
         "instead of corpus; tokens: a .npy file, or a .bin beside its .json",
     )
-    tokenizer: Literal["char", "byte"] = Field(
-        default="char", description="text: char, the vocabulary of the corpus, or byte, 256"
+    tokenizer: Literal["char", "byte", "bpe"] = Field(
+        default="char",
+        description="text: char, the vocabulary of the corpus; byte, 256; bpe, bytes and merges learnt from the "
+        "training part (docs/data.md)",
+    )
+    vocab_size: int | None = Field(
+        default=None,
+        ge=256,
+        le=1_000_000,
+        description=f"text: tokens of tokenizer bpe, 256 bytes and what is merged from them; null = {BPE_VOCAB}",
     )
     context: int = Field(
         default=_CONTEXT,
@@ -116,6 +125,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "corpus": ("text",),
     "path": ("text", "tokens"),
     "tokenizer": ("text",),
+    "vocab_size": ("text",),
     "placement": ("text", "tokens"),
     "symbols": ("markov", "copy", "reverse", "sort", "induction"),
     "transition": ("markov",),
@@ -137,6 +147,8 @@ def problems(config: DataConfig) -> list[tuple[str, str]]:
             found.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
     if kind == "text" and config.corpus is not None and config.path is not None:
         found.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
+    if kind == "text" and config.vocab_size is not None and config.tokenizer != "bpe":
+        found.append(("vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"))
     if kind == "tokens" and config.path is None:
         found.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
     own = own_context(lambda key: getattr(config, key))

@@ -1,14 +1,13 @@
 """A text corpus, from the config to its tokens: find it, check it, encode it, split it.
 
 A corpus is read in passes of bounded memory, so that a file may be larger than the machine's memory: one pass checks
-and counts, one encodes. Caches live in the folder `DELTAFLOW_CACHE`, or else in the user's cache folder.
+and counts, one encodes; for bpe, two between them learn the merges and count the tokens. Caches live in the folder
+`DELTAFLOW_CACHE`, or else in the user's cache folder.
 """
 
 import hashlib
-import os
-import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -17,8 +16,9 @@ import numpy as np
 from jaxtyping import UInt
 
 from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
-from data.config import DataConfig, problems
-from data.corpus import Corpus, cache_folder, find, reason, texts
+from data.bpe import learn_from, parts
+from data.config import BPE_VOCAB, DataConfig, problems
+from data.corpus import Corpus, cache_folder, changed, find, reason, replacing, texts
 from data.source import Form
 from data.tokenizer import (
     CHAR_LIMIT,
@@ -79,6 +79,11 @@ class Dataset(Windows):
     """The tokens of a corpus of text."""
 
     tokenizer: Tokenizer
+    note: str = ""
+
+    @property
+    def details(self) -> str:
+        return super().details + self.note
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -86,15 +91,33 @@ def open_dataset(config: DataConfig) -> Dataset:
     for key, what in problems(config):
         raise DataError(f"data.{key}: {what}")
     corpus = find(config)
-    facts = _scan(corpus, characters=config.tokenizer == "char")
-    tokenizer = CharTokenizer(facts.vocab) if config.tokenizer == "char" else ByteTokenizer()
-    n_train = split(config, corpus.label, facts.n_tokens, _unit(config))
+    facts = _scan(corpus, config.tokenizer)
+    source, note = f"{corpus.name} ({corpus.note}{facts.n_tokens:,} {_unit(config)})", ""
+    if config.tokenizer == "bpe":
+        tokenizer, facts, n_train, note = _merged(config, corpus, facts)
+    else:
+        tokenizer = CharTokenizer(facts.vocab) if config.tokenizer == "char" else ByteTokenizer()
+        n_train = split(config, corpus.label, facts.n_tokens, _unit(config))
     size = facts.n_tokens * token_dtype(tokenizer.vocab_size).itemsize
     placement = placed(config, size)
     tokens = _mapped(corpus, facts, tokenizer) if placement == "host" else _in_memory(corpus, facts, tokenizer)
-    source = f"{corpus.name} ({corpus.note}{facts.n_tokens:,} {_unit(config)})"
-    parts = (tokens[:n_train], tokens[n_train:], facts.sha256, source, placement)
-    return Dataset(*parts, config.context, tokenizer.vocab_size, tokenizer)
+    splits = (tokens[:n_train], tokens[n_train:], facts.sha256, source, placement)
+    return Dataset(*splits, config.context, tokenizer.vocab_size, tokenizer, note)
+
+
+def _merged(config: DataConfig, corpus: Corpus, facts: "_Facts") -> tuple[Tokenizer, "_Facts", int, str]:
+    """The bpe tokenizer of a corpus of `facts.n_tokens` characters; its facts in tokens, those to train on, a note.
+
+    The split is at the very character at which it is with tokenizer char, so that both hold out the same text.
+    """
+    characters, wanted = facts.n_tokens, BPE_VOCAB if config.vocab_size is None else config.vocab_size
+    held_out = _held_out(config, characters)
+    tokenizer, n_train, n_val = learn_from(corpus, facts.sha256, characters, characters - held_out, wanted)
+    _check_lengths(config, corpus.label, n_train, n_val, "tokens")
+    note = f", {held_out / n_val:.3g} characters a held-out token"
+    if tokenizer.vocab_size < wanted:
+        note += f"; data.vocab_size {wanted} is out of reach: no pair of tokens is left that occurs twice"
+    return tokenizer, replace(facts, n_tokens=n_train + n_val, cut=characters - held_out), n_train, note
 
 
 @dataclass(frozen=True)
@@ -102,12 +125,13 @@ class _Facts:
     """What one pass over a corpus tells."""
 
     sha256: str
-    n_tokens: int
-    vocab: str  # "" for bytes
-    first: int  # byte where the text starts, behind a byte order mark
+    n_tokens: int  # characters for bpe, until its merges are known
+    vocab: str = ""  # of char
+    first: int = 0  # byte where the text starts, behind a byte order mark
+    cut: int | None = None  # characters before the split, which no token of bpe spans
 
 
-def _scan(corpus: Corpus, characters: bool) -> _Facts:
+def _scan(corpus: Corpus, tokenizer: str) -> _Facts:
     """One pass that hashes, checks and counts. Raises DataError when the corpus is empty or not UTF-8."""
     digest, n_bytes = hashlib.sha256(), 0
 
@@ -120,9 +144,9 @@ def _scan(corpus: Corpus, characters: bool) -> _Facts:
     present = np.zeros(0x110000, bool)
     for text in texts(corpus, seen):
         n_characters += len(text)
-        if characters:
+        if tokenizer == "char":
             present[code_points(text)] = True
-        else:
+        if tokenizer == "byte":
             n_text += len(text.encode())
     if not n_characters:
         raise DataError(f"{corpus.label} is empty")
@@ -132,9 +156,9 @@ def _scan(corpus: Corpus, characters: bool) -> _Facts:
             f"{corpus.label} has {len(vocab):,} different characters, at most {CHAR_LIMIT:,} can be tokens; "
             "set data.tokenizer: byte"
         )
-    if characters:
-        return _Facts(digest.hexdigest(), n_characters, vocab, 0)
-    return _Facts(digest.hexdigest(), n_text, vocab, n_bytes - n_text)
+    if tokenizer == "byte":
+        return _Facts(digest.hexdigest(), n_text, first=n_bytes - n_text)
+    return _Facts(digest.hexdigest(), n_characters, vocab)
 
 
 def placed(config: DataConfig, size: int) -> str:
@@ -146,25 +170,36 @@ def placed(config: DataConfig, size: int) -> str:
 
 def split(config: DataConfig, label: str, n: int, unit: str) -> int:
     """Tokens to train on. Raises DataError when a part is too short for a window, and says what would do."""
-    if n > MOST_TOKENS:
-        raise DataError(f"{label} has {n:,} {unit}, at most {MOST_TOKENS:,} have positions that fit an int32")
-    fraction = Fraction(repr(config.val_fraction))  # as written: 0.1 is a tenth, so that no rounding moves the split
-    n_val = ceil(n * fraction)
+    n_val, fraction = _held_out(config, n), Fraction(repr(config.val_fraction))
     need = config.context + 1
-    if min(n - n_val, n_val) >= need:
-        return n - n_val
     smallest = max(ceil(need / (1 - fraction)), config.context * fraction.denominator // fraction.numerator + 1)
-    largest = min(n - n_val, n_val) - 1
-    raise DataError(
-        f"{label} is too short: {n - n_val:,} {unit} to train on and {n_val:,} held out "
-        f"(data.val_fraction {config.val_fraction}), each must be at least data.context + 1 = {need:,}; "
-        + (f"the largest context here is {largest:,}" if largest >= 1 else "no context would do here")
-        + f", the smallest corpus for this context {smallest:,} {unit}"
-    )
+    advice = f", the smallest corpus for this context {smallest:,} {unit}"
+    _check_lengths(config, label, n - n_val, n_val, unit, advice)
+    return n - n_val
+
+
+def _held_out(config: DataConfig, n: int) -> int:
+    """How many of n: `val_fraction` as written, where 0.1 is a tenth, so that no rounding moves the split."""
+    return ceil(n * Fraction(repr(config.val_fraction)))
+
+
+def _check_lengths(config: DataConfig, label: str, n_train: int, n_val: int, unit: str, advice: str = "") -> None:
+    """Raises DataError when a part is too short for a window, or both are too long for their positions."""
+    if n_train + n_val > MOST_TOKENS:
+        n = n_train + n_val
+        raise DataError(f"{label} has {n:,} {unit}, at most {MOST_TOKENS:,} have positions that fit an int32")
+    need, largest = config.context + 1, min(n_train, n_val) - 1
+    if largest < config.context:
+        raise DataError(
+            f"{label} is too short: {n_train:,} {unit} to train on and {n_val:,} held out "
+            f"(data.val_fraction {config.val_fraction}), each must be at least data.context + 1 = {need:,}; "
+            + (f"the largest context here is {largest:,}" if largest >= 1 else "no context would do here")
+            + advice
+        )
 
 
 def _unit(config: DataConfig) -> str:
-    return "characters" if config.tokenizer == "char" else "bytes"
+    return "bytes" if config.tokenizer == "byte" else "characters"
 
 
 # Where the tokens go
@@ -184,7 +219,8 @@ def _encoded(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> Iterator[UI
     """The tokens in parts, n_tokens in all. Raises DataError when the corpus is no longer the one that was scanned."""
     digest = hashlib.sha256()
     done = 0
-    for text in texts(corpus, digest.update):
+    whole = texts(corpus, digest.update)
+    for text in whole if facts.cut is None else (piece for _, piece in parts(whole, facts.cut)):
         try:
             part = tokenizer.encode(text)
         except DataError:
@@ -194,7 +230,7 @@ def _encoded(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> Iterator[UI
             break
         yield part
     if digest.hexdigest() != facts.sha256:
-        raise DataError(f"{corpus.label} changed while it was read; start again when it is complete")
+        raise changed(corpus)
 
 
 def _mapped(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> UInt[np.ndarray, " n"]:
@@ -208,7 +244,8 @@ def _mapped(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> UInt[np.ndar
         except (OSError, ValueError) as error:
             raise DataError(f"{corpus.label} can't be memory-mapped ({reason(error)})") from None
     dtype = token_dtype(tokenizer.vocab_size)
-    key = hashlib.sha256(f"{facts.sha256} {sorted(tokenizer.to_json().items())}".encode()).hexdigest()
+    parted = "" if facts.cut is None else f" {facts.cut}"
+    key = hashlib.sha256(f"{facts.sha256} {sorted(tokenizer.to_json().items())}{parted}".encode()).hexdigest()
     path = cache_folder() / "tokens" / f"{key}.npy"
     try:
         if (tokens := _load(path, dtype, facts.n_tokens)) is None:
@@ -232,19 +269,11 @@ def _load(path: Path, dtype: np.dtype, n: int) -> np.ndarray | None:
     return tokens if tokens.dtype == dtype and tokens.shape == (n,) else None
 
 
-def _write(path: Path, dtype: np.dtype, n: int, parts: Iterator[np.ndarray]) -> None:
-    """A whole .npy or none: written under another name first. Plain writes, since a full disk kills whoever maps it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n,)}
-            )
-            for part in parts:
-                file.write(part.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, dtype: np.dtype, n: int, encoded: Iterator[np.ndarray]) -> None:
+    """A whole .npy or none. Plain writes, since a full disk kills whoever maps it."""
+    with replacing(path) as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n,)}
+        )
+        for part in encoded:
+            file.write(part.tobytes())

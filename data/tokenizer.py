@@ -1,7 +1,9 @@
-"""Characters or bytes as token ids, and back. A tokenizer is a frozen value that goes to JSON and comes back."""
+"""Characters, bytes or merged bytes as token ids, and back. A tokenizer is a frozen value that goes to JSON and comes
+back."""
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -110,25 +112,128 @@ class ByteTokenizer:
         return 256
 
     def encode(self, text: str) -> UInt[np.ndarray, " n"]:
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8)
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise DataError(
-                f"character {ascii(text[error.start])} (U+{code:04X}) at position {error.start} "
-                "is a lone surrogate, which has no UTF-8 form"
-            ) from None
+        return np.frombuffer(utf8(text), np.uint8)
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
         """A sequence of bytes that isn't UTF-8, such as a sampled one, gives U+FFFD in place of what is broken."""
         return _checked(ids, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def token_text(self, token: int) -> str:
-        byte = int(_checked([token], 256)[0])
-        return printable(chr(byte)) if byte < 0x80 else f"0x{byte:02X}"
+        return legible(bytes(_checked([token], 256).tolist()))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "byte"}
+
+
+@dataclass(frozen=True)
+class BpeTokenizer:
+    """Bytes, and tokens merged from two others: byte-pair encoding (Sennrich et al. 2016, 1508.07909) of UTF-8, as in
+    GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.2).
+
+    A byte is its own id, the first merge makes token 256. Text is first cut into words by GPT-2's pattern, a space
+    going with the word behind it, and no token spans two words. `merges` are "left right" in the order in which they
+    apply, written in GPT-2's alphabet of one character a byte (a space is Ġ). Two merges may make the same token.
+
+    Encoding needs the package `tokenizers` (extra `[bpe]`). Raises DataError for merges that can't be.
+
+    >>> BpeTokenizer(("h e", "Ġ he")).decode([256, 257, 33])
+    'he he!'
+    """
+
+    merges: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _ = self._ids  # which checks them
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """The id of each token as it is written in a merge."""
+        ids = {character: byte for byte, character in enumerate(ALPHABET)}
+        for merge in self.merges:
+            left, _, right = merge.partition(" ")
+            if left not in ids or right not in ids:
+                raise DataError(f"tokenizer: expected a merge of two tokens before it, got {merge!r}")
+            ids.setdefault(left + right, len(ids))
+        return ids
+
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        return [bytes(map(ALPHABET.index, token)) for token in self._ids]
+
+    @cached_property
+    def _encoder(self) -> Any:
+        package = hf_tokenizers()
+        merges = [tuple(merge.split(" ")) for merge in self.merges]
+        encoder = package.Tokenizer(package.models.BPE(self._ids, merges))
+        encoder.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return encoder
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._ids)
+
+    def encode(self, text: str) -> UInt[np.ndarray, " n"]:
+        utf8(text)
+        dtype = token_dtype(self.vocab_size)
+        parts = self._encoder.encode_batch_fast(list(pieces([text], PIECE)))
+        return np.concatenate([np.empty(0, dtype), *(np.array(part.ids, dtype) for part in parts)])
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
+        """As of bytes: U+FFFD in place of what is not UTF-8."""
+        return b"".join(self._tokens[index] for index in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
+
+    def token_text(self, token: int) -> str:
+        return legible(self._tokens[_checked([token], self.vocab_size)[0]])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "bpe", "merges": list(self.merges)}
+
+
+def _alphabet() -> str:
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in shown else next(others)) for byte in range(256))
+
+
+ALPHABET = _alphabet()  # GPT-2's: byte b is written ALPHABET[b], itself where that shows
+PIECE = 1 << 16  # characters that the package is given at a time: its own records of them are many times as large
+# The last end of a word in sight. To Python \x1c to \x1f are spaces too, to GPT-2's pattern they are not.
+_WORD_END = re.compile(r".*\S(?=[^\S\x1c-\x1f])", re.DOTALL)
+
+
+def pieces(texts: Iterable[str], size: int) -> Iterator[str]:
+    """The text in pieces of at most `size` characters, the same ones however it comes, which are encoded apart as they
+    would be together.
+
+    They end where a word does and space follows: no word of GPT-2's pattern goes on there, and none looks back. Only
+    what has no such place within `size` characters is cut elsewhere.
+
+    >>> list(pieces(["one t", "wo  three"], 8))
+    ['one two', '  three']
+    """
+    rest = ""
+    for text in texts:
+        rest += text
+        start = 0
+        while len(rest) - start > size:
+            found = _WORD_END.match(rest, start, start + size + 1)
+            end = found.end() if found else start + size
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+def hf_tokenizers() -> Any:
+    """The package of that name. Raises DataError without it."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise DataError(
+            "data.tokenizer: bpe needs tokenizers; install it with pip install tokenizers, or -e '.[bpe]'"
+        ) from None
+    return tokenizers
 
 
 def from_json(data: dict[str, Any]) -> Tokenizer:
@@ -138,8 +243,11 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
             return CharTokenizer(vocab)
         case {"kind": "byte", **rest} if not rest:
             return ByteTokenizer()
+        case {"kind": "bpe", "merges": [*merges], **rest} if not rest and all(isinstance(m, str) for m in merges):
+            return BpeTokenizer(tuple(merges))
     raise DataError(
-        f"tokenizer: expected a char tokenizer with its vocab, or a byte tokenizer, got {str(data)[:100]!r}"
+        "tokenizer: expected a char tokenizer with its vocab, a bpe tokenizer with its merges, or a byte tokenizer, "
+        f"got {str(data)[:100]!r}"
     )
 
 
@@ -153,9 +261,33 @@ def code_points(text: str) -> UInt[np.ndarray, " n"]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def printable(character: str) -> str:
-    """A character in quotes; escaped when it would not show, or would stick to its neighbour."""
-    return ascii(character) if unicodedata.category(character).startswith("M") else repr(character)
+def utf8(text: str) -> bytes:
+    """Raises DataError for a character that has no bytes."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise DataError(
+            f"character {ascii(text[error.start])} (U+{code:04X}) at position {error.start} "
+            "is a lone surrogate, which has no UTF-8 form"
+        ) from None
+
+
+def printable(text: str) -> str:
+    """Text in quotes; escaped where it would not show, or would stick to its neighbour."""
+    return ascii(text) if unicodedata.category(text[0]).startswith("M") else repr(text)
+
+
+def legible(token: bytes) -> str:
+    """The text of a token; its bytes when they are a part of a character.
+
+    >>> [legible(token) for token in (b" the", b"\\n", b"\\xc3\\xa9", b"\\xc3", b" \\xc3")]
+    ["' the'", "'\\\\n'", "'é'", '0xC3', "b' \\\\xc3'"]
+    """
+    try:
+        return printable(token.decode("utf-8"))
+    except UnicodeDecodeError:
+        return f"0x{token.hex().upper()}" if min(token) >= 0x80 else repr(token)
 
 
 def _listing(vocab: str, at_most: int = 100) -> str:

@@ -197,7 +197,7 @@ def test_a_regression_is_logged_without_perplexity_or_accuracy_and_probed(tmp_pa
     data = "{kind: linear_regression, dimensions: 2, context: 8, batch: 4}"
     summary, row = trained(tmp_path, data, 4)
     assert not {"perplexity/val", "accuracy/val"} & row.keys() and summary["accuracy_val"] is None
-    assert set(summary["floors"]) == {"floor", "floor_least_squares", "floor_zero"}
+    assert set(summary["floors"]) == {"floor", "floor_zero"}
     file = tmp_path / "probe.json"
     assert main(["probe", str(tmp_path / "config.yaml"), "--json", str(file)]) == 0
     result = json.loads(file.read_text())

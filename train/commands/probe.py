@@ -16,9 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints one table a variant. Raises ConfigError, DataError, RunError."""
+    """Prints one table a variant, and one of them all. Raises ConfigError, DataError, RunError."""
     experiment = load(parsed.config, parsed.overrides)
-    from train.report.tables import probe_table
+    from train.report.tables import flow_table, probe_table
     from train.run.console import Console
     from train.run.probing import probe
     from train.run.rundir import write_atomically
@@ -31,6 +31,8 @@ def run(parsed: argparse.Namespace) -> int:
         title = f"{result['variant']}: loss {loss}"
         console.table(title, *probe_table(result))
         console.note(f"{result['variant']}: {verdict['state']}: {verdict['why']}")
+    if len(results) > 1:
+        console.table("side by side", *flow_table(results))
     if parsed.json is not None:
         value = results[0] if [v.name for v in experiment.variants] == ["main"] else results
         write_atomically(parsed.json, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -13,6 +13,9 @@ from train.config.yaml12 import show
 MAX_WIDTH = 2**15  # the search for the nearest divisor walks up to here
 MAX_HIDDEN = 10_000_000
 
+# One process has one of each.
+OF_THE_PROCESS = ("train.device", "train.matmul_precision")
+
 
 class Finding(NamedTuple):
     """What is wrong with a key, and the keys or sections that were read to find it."""
@@ -51,6 +54,12 @@ def _model(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _data(config: RunConfig) -> Iterator[tuple[str, str]]:
     for key, message in data.config.problems(config.data):
         yield f"data.{key}", message
+
+
+def _causal(config: RunConfig) -> Iterator[tuple[str, str]]:
+    kind = config.data.kind
+    if config.model.attention == "full" and kind != "digits" and ":" not in kind:
+        yield "model.attention", f"full would show each token the one it is to tell; data.kind {kind} needs causal"
 
 
 def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -114,9 +123,22 @@ def _dtype(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "train.dtype", f"float64 needs train.device auto or cpu, got {config.train.device}"
 
 
+def mixed(first: RunConfig, other: RunConfig) -> Iterator[tuple[str, str]]:
+    """What two variants of one experiment cannot differ in, as (dotted key, what is wrong)."""
+    for key in OF_THE_PROCESS:
+        name = key.partition(".")[2]
+        one, two = getattr(first.train, name), getattr(other.train, name)
+        if one != two:
+            yield key, f"expected the same in all variants, got {show(one)} and {show(two)}"
+    one, two = first.train.dtype, other.train.dtype
+    if (one == "float64") != (two == "float64"):
+        yield "train.dtype", f"expected float64 in all variants or in none, got {show(one)} and {show(two)}"
+
+
 _CHECKS = (
     (("model",), _model),
     (("data",), _data),
+    (("model.attention", "data.kind"), _causal),
     (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
     (("optimizer.decay_fraction", "optimizer.warmup", "optimizer.schedule", "train.steps"), _wsd),
     (("optimizer.betas",), _betas),

@@ -183,6 +183,10 @@ def _finished(draft: Draft) -> Experiment:
         if config.data.seed is None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
         variants.append(Variant(point.name, config))
+    for point, variant in zip(points[1:], variants[1:], strict=True):
+        for key, message in checks.mixed(variants[0].config, variant.config):
+            node = next((p.keys[key] for p in (point, points[0]) if key in p.keys), None)
+            problems.append(Problem(point.place if node is None else node.place, key, message))
     problems += [_named(problem, names) for problem, names in between.items()]
     problems += draft.problems
     if problems:

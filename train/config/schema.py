@@ -137,7 +137,7 @@ class TaskConfig(Section):
 class TrainConfig(Section):
     """How long, how often, on what, in which precision."""
 
-    steps: int = Field(default=2000, ge=1, description="optimizer steps")
+    steps: int = Field(default=2000, ge=1, lt=2**31, description="optimizer steps")
     init_from: str | None = Field(
         default=None,
         min_length=1,

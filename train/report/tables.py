@@ -115,6 +115,26 @@ def probe_table(result: Mapping[str, Any]) -> Table:
     return columns + [key.removeprefix("attn_") for key in matrices], rows
 
 
+def flow_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """The gradient flow of several variants side by side: a row for each, delta at five depths of L blocks each."""
+    parts = {"0": 0.0, "L/4": 0.25, "L/2": 0.5, "3L/4": 0.75, "L": 1.0}
+    columns = ["variant", "loss", *(f"|δ| at {part}" for part in parts), "per-layer gain", "q,k share", "verdict"]
+    return columns, [_flow_row(result, list(parts.values())) for result in results]
+
+
+def _flow_row(result: Mapping[str, Any], parts: Sequence[float]) -> list[str]:
+    delta, verdict = result["delta"], result["verdict"]
+    last = len(delta["norm"]) - 1
+    return [
+        result["variant"],
+        number(result["loss"]),
+        *(_norm_at(delta, math.floor(part * last + 0.5)) for part in parts),
+        number(verdict["per_layer_gain"], digits=3),
+        number(verdict["qk_share"], digits=2),
+        verdict["state"],
+    ]
+
+
 def _norm_at(norms: Mapping[str, Any], depth: int) -> str:
     return norm(_at(norms.get("norm"), depth), _at(norms.get("log10_norm"), depth))
 

@@ -24,7 +24,8 @@ from train.run.loop import GroupRun
 from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
-from train.run.rundir import directory_of, read_json, write_json
+from train.run.resume import abreast, steps_per_call_of
+from train.run.rundir import directory_of
 from train.run.signals import Stop
 
 # What data of a task can be used for: classes are numbers too.
@@ -99,18 +100,20 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     groups = []  # all of them first: what is wrong with one is said before another has trained
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
-        groups.append((members, source, build_group(members, source.form, platform)))
-    for members, source, group in groups:
+        groups += [(source, build_group(part, source.form, platform)) for part in abreast(members)]
+    for source, group in groups:
         if stop.signal is not None:
             break
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
-        K = _remembered(directory_of(members[0]), {"steps_per_call": guess})["steps_per_call"]
+        K = steps_per_call_of(directory_of(group.variants[0]), guess)
         run = GroupRun(group, source, platform, console, stop, K)
         for summary in run.run():
             summaries[summary["variant"]] = summary
     ordered = [summaries[v.name] for v in experiment.variants if v.name in summaries]
     console.table(f"{experiment.name}: results", *closing_table(ordered))
     for summary in ordered:
+        if (step := summary["first_nonfinite_step"]) is not None:
+            console.warn(f"{summary['variant']}: loss/train is not a finite number at step {step}")
         if summary["verdict"] is not None:
             console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
     root = directory_of(experiment.variants[0]).parent
@@ -129,18 +132,6 @@ def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform
     console.block(f"deltaflow {experiment.name}", rows)
     if platform.count > 1:
         console.warn(f"one of {platform.count} devices is used: {platform.device}")
-
-
-def _remembered(directory: Path, chosen: dict[str, Any]) -> dict[str, Any]:
-    """What was chosen when the run first started, so that a resumed run cuts its windows at the same steps."""
-    path = directory / "choices.json"
-    if path.exists():
-        known = read_json(path).get("steps_per_call")
-        if isinstance(known, int) and not isinstance(known, bool) and known > 0:
-            return chosen | {"steps_per_call": known}
-        raise RunError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1")
-    write_json(path, chosen)
-    return chosen
 
 
 _SUMMARY_KEYS = {
@@ -177,7 +168,10 @@ def unmet(
                 if got is None and tag not in summary and tag not in _SUMMARY_KEYS:
                     lines.append(f"{name}: {tag}: was never logged{did_you_mean(tag, {*last, *_SUMMARY_KEYS})}")
                     continue
-                good = got == wanted if isinstance(wanted, str) else got is not None and wanted[0] <= got <= wanted[1]
+                if isinstance(wanted, str):
+                    good = got == wanted
+                else:
+                    good = isinstance(got, int | float) and wanted[0] <= got <= wanted[1]
                 if not good:
                     what = wanted if isinstance(wanted, str) else f"between {wanted[0]} and {wanted[1]}"
                     lines.append(f"{summary['variant']}: {tag}: expected {what}, got {got}")

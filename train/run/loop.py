@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from train.run.console import Console
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops, shapes_of
 from train.run.record import Record, evaluation
-from train.run.rundir import claim, read_json, remember_data, write_json
+from train.run.resume import finished_run, remember_choices
+from train.run.rundir import claim, directory_of, remember_data, write_json
 from train.run.signals import Stop
 from train.run.transfer import Source as Weights
 from train.run.transfer import open_source, started_from
@@ -47,16 +49,19 @@ class GroupRun:
         """Trains; returns one summary a variant. Raises RunError."""
         started = time.perf_counter()
         config = self.group.config
-        directories = [claim(variant) for variant in self.group.variants]
-        for directory in directories:
-            kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
-            remember_data(directory, self.source.sha256, self.source.source, kept)
+        directories = [directory_of(variant) for variant in self.group.variants]
         first = newest_common([Checkpoints(directory) for directory in directories]) or 0
-        if first == config.train.steps and (done := _finished(directories)):
-            self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
-            return done
         other = None if first or not config.train.init_from else Path(config.train.init_from)
         given = None if other is None else open_source(other, self.platform.device)
+        for variant, directory in zip(self.group.variants, directories, strict=True):
+            claim(variant)
+            kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
+            remember_data(directory, self.source.sha256, self.source.source, kept)
+        done = [summary for directory in directories if (summary := finished_run(directory))]
+        if first == config.train.steps and len(done) == len(directories):
+            self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
+            return done
+        remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
             Record(variant, directory, first)
@@ -87,11 +92,10 @@ class GroupRun:
         programs = Programs(self.group, train)
         if not first:
             programs.prepare_init()
-        every = self.group.config.watch.every
         lead = (len(self.group.variants),) if self.group.vmapped else ()
         first_batch = self._batches(0, 1)[0]
         first_batch = jax.tree.map(lambda leaf: leaf[None], first_batch) if lead else first_batch
-        for length, watched in {(end - start, _is_watched(start, every)) for start, end in self._windows(first)}:
+        for length, watched in self._kinds(first):
             programs.prepare_window(shapes_of(first_batch, *lead, length), watched)
         data, batches = self.group.config.data, self.group.config.train.eval_batches
         self._heldout = (val, *self.source.heldout_batches(data.batch, batches))
@@ -105,6 +109,14 @@ class GroupRun:
             end = min(first + self.K - first % self.K, steps)
             yield first, end
             first = end
+
+    def _kinds(self, first: int) -> set[tuple[int, bool]]:
+        """(steps, whether watched) of the windows to come: they repeat after watch.every steps, but for the last."""
+        config = self.group.config
+        some = list(islice(self._windows(first), 2 + config.watch.every // self.K))
+        last = config.train.steps - 1
+        some += self._windows(max(first, last - last % self.K))
+        return {(end - start, _is_watched(start, config.watch.every)) for start, end in some}
 
     def _resident(self) -> tuple[Any, Any]:
         """The tokens (train, held out) that live on the device, None where batches arrive whole."""
@@ -284,11 +296,3 @@ def _is_watched(start: int, every: int) -> bool:
 def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
     names = {"loss/train": "loss_train", "loss/val": "loss_val", "accuracy/val": "accuracy_val"}
     return {tag: summary[key] for tag, key in names.items() if summary[key] is not None}
-
-
-def _finished(directories: list[Path]) -> list[dict[str, Any]]:
-    """The summaries of a group that ran to its end, else nothing. Raises RunError."""
-    paths = [directory / "summary.json" for directory in directories]
-    summaries = [read_json(path) for path in paths if path.exists()]
-    complete = len(summaries) == len(paths) and all(summary.get("exit_reason") == "done" for summary in summaries)
-    return summaries if complete else []

@@ -1,5 +1,6 @@
 """Probing the variants of an experiment: programs shared by structure, one batch, nothing trained."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,22 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
         if checkpoint is not None:
             _same_tokens(checkpoint, source)
         group = build_group(members, source.form, platform)
-        program = jax.jit(lambda params, batch, hp, network=group.network: measure(network, params, batch, hp))
-        for variant in members:
-            params = _parameters(group, variant, checkpoint, platform)
+        rolled = dataclasses.replace(group.network, unroll=1)  # short to compile, and it runs a few times only
+        start = program = None
+        for variant, hp in zip(members, group.hparams, strict=True):
+            if checkpoint is not None:
+                params = restored(group, variant, checkpoint, platform).params
+            else:
+                # The very program that training starts with, so that both look at the same weights to the last bit.
+                make = partial(initial_state, group.network, group.config)
+                start = start or compiled(make, (hp,), once=True)
+                params = start(hp).params
             data = variant.config.data
             first = jax.tree.map(lambda leaf: leaf[0], source.train_batches(data.batch, data.seed or 0, 0, 1))
             corpus = None if source.resident is None else jnp.asarray(source.resident[0])
             batch = batch_of(first, corpus, data.context)
-            numbers = hparams_of(variant.config, group.network.param_dtype).model
-            measured = jax.device_get(program(params, batch, numbers))
+            program = program or compiled(partial(measure, rolled), (params, batch, hp.model), once=True)
+            measured = jax.device_get(program(params, batch, hp.model))
             results[variant.name] = {
                 "variant": variant.name,
                 "config": variant.config.model_dump(mode="json"),
@@ -55,14 +63,6 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
                 **as_json(group.network, params, measured, data.batch * data.context),
             }
     return [results[variant.name] for variant in experiment.variants]
-
-
-def _parameters(group: Group, variant: Variant, checkpoint: Path | None, platform: Platform) -> dict[str, Any]:
-    if checkpoint is not None:
-        return restored(group, variant, checkpoint, platform).params
-    hp = hparams_of(variant.config, group.network.param_dtype)
-    # The very program that training starts with, so that both look at the same weights to the last bit.
-    return compiled(partial(initial_state, group.network, group.config), (hp,), once=True)(hp).params
 
 
 def _same_tokens(directory: Path, source: Source) -> None:

@@ -64,8 +64,8 @@ def steps_per_call(config: RunConfig, step_seconds: float) -> int:
     shared = math.gcd(config.train.eval_every, config.train.checkpoint_every)
     every = config.watch.every
     most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
-    fits = [k for k in range(1, shared + 1) if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
-    return max(k for k in fits if k <= most)
+    shares = [k for k in range(1, min(shared, most) + 1) if shared % k == 0]
+    return max(k for k in shares if every == 0 or k % every == 0 or every % k == 0)
 
 
 def model_flops(network: Network, batch: int) -> float:
@@ -93,7 +93,7 @@ def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
 def compiled(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
     """`function` compiled for `arguments` (arrays, or their shapes and dtypes).
 
-    `once`: it runs a single time, so a CPU's compiler need not try hard: that makes the initial draws 3.5 times
+    `once`: it runs a few times at most, so a CPU's compiler need not try hard: that makes the initial draws 3.5 times
     cheaper to compile, and may change their last bit.
     """
     options: dict[str, Any] | None = None

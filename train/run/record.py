@@ -95,27 +95,34 @@ class Record:
         series = read_run(self.directory).steps
 
         def values(tag: str) -> list[float]:
-            return [float(v) for v in series[tag][1] if np.isfinite(v)] if tag in series else []
+            return [float(v) for v in series[tag][1]] if tag in series else []
 
-        train, val = values("loss/train"), values("loss/val")
+        def last(tag: str) -> float | None:
+            """What was logged last; None where that is not finite, whatever it was before."""
+            return next((v for v in values(tag)[-1:] if math.isfinite(v)), None)
+
+        losses = values("loss/train")
+        bad = [int(step) for step, v in zip(*series.get("loss/train", ([], [])), strict=True) if not math.isfinite(v)]
         config = self.variant.config
         steps = int(series["loss/train"][0][-1]) if "loss/train" in series else 0
         still_open = max((step for step, row in self.open_rows.items() if "loss/train" in row), default=0)
         if still_open > steps:  # stopped by a signal: the row of the last step waits for what a resumption adds
             steps = still_open
-            train.append(self.last_loss)
+            losses.append(self.last_loss)
         evaluated = int(series["loss/val"][0][-1]) if "loss/val" in series else None
+        finite = [v for v in losses if math.isfinite(v)]
         return {
             "variant": self.variant.name,
             "steps": steps,
             "tokens": steps * config.data.batch * config.data.context,
-            "loss_first": train[0] if train else None,
-            "loss_train": train[-1] if train else None,
-            "loss_val": val[-1] if val and evaluated == steps else None,
-            "best_val": min(val, default=None),
-            **({"loss_val_ema": ema[-1]} if (ema := values("loss/val_ema")) else {}),
-            "accuracy_val": next(iter(values("accuracy/val")[-1:]), None),
-            "floors": {tag.removeprefix("loss/"): values(tag)[-1] for tag in series if tag.startswith("loss/floor")},
+            "loss_first": finite[0] if finite else None,
+            "loss_train": losses[-1] if losses and math.isfinite(losses[-1]) else None,
+            "loss_val": last("loss/val") if evaluated == steps else None,
+            "best_val": min(filter(math.isfinite, values("loss/val")), default=None),
+            **({"loss_val_ema": last("loss/val_ema")} if "loss/val_ema" in series else {}),
+            "accuracy_val": last("accuracy/val") if evaluated == steps else None,
+            "floors": {tag.removeprefix("loss/"): last(tag) for tag in series if tag.startswith("loss/floor")},
+            "first_nonfinite_step": bad[0] if bad else None,
             **timing,
             "verdict": None if self.verdict is None else self.verdict.as_json(),
             "verdict_start": None if self.first is None else self.first.as_json(),

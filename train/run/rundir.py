@@ -12,6 +12,7 @@ from train.run.errors import RunError
 
 # Where a run is put and what it is called says nothing about what it computes.
 _LABELS = ("name", "runs_dir")
+_OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
 
 
 def directory_of(variant: Variant) -> Path:
@@ -35,9 +36,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def claim(variant: Variant) -> Path:
-    """Makes the directory and writes config.yaml. Raises RunError when it holds a run of another config."""
+    """Makes the directory and writes config.yaml. Raises RunError when it holds a run of another config.
+
+    What is left of a run that failed before it had anything to show makes room.
+    """
     directory = directory_of(variant)
     known = directory / "config.yaml"
+    if known.exists() and not _has_begun(directory):
+        for name in _OF_A_START:
+            (directory / name).unlink(missing_ok=True)
     if known.exists():
         different = differences(read_config(directory), variant.config)
         if different:
@@ -52,13 +59,18 @@ def claim(variant: Variant) -> Path:
     return directory
 
 
+def _has_begun(directory: Path) -> bool:
+    log, checkpoints = directory / "metrics.jsonl", directory / "ckpt"
+    return (log.exists() and log.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
 def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None) -> None:
     """Writes tokenizer.json and data.json at a run's first start, and compares them later. Raises RunError when the run
-    was trained on other text: its tokenizer is needed to read it."""
-    path = directory / "data.json"
+    was trained on other text, or the same text has other tokens now: its tokenizer is needed to read it."""
+    path, kept = directory / "data.json", directory / "tokenizer.json"
     if not path.exists():
         if tokenizer is not None:
-            write_json(directory / "tokenizer.json", tokenizer)
+            write_json(kept, tokenizer)
         write_json(path, {"sha256": sha256, "source": source})
         return
     known = read_json(path)
@@ -66,6 +78,11 @@ def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[
         raise RunError(
             f"{directory}: was trained on other data ({known.get('source')}; its hash differs from today's {source}); "
             "bring the old data back, choose another name (name=...) or delete that folder"
+        )
+    if tokenizer is not None and kept.exists() and read_json(kept) != json.loads(json.dumps(tokenizer)):
+        raise RunError(
+            f"{directory}: was trained with another tokenizer than {source} gives today (of bpe, another version of "
+            "the package tokenizers may learn other merges); choose another name (name=...) or delete that folder"
         )
 
 
