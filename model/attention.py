@@ -51,16 +51,16 @@ class Attention(nnx.Module):
         if mix_value is not None:
             v = mix_value(v)
         if config.qk_norm:  # Henry et al. 2020, 2010.04245; without a gain
-            eps = numbers["norm_eps"].astype(q.dtype)
-            q, k = normalize(q, "rms", eps), normalize(k, "rms", eps)
+            eps = numbers["norm_eps"]
+            q, k = (normalize(x.astype(wide(x.dtype)), "rms", eps).astype(x.dtype) for x in (q, k))
         if config.positions == "rope":
             q, k = rotate(q), rotate(k)
         # Batched products over [B, G] with the R heads of a group below one another: the layout XLA:CPU likes best.
         q = q * jnp.asarray(numbers.get("attention_scale", 1.0 / math.sqrt(K)), q.dtype)
         q_BGQK = q.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
         k_BGSK, v_BGSK = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        scores_BGRTS = jnp.einsum("bgqk,bgsk->bgqs", q_BGQK, k_BGSK).reshape(B, G, R, T, T).astype(wide(h.dtype))
-        scores_BGRTS = soft_cap(scores_BGRTS, numbers.get("attention_cap"))
+        scores_BGQS = jnp.einsum("bgqk,bgsk->bgqs", q_BGQK, k_BGSK, preferred_element_type=wide(h.dtype))
+        scores_BGRTS = soft_cap(scores_BGQS.reshape(B, G, R, T, T), numbers.get("attention_cap"))
         if config.positions == "alibi":
             scores_BGRTS = scores_BGRTS + alibi(G * R, T, scores_BGRTS.dtype).reshape(1, G, R, T, T)
         seen_TS = visible(config, T)

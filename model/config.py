@@ -85,6 +85,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Rules that the skip scale means nothing to (`additive` is False in model/residual).
+NO_SKIP_SCALE = ("highway", "attnres", "value_skipinit")
+
+
 class InitGain(Section):
     """Factors of the initial block matrices, on top of `init` and of the residual rule's own."""
 
@@ -222,6 +226,12 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     for option, rules in OPTIONS.items():
         if getattr(config.residual, option) is not None and rule not in rules:
             found.append((f"residual.{option}", f"an option of {', '.join(rules)}; residual.rule is {rule}"))
+    if config.residual.gate is not None and rule == "hyper_connections" and not config.residual.dynamic:
+        found.append(("residual.gate", "an option of dynamic hyper_connections; residual.dynamic is false"))
+    if rule in NO_SKIP_SCALE and config.skip_scale != 1.0:
+        found.append(("skip_scale", f"{rule} has none; leave it at 1, got {config.skip_scale}"))
+    if config.init_gain.mlp_gate != 1.0 and not config.gated:
+        found.append(("init_gain.mlp_gate", f"activation {config.activation} has no gate; it is for swiglu and geglu"))
     if rule == "none" and config.skip_scale not in (0.0, 1.0):
         found.append(
             (

@@ -66,6 +66,12 @@ def normalize(x: Float[Array, "... D"], kind: str, eps: float | Float[Array, ""]
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.asarray(eps, x.dtype))
 
 
+def root_mean_square(x: Array) -> Float[Array, ""]:
+    """sqrt(mean(x^2)) with the largest entry taken out first: squares of entries below 1e-19 underflow in float32."""
+    largest = jnp.max(jnp.abs(x))
+    return largest * jnp.sqrt(jnp.mean(jnp.square(x / jnp.where(largest > 0, largest, 1))))
+
+
 def dropout(x: Array, rate: Float[Array, ""] | None, key: Key[Array, ""] | None) -> Array:
     """Inverted dropout (Srivastava et al. 2014): kept entries are divided by 1 - rate; off when either is None."""
     if rate is None or key is None:

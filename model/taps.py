@@ -3,7 +3,8 @@
 The gradient that reaches depth l of a plain network can be 1e-60: float32 flushes it to zero long before it reaches
 the first layer, and a sum of squares does so at 1e-19. A tap therefore divides the passing cotangent by the power of
 two of its largest entry and hands the exponent on, so the range is unlimited and, a power of two being exact,
-nothing else changes. Gradients of what lies below a tap come out scaled by known powers of two
+nothing else changes. (Of a carry of several parts the largest entry of all counts: the range between its parts is that
+of the dtype.) Gradients of what lies below a tap come out scaled by known powers of two
 (train/gradflow/delta.py multiplies them back).
 """
 
@@ -33,7 +34,7 @@ def power_of_two(x: Array) -> Float[Array, ""]:
 def exponent_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
     """`power_of_two` of each of several absolute values.
 
-    Read from the bits: the operations that jnp.frexp is made of double the time that a watched program compiles.
+    Read from the bits: one shift, where jnp.frexp is a dozen operations.
     """
     mantissa, bias, integer = _layout(largest.dtype)
     bits = jax.lax.bitcast_convert_type(largest.astype(wide(largest.dtype)), integer)
@@ -86,7 +87,10 @@ def _backward(stream, _, cotangents):
     k = power_of_two(leaves[0]) if len(leaves) == 1 else _largest_power(leaves)
     delta = jax.tree.map(lambda leaf: scaled(leaf, -k), delta)
     seen = delta if stream is None else stream(delta)
-    mantissa = jnp.sqrt(jnp.sum(jnp.square(seen.astype(wide(seen.dtype)))))
+    # The other parts may be far larger: squares of what is left of the stream are taken at its own scale.
+    own = power_of_two(seen)
+    mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(seen, -own).astype(wide(seen.dtype)))))
+    mantissa = scaled(mantissa, own)
     e = above + k
     return delta, e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+from flax import nnx
 from networks import B, D, L, T, V, parameters
 from reference import Reference
 
 from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
 from model.network import Network
-from model.residual import RULES, numbers_of, rule_of, structure_of
+from model.residual import RULES, Context, Sublayer, numbers_of, rule_of, structure_of
 from model.residual.attnres import mix
 from model.residual.streams import sinkhorn
 from train.core.loss import tapped_loss
 from train.gradflow.delta import backward, true_gradients
-from train.gradflow.norms import value
+from train.gradflow.norms import log10, value
 
 WINDOWS: Any = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 TOKENS = WINDOWS[:, :-1]
@@ -125,6 +126,51 @@ def test_delta_at_the_bottom_and_the_top_by_finite_differences(x64, rule):
         direction = rng.normal(size=embed.shape) * (np.arange(V) < T)[:, None]
         slope = (loss(embed + 1e-5 * direction) - loss(embed - 1e-5 * direction)) / 2e-5
         assert np.sum(analytic * direction) == pytest.approx(slope, rel=1e-5)
+
+
+def offset(rule: str, carry, o):
+    """The carry with `o` added to what delta is taken of, by rule: not as `Residual.stream` has it."""
+    if rule in ("value_residual", "x0_lambda"):
+        return carry[0] + o, carry[1]
+    return (carry[0], carry[1] + o) if rule == "attnres" else carry + o
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_delta_at_every_depth_is_the_gradient_of_an_offset_there(x64, rule):
+    """By the blocks one after the other, without scan or taps."""
+    net = network(rule)
+    params, numbers = parameters(net), {name: jnp.asarray(x) for name, x in numbers_of(net.config).items()}
+    copies = (net.config.residual.streams or 4,) if rule in ("hyper_connections", "mhc") else ()
+
+    @jax.jit
+    def by_offsets(offsets):
+        model = nnx.merge(net._graph, params)
+        graph, stacked = nnx.split(model.blocks)
+        context = Context(numbers, (B, T))
+        carry = rule_of(net.config).begin(model._embedded(TOKENS), context)
+        for layer in range(L):
+            block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
+            carry = block(offset(rule, carry, offsets[layer]), context._replace(layer=jnp.int32(layer)), "float64")
+        x = rule_of(net.config).end(offset(rule, carry, offsets[L]))
+        x = x if model.norm_f is None else model.norm_f(x, numbers["norm_eps"])
+        logs = jax.nn.log_softmax(x @ params["embed"].T)
+        return -jnp.mean(logs[jnp.arange(B * T), WINDOWS[:, 1:].reshape(-1)])
+
+    slopes = jax.grad(by_offsets)(jnp.zeros((L + 1, *copies, B * T, D)))
+    wanted = np.sqrt(np.sum(np.square(slopes), axis=tuple(range(1, slopes.ndim))))
+    np.testing.assert_allclose(value(tapped(net, params)[1]), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("rule", "layers"), [("x0_lambda", 20), ("value_residual", 20)])
+def test_delta_far_below_the_other_part_of_the_carry(x64, rule, layers):
+    """In the dtype's own range the parts of a carry may differ: nothing is lost at 1e-19 of the largest."""
+    found = {}
+    for dtype in ("float32", "float64"):
+        net = network(rule, dtype, norm="none", layers=layers, skip_scale=0.0)
+        found[dtype] = log10(tapped(net, parameters(net, 0.2))[1])
+    known = found["float64"] > found["float64"].max() - 35
+    assert 3 < known.sum() and found["float64"][known].min() < found["float64"].max() - 20
+    np.testing.assert_allclose(found["float32"][known], found["float64"][known], atol=1e-3)
 
 
 # --- how each rule starts ---
@@ -310,10 +356,32 @@ def test_stochastic_depth_drops_whole_blocks_as_often_as_it_says(x64):
     many = np.asarray(jax.jit(jax.vmap(lambda key: net.apply(params, TOKENS, key=key)[0]))(keys))
     values = np.unique(many[:, 0, 0].round(9))
     assert len(values) == 2
+    larger = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf / 0.7 if path[-2].key in ("o", "out") else leaf, params["blocks"]
+    )
+    whole = np.asarray(logits(network("pre_ln", layers=1), params | {"blocks": larger}))
+    assert np.isclose(many, whole[None]).all(axis=(1, 2)).any()
     empty = jax.tree.map(jnp.zeros_like, params["blocks"])
     dropped = np.asarray(logits(network("pre_ln", layers=1), params | {"blocks": empty}))
     kept = ~np.isclose(many, dropped[None]).all(axis=(1, 2))
     assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / len(keys))
+
+
+def test_a_block_survives_the_less_the_higher_it_stands(x64):
+    """p_l = 1 - (l/3)(1 - 0.1) is 0.7, 0.4 and 0.1."""
+    rule = rule_of(ModelConfig(layers=L, residual={"rule": "stochastic_depth", "keep": 0.1}))  # pyright: ignore
+    numbers = {"residual.keep": jnp.asarray(0.1), "skip_scale": jnp.asarray(1.0)}
+    branch = Sublayer(0, lambda h, *_: (jnp.ones_like(h), None), {"in": lambda x: x}, {}, {})
+
+    def after(layer, key):
+        context = Context(numbers, (1, 1), layer, key)
+        return rule.sublayer(jnp.zeros((1, 1)), branch, context)[0, 0]
+
+    keys = jax.random.split(jax.random.key(0), 2000)
+    for layer, p in enumerate((0.7, 0.4, 0.1)):
+        found = np.asarray(jax.vmap(partial(after, jnp.int32(layer)))(keys))
+        assert set(found.round(9)) == {0.0, round(1 / p, 9)}
+        assert abs((found > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(keys))
 
 
 def test_stochastic_depth_at_keep_one_is_pre_ln_in_training_too(x64):

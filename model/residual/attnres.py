@@ -20,6 +20,7 @@ class AttnRes(Residual):
     none, query 1 of a block mixes the input of its MLP, and query 2 what the next block, or the head, reads.
     """
 
+    parts = True
     additive = False
 
     @property
@@ -50,7 +51,8 @@ class AttnRes(Residual):
         row = 1 + done // self.size
         y = sub.f(sub.norm(h))
         sources = sources.at[row].add(y)
-        mixed = mix(sources, sub.own["query"].astype(y.dtype), row + 1, context.numbers["norm_eps"])
+        # Of a mix nothing is kept for the way back but what it read: the keys alone are as large as the sources.
+        mixed = jax.checkpoint(mix)(sources, sub.own["query"].astype(y.dtype), row + 1, context.numbers["norm_eps"])
         return sources, mixed
 
     def end(self, carry):

@@ -66,6 +66,8 @@ class Residual:
     config: ModelConfig
 
     final_norm: ClassVar[bool] = True  # a norm between the last block and the head
+    draws: ClassVar[bool] = False  # what it does in training depends on a key
+    parts: ClassVar[bool] = False  # the carry holds more than the stream
     additive: ClassVar[bool] = True  # the skip scale applies, so the counterfactual s = 0 exists
     norm_slots: ClassVar[tuple[str, ...]] = ("in",)  # norms of a sublayer; their parameters are norm_1, norm_1_out ...
 

@@ -13,6 +13,8 @@ class ValueResidual(Residual):
     The carry is (x, V_1); delta is taken of x. Block 0 sets V_1, so its own lambda has no effect and gradient 0.
     """
 
+    parts = True
+
     def block_parameters(self, init, layer):
         return {"lambda": scalar(init, init.number("residual.mix", 0.5))}
 
@@ -48,6 +50,8 @@ class X0Lambda(Residual):
 
     The carry is (x, x_0); delta is taken of x before the mix. s = 0 leaves the path by x_0 open.
     """
+
+    parts = True
 
     def block_parameters(self, init, layer):
         return {"lambda_0": scalar(init, 1.0), "lambda_1": scalar(init, init.number("residual.mix", 0.0))}

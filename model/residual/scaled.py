@@ -94,8 +94,11 @@ class StochasticDepth(Residual):
     """x <- s x + (b_l / p_l) F(N(x)), b_l ~ Bernoulli(p_l), p_l = 1 - (l/L)(1 - p_L) (Huang et al. 2016, 1603.09382,
     eq. 4, with the survival probability divided out in training).
 
-    l counts blocks from 1. One draw a block and batch, for both sublayers; outside training b_l / p_l is 1.
+    l counts blocks from 1. One draw a block and batch, for both sublayers; outside training b_l / p_l is 1, and also in
+    the counterfactual: without the skip nothing passes a dropped block.
     """
+
+    draws = True
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         y = sub.f(sub.norm(carry))

@@ -62,6 +62,13 @@ def _causal(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "model.attention", f"full would show each token the one it is to tell; data.kind {kind} needs causal"
 
 
+def _task(config: RunConfig) -> Iterator[tuple[str, str]]:
+    squared = config.task.kind == "regression" or (config.task.kind is None and config.data.kind == "linear_regression")
+    for key in ("label_smoothing", "z_loss"):
+        if squared and getattr(config.task, key):
+            yield f"task.{key}", f"regression has no classes, got {show(getattr(config.task, key))}"
+
+
 def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
     low, high = config.optimizer.min_lr, config.optimizer.lr
     if low > high and config.optimizer.schedule != "constant":
@@ -139,6 +146,7 @@ _CHECKS = (
     (("model",), _model),
     (("data",), _data),
     (("model.attention", "data.kind"), _causal),
+    (("task", "data.kind"), _task),
     (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
     (("optimizer.decay_fraction", "optimizer.warmup", "optimizer.schedule", "train.steps"), _wsd),
     (("optimizer.betas",), _betas),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from data.source import Batch
+from model.layers import root_mean_square
 from model.network import Network, Params
 from model.transformer import Seen
 from train.core.batch import Feed, batch_of
@@ -75,7 +76,7 @@ def tapped_loss(
 
     def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[Seen | None, Array]]:
         logits, seen = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
-        rms = jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(logits))))
+        rms = root_mean_square(jax.lax.stop_gradient(logits))
         each = losses(network, logits, batch, numbers)
         if batch.weights is None:
             return jnp.mean(each), (seen, rms)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
+from model.taps import scaled
 from train.core.batch import Feed
 from train.core.loss import tapped_loss
 from train.core.state import parameter_count
@@ -21,6 +22,7 @@ from train.gradflow.delta import (
     exponents_of,
     flow,
     head_table,
+    underflows,
     weight_dot_grad,
 )
 from train.gradflow.norms import (
@@ -81,8 +83,9 @@ def _total(parts: list[Norm]) -> Norm:
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
     top = jnp.max(jnp.where(stack.mantissa != 0, stack.exponent, -jnp.inf), axis=0)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    shift = jnp.maximum(stack.exponent - top[None], -150.0)
-    return Norm(jnp.sum(stack.mantissa * jnp.exp2(shift).astype(stack.mantissa.dtype), axis=0), top)
+    # Below 2^-126 nothing is left of a term; above 0 there are only zeros.
+    terms = scaled(stack.mantissa, jnp.clip(stack.exponent - top[None], -126.0, 0.0))
+    return Norm(jnp.sum(terms, axis=0), top)
 
 
 def number(log10_value: float) -> float | None:
@@ -123,15 +126,6 @@ def _norms(norms: dict[str, Norm]) -> dict[str, Any]:
     return {name: numbers(norm) for name, norm in norms.items()}
 
 
-def faint(rms: ArrayLike, dtype: np.dtype) -> bool:
-    """Whether the stream, of rms [L+1], falls out of the dtype's range somewhere.
-
-    Delta has no such limit between blocks (model/taps.py), but the stream itself and what is made of it has: what is
-    exactly zero in such a network may only be too small.
-    """
-    return bool((np.asarray(rms, np.float64) < float(np.finfo(dtype).tiny) * 2.0**24).any())
-
-
 def _told(norms: dict[str, Any], doubt: bool) -> dict[str, Any]:
     """Norms for JSON, with null for every zero when in doubt whether it is one."""
     return jax.tree.map(lambda x: None if x == 0 else x, norms) if doubt else norms
@@ -142,10 +136,10 @@ def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict
     seen = probe.flow.seen
     assert seen is not None
     logs = {name: log10(norm) for name, norm in probe.flow.grad.items()}
-    delta = log10(probe.flow.delta)
-    without, doubt = probe.without, faint(seen.rms, network.param_dtype)
+    delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
+    without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
     rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
-    doubt_without = faint(rms_without, network.param_dtype)
+    doubt_without = without is not None and underflows(without, probe.weight, parts)
     return {
         "dtype": network.dtype,
         "loss": finite(np.asarray(probe.loss)),
@@ -162,5 +156,5 @@ def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict
         "weight_dot_grad": _told(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
         "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
-        "verdict": judge(delta, logs).as_json(),
+        "verdict": judge(delta, logs, doubt).as_json(),
     }

@@ -34,7 +34,7 @@ class Watched(NamedTuple):
     """Measured at the parameters a step starts from; `update` is what the optimizer then added to them."""
 
     flow: Flow
-    without: Flow | None  # the same weights, batch and dropout with skip scale 0
+    without: Flow | None  # the same weights, batch and dropout with skip scale 0 (no draws under stochastic_depth)
     weight: dict[str, Norm]  # [L] a matrix, and the whole block as "layer"
     update: dict[str, Norm]
     grad_global: Norm  # before clipping
@@ -72,7 +72,8 @@ def train_step(
         if config.watch.counterfactual and rule_of(config.model).additive:
             # Runs seldom, so a short compile matters more than a fast loop over blocks.
             rolled = dataclasses.replace(network, unroll=1)
-            without = flow(_tapped(rolled, config, state.params, batch, without_skip(hp.model), key)[1])
+            same = None if rule_of(config.model).draws else key
+            without = flow(_tapped(rolled, config, state.params, batch, without_skip(hp.model), same)[1])
         measured = Watched(
             seen,
             without,

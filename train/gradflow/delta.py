@@ -4,18 +4,21 @@ delta_l = dL/dx_l is the gradient of the mean loss at the residual stream enteri
 the last block, before the final norm. (Textbooks write delta for dL/d pre-activation: this is not that.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from model.layers import wide
+from model.layers import root_mean_square, wide
 from model.network import Params
 from model.taps import exponent_limit, scaled
 from model.transformer import Seen
-from train.gradflow.norms import Norm, flat, inner, matrix_norms, named, root_mean_of_parts, separate_norms
+from train.gradflow.norms import Norm, flat, inner, log10, matrix_norms, named, root_mean_of_parts, separate_norms
+
+TINY_WEIGHT = -5.0  # log10 of a norm: products of a few such weights leave float32's range
 
 # loss(params, head, slots) -> (mean loss, (seen, aux)): head is the table that makes logits, slots are the taps'.
 TappedLoss = Callable[[Params, Array, Array], tuple[Array, tuple[Seen, Any]]]
@@ -120,13 +123,30 @@ def flow(result: Backward) -> Flow:
     return Flow(result.delta, norms, result.seen)
 
 
+def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
+    """Whether what is exactly zero in this backward pass may only be too small for the dtype.
+
+    Delta has no limit between blocks (model/taps.py), but the stream and what is made of it has: the gradient of Q is
+    a product of three activations. A stream that is zero is so in earnest, as at rezero's alpha = 0 without the skip,
+    unless some weights are tiny. And where a carry has `parts` besides the stream, delta has the range between them.
+    """
+    assert flow.seen is not None
+    rms = np.asarray(flow.seen.rms)
+    small = (rms > 0) & (rms.astype(np.float64) < float(np.finfo(rms.dtype).tiny) ** (1 / 3))
+    if small.any() or (parts and np.isneginf(log10(flow.delta)).any()):
+        return True
+    sizes = np.concatenate([log10(norm).ravel() for norm in weight.values()])
+    return bool((rms == 0).any() and (np.isfinite(sizes) & (sizes < TINY_WEIGHT)).any())
+
+
 def mean_of_microbatches(results: Backward) -> Backward:
     """The whole batch from stacked results [M, ...] of equal micro-batches, scaled like the largest of them."""
     delta = root_mean_of_parts(results.delta)
     common = delta.exponent
     grads = jax.vmap(_unscaled)(results._replace(exponents=results.exponents - common[None]))
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
-    seen = Seen(jnp.sqrt(jnp.mean(jnp.square(results.seen.rms), axis=0)), jnp.mean(results.seen.rank, axis=0))
+    rms = jax.vmap(root_mean_square, in_axes=1)(results.seen.rms)
+    seen = Seen(rms, jnp.mean(results.seen.rank, axis=0))
     return Backward(mean, jnp.mean(results.head, axis=0), common, delta, seen)
 
 

@@ -38,19 +38,23 @@ def per_layer_gain(delta_log10: np.ndarray) -> float:
     return float(10.0 ** -np.polyfit(depth, delta_log10, 1)[0])
 
 
-def judge(delta_log10: np.ndarray, grad_log10: Mapping[str, np.ndarray]) -> Verdict:
+def judge(delta_log10: np.ndarray, grad_log10: Mapping[str, np.ndarray], doubt: bool = False) -> Verdict:
     """The verdict on one backward pass.
 
     delta_log10: log10|delta_l| [L+1], -inf for an exact zero. grad_log10: log10 Frobenius norms by tag, [L] each;
-    attn_q, attn_k, attn_v and attn_o are read.
+    attn_q, attn_k, attn_v and attn_o are read. `doubt`: zeros may only be too small (train/gradflow/delta.py,
+    `underflows`), so no share is made of them.
     """
+    if doubt:
+        grad_log10 = {name: np.where(np.isneginf(logs), np.nan, logs) for name, logs in grad_log10.items()}
     if np.isnan(delta_log10).any() or np.isposinf(delta_log10).any():
         bad = np.flatnonzero(~np.isfinite(delta_log10))
         why = f"delta is not a finite number at depth {bad[-1]} and is passed down from there"
         return Verdict("exploding", None, None, None, None, _layer(bad[-1], delta_log10), why)
     if np.isneginf(delta_log10).any():
         bad = int(np.flatnonzero(np.isneginf(delta_log10))[-1])
-        why = f"delta is exactly zero at depth {bad} and below"
+        how = "zero, or too small for its dtype," if doubt else "exactly zero"
+        why = f"delta is {how} at depth {bad} and below"
         return Verdict("vanishing", 0.0, None, None, None, _layer(bad, delta_log10), why)
     ratio, gain = float(delta_log10[0] - delta_log10[-1]), per_layer_gain(delta_log10)
     starved = qk_share(grad_log10)

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 
 from data.source import Source
+from model.residual import rule_of
 from train.config.load import Variant, flatten, to_yaml
 from train.core.evaluate import Scores
 from train.core.state import State
 from train.core.step import Watched
 from train.core.tags import Scalars, watched_scalars
+from train.gradflow.delta import underflows
 from train.gradflow.norms import log10
 from train.gradflow.verdict import Verdict, judge, over_run
 from train.report.read import depth_series, read_run
@@ -56,8 +58,9 @@ class Record:
         each = [jax.tree.map(lambda leaf, index=index: leaf[index], stacked) for index in range(len(steps))]
         for step, measured in zip(steps, each, strict=True):
             self.add(step, watched_scalars(measured))
-        self.first = self.first or _judged(each[0])
-        self.last = _judged(each[-1])
+        parts = rule_of(self.variant.config.model).parts
+        self.first = self.first or _judged(each[0], parts)
+        self.last = _judged(each[-1], parts)
         self.verdict = over_run(self.first, self.last, steps[-1])
 
     def save(self, state: State) -> None:
@@ -145,5 +148,7 @@ def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, 
     return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}
 
 
-def _judged(measured: Watched) -> Verdict:
-    return judge(log10(measured.flow.delta), {name: log10(norm) for name, norm in measured.flow.grad.items()})
+def _judged(measured: Watched, parts: bool) -> Verdict:
+    flow = measured.flow
+    doubt = underflows(flow, measured.weight, parts)
+    return judge(log10(flow.delta), {name: log10(norm) for name, norm in flow.grad.items()}, doubt)
