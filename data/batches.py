@@ -1,11 +1,11 @@
 """Which windows of the tokens make a batch: pure functions of (seed, step), so that a resume needs only the step."""
 
 import numpy as np
-from jaxtyping import Float32, Int32, Integer
+from jaxtyping import Float32, Int32, Int64, Integer
 from numpy.lib.stride_tricks import sliding_window_view
 
 _WORDS = 4  # 64-bit words that Philox gives per count
-_MOST_TOKENS = 2**31  # every position in a window fits an int32
+MOST_TOKENS = 2**31  # every position in a window fits an int32
 
 
 def window_starts(
@@ -30,7 +30,7 @@ def window_starts(
 def gather(
     tokens: Integer[np.ndarray, " n"], starts: Int32[np.ndarray, "*shape"], context: int
 ) -> Integer[np.ndarray, "*shape W"]:
-    """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens.
+    """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens and this machine's bytes.
 
     Of a memory-mapped corpus only the windows are read. Raises ValueError when a window would leave the tokens.
 
@@ -42,7 +42,8 @@ def gather(
     last = len(tokens) - context - 1
     if starts.size and not 0 <= starts.min() <= starts.max() <= last:
         raise ValueError(f"expected starts in 0 to {last}, got {starts.min()} to {starts.max()}")
-    return sliding_window_view(np.asarray(tokens), context + 1)[starts]
+    windows = sliding_window_view(np.asarray(tokens), context + 1)[starts]
+    return windows.astype(tokens.dtype.newbyteorder("="), copy=False)
 
 
 def heldout_starts(
@@ -61,16 +62,26 @@ def heldout_starts(
     ([[0, 2], [4, 0]], [[1.0, 1.0], [1.0, 0.0]])
     """
     _check_length(n_tokens, context)
-    tiles = (n_tokens - 1) // context
-    windows = tiles if batches is None else min(tiles, batches * batch)
-    rows = -(-windows // batch)
-    starts = np.zeros(rows * batch, np.int32)
-    # The middles of `windows` equal parts of the split: all tiles, in order, when there are as many parts as tiles.
-    starts[:windows] = (2 * np.arange(windows, dtype=np.int64) + 1) * tiles // (2 * windows) * context
-    weights = (np.arange(rows * batch) < windows).astype(np.float32)
-    return starts.reshape(rows, batch), weights.reshape(rows, batch)
+    index, weights = spread((n_tokens - 1) // context, batch, batches)
+    return (index * context).astype(np.int32), weights
+
+
+def spread(n: int, batch: int, batches: int | None) -> tuple[Int64[np.ndarray, "S B"], Float32[np.ndarray, "S B"]]:
+    """Which of n rows make held-out batches, and their weights: 1, or 0 for what fills up the last batch.
+
+    With `batches` None all rows in order; with a number, at most that many batches of rows spread evenly over all.
+
+    >>> index, weights = spread(3, batch=2, batches=None)
+    >>> index.tolist(), weights.tolist()
+    ([[0, 1], [2, 0]], [[1.0, 1.0], [1.0, 0.0]])
+    """
+    kept = n if batches is None else min(n, batches * batch)
+    index = np.zeros((-(-kept // batch), batch), np.int64)
+    # The middles of `kept` equal parts: all rows, in order, when there are as many parts as rows.
+    index.flat[:kept] = (2 * np.arange(kept, dtype=np.int64) + 1) * n // (2 * kept)
+    return index, (np.arange(index.size) < kept).astype(np.float32).reshape(index.shape)
 
 
 def _check_length(n_tokens: int, context: int) -> None:
-    if not context < n_tokens <= _MOST_TOKENS:
+    if not context < n_tokens <= MOST_TOKENS:
         raise ValueError(f"expected context + 1 = {context + 1} to 2^31 tokens, got {n_tokens}")

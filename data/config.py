@@ -168,6 +168,8 @@ def _not_stochastic(rows: tuple[tuple[float, ...], ...]) -> list[str]:
     if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
         return [f"expected a square matrix, got {len(rows)} rows of {', '.join(str(len(row)) for row in rows)}"]
     for index, row in enumerate(rows):
-        if min(row) < 0 or abs(sum(row) - 1) > 1e-6:
+        if min(row) < 0:
+            return [f"expected rows of probabilities, row {index} has {min(row):g}"]
+        if abs(sum(row) - 1) > 1e-6:
             return [f"expected rows of probabilities that sum to 1, row {index} sums to {sum(row):g}"]
     return []

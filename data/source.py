@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from data.batches import spread
 from data.tokenizer import Tokenizer
 
 
@@ -91,10 +92,5 @@ def tiled(rows: Batch, batch: int, batches: int | None) -> tuple[Batch, Float[np
     >>> tiled(Batch(np.arange(3), np.arange(3)), 2, None)[0].inputs.tolist()
     [[0, 1], [2, 0]]
     """
-    n = len(rows.inputs)
-    kept = n if batches is None else min(n, batches * batch)
-    chosen = (2 * np.arange(kept) + 1) * n // (2 * kept)
-    count = -(-kept // batch)
-    index = np.concatenate([chosen, np.zeros(count * batch - kept, chosen.dtype)]).reshape(count, batch)
-    weights = (np.arange(count * batch) < kept).astype(np.float32).reshape(count, batch)
+    index, weights = spread(len(rows.inputs), batch, batches)
     return Batch(*(None if leaf is None else leaf[index] for leaf in rows)), weights

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt
 
-from data.batches import gather, heldout_starts, window_starts
+from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from data.bpe import learn_from, parts
 from data.config import BPE_VOCAB, DataConfig, problems
 from data.corpus import Corpus, cache_folder, changed, find, reason, replacing, texts
@@ -31,7 +31,6 @@ from data.tokenizer import (
 )
 
 DEVICE_BYTES = 256 * 2**20  # of tokens, up to which placement auto means device
-_MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +185,9 @@ def _held_out(config: DataConfig, n: int) -> int:
 
 def _check_lengths(config: DataConfig, label: str, n_train: int, n_val: int, unit: str, advice: str = "") -> None:
     """Raises DataError when a part is too short for a window, or both are too long for their positions."""
-    if n_train + n_val > _MOST_TOKENS:
+    if n_train + n_val > MOST_TOKENS:
         n = n_train + n_val
-        raise DataError(f"{label} has {n:,} {unit}, at most {_MOST_TOKENS:,} have positions that fit an int32")
+        raise DataError(f"{label} has {n:,} {unit}, at most {MOST_TOKENS:,} have positions that fit an int32")
     need, largest = config.context + 1, min(n_train, n_val) - 1
     if largest < config.context:
         raise DataError(

@@ -29,6 +29,9 @@ def open_tokens(config: DataConfig) -> TokenFile:
 
     The vocabulary of an .npy is its largest id + 1. Raises DataError.
     """
+    assert config.path is not None
+    if Path(config.path).expanduser().is_dir():
+        raise DataError(f"data.path: {config.path!r} is a folder, expected an .npy or .bin file of token ids")
     corpus = find(config)
     label, path = corpus.label, corpus.path
     assert path is not None
@@ -48,7 +51,7 @@ def open_tokens(config: DataConfig) -> TokenFile:
         raise DataError(f"{label} has the id {largest}, at most {_MOST_IDS - 1:,} fits an int32")
     placement = placed(config, tokens.nbytes)
     if placement == "device":
-        tokens = np.array(tokens)
+        tokens = np.array(tokens, tokens.dtype.newbyteorder("="))  # a device takes no other order of bytes
         tokens.flags.writeable = False
     source = f"{config.path} ({tokens.dtype})"
     parts = (tokens[:n_train], tokens[n_train:], digest.hexdigest(), source, placement)

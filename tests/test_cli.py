@@ -18,8 +18,9 @@ from train.core.loss import tapped_loss
 from train.core.probe import _delta, _dots, _sizes, finite, number, numbers
 from train.gradflow.delta import Flow, backward
 from train.gradflow.norms import Norm, named, value
+from train.run.errors import RunError
 from train.run.generate import Generator
-from train.run.rundir import read_config
+from train.run.rundir import read_config, write_atomically
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "docs" / "probe.schema.json").read_text(encoding="utf-8"))
@@ -118,6 +119,9 @@ def test_all_that_is_wrong_is_said_at_once(folder, capsys):
         (["sample", ".", "--temperature", "nan"], "--temperature: expected a number of at least 0, got 'nan'"),
         (["sample", ".", "--prompt", ""], "--prompt: expected at least one character"),
         (["sample", ".", "--seed", "4294967296"], "--seed: expected a whole number from 0 to 4294967295"),
+        (["probe", "good.yaml", "--json", ""], "--json: expected a file, got ''"),
+        (["probe", "good.yaml", "--json", "."], "--json: expected a file, got a folder, '.'"),
+        (["probe", "good.yaml", "--json", "good.yaml/p.json"], "--json: cannot write 'good.yaml/p.json'"),
         (["devices", "--size", "0"], "--size: expected a whole number from 1 to 32768, got '0'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
@@ -152,6 +156,41 @@ def test_a_folder_that_is_no_run_is_1_in_one_line(folder, capsys, arguments):
         code, out, err = call(capsys, *arguments, where)
         assert (code, out) == (1, "")
         assert err == f"deltaflow: {where}: not a run directory (no config.yaml in it)\n"
+
+
+@pytest.mark.parametrize("path", ["", ".", "hollow", "good.yaml/p.json"])
+def test_a_file_that_cannot_be_written_is_one_line(folder, path):
+    with pytest.raises(RunError, match="cannot write"):
+        write_atomically(Path(path), "text")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        type("_ArrayMemoryError", (MemoryError,), {})("Unable to allocate"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_line(folder, capsys, monkeypatch, error):
+    def exhausted(*_):
+        raise error
+
+    monkeypatch.setattr("train.run.probing.probe", exhausted)
+    code, out, err = call(capsys, "probe", "good.yaml")
+    assert (code, out) == (1, "") and err.startswith("deltaflow: not enough memory") and err.count("\n") == 1
+    for key in ("model.width", "model.layers", "data.batch", "data.context"):
+        assert key in err
+
+
+def test_other_errors_of_a_device_keep_their_traceback(folder, capsys, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr("train.run.probing.probe", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        call(capsys, "probe", "good.yaml")
 
 
 def test_python_m_train_is_deltaflow(tmp_path):
@@ -336,6 +375,19 @@ def test_a_checkpoint_is_measured_at_its_weights(trained, tmp_path, capsys, prob
     assert after["weight"]["attn_q"] != probed[0]["weight"]["attn_q"]
     code, _, err = call(capsys, *arguments, "variants={with: {}}", "model.layers=3")
     assert code == 1 and "its model differs from variant with in model.layers" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("letters", ["abcdefghijklmnopqrstuvw ", "abc "], ids=["as many", "fewer"])
+def test_a_checkpoint_is_not_measured_on_tokens_of_another_text(trained, tmp_path, capsys, letters):
+    """24 characters, as many as its own text has, or fewer: either way they have the ids of others."""
+    config, run = trained
+    (tmp_path / "other.txt").write_text(letters * 300, encoding="utf-8")
+    keys = [f"data.path={tmp_path / 'other.txt'}", "variants={}"]
+    code, out, err = call(capsys, "probe", config, "--checkpoint", run, *keys)
+    assert (code, out) == (1, "")
+    assert "with: has another tokenizer than " in err and "other.txt" in err and err.count("\n") == 1
+    keys = ["data.kind=copy", "data.symbols=22", "data.path=null", "variants={}"]  # no tokenizer at all
+    assert "has another tokenizer than copy" in call(capsys, "probe", config, "--checkpoint", run, *keys)[2]
 
 
 def test_weights_and_their_products_with_gradients_are_named_alike(x64, tiny):

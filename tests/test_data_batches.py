@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data.batches import gather, heldout_starts, window_starts
+from data.batches import gather, heldout_starts, spread, window_starts
+from data.source import Batch, tiled
 
 
 def philox(counter: int, key: int) -> list[int]:
@@ -146,3 +147,14 @@ def test_tokens_that_hold_no_window_are_refused(n):
         window_starts(n, 8, 1, 0, 0, 1)
     with pytest.raises(ValueError, match=message):
         heldout_starts(n, 8, 1, None)
+
+
+@pytest.mark.parametrize(("n", "batch", "batches"), [(1, 4, None), (7, 3, None), (100, 4, 3), (100, 7, 50)])
+def test_rows_and_windows_are_spread_alike(n, batch, batches):
+    index, weights = spread(n, batch, batches)
+    rows, row_weights = tiled(Batch(np.arange(n), np.arange(n)), batch, batches)
+    starts, window_weights = heldout_starts(5 * n + 1, 5, batch, batches)
+    np.testing.assert_array_equal(rows.inputs, index)
+    np.testing.assert_array_equal(starts, 5 * index)
+    np.testing.assert_array_equal(row_weights, weights)
+    np.testing.assert_array_equal(window_weights, weights)

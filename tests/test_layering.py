@@ -101,6 +101,7 @@ def test_a_config_is_checked_and_a_run_is_read_without_jax(module):
 @pytest.mark.parametrize("module", [*of("train.core"), *of("train.gradflow")])
 def test_the_core_does_no_io(module):
     assert not imported(module) & {"os", "pathlib", "tensorboardX", "orbax.checkpoint", "rich", "logging", "shutil"}
+    assert not imported(module) & {"sys", "importlib"}  # what users write is handed in
 
 
 @pytest.mark.parametrize("module", MODULES)

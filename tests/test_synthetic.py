@@ -206,6 +206,22 @@ def test_a_chain_in_two_parts_is_refused():
         source("markov", symbols=16, transition=[[1.0, 0.0], [0.0, 1.0]]).details  # noqa: B018
 
 
+def test_a_drawn_chain_in_two_parts_is_laid_on_what_draws_it():
+    with pytest.raises(DataError, match="^data.sharpness: at 100 the chain that data.task_seed 1 draws falls apart"):
+        source("markov", symbols=16, sharpness=100.0, task_seed=1)
+
+
+def test_the_hash_is_of_what_the_task_reads():
+    """So that another kind's next option leaves a finished run what it was."""
+    task = source("markov").task.config
+    same = task.model_copy(update={"digits": 5, "batch": 7, "seed": 3, "corpus": "shakespeare"})
+    hashes = {Synthetic(Markov(config)).sha256 for config in (task, same)}
+    assert len(hashes) == 1
+    for change in ({"sharpness": 2.5}, {"symbols": 6}, {"context": 41}, {"val_fraction": 0.2}, {"task_seed": 1}):
+        hashes.add(Synthetic(Markov(task.model_copy(update=change))).sha256)
+    assert len(hashes) == 6
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_regression_floors_by_ridge(noise):
     data = source("linear_regression", noise=noise)
@@ -258,6 +274,11 @@ def test_a_split_without_rows_is_refused():
         source("modular", modulus=2, val_fraction=0.01).train_batches(1, 0, 0, 1)
 
 
+def test_a_sum_s_split_without_rows_names_its_key():
+    with pytest.raises(DataError, match="^data.val_fraction: no row"):
+        source("addition", digits=1, val_fraction=1e-6).details  # noqa: B018
+
+
 def test_hash_split_is_near_its_fraction():
     task = source("addition", digits=3).task
     assert isinstance(task, Addition)
@@ -279,6 +300,10 @@ def test_hash_split_is_near_its_fraction():
         (
             {"kind": "markov", "transition": [[0.5, 0.5], [0.6, 0.5]]},
             [("transition", "expected rows of probabilities that sum to 1, row 1 sums to 1.1")],
+        ),
+        (
+            {"kind": "markov", "transition": [[2.0, -1.0], [0.0, 1.0]]},
+            [("transition", "expected rows of probabilities, row 0 has -1")],
         ),
         ({"kind": "markov", "transition": [[1.0, 0.0]]}, [("transition", "expected a square matrix, got 1 rows of 2")]),
         ({"kind": "tokens"}, [("path", "missing; data.kind tokens needs a .npy or .bin file")]),

@@ -65,6 +65,21 @@ def _guarded(parsed: argparse.Namespace) -> int:
     except OSError as error:  # a file or folder that is not what it should be; what was saved before is kept
         print(f"deltaflow: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "deltaflow: not enough memory for this model and its batches; lower model.width, model.layers, data.batch "
+            "or data.context",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's or numpy's, or a device's, which is known by its name here: no JAX before a config is checked."""
+    refused = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
+    return refused or isinstance(error, MemoryError)
 
 
 if __name__ == "__main__":

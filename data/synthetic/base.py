@@ -1,6 +1,7 @@
 """What all drawn tasks share: numbers that are pure functions of (seed, step), and the source made of them."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
-from data.config import DataConfig
+from data.config import OPTIONS, DataConfig
 from data.source import Batch, Form, Whole, tiled
 from data.tokenizer import DataError
 
@@ -97,8 +98,15 @@ class Synthetic(Whole):
 
     @property
     def sha256(self) -> str:
-        """Of the config's section without batch size and seed, and of the held-out rows."""
-        config = self.task.config.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
+        """Of what decides on the task, and of the held-out rows; what other kinds read changes nothing."""
+        kind = self.task.config.kind
+        keys = {key for key, kinds in OPTIONS.items() if kind in kinds} | {
+            "kind",
+            "context",
+            "val_fraction",
+            "task_seed",
+        }
+        config = json.dumps(self.task.config.model_dump(mode="json", include=keys), sort_keys=True)
         parts = [np.ascontiguousarray(leaf).tobytes() for leaf in self.heldout if leaf is not None]
         return hashlib.sha256(b"".join([config.encode(), *parts])).hexdigest()
 
@@ -146,7 +154,9 @@ def drawn_where(draws: Draws, good, high: int, *shape: int) -> Int[np.ndarray, "
         if not bad.any():
             return rows
         rows = np.where(bad.reshape(-1, *(1,) * len(shape)), draws.integers(high, *shape), rows)
-    raise DataError("no row was found that belongs to this split")
+    raise DataError(
+        "data.val_fraction: no row was found that belongs to one of the splits; take it further from 0 and 1"
+    )
 
 
 def mixed(values: Int[np.ndarray, "*n"], seed: int) -> Float[np.ndarray, "*n"]:

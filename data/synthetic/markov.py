@@ -24,7 +24,13 @@ class Markov(Task):
         if len(shape) != 2 or shape[0] != shape[1]:
             raise DataError(f"data.transition: expected a square matrix, got {' x '.join(map(str, shape))}")
         if (values := np.linalg.eigvals(self.transition))[np.abs(values - 1) < 1e-9].size > 1:
-            raise DataError("data.transition: the chain falls apart: some states never reach some others")
+            apart = "falls apart: some states never reach some others"
+            if self.config.transition is not None:
+                raise DataError(f"data.transition: the chain {apart}")
+            drawn = f"the chain that data.task_seed {self.config.task_seed} draws"
+            raise DataError(
+                f"data.sharpness: at {self.config.sharpness:g} {drawn} {apart}; lower it, or take another seed"
+            )
 
     @property
     def form(self) -> Form:

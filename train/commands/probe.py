@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from train.commands.types import new_file
 from train.config.load import load
 
 
@@ -11,7 +12,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
-    parser.add_argument("--json", metavar="FILE", help="write the measurement there as JSON")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -34,5 +35,5 @@ def run(parsed: argparse.Namespace) -> int:
         console.table("side by side", *flow_table(results))
     if parsed.json is not None:
         value = results[0] if [v.name for v in experiment.variants] == ["main"] else results
-        write_atomically(Path(parsed.json), json.dumps(value, indent=1, allow_nan=False) + "\n")
+        write_atomically(parsed.json, json.dumps(value, indent=1, allow_nan=False) + "\n")
     return 0

@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -19,6 +21,20 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def new_file(text: str) -> Path:
+    """An argparse type for a file that can be written, in folders that may be missing."""
+    path = Path(text)
+    try:
+        if not text or path.is_dir():
+            raise argparse.ArgumentTypeError(f"expected a file, got {'a folder, ' if text else ''}{text!r}")
+        folder = next(above for above in path.absolute().parents if above.exists())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"expected a file, got {text!r} ({error})") from None
+    if not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}")
+    return path
 
 
 def temperature(text: str) -> float:

@@ -121,6 +121,9 @@ def expected(field: FieldInfo) -> str:
             first, *rest = typing.get_args(kind)
             lists = "a list of texts" if first is str else "a list of lists of numbers"
             parts.append(lists if Ellipsis in rest else f"a list of {1 + len(rest)} numbers")
+        elif typing.get_origin(kind) is dict and typing.get_origin(typing.get_args(kind)[1]) is Annotated:
+            each = FieldInfo.from_annotation(typing.get_args(kind)[1])
+            parts.append(f"a mapping whose values are each {expected(each)}")
         elif typing.get_origin(kind) is list:
             parts.append("a list")
         elif typing.get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
@@ -137,7 +140,10 @@ def mismatch(field: FieldInfo, value: Any) -> str:
     if not hint and str in _kinds(field.annotation) and isinstance(value, int | float):
         hint = "; put quotes around it"
     size = f" ({len(value)} characters)" if isinstance(value, str) and len(value) > 60 else ""
-    return f"expected {expected(field)}, got {show(value)}{size}{hint}"
+    got = show(value)
+    if isinstance(value, dict) and "a mapping" in expected(field):  # one of its values is what is wrong
+        got = clean("{" + ", ".join(f"{key}: {show(each)}" for key, each in value.items()) + "}")
+    return f"expected {expected(field)}, got {got}{size}{hint}"
 
 
 def validated(flat: dict[str, Node], source: Place) -> tuple[RunConfig, list[Problem], set[str]]:

@@ -32,7 +32,7 @@ def evaluate(
 
     def one(sums, item):
         feed, row = item
-        batch = _weighted(batch_of(feed, corpus, network.context), row)
+        batch = _weighted(batch_of(feed, corpus, network.context), row, 1 if network.pooled else 2)
         logits, _ = network.apply(params, batch.inputs, numbers=numbers)
         right = jnp.zeros(logits.shape[:1], logits.dtype)
         if network.task != "regression":
@@ -47,7 +47,7 @@ def evaluate(
     return Scores(loss / weight, right / weight)
 
 
-def _weighted(batch: Batch, row: Float[Array, "B"]) -> Batch:
-    """The batch with its targets weighted by their rows too."""
-    row = jnp.broadcast_to(row.reshape(-1, *(1,) * (batch.targets.ndim - 1)), batch.targets.shape)
+def _weighted(batch: Batch, row: Float[Array, "B"], axes: int) -> Batch:
+    """The batch with its targets, counted by their first `axes`, weighted by their rows too."""
+    row = jnp.broadcast_to(row.reshape(-1, *(1,) * (axes - 1)), batch.targets.shape[:axes])
     return batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)

@@ -9,8 +9,9 @@ from data.open import open_source
 from data.source import Form, Source
 from model.network import Network
 from train.config.fields import did_you_mean
-from train.config.load import Experiment, Variant
+from train.config.load import ConfigError, Experiment, Problem, Variant
 from train.config.schema import RunConfig
+from train.config.yaml12 import Place
 from train.core.custom import OptimizerError
 from train.core.optimizer import check
 from train.core.state import hparams_of
@@ -20,6 +21,7 @@ from train.run import platform as platforms
 from train.run.console import Console
 from train.run.errors import RunError
 from train.run.loop import GroupRun
+from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
 from train.run.resume import abreast, steps_per_call_of
@@ -54,7 +56,7 @@ def data_key(config: RunConfig) -> str:
 
 
 def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
-    """Raises RunError when the data is not for the config's task."""
+    """Raises RunError when the data is not for the config's task; DataError, ConfigError: of its optimizer."""
     config = variants[0].config
     task = config.task.kind or form.task
     if task not in _SERVES.get(form.task, ()):
@@ -73,6 +75,7 @@ def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> 
         form.channels,
         form.pooled,
     )
+    adopt(config.optimizer)
     if config.optimizer.patterned:
         for variant in variants:
             _check_optimizer(variant, network)
@@ -85,7 +88,7 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
     try:
         check(variant.config.optimizer, hp, network.shapes())
     except OptimizerError as error:
-        raise RunError(f"variant {variant.name}: {error}") from None
+        raise ConfigError([Problem(Place(f"variant {variant.name}"), "", str(error))]) from None
 
 
 def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data.source import Source
 from model.config import ModelConfig
 from model.residual import structure_of
 from train.config.load import Experiment, Variant
@@ -19,9 +20,11 @@ from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
+from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, compiled, grouped
 from train.run.rundir import differences, read_config
+from train.run.transfer import another, tokenizer_of
 
 
 def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any]]:
@@ -34,6 +37,8 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
     results = {}
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
+        if checkpoint is not None:
+            _same_tokens(checkpoint, source)
         group = build_group(members, source.form, platform)
         rolled = dataclasses.replace(group.network, unroll=1)  # short to compile, and it runs a few times only
         start = program = None
@@ -60,6 +65,17 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
     return [results[variant.name] for variant in experiment.variants]
 
 
+def _same_tokens(directory: Path, source: Source) -> None:
+    """Raises RunError when a run's parameters belong to other tokens than those of `source`."""
+    read_config(directory)  # or it is no run
+    here = None if source.tokenizer is None else source.tokenizer.to_json()
+    if another(tokenizer_of(directory), here):
+        raise RunError(
+            f"{directory}: has another tokenizer than {source.source}, so its tokens stand for something else; "
+            "probe it on the text it was trained on"
+        )
+
+
 def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> State:
     """The newest checkpoint of a run, for a variant whose model it is. Raises RunError."""
     saved = read_config(directory)
@@ -73,6 +89,7 @@ def restored(group: Group, variant: Variant, directory: Path, platform: Platform
     steps = checkpoints.steps()
     if not steps:
         raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
+    adopt(saved.optimizer)
     hp = hparams_of(saved, group.network.param_dtype)
     like = jax.eval_shape(lambda hp: initial_state(group.network, saved, hp), hp)
     return checkpoints.restore(steps[-1], like, platform.device)

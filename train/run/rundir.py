@@ -21,8 +21,8 @@ def directory_of(variant: Variant) -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """The file holds all of `text` or what it held before. Raises RunError when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary = path.with_name(f".{path.name}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -31,6 +31,8 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path}: cannot write: {error.strerror}") from None
+    except ValueError as error:  # "." has no name; a null character
+        raise RunError(f"{str(path)!r}: cannot write: {error}") from None
 
 
 def claim(variant: Variant) -> Path:

@@ -55,11 +55,20 @@ def open_source(directory: Path, device: Any) -> Source:
         raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
     params = checkpoints.params(steps[-1], device)
     found = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return Source(directory, steps[-1], found, tokenizer_of(directory))
+
+
+def tokenizer_of(directory: Path) -> Any:
+    """What a run's tokens stand for, as JSON; None where nobody knows."""
     try:
-        tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        return json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        tokenizer = None
-    return Source(directory, steps[-1], found, tokenizer)
+        return None
+
+
+def another(there: Any, here: Any) -> bool:
+    """Whether a run's tokens are known to be others than those of the tokenizer `here` (its JSON; None: no text)."""
+    return there is not None and there != json.loads(json.dumps(here))
 
 
 def started_from(
@@ -78,7 +87,7 @@ def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
     RunError when nothing matches.
     """
     here = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    foreign = OF_THE_VOCABULARY if source.tokenizer not in (None, json.loads(json.dumps(tokenizer))) else frozenset()
+    foreign = OF_THE_VOCABULARY if another(source.tokenizer, tokenizer) else frozenset()
     matched, new = [], []
     for path, leaf in here.items():
         there = source.params.get(path)
