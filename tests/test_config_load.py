@@ -154,7 +154,8 @@ def test_fields_that_are_refused(tmp_path, text, expected):
         (
             "model: {attention: full}",
             [
-                "a.yaml:2: model.attention: full would show each token the one it is to tell; data.kind text needs causal"
+                "a.yaml:2: model.attention: full would show each token the one it is to tell; "
+                "data.kind text needs causal"
             ],
         ),
         ("model: {attention: full}\ndata: {kind: digits}", []),
