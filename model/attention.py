@@ -1,6 +1,5 @@
 """Multi-head attention (Vaswani et al. 2017, 1706.03762, eq. 1) with grouped key and value heads (2305.13245)."""
 
-import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -15,7 +14,8 @@ from model.positions import alibi, rotate
 
 
 class Attention(nnx.Module):
-    """softmax(q k^T / sqrt(K)) v, then the output matrix; the softmax runs in at least float32."""
+    """softmax(scale q k^T) v, scale 1 / sqrt(K) unless the config says otherwise, then the output matrix; the softmax
+    runs in at least float32."""
 
     def __init__(self, config: ModelConfig, init: Init, layer: int | Int[Array, ""]):
         self.config = config
@@ -56,7 +56,7 @@ class Attention(nnx.Module):
         if config.positions == "rope":
             q, k = rotate(q), rotate(k)
         # Batched products over [B, G] with the R heads of a group below one another: the layout XLA:CPU likes best.
-        q = q * jnp.asarray(numbers.get("attention_scale", 1.0 / math.sqrt(K)), q.dtype)
+        q = q * jnp.asarray(numbers.get("attention_scale", config.usual_attention_scale), q.dtype)
         q_BGQK = q.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
         k_BGSK, v_BGSK = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         scores_BGQS = jnp.einsum("bgqk,bgsk->bgqs", q_BGQK, k_BGSK, preferred_element_type=wide(h.dtype))

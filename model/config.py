@@ -1,5 +1,6 @@
 """What the `model:` section of a config may say. No JAX here: a config is checked before JAX starts."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -109,6 +110,15 @@ class ModelConfig(Section):
     heads: int = Field(default=4, ge=1, description="query heads; must divide width")
     kv_heads: int | None = Field(default=None, ge=1, description="key and value heads; null = heads; must divide heads")
     mlp_ratio: float = Field(default=4, gt=0, description="hidden width of the MLP over width")
+    base_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="muP, docs/optimizers.md: a learning rate that is right at this width is right at every other one; "
+        "a model of this width is what it is without the option; null = standard parametrization",
+    )
+    base_heads: int | None = Field(
+        default=None, ge=1, description="heads of the model of base_width, which they must divide; null = heads"
+    )
     activation: Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu", "linear"] = Field(
         default="gelu", description="gelu is the tanh form; swiglu and geglu add a gate matrix; linear is none at all"
     )
@@ -129,7 +139,8 @@ class ModelConfig(Section):
         default=None, ge=1, description="sliding window: keys nearer than this many tokens are seen; null = all"
     )
     attention_scale: Annotated[float | None, Traced()] = Field(
-        default=None, description="factor of q . k; null = 1 / sqrt(width / heads)"
+        default=None,
+        description="factor of q . k; null = 1 / sqrt(K), K = width / heads; with base_width sqrt(base K) / K",
     )
     attention_cap: Annotated[float | None, Traced()] = Field(
         default=None, gt=0, description="soft cap of attention's logits, cap * tanh(logit / cap); null = none"
@@ -154,7 +165,9 @@ class ModelConfig(Section):
     )
     init: Literal["normal", "xavier", "orthogonal"] = Field(default="xavier", description="of every block matrix")
     init_std: Annotated[float, Traced()] = Field(
-        default=0.02, gt=0, description="of embeddings, and of matrices under init: normal"
+        default=0.02,
+        gt=0,
+        description="of embeddings, and of matrices under init: normal (there over sqrt(width / base_width))",
     )
     init_gain: InitGain = InitGain()
 
@@ -173,6 +186,23 @@ class ModelConfig(Section):
     @property
     def value_heads(self) -> int:
         return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def width_ratio(self) -> float:
+        """m, the width over base_width; 1 in the standard parametrization."""
+        return 1.0 if self.base_width is None else self.width / self.base_width
+
+    @property
+    def usual_attention_scale(self) -> float:
+        """The factor of q . k where attention_scale is null: 1 / sqrt(K), with base_width sqrt(base K) / K.
+
+        Trained q and k are correlated, so q . k grows as K and no longer as sqrt(K) (Yang et al. 2022, 2203.03466,
+        definition 4.1).
+        """
+        K = base = self.head_width
+        if self.base_width is not None:
+            base = self.base_width // (self.base_heads or self.heads)
+        return math.sqrt(base / K) / math.sqrt(K)
 
     def dropout_at(self, place: str) -> str | None:
         """The key of the rate at `place` (embed, attention, residual), None where nothing is dropped."""
@@ -200,21 +230,12 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     """Cross-field checks as (key, what is wrong), all at once; empty when the model can be built."""
     found = []
     if config.width % config.heads:
-        nearest = sorted(
-            (h for h in range(1, config.width + 1) if config.width % h == 0),
-            key=lambda h: (abs(h - config.heads), h),
-        )[:3]
-        found.append(
-            (
-                "heads",
-                f"expected a divisor of width {config.width} (nearest: "
-                f"{', '.join(map(str, sorted(nearest)))}), got {config.heads}",
-            )
-        )
+        found.append(("heads", f"expected a divisor of width {config.width} {_divisors(config.width, config.heads)}"))
     elif config.positions == "rope" and config.head_width % 2:
         found.append(("positions", f"rope turns pairs, so width/heads must be even, got {config.head_width}"))
     if config.heads % config.value_heads:
         found.append(("kv_heads", f"expected a divisor of heads {config.heads}, got {config.kv_heads}"))
+    found += _base_problems(config)
     if config.hidden < 1:
         found.append(
             (
@@ -240,3 +261,27 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _base_problems(config: ModelConfig) -> list[tuple[str, str]]:
+    """What keeps base_width and base_heads from being the sizes of a model of the same kind."""
+    base, heads = config.base_width, config.base_heads
+    if base is None:
+        return [] if heads is None else [("base_heads", f"needs base_width, got {heads}")]
+    if heads is None:
+        if base % config.heads:
+            return [("base_width", f"expected a multiple of heads {config.heads} (or set base_heads), got {base}")]
+        return []
+    if base % heads:
+        return [("base_heads", f"expected a divisor of base_width {base} {_divisors(base, heads)}")]
+    # Else keys and values would have a width that does not grow with the model's.
+    group, left = divmod(config.heads, config.value_heads)
+    if not left and heads % group:
+        return [("base_heads", f"expected a multiple of heads / kv_heads {group}, which widths share, got {heads}")]
+    return []
+
+
+def _divisors(number: int, got: int) -> str:
+    """`(nearest: 3, 4, 6), got 5`"""
+    found = sorted((n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - got), n))[:3]
+    return f"(nearest: {', '.join(map(str, sorted(found)))}), got {got}"

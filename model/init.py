@@ -23,6 +23,7 @@ class Init:
     kind: str
     numbers: Mapping[str, Any]
     dtype: jnp.dtype
+    width_ratio: float = 1.0  # m, how much wider than the base of muP
 
     def number(self, name: str, default: float) -> Any:
         """A traced number of the model section, or `default` where the config leaves it null."""
@@ -39,19 +40,24 @@ class Init:
         """A [rows, columns] matrix that maps rows to columns.
 
         xavier: normal with variance 2 / (rows + columns) (Glorot & Bengio 2010, eq. 12 has the same variance).
-        orthogonal: orthonormal along the shorter side (Saxe et al. 2013). normal: standard deviation init_std.
+        orthogonal: orthonormal along the shorter side (Saxe et al. 2013). normal: standard deviation
+        init_std / sqrt(m), so that all three shrink with the width (Yang et al. 2022, 2203.03466, tables 3 and 8).
         """
         key = self._key_of(path, layer)
         if self.kind == "orthogonal":
             drawn = jax.nn.initializers.orthogonal()(key, (rows, columns), jnp.float32)
         else:
             drawn = jax.random.normal(key, (rows, columns), jnp.float32)
-            scale = math.sqrt(2.0 / (rows + columns)) if self.kind == "xavier" else self.numbers["init_std"]
+            if self.kind == "xavier":
+                scale = math.sqrt(2.0 / (rows + columns))
+            else:
+                scale = self.numbers["init_std"] / math.sqrt(self.width_ratio)
             drawn = drawn * jnp.asarray(scale, jnp.float32)
         return (drawn * jnp.asarray(gain, jnp.float32)).astype(self.dtype)
 
     def table(self, path: str, rows: int, columns: int) -> Array:
-        """A [rows, columns] embedding table, normal with standard deviation init_std under every kind."""
+        """A [rows, columns] embedding table, normal with standard deviation init_std under every kind and at every
+        width."""
         drawn = jax.random.normal(self._key_of(path, 0), (rows, columns), jnp.float32)
         return (drawn * jnp.asarray(self.numbers["init_std"], jnp.float32)).astype(self.dtype)
 

@@ -51,7 +51,7 @@ class Network:
         return jnp.dtype("float64" if self.dtype == "float64" else "float32")
 
     def _build(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any]) -> Transformer:
-        init = Init(jax.random.key(seed), self.config.init, numbers, self.param_dtype)
+        init = Init(jax.random.key(seed), self.config.init, numbers, self.param_dtype, self.config.width_ratio)
         ends = Ends(self.vocab_size, self.context, self.outputs, self.channels, self.pooled)
         return Transformer(self.config, ends, init)
 

@@ -184,6 +184,9 @@ class Transformer(nnx.Module):
         x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.ends.pooled else x
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
+        if config.width_ratio != 1:
+            # The head's rows keep their size at every width (Yang et al. 2022, 2203.03466, table 8).
+            logits = logits * jnp.asarray(1 / config.width_ratio, logits.dtype)
         return soft_cap(logits, numbers.get("logit_cap")), seen
 
     def _embedded(self, tokens: Array) -> Float[Array, "N D"]:

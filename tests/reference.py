@@ -77,7 +77,8 @@ class Reference:
                 qh, kh = norm_formula(qh, "rms", c.norm_eps), norm_formula(kh, "rms", c.norm_eps)
             if c.positions == "rope":
                 qh, kh = rotated(qh), rotated(kh)
-            scores = qh @ kh.T * (1 / np.sqrt(K) if c.attention_scale is None else c.attention_scale)
+            usual = 1 / np.sqrt(K) if c.base_width is None else np.sqrt(c.base_width / (c.base_heads or c.heads)) / K
+            scores = qh @ kh.T * (usual if c.attention_scale is None else c.attention_scale)
             if c.attention_cap is not None:
                 scores = c.attention_cap * np.tanh(scores / c.attention_cap)
             for i in range(T):
@@ -220,5 +221,7 @@ class Reference:
         if self.config.residual.rule not in ("post_ln", "deepnorm"):
             x = self.norm(x, self.params.get("norm_f", {}))
         logits = x @ self.params.get("head", self.params["embed"]).T
+        if self.config.base_width is not None:
+            logits = logits * self.config.base_width / self.config.width
         cap = self.config.logit_cap
         return logits if cap is None else cap * np.tanh(logits / cap)

@@ -70,6 +70,13 @@ CONFIGS = {
         "attention_scale": 0.7,
         "activation": "geglu",
     },
+    "a narrower base, grouped heads, cap": {
+        "heads": 4,
+        "kv_heads": 2,
+        "base_width": 6,
+        "base_heads": 2,
+        "logit_cap": 3.0,
+    },
     "sliding window, sinusoidal, relu2": {"window": 3, "positions": "sinusoidal", "activation": "relu2"},
     "full sliding window, linear": {"window": 2, "attention": "full", "activation": "linear"},
     "rope, qk_norm, grouped heads, swiglu with biases": {

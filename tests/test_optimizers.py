@@ -24,7 +24,7 @@ def tree(seed: int, scale: float = 1.0) -> dict[str, Any]:
         "attn": {"q": {"kernel": draw(size=(2, 4, 4)), "bias": draw(size=(2, 4))}},
         "mlp": {"in_": {"kernel": draw(size=(2, 4, 6))}, "out": {"kernel": draw(size=(2, 6, 4))}},
         "norm_1": {"gain": draw(size=(2, 4))},
-        "residual": {"alpha_1": draw(size=(2,))},
+        "residual": {"alpha_1": draw(size=(2,)), "gate_1": {"kernel": draw(size=(2, 4, 4))}},
     }
     parts = {"blocks": block, "embed": draw(size=(5, 4)), "norm_f": {"gain": draw(size=4)}}
     return jax.tree.map(lambda x: scale * x, parts)
@@ -135,7 +135,7 @@ def newton_schulz(m):
 
 
 def np_muon(memory, g, p, t, path):
-    if "kernel" not in path:
+    if "kernel" not in path or "residual" in path:
         return np_adam(memory, g, p, t, path)
     memory["m"] = MOMENTUM * memory.get("m", 0.0) + (1 - MOMENTUM) * g
     # Dozat's form of Nesterov's step, debiased: a common factor would not matter to an orthogonalised matrix.
@@ -181,7 +181,7 @@ def test_three_steps_are_the_paper_s(x64, name, decay):
     config = OptimizerConfig(name=name, schedule="linear", warmup=1, decay=decay)
     params, grads = tree(0), [tree(seed, 10.0**-seed) for seed in (1, 2, 3)]
     after = applied(config, numbers(), params, grads)[-1]
-    tolerance = 1e-8 if name == "adafactor" else 1e-11  # optax computes adafactor's t^-0.8 in float32
+    tolerance = 1e-7 if name == "adafactor" else 1e-11  # optax computes adafactor's t^-0.8 in float32
     assert_equal(after, expected(name, params, grads, decay == "l2"), tolerance)
 
 
@@ -219,7 +219,8 @@ def test_muon_is_optax_s_muon_on_each_layer_by_itself(x64):
     hp, params, grads = numbers(weight_decay=0.0), tree(0), [tree(seed) for seed in (1, 2, 3)]
     after = leaves(applied(config, hp, params, grads)[-1])
     rule = optax.contrib.muon(0.02, beta=0.7, eps=1e-3)
-    single = {path: p for path, p in leaves(params).items() if "kernel" in path}  # unstacked: two axes each
+    ours = [path for path in leaves(params) if "kernel" in path and "residual" not in path]
+    single = {path: leaves(params)[path] for path in ours}  # unstacked: two axes each
     state, update = rule.init(single), jax.jit(rule.update)
     with jax.numpy_dtype_promotion("standard"):
         for grad in grads:
@@ -236,11 +237,11 @@ def test_muon_s_singular_values_are_near_one_in_every_layer(x64):
     spectrum = np.geomspace(1.0, 1e-2, width)
     turns = [np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in range(4)]
     kernel = np.stack([turns[0] * spectrum @ turns[1], 1e-3 * turns[2] * spectrum @ turns[3]])
-    grads = {"blocks": {"q": {"kernel": kernel}}}
+    grads = {"blocks": {"attn": {"q": {"kernel": kernel}}}}
     config = OptimizerConfig(name="muon", schedule="constant", warmup=0)
     params = jax.tree.map(np.zeros_like, grads)
     (after,) = applied(config, numbers(lr=1.0, eps=1e-12), params, [grads])
-    values = np.linalg.svd(after["blocks"]["q"]["kernel"], compute_uv=False)
+    values = np.linalg.svd(after["blocks"]["attn"]["q"]["kernel"], compute_uv=False)
     assert values.shape == (2, width)
     assert values.min() > 0.5 and values.max() < 1.3
 

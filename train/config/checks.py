@@ -44,6 +44,8 @@ def _model(config: RunConfig) -> Iterator[tuple[str, str]]:
     size = config.model
     if size.width > MAX_WIDTH:
         yield "model.width", f"expected at most {MAX_WIDTH}, got {size.width}"
+    elif size.base_width is not None and size.base_width > MAX_WIDTH:
+        yield "model.base_width", f"expected at most {MAX_WIDTH}, got {size.base_width}"
     elif size.mlp_ratio * size.width > MAX_HIDDEN:
         yield "model.mlp_ratio", f"expected at most {MAX_HIDDEN} / width {size.width}, got {show(size.mlp_ratio)}"
     else:
@@ -94,6 +96,16 @@ def _betas(config: RunConfig) -> Iterator[tuple[str, str]]:
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):
         yield "optimizer.betas", f"expected two numbers >= 0 and < 1, got {show(betas)}"
+
+
+def _own_optimizer(config: RunConfig) -> Iterator[tuple[str, str]]:
+    name, base = config.optimizer.name, config.model.base_width
+    if base is not None and ":" in name:
+        yield (
+            "model.base_width",
+            f"expected null with optimizer.name {name}, whose updates have no known factors (optimizer.lr_factors can "
+            f"give them some), got {base}",
+        )
 
 
 def _accumulate(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -150,6 +162,7 @@ _CHECKS = (
     (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
     (("optimizer.decay_fraction", "optimizer.warmup", "optimizer.schedule", "train.steps"), _wsd),
     (("optimizer.betas",), _betas),
+    (("optimizer.name", "model.base_width"), _own_optimizer),
     (("optimizer.accumulate", "data.batch"), _accumulate),
     (("train.steps_per_call", "watch.every", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
     (("train.unroll",), _unroll),

@@ -35,8 +35,8 @@ class OptimizerConfig(Section):
 
     name: OptimizerRule | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
         default="adamw",
-        description="sgd is plain; nesterov is momentum looked at ahead; muon is for the blocks' matrices and adam for "
-        "all else; adafactor multiplies each update by the rms of what it updates; "
+        description="sgd is plain; nesterov is momentum looked at ahead; muon is for attention's and the MLP's "
+        "matrices and adam for all else; adafactor multiplies each update by the rms of what it updates; "
         "module:function is the user's own, see docs/optimizers.md",
     )
     lr: Annotated[float, Traced()] = Field(default=1e-3, ge=0, description="peak learning rate")

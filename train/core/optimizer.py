@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from model.config import ModelConfig
 from train.config.schema import OptimizerConfig
 from train.core.custom import OptimizerError, called, user_rule
 from train.core.groups import decayed, factors, unfrozen, unmatched
 from train.core.rules import RULES, Numbers
 from train.core.schedule import learning_rate
+from train.core.width import by_width
 
 
 class HParams(NamedTuple):
@@ -30,9 +32,12 @@ class HParams(NamedTuple):
 
 
 def transformation(
-    config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int
+    config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int, model: ModelConfig | None = None
 ) -> optax.GradientTransformation:
-    """The update rule at `step`; the gradient it is given is clipped already. Raises OptimizerError."""
+    """The update rule at `step`; the gradient it is given is clipped already. Raises OptimizerError.
+
+    `model` tells a rule of ours how wide the parameters are; None is the standard parametrization.
+    """
     lr = rate(config, hp, step, steps)
     if ":" in config.name:
         parts = [user_rule(config.name, hp, lr)]
@@ -40,7 +45,9 @@ def transformation(
         direction = RULES[config.name](hp)
         decay = optax.add_decayed_weights(hp["weight_decay"], partial(decayed, config))
         coupled = config.decay == "l2" or (config.decay == "auto" and config.name == "adam")
-        parts = [*([decay, direction] if coupled else [direction, decay]), optax.scale_by_learning_rate(lr)]
+        wide = [] if model is None or model.width_ratio == 1 else [by_width(config.name, model)]
+        parts = [decay, direction, *wide] if coupled else [direction, *wide, decay]
+        parts.append(optax.scale_by_learning_rate(lr))
     if config.lr_factors:
         parts.append(factors(config, hp))
     if config.freeze:

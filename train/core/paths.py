@@ -31,9 +31,13 @@ def is_matrix(path: str) -> bool:
     return path.rpartition("/")[2] in ("kernel", *TABLES)
 
 
-def is_block_matrix(path: str) -> bool:
-    """A matrix of every block, stacked [L, rows, columns]."""
-    return path.startswith("blocks/") and is_matrix(path)
+def is_branch_matrix(path: str) -> bool:
+    """A matrix of attention or of the MLP, stacked [L, rows, columns]; none of a residual rule's own.
+
+    >>> [is_branch_matrix(f"blocks/{path}") for path in ("mlp/in/kernel", "mlp/in/bias", "residual/gate_1/kernel")]
+    [True, False, False]
+    """
+    return path.startswith(("blocks/attn/", "blocks/mlp/")) and is_matrix(path)
 
 
 def matches(path: str, pattern: str) -> bool:

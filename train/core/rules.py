@@ -11,7 +11,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from train.core.paths import by_path, is_block_matrix
+from train.core.paths import by_path, is_branch_matrix
 
 Numbers = Mapping[str, Any]  # traced numbers of the optimizer section by key
 
@@ -77,7 +77,11 @@ def _adafactor(hp: Numbers) -> optax.GradientTransformation:
 
 def _muon(hp: Numbers) -> optax.GradientTransformation:
     """Nesterov momentum of each layer's matrices, orthogonalised by five Newton-Schulz steps, times
-    sqrt(max(1, columns / rows)) (Jordan et al. 2024, github.com/KellerJordan/Muon); Adam for all other parameters."""
+    sqrt(max(1, columns / rows)) (Jordan et al. 2024, github.com/KellerJordan/Muon); Adam for all other parameters.
+
+    The matrices are attention's and the MLP's. A residual rule's own are gates and readouts of few columns that start
+    at zero: a step that moves all their directions alike would be noise in most of them.
+    """
 
     def stacked(updates: Any) -> Any:
         return jax.tree.map(lambda _: MuonDimensionNumbers(1, 2), updates)  # axis 0 is the layer
@@ -91,7 +95,7 @@ def _muon(hp: Numbers) -> optax.GradientTransformation:
     )
 
     def labels(params: Any) -> Any:
-        return by_path(lambda path, _: "muon" if is_block_matrix(path) else "adam", params)
+        return by_path(lambda path, _: "muon" if is_branch_matrix(path) else "adam", params)
 
     return optax.partition({"muon": orthogonal, "adam": _adam(hp)}, labels)
 

@@ -32,7 +32,8 @@ def initial_state(network: Network, config: RunConfig, hp: HParams) -> State:
 def state_at(config: RunConfig, hp: HParams, params: Params) -> State:
     """Step 0 of a run that starts from these parameters."""
     with jax.numpy_dtype_promotion("standard"):
-        rule = transformation(config.optimizer, hp.optimizer, jnp.zeros((), jnp.int32), config.train.steps)
+        start = jnp.zeros((), jnp.int32)
+        rule = transformation(config.optimizer, hp.optimizer, start, config.train.steps, config.model)
         optimizer = rule.init(params)
     ema = None if config.optimizer.ema is None else params
     return State(params, optimizer, jnp.zeros((), jnp.int32), ema)

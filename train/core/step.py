@@ -59,7 +59,7 @@ def train_step(
     trained, factor = clipped(trained, state.params, trained_norm, hp.optimizer)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        optimizer = transformation(config.optimizer, hp.optimizer, state.step, config.train.steps)
+        optimizer = transformation(config.optimizer, hp.optimizer, state.step, config.train.steps, config.model)
         updates: Any
         updates, optimizer_state = optimizer.update(trained, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
