@@ -22,7 +22,7 @@ from train.config.schema import RunConfig
 from train.core.batch import Feed
 from train.core.evaluate import evaluate
 from train.core.optimizer import HParams
-from train.core.paths import is_block_matrix, path_of
+from train.core.paths import is_matrix, path_of
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.window import run_window
 
@@ -73,8 +73,8 @@ def model_flops(network: Network, batch: int) -> float:
     token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B; and 3 times those
     that the residual rule adds to a forward pass)."""
     shapes = network.shapes()
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    matrices = [leaf for keys, leaf in leaves if is_block_matrix(path_of(keys))]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes["blocks"])
+    matrices = [leaf for keys, leaf in leaves if is_matrix(path_of(keys))]
     tables = [shapes.get("head", shapes["embed"]), *([] if network.channels is None else [shapes["embed"]])]
     weights = sum(math.prod(leaf.shape) for leaf in [*matrices, *tables])
     attention = 12 * network.config.layers * network.config.width * network.context
