@@ -20,11 +20,11 @@ types: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not tpu_aot"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not tpu_aot"
 
 # The slow tests: the full grid of laws.
 torture: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 # Runs every config and checks what it promises under `expect:`; goes on after one that fails, and fails then.
 # shakespeare_char wants a GPU. Without a network: make configs CONFIGS=configs/quickstart.yaml, or

@@ -2,11 +2,20 @@
 
 import json
 import os
+import shutil
+import tempfile
+from importlib.metadata import version
 
-# Optimization level 0: nearly all the time of a test is the compilation of a tiny program that runs a few times.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
-)  # of two equal flags the last one counts
+# Nearly all the time of a test is the compilation of a tiny program that runs a few times: optimization level 0, and
+# XLA's old emitters, which compile in half the time (a flag unknown to XLA ends the process, and 0.11 dropped this one).
+_QUICK = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])  # of two equal flags the last one counts
+# And the same tiny program, built anew by the next run or in the other worker, is compiled once a session.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deltaflow-programs-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -18,6 +27,18 @@ from train.config.load import Experiment, from_mapping
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):  # xdist's workers share the folder of the process that started them
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Else a worker holds 5 GB of them in the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The docs say what the code does."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -57,3 +58,24 @@ def test_the_tensorboard_command_keeps_the_custom_scalars():
     said = [ROOT / "README.md", ROOT / "scripts" / "colab_tpu.ipynb", ROOT / "train" / "run" / "experiment.py"]
     for path in said:
         assert re.findall(r"scalars=(\d+)", path.read_text(encoding="utf-8")) == ["100000"], path.name
+
+
+def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
+    """And what is explained of a plain run is there."""
+    _, run = trained
+    page = (ROOT / "docs" / "tags.md").read_text(encoding="utf-8")
+    cells = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    explained = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+    def general(tag: str) -> str:
+        tag = re.sub(r"layer_\d{3}", "layer_NNN", tag).replace("grad_without/", "grad/")
+        return re.sub(r"(layer_NNN)/.+", r"\1/MATRIX", tag)
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = {general(tag) for row in rows for tag in row if tag not in ("step", "nonfinite")}
+    summary = json.loads((run / "summary.json").read_text())
+    assert len(logged) > 20 and not logged - explained and not summary.keys() - explained
+    optional = {"loss/val_ema", "perplexity/val_ema", "loss/floor", "loss/floor_NAME", "loss_val_ema", "verdict"}
+    pictures = {"delta/heatmap", "delta_without/heatmap"}
+    missing = {name for name in explained if not name.startswith("grad_without")} - logged - summary.keys()
+    assert missing <= optional | pictures

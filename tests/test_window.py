@@ -1,5 +1,7 @@
 """A window of K steps is K steps, whatever is watched on the way and wherever the tokens come from."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,8 +90,9 @@ def test_windows_from_the_host_are_those_gathered_on_the_device(setting, single)
     after, metrics, _ = run(network, config, 0, state, hp, None, host)
     assert_same_run(after, metrics, single)
     resident, resident_metrics, _ = run(network, config, 0, state, hp, jnp.asarray(tokens), starts)
-    np.testing.assert_array_equal(metrics.loss, resident_metrics.loss)
-    jax.tree.map(np.testing.assert_array_equal, after.params, resident.params)
+    # Two programs: they may round in another way, but see the same tokens.
+    np.testing.assert_allclose(metrics.loss, resident_metrics.loss, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), after.params, resident.params)
 
 
 def test_the_device_gathers_what_the_host_does(setting):

@@ -1,5 +1,6 @@
 """A whole experiment: its data, its device, its groups one after the other, and what came out."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +102,13 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
         groups += [(source, build_group(part, source.form, platform)) for part in abreast(members)]
+    began = time.perf_counter()
     for source, group in groups:
         if stop.signal is not None:
             break
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = steps_per_call_of(directory_of(group.variants[0]), guess)
-        run = GroupRun(group, source, platform, console, stop, K)
+        run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began)
         for summary in run.run():
             summaries[summary["variant"]] = summary
     ordered = [summaries[v.name] for v in experiment.variants if v.name in summaries]

@@ -40,6 +40,7 @@ class GroupRun:
     console: Console
     stop: Stop
     K: int
+    waited_s: float = 0.0  # for the groups before this one
     records: list[Record] = field(default_factory=list)
     _pending: deque = field(default_factory=deque)
     _window_s: list[float] = field(default_factory=list)
@@ -72,7 +73,7 @@ class GroupRun:
             states = states if given is None else self._transferred(programs, states, given)
             programs.wait()
             compile_s = time.perf_counter() - started
-            timing = {"compile_s": compile_s, "seconds_to_first_step": platforms.process_age()}
+            timing = {"compile_s": compile_s, "seconds_to_first_step": platforms.process_age() - self.waited_s}
             self._describe(programs, compile_s, first)
             self._train(programs, states, first)
             return self._finish(timing, started)
