@@ -7,14 +7,20 @@ import tempfile
 from importlib.metadata import version
 
 # Nearly all the time of a test is the compilation of a tiny program that runs a few times: optimization level 0, and
-# XLA's old emitters, which compile in half the time (a flag unknown to XLA ends the process, and 0.11 dropped this one).
-_QUICK = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])  # of two equal flags the last one counts
+# XLA's old emitters, which compile in half the time (0.11 has them no more, and an unknown flag ends the process).
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false" if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else "",
+        os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts
+    )
+)
 # And the same tiny program, built anew by the next run or in the other worker, is compiled once a session.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="deltaflow-programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if "PYTEST_XDIST_WORKER" in os.environ
+    else tempfile.mkdtemp(prefix="deltaflow-programs-")
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
