@@ -7,7 +7,6 @@ import pytest
 from data.open import open_source
 from model.network import Network
 from model.residual import RULES
-from train.core.evaluate import evaluate
 from train.core.state import hparams_of, initial_state
 from train.core.window import run_window
 
@@ -43,7 +42,6 @@ def test_it_learns_to_copy(tiny, rule):
     hp = hparams_of(config)
     state = jax.jit(initial_state, static_argnums=(0, 1))(network, config, hp)
     trained = jax.jit(run_window, static_argnums=(0, 1, 2))
-    state, _, _ = trained(network, config, 0, state, hp, None, source.train_batches(16, 0, 0, STEPS))
-    # Held out, so that nothing is dropped under stochastic_depth.
-    scores = jax.jit(evaluate, static_argnums=0)(network, state.params, hp.model, None, *source.heldout_batches(16, 16))
-    assert scores.loss < 0.5 * np.log(4)
+    _, metrics, _ = trained(network, config, 0, state, hp, None, source.train_batches(16, 0, 0, STEPS))
+    # The median: now and then stochastic_depth drops the very block that looks things up.
+    assert np.median(metrics.loss[-40:]) < 0.5 * np.log(4)
