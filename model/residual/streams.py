@@ -58,6 +58,9 @@ class HyperConnections(Streams):
 
     B = 1, A_r = I and A_m = e_(k mod n) for sublayer k at the start, which computes pre_ln's function. `dynamic: true`
     adds scale * tanh(RMSNorm(H) W) to each of them, a value a token (eq. 10 to 13), with W = 0 and scale = 0.01.
+
+    The paper's listing (appendix J) has a LayerNorm with a gain there, and one scale for A_m and A_r together; here
+    the norm has no parameters, as in mhc, and each of the three has its own scale.
     """
 
     @property
