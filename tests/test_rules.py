@@ -214,8 +214,9 @@ def test_layerscale_of_one_is_pre_ln(x64):
 
 def test_deepnorm_s_constants(x64):
     # L = 8: alpha = 16^(1/4) = 2, beta = 64^(-1/4) = 1 / (2 sqrt 2), on V, O and the MLP, and not on Q and K.
-    net = network("deepnorm", layers=8, init="normal")
-    drawn, usual = start(net)["blocks"], start(network("pre_ln", layers=8, init="normal"))["blocks"]
+    model: Any = {"layers": 8, "init": "normal", "activation": "swiglu"}
+    net = network("deepnorm", **model)
+    drawn, usual = start(net)["blocks"], start(network("pre_ln", **model))["blocks"]
     beta = 1 / (2 * np.sqrt(2))
     for part, name, factor in (
         ("attn", "q", 1),
@@ -223,11 +224,12 @@ def test_deepnorm_s_constants(x64):
         ("attn", "v", beta),
         ("attn", "o", beta),
         ("mlp", "in_", beta),
+        ("mlp", "gate", beta),
         ("mlp", "out", beta),
     ):
         same(drawn[part][name]["kernel"], factor * usual[part][name]["kernel"], rtol=1e-6)
     params = parameters(net)
-    same(logits(net, params), logits(network({"rule": "deepnorm", "alpha": 2.0}, layers=8), params))
+    same(logits(net, params), logits(network({"rule": "deepnorm", "alpha": 2.0}, **model), params))
     assert net.config.residual.alpha is None and "norm_f" not in params
 
 
