@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from data.custom import said
-from train.core.rules import Numbers
+from train.core.directions import Numbers
 
 # By the name that a config gives them; train/run/own.py imports them and puts them here.
 FUNCTIONS: dict[str, Callable[..., Any]] = {}

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from train.config.schema import OptimizerConfig
+from train.core.directions import Numbers
 from train.core.paths import by_path, is_matrix, matches, path_of
-from train.core.rules import Numbers
 
 
 def decayed(config: OptimizerConfig, params: Any) -> Any:

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from model.config import ModelConfig
 from train.config.schema import OptimizerConfig
 from train.core.custom import OptimizerError, called, user_rule
+from train.core.directions import DIRECTIONS, Numbers
 from train.core.groups import decayed, factors, unfrozen, unmatched
-from train.core.rules import RULES, Numbers
 from train.core.schedule import learning_rate
 from train.core.width import by_width
 
@@ -42,7 +42,7 @@ def transformation(
     if ":" in config.name:
         parts = [user_rule(config.name, hp, lr)]
     else:
-        direction = RULES[config.name](hp)
+        direction = DIRECTIONS[config.name](hp)
         decay = optax.add_decayed_weights(hp["weight_decay"], partial(decayed, config))
         coupled = config.decay == "l2" or (config.decay == "auto" and config.name == "adam")
         wide = [] if model is None or model.width_ratio == 1 else [by_width(config.name, model)]

@@ -14,10 +14,10 @@ from model.residual import rule_of, without_skip
 from train.config.schema import RunConfig
 from train.core.batch import Feed, batch_of
 from train.core.clipping import clipped
+from train.core.directions import Numbers
 from train.core.groups import unfrozen
 from train.core.loss import micro_total, tapped_loss
 from train.core.optimizer import HParams, averaged, rate, transformation
-from train.core.rules import Numbers
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
 from train.gradflow.norms import Norm, matrix_norms, parameter_norms, total_norm

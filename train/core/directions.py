@@ -110,7 +110,7 @@ def _nesterov(hp: Numbers) -> optax.GradientTransformation:
     return optax.trace(hp["momentum"], nesterov=True)
 
 
-RULES: dict[str, Callable[[Numbers], optax.GradientTransformation]] = {
+DIRECTIONS: dict[str, Callable[[Numbers], optax.GradientTransformation]] = {
     "sgd": lambda hp: optax.identity(),
     "momentum": _momentum,
     "nesterov": _nesterov,
