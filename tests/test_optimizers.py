@@ -143,7 +143,7 @@ def np_muon(memory, g, p, t, path):
     return newton_schulz(ahead) * np.sqrt(max(1, g.shape[1] / g.shape[0]))
 
 
-DIRECTIONS = {
+BY_HAND = {
     "sgd": np_sgd,
     "momentum": np_momentum,
     "nesterov": np_nesterov,
@@ -163,7 +163,7 @@ def expected(name: str, params, all_grads, l2: bool, weight_decay=NUMBERS["weigh
     for t, (grads, lr) in enumerate(zip(all_grads, RATES, strict=True), 1):
         for path, g in leaves(grads).items():
             pull = weight_decay * p[path] if decays(path) else 0.0
-            step = DIRECTIONS[name](memory[path], g + (pull if l2 else 0.0), p[path], t, path)
+            step = BY_HAND[name](memory[path], g + (pull if l2 else 0.0), p[path], t, path)
             p[path] = p[path] - lr * (step + (0.0 if l2 else pull))
     return p
 
