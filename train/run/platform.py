@@ -45,6 +45,11 @@ def select(config: TrainConfig) -> Platform:
         raise RunError(
             f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
         )
+    if config.dtype == "bfloat16" and platform.kind == "gpu" and not _has_bfloat16(platform):
+        raise RunError(
+            f"train.dtype: bfloat16 needs a GPU of compute capability 8 (Ampere), and the device is {platform.label} "
+            f"of {getattr(platform.device, 'compute_capability', 'none')}; use float32 or auto"
+        )
     jax.config.update("jax_default_device", platform.device)
     return platform
 
@@ -69,12 +74,13 @@ def compute_dtype(config: TrainConfig, platform: Platform) -> str:
     """`train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs since Ampere (compute capability 8)."""
     if config.dtype != "auto":
         return config.dtype
-    if platform.kind == "tpu":
-        return "bfloat16"
+    return "bfloat16" if platform.kind in ("gpu", "tpu") and _has_bfloat16(platform) else "float32"
+
+
+def _has_bfloat16(platform: Platform) -> bool:
+    """Whether an accelerator multiplies in bfloat16. Where XLA emulates it, it is slower than float32."""
     capability = getattr(platform.device, "compute_capability", None)
-    if platform.kind == "gpu" and capability is not None and float(capability) >= 8.0:
-        return "bfloat16"
-    return "float32"
+    return platform.kind == "tpu" or (capability is not None and float(capability) >= 8.0)
 
 
 def unroll(config: RunConfig, platform: Platform) -> int:
