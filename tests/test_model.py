@@ -1,5 +1,6 @@
 """The transformer against a second one in plain numpy, and the laws its parts obey."""
 
+import re
 from functools import partial
 from typing import Any, get_args
 
@@ -360,6 +361,14 @@ def test_standard_deviations():
         assert w.std() == pytest.approx(std, rel=0.03)
         assert abs(w.mean()) < SIGMAS * std / np.sqrt(w.size)
     np.testing.assert_allclose(matrices("normal", 8, 8, std=0.5), 25 * matrices("normal", 8, 8), rtol=1e-6)
+
+
+def test_orthogonal_matrices_are_not_factorized_as_a_batch():
+    """A batch waits for the thread pool inside of it; two at once hang a machine of two cores (model/init.py)."""
+    net = network(init="orthogonal")
+    text = jax.jit(lambda seed: net.init(seed)).lower(np.uint32(0)).as_text()
+    calls = [line for line in text.splitlines() if "geqrf" in line and "custom_call" in line]
+    assert calls and not [line for line in calls if re.search(r"tensor<\d+x\d+x\d+xf32>", line)]
 
 
 def test_orthogonal_matrices():
