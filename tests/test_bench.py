@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from scripts.bench import flax_plain, jax_plain  # noqa: E402
+from scripts.bench import flax_plain, jax_plain, project  # noqa: E402
 from scripts.bench import table as tables  # noqa: E402
 from scripts.bench.__main__ import main, target  # noqa: E402
 from scripts.bench.contest import Ended, Entry, Lane, Worker, contest, steps_in  # noqa: E402
 from scripts.bench.contestant import Corpus, Facts  # noqa: E402
-from scripts.bench.shapes import Shapes  # noqa: E402
+from scripts.bench.shapes import Setting, Shapes, read  # noqa: E402
 
 TINY = Shapes(layers=2, heads=2, width=32, context=16, batch=4, vocab=11)
 TRAINS = Facts(versions="made up 1.0", device="abacus", dtype="float32", flops=6e6, tokens=100)
@@ -225,6 +225,29 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit, match="2"):
         main(["--shapes", "1,3,16,8,2,11"])
     assert "divisor of width 16, got 3" in capsys.readouterr().err
+
+
+def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_path: Path) -> None:
+    shakespeare = read(ROOT / "configs" / "shakespeare_char_cpu.yaml")
+    assert shakespeare == Setting(Shapes(layers=4, heads=4, width=128, context=64, batch=12, vocab=65), "auto", ())
+    page = tmp_path / "other.yaml"
+    page.write_text("name: other\nmodel: {residual: {rule: rezero}, dropout: 0.1}\n")
+    assert read(page).notes == (
+        "model.residual.rule is 'rezero' in other.yaml; the other programs have 'pre_ln'",
+        "model.dropout is 0.1 in other.yaml; the other programs have 0.0",
+    )
+
+
+@pytest.mark.parametrize("watch_every", [0, 2])
+def test_the_project_runs_its_own_windows(tmp_path: Path, watch_every: int) -> None:
+    page = tmp_path / "tiny.yaml"
+    page.write_text(
+        "name: tiny\nmodel: {layers: 2, width: 8, heads: 2}\ndata: {context: 8, batch: 2}\n"
+        "train: {steps_per_call: 2, device: cpu}\n"
+    )
+    run, K = project.make(str(page), watch_every)
+    assert K == 2
+    assert run(3 * K) > 0
 
 
 def test_flops_count_the_matmuls() -> None:

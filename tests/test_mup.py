@@ -70,9 +70,7 @@ def test_a_model_of_the_base_width_is_the_same_program(init):
 
     def programs(**base: int) -> list[str]:
         net = network(width=12, init=init, residual="highway", **base)
-        return [
-            str(jax.make_jaxpr(f)(x)) for f, x in ((net.init, 0), (partial(net.apply, tokens=TOKENS), net.shapes()))
-        ]
+        return [text(net.init, 0), text(partial(net.apply, tokens=TOKENS), net.shapes())]
 
     plain = programs()
     assert programs(base_width=12) == programs(base_width=12, base_heads=2) == plain

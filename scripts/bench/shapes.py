@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def read(path: Path) -> Setting:
     )
     notes = []
     for key, expected in WRITTEN_FOR.items():
-        section, field = key.split(".")
-        got = getattr(getattr(config, section), field)
+        got = attrgetter(key)(config)
         if got != expected:
             notes.append(f"{key} is {got!r} in {path.name}; the other programs have {expected!r}")
     return Setting(shapes, config.train.dtype, tuple(notes))
