@@ -237,3 +237,29 @@ def test_matrix_norms_and_the_whole_block():
         np.testing.assert_allclose(log10(found[tag]), expected, atol=1e-6)
     whole = [np.sqrt(sum(np.sum(leaf[layer] ** 2) for leaf in leaves.values())) for layer in range(2)]
     np.testing.assert_allclose(log10(found["layer"]), np.log10(whole) + exponents * LOG2, atol=1e-6)
+
+
+def test_norms_by_name_are_two_arrays_a_shape_whatever_axes_lead():
+    blocks = {"q": {"kernel": np.full((3, 2, 2), 2.0, np.float32)}, "v": {"kernel": np.zeros((3, 4), np.float32)}}
+    ends = {"embed": np.full((4,), 1e-30, np.float32), "head": np.ones((9,), np.float32)}
+
+    @jax.jit
+    def measured(scales, blocks, ends):
+        def at(scale):
+            grown = jax.tree.map(lambda leaf: leaf * scale, blocks)
+            return norms.matrix_norms(grown).joined(norms.separate_norms(ends, {"head": jnp.float32(-200)}))
+
+        return jax.vmap(at)(scales)
+
+    found = measured(jnp.asarray([1.0, 2.0]), blocks, ends)
+    assert len(jax.tree.leaves(found)) == 4
+    assert list(found) == ["q", "v", "layer", "embed", "head"]
+    assert len(found) == 5
+    assert "k" not in found
+    for name, norm in found.items():
+        np.testing.assert_array_equal(found.log10()[name], log10(norm))
+    np.testing.assert_allclose(value(found["q"]), [[4.0] * 3, [8.0] * 3])
+    np.testing.assert_array_equal(value(found["layer"]), value(found["q"]))
+    assert np.isneginf(log10(found["v"])).all()
+    np.testing.assert_allclose(log10(found["embed"]), np.log10(2e-30), atol=1e-6)
+    np.testing.assert_allclose(log10(found["head"]), np.log10(3) - 200 * LOG2, atol=1e-6)

@@ -122,7 +122,7 @@ def _delta(flow: Flow, rms: ArrayLike) -> dict[str, Any]:
     }
 
 
-def _norms(norms: dict[str, Norm]) -> dict[str, Any]:
+def _norms(norms: Mapping[str, Norm]) -> dict[str, Any]:
     return {name: numbers(norm) for name, norm in norms.items()}
 
 
@@ -135,7 +135,7 @@ def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict
     """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays."""
     seen = probe.flow.seen
     assert seen is not None
-    logs = {name: log10(norm) for name, norm in probe.flow.grad.items()}
+    logs = probe.flow.grad.log10()
     delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
     without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
     rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms

@@ -20,7 +20,7 @@ from train.core.loss import micro_total, tapped_loss
 from train.core.optimizer import HParams, averaged, rate, transformation
 from train.core.state import State
 from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
-from train.gradflow.norms import Norm, matrix_norms, parameter_norms, total_norm
+from train.gradflow.norms import Norm, Norms, matrix_norms, parameter_norms, total_norm
 
 
 class Metrics(NamedTuple):
@@ -35,8 +35,8 @@ class Watched(NamedTuple):
 
     flow: Flow
     without: Flow | None  # the same weights, batch and dropout with skip scale 0 (no draws under stochastic_depth)
-    weight: dict[str, Norm]  # [L] a matrix, and the whole block as "layer"
-    update: dict[str, Norm]
+    weight: Norms  # [L] a matrix, and the whole block as "layer"
+    update: Norms
     grad_global: Norm  # before clipping
     clip_factor: Float[Array, ""]
 

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from train.core.step import Watched
-from train.gradflow.norms import Norm, gains, log10
+from train.gradflow.norms import gains, log10
 
 Scalars = dict[str, float | None]
 
@@ -45,30 +44,15 @@ def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Scalars:
     return out
 
 
-def _logs(*tables: Mapping[str, Norm]) -> list[dict[str, np.ndarray]]:
-    """log10 of every norm of some tables, in one call: a call for each would cost more than the device's part."""
-    norms = [norm for table in tables for norm in table.values()]
-    shapes = [np.shape(norm.mantissa) for norm in norms]
-    parts: list[Any] = [np.concatenate([np.reshape(x, -1) for x in column]) for column in zip(*norms, strict=True)]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    logs = iter(part.reshape(shape) for part, shape in zip(np.split(log10(Norm(*parts)), ends), shapes, strict=True))
-    return [{name: next(logs) for name in table} for table in tables]
-
-
 def watched_scalars(watched: Watched) -> Scalars:
     """Every tag of one watched step, from host arrays. What spans decades is a base-10 logarithm."""
     flows = {"": watched.flow} | ({} if watched.without is None else {"_without": watched.without})
-    weight, update, single, *grads = _logs(
-        watched.weight,
-        watched.update,
-        {"global": watched.grad_global} | {suffix: flow.delta for suffix, flow in flows.items()},
-        *(flow.grad for flow in flows.values()),
-    )
+    weight, update = watched.weight.log10(), watched.update.log10()
     out: Scalars = {}
-    for suffix, grad in zip(flows, grads, strict=True):
-        out |= _depths(f"delta{suffix}/norm_log10", single[suffix])
-        out |= _matrices(f"grad{suffix}/norm_log10", grad)
-    out |= _depths("gain", gains(single[""]))
+    for suffix, flow in flows.items():
+        out |= _depths(f"delta{suffix}/norm_log10", log10(flow.delta))
+        out |= _matrices(f"grad{suffix}/norm_log10", flow.grad.log10())
+    out |= _depths("gain", gains(log10(watched.flow.delta)))
     # A weight of exactly zero, such as a bias at the start, has no ratio.
     moved = {name: np.where(np.isneginf(weight[name]), -np.inf, update[name]) for name in weight}
     held = {name: np.where(np.isneginf(weight[name]), 0.0, weight[name]) for name in weight}
@@ -78,6 +62,6 @@ def watched_scalars(watched: Watched) -> Scalars:
     if watched.flow.seen is not None:
         out |= _depths("act/rms", np.asarray(watched.flow.seen.rms))
         out |= _depths("act/rank", np.asarray(watched.flow.seen.rank))
-    out["grad/global_preclip_log10"] = _finite(float(single["global"]))
+    out["grad/global_preclip_log10"] = _finite(float(log10(watched.grad_global)))
     out["grad/clip_factor"] = float(watched.clip_factor)
     return out

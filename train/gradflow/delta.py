@@ -16,7 +16,17 @@ from model.layers import root_mean_square, wide
 from model.network import Params
 from model.taps import exponent_limit, scaled
 from model.transformer import Seen
-from train.gradflow.norms import Norm, flat, inner, log10, matrix_norms, named, root_mean_of_parts, separate_norms
+from train.gradflow.norms import (
+    Norm,
+    Norms,
+    flat,
+    inner,
+    log10,
+    matrix_norms,
+    named,
+    root_mean_of_parts,
+    separate_norms,
+)
 
 TINY_WEIGHT = -5.0  # log10 of a norm: products of a few such weights leave float32's range
 
@@ -99,7 +109,7 @@ class Flow(NamedTuple):
     """Where the gradient goes, before clipping. Norms are Frobenius norms at their true scale."""
 
     delta: Norm  # [L+1]
-    grad: dict[str, Norm]  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
+    grad: Norms  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
     seen: Seen | None
 
 
@@ -110,17 +120,13 @@ def flow(result: Backward) -> Flow:
     which belong to the bottom and the top of the network.
     """
     exponents = exponents_of(result)
-    norms = matrix_norms(result.params["blocks"], exponents["blocks"])
-    tied = "head" not in result.params
-    single = {"lookup": result.params["embed"], "head": result.head}
-    if tied:
-        single["embed"] = _shift(result.params["embed"], exponents["embed"]) + result.head
+    single = {"lookup": result.params["embed"], "head": result.head, "embed": result.params["embed"]}
     single |= {name: flat(result.params[name]) for name in ("positions", "norm_f") if name in result.params}
-    lacking = {"lookup": exponents["embed"]} | {n: exponents[n] for n in ("positions", "norm_f") if n in exponents}
-    norms |= {name: norm.times(lacking.get(name, 0.0)) for name, norm in separate_norms(single).items()}
-    if not tied:
-        norms["embed"] = norms["lookup"]
-    return Flow(result.delta, norms, result.seen)
+    lacking = {name: exponents[name] for name in single if name in exponents} | {"lookup": exponents["embed"]}
+    if "head" not in result.params:
+        single["embed"] = _shift(result.params["embed"], lacking.pop("embed")) + result.head
+    blocks = matrix_norms(result.params["blocks"], exponents["blocks"])
+    return Flow(result.delta, blocks.joined(separate_norms(single, lacking)), result.seen)
 
 
 def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:

@@ -6,7 +6,7 @@ first, and exponents that a tap took out of the cotangent (model/taps.py) are si
 exact zero is mantissa 0.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,37 +29,74 @@ class Norm(NamedTuple):
         return Norm(self.mantissa, self.exponent + exponent)
 
 
+@jax.tree_util.register_pytree_node_class
+class Norms(Mapping[str, Norm]):
+    """Norms by name, kept as stacks [..., names] of one shape each.
+
+    A program then has one output for many of them: an output each would take long to compile and to fetch.
+    """
+
+    def __init__(self, *stacks: tuple[tuple[str, ...], Norm]) -> None:
+        self._stacks = stacks
+
+    def __getitem__(self, name: str) -> Norm:
+        for names, stack in self._stacks:
+            if name in names:
+                index = names.index(name)
+                return Norm(stack.mantissa[..., index], stack.exponent[..., index])
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for names, _ in self._stacks for name in names)
+
+    def __len__(self) -> int:
+        return sum(len(names) for names, _ in self._stacks)
+
+    def joined(self, other: "Norms") -> "Norms":
+        return Norms(*self._stacks, *other._stacks)
+
+    def log10(self) -> dict[str, np.ndarray]:
+        """See `log10`; on the host, one call a stack."""
+        out = {}
+        for names, stack in self._stacks:
+            logs = log10(stack)
+            out |= {name: logs[..., index] for index, name in enumerate(names)}
+        return out
+
+    def tree_flatten(self) -> tuple[tuple[Norm, ...], tuple[tuple[str, ...], ...]]:
+        return tuple(stack for _, stack in self._stacks), tuple(names for names, _ in self._stacks)
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[tuple[str, ...], ...], stacks: Iterable[Norm]) -> "Norms":
+        return cls(*zip(names, stacks, strict=True))
+
+
 def frobenius(x: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
     """Frobenius norm of x * 2^exponent; x of any shape and floating dtype. float32, float64 for a float64 x."""
-    (norm,) = _apart(_frobenius_of([x], ()))
-    return norm.times(exponent)
+    return jax.tree.map(lambda leaf: leaf[0], _frobenius_of([x], ())).times(exponent)
 
 
 def stacked_frobenius(x: Float[Array, "L ..."], exponents: Float[Array, "L"] | None = None) -> Norm:
     """One Frobenius norm a layer, [L], of x[l] * 2^exponents[l]: reduces over every axis but the first."""
-    (norm,) = _apart(_frobenius_of([x], x.shape[:1]))
+    norm = jax.tree.map(lambda leaf: leaf[:, 0], _frobenius_of([x], x.shape[:1]))
     return norm if exponents is None else norm.times(exponents)
 
 
 def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
-    """Norms [leaves, *kept] of arrays [*kept, ...]. All at once: a kernel of scalars for each would take long to
+    """Norms [*kept, leaves] of arrays [*kept, ...]. All at once: a kernel of scalars for each would take long to
     compile and to start."""
     axes = [tuple(range(len(kept), leaf.ndim)) for leaf in leaves]
     dtype = jnp.result_type(*(wide(leaf.dtype) for leaf in leaves))
     tops = [jnp.max(jnp.abs(leaf), axis=axis).astype(dtype) for leaf, axis in zip(leaves, axes, strict=True)]
-    k = exponent_of(jnp.stack(tops))
+    k = exponent_of(jnp.stack(tops, axis=-1))
 
     def sum_of_squares(leaf: Array, axis: tuple[int, ...], k: Array) -> Array:
         # Wide before squaring: a bfloat16 square keeps three digits.
         unit = scaled(leaf.astype(dtype), -k.reshape(k.shape + (1,) * len(axis)))
         return jnp.sum(jnp.square(unit), axis=axis)
 
-    sums = [sum_of_squares(leaf, axis, k[i]) for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
-    return Norm(jnp.sqrt(jnp.stack(sums)), k)
-
-
-def _apart(stack: Norm) -> list[Norm]:
-    return [Norm(stack.mantissa[i], stack.exponent[i]) for i in range(stack.mantissa.shape[0])]
+    sums = [sum_of_squares(leaf, axis, k[..., i]) for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
+    return Norm(jnp.sqrt(jnp.stack(sums, axis=-1)), k)
 
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
@@ -75,14 +112,14 @@ def root_sum_square(norms: Iterable[Norm]) -> Norm:
     return _combined(Norm(stack.mantissa, stack.exponent))
 
 
-def _combined(stack: Norm) -> Norm:
-    """Root of the sum of squares over the leading axis."""
+def _combined(stack: Norm, axis: int = 0) -> Norm:
+    """Root of the sum of squares over an axis."""
     # A zero has no say in the common exponent.
-    top = jnp.max(jnp.where(stack.mantissa > 0, stack.exponent, -jnp.inf), axis=0)
+    top = jnp.max(jnp.where(stack.mantissa > 0, stack.exponent, -jnp.inf), axis, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     # Below 2^-126 nothing is left of a square; above 0 there are only zeros.
-    parts = scaled(stack.mantissa, jnp.clip(stack.exponent - top[None], -126.0, 0.0))
-    return Norm(jnp.sqrt(jnp.sum(jnp.square(parts), axis=0)), top)
+    parts = scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0))
+    return Norm(jnp.sqrt(jnp.sum(jnp.square(parts), axis)), top.squeeze(axis))
 
 
 def root_mean_of_parts(stack: Norm) -> Norm:
@@ -92,19 +129,23 @@ def root_mean_of_parts(stack: Norm) -> Norm:
     return Norm(total.mantissa / parts, total.exponent)
 
 
-def matrix_norms(blocks: Mapping[str, Any], exponents: Float[Array, "L"] | None = None) -> dict[str, Norm]:
+def matrix_norms(blocks: Mapping[str, Any], exponents: Float[Array, "L"] | None = None) -> Norms:
     """Norms [L] of every stacked parameter of the blocks, by tag, and of the whole block as `layer`."""
     leaves = named(blocks)
-    first = next(iter(leaves.values()))
-    stack = _frobenius_of(list(leaves.values()), first.shape[:1])
+    stack = _frobenius_of(list(leaves.values()), next(iter(leaves.values())).shape[:1])
     if exponents is not None:
-        stack = stack.times(exponents[None])
-    return dict(zip(leaves, _apart(stack), strict=True)) | {"layer": _combined(stack)}
+        stack = stack.times(exponents[:, None])
+    whole = jax.tree.map(lambda leaf: leaf[:, None], _combined(stack, 1))
+    return Norms(((*leaves, "layer"), jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), stack, whole)))
 
 
-def separate_norms(leaves: Mapping[str, Array]) -> dict[str, Norm]:
-    """The Frobenius norm [] of each leaf."""
-    return dict(zip(leaves, _apart(_frobenius_of(list(leaves.values()), ())), strict=True))
+def separate_norms(leaves: Mapping[str, Array], exponents: Mapping[str, Array] | None = None) -> Norms:
+    """The Frobenius norm [] of each leaf, times 2^exponent where it has one."""
+    stack = _frobenius_of(list(leaves.values()), ())
+    if exponents:
+        zero = jnp.zeros((), jnp.float32)
+        stack = stack.times(jnp.stack([exponents.get(name, zero) for name in leaves]))
+    return Norms((tuple(leaves), stack))
 
 
 def flat(tree: Any) -> Float[Array, "n"]:
@@ -113,10 +154,10 @@ def flat(tree: Any) -> Float[Array, "n"]:
     return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
 
-def parameter_norms(params: Mapping[str, Any]) -> dict[str, Norm]:
+def parameter_norms(params: Mapping[str, Any]) -> Norms:
     """Norms of a model's parameters or gradients: `matrix_norms` of the blocks, and each other entry under its name."""
     rest = {name: flat(leaves) for name, leaves in params.items() if name != "blocks"}
-    return matrix_norms(params["blocks"]) | separate_norms(rest)
+    return matrix_norms(params["blocks"]).joined(separate_norms(rest))
 
 
 def total_norm(norms: Mapping[str, Norm], parts: Iterable[str]) -> Norm:

@@ -151,4 +151,4 @@ def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, 
 def _judged(measured: Watched, parts: bool) -> Verdict:
     flow = measured.flow
     doubt = underflows(flow, measured.weight, parts)
-    return judge(log10(flow.delta), {name: log10(norm) for name, norm in flow.grad.items()}, doubt)
+    return judge(log10(flow.delta), flow.grad.log10(), doubt)
