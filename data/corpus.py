@@ -21,6 +21,7 @@ from data.tokenizer import DataError
 _CHUNK = 2**20
 _SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_TEXT = "a UTF-8 text file"
 _TIMEOUT = 10  # seconds without an answer
 
 
@@ -41,11 +42,12 @@ def find(config: DataConfig) -> Corpus:
     if config.path is not None and config.kind == "text" and (files := _several(config.path)) is not None:
         label = f"data.path: {config.path!r}"
         if not files:
-            raise DataError(f"{label} holds no .txt file; expected a UTF-8 text file, or a folder or pattern of them")
+            raise DataError(f"{label} holds no .txt file; expected {_TEXT}, or a folder or pattern of them")
         parts = tuple(_file(file, f"data.path: {file!r}", file) for file in files)
         return Corpus(config.path, label, io.BytesIO, note=f"{len(parts):,} files, ", parts=parts)
     if config.path is not None:
-        return _file(config.path, f"data.path: {config.path!r}", config.path)
+        expected = _TEXT if config.kind == "text" else "an .npy or .bin file of token ids"
+        return _file(config.path, f"data.path: {config.path!r}", config.path, expected)
     if config.corpus == "shakespeare":
         return _file("shakespeare", "data.corpus: shakespeare", _shakespeare())
     content = _python_docs()
@@ -83,7 +85,7 @@ def _several(where: str) -> list[str] | None:
         return None
 
 
-def _file(name: str, label: str, where: str) -> Corpus:
+def _file(name: str, label: str, where: str, expected: str = _TEXT) -> Corpus:
     """Refuses what isn't a regular file before opening it: a pipe would block, a device may never end."""
     path = Path(where)
     try:
@@ -96,7 +98,7 @@ def _file(name: str, label: str, where: str) -> Corpus:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise DataError(f"{label} is {kind}, expected a UTF-8 text file")
+        raise DataError(f"{label} is {kind}, expected {expected}")
     return Corpus(name, label, lambda: open(path, "rb"), path)
 
 

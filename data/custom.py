@@ -157,8 +157,10 @@ class Checked:
         """Once, at the start. Raises DataError."""
         self._check_tokens()
         whole, one = self.train_batches(2, 0, 0, 3), self.train_batches(2, 0, 1, 1)
-        pairs = zip(whole, one, strict=True) if isinstance(whole, Batch) else [(whole, one)]
-        if not all(a is b is None or np.array_equal(a[1], b[0], equal_nan=True) for a, b in pairs):
+        pairs = list(zip(whole, one, strict=True)) if isinstance(whole, Batch) else [(whole, one)]
+        if any((a is None) != (b is None) for a, b in pairs):
+            self._refuse("train_batches", "weights in every batch or in none", "them in some")
+        if not all(a is None or np.array_equal(a[1], b[0], equal_nan=True) for a, b in pairs):
             raise DataError(
                 f"{self.label}: train_batches: step 1 has another batch when it is asked for alone than among steps 0 "
                 "to 2; a batch must follow from (seed, step) alone, or no run could be resumed"
@@ -176,7 +178,9 @@ class Checked:
                 self._refuse("tokenizer", f"a vocabulary of form.vocab_size {size}", known.vocab_size)
         if self.resident is None:
             return
-        if size is None or not isinstance(self.resident, tuple) or len(self.resident) != 2:
+        if not form.next_tokens:
+            self._refuse("resident", "a form of next tokens beside it (lm, outputs = vocab_size)", form)
+        if not isinstance(self.resident, tuple) or len(self.resident) != 2:
             self._refuse("resident", "None or two arrays of ids, to train on and held out", _kind(self.resident))
         for name, part in zip(("train", "held out"), self.resident, strict=True):
             ids = self._array("resident", name, part, None, size)
@@ -188,7 +192,7 @@ class Checked:
         form, size = self.form, self.form.vocab_size
         if self.resident is not None:
             return self._array(what, "starts", got, [lead], len(self.resident[part]) - form.context)
-        if isinstance(got, np.ndarray) and form.task == "lm" and size is not None and not form.pooled:
+        if isinstance(got, np.ndarray) and form.next_tokens:
             return self._array(what, "windows", got, [(*lead, form.context + 1)], size)
         if not isinstance(got, Batch):
             self._refuse(what, "a data.source.Batch", _kind(got))

@@ -28,6 +28,11 @@ class Form(NamedTuple):
     channels: int | None = None  # C, real values a token
     pooled: bool = False  # one target a window, told from the mean over its tokens
 
+    @property
+    def next_tokens(self) -> bool:
+        """Whether the target of every token is the next one, so that windows of T+1 ids are all there is to say."""
+        return self.task == "lm" and self.outputs == self.vocab_size and not self.pooled
+
 
 class Whole:
     """A source without text, whose batches arrive whole: none of its data lives on the device."""

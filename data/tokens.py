@@ -30,8 +30,6 @@ def open_tokens(config: DataConfig) -> TokenFile:
     The vocabulary of an .npy is its largest id + 1. Raises DataError.
     """
     assert config.path is not None
-    if Path(config.path).expanduser().is_dir():
-        raise DataError(f"data.path: {config.path!r} is a folder, expected an .npy or .bin file of token ids")
     corpus = find(config)
     label, path = corpus.label, corpus.path
     assert path is not None

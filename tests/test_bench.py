@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from scripts.bench import flax_plain, jax_plain, project  # noqa: E402
+from scripts.bench import depth, flax_plain, jax_plain, project  # noqa: E402
 from scripts.bench import table as tables  # noqa: E402
 from scripts.bench.__main__ import main, target  # noqa: E402
-from scripts.bench.contest import Ended, Entry, Lane, Worker, contest, steps_in  # noqa: E402
+from scripts.bench.contest import Ended, Entry, Here, Lane, Worker, contest, steps_in  # noqa: E402
 from scripts.bench.contestant import Corpus, Facts  # noqa: E402
 from scripts.bench.shapes import Setting, Shapes, read  # noqa: E402
 
@@ -200,6 +200,16 @@ def test_a_worker_that_cannot_start_says_one_line(
     assert str(ended.value) == message
 
 
+def test_a_contestant_in_this_process_runs_or_says_one_line() -> None:
+    here = Here(Entry("a", "a", "scripts.bench.peak", {"framework": "jax", "dtype": "float32"}))
+    assert here.facts.flops > 0 and here.run(1) > 0
+    with pytest.raises(Ended, match="^not installed: no_such_module$"):
+        Here(Entry("a", "a", "no_such_module", {}))
+    with pytest.raises(Ended, match="^not available: no config was given$"):
+        shapes = {"shapes": asdict(TINY), "dtype": "auto"}
+        Here(Entry("a", "a", "scripts.bench.project", {"config": "", "watch_every": 0, **shapes}))
+
+
 def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker]) -> None:
     worker = fake_worker("run = lambda n: 0.5 if n < 9 else os._exit(3)")
     assert worker.run(8) == 0.5
@@ -239,15 +249,32 @@ def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_p
 
 
 @pytest.mark.parametrize("watch_every", [0, 2])
-def test_the_project_runs_its_own_windows(tmp_path: Path, watch_every: int) -> None:
+def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_every: int) -> None:
     page = tmp_path / "tiny.yaml"
     page.write_text(
         "name: tiny\nmodel: {layers: 2, width: 8, heads: 2}\ndata: {context: 8, batch: 2}\n"
         "train: {steps_per_call: 2, device: cpu}\n"
     )
-    run, K = project.make(str(page), watch_every)
-    assert K == 2
-    assert run(3 * K) > 0
+    logged = []
+    monkeypatch.setattr(project.Tracker, "log_all", lambda self, rows: logged.extend(rows))
+    run, _ = project.make(str(page), watch_every)
+    run(6)
+    assert [step for step, values in logged if "loss/train" in values] == [2, 4, 6]
+    watched = [step for step, values in logged if "delta/norm_log10/layer_000" in values]
+    assert watched == ([0, 2, 4] if watch_every else [])
+
+
+def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(project, "make", lambda *given: (asked.append(given), 2))
+    monkeypatch.setattr(depth, "programs_of", lambda *given: asked.append(given))
+    assert project.contestant("a.yaml", 3, TINY, "bfloat16").facts.window == 2
+    with pytest.raises(TypeError):  # from what stands for the programs
+        depth.compile_seconds("a.yaml", 8, "bfloat16")
+    assert asked == [
+        ("a.yaml", 3, "train.dtype=bfloat16"),
+        ("a.yaml", "model.layers=8", "train.unroll=1", "train.dtype=bfloat16"),
+    ]
 
 
 def test_flops_count_the_matmuls() -> None:

@@ -121,6 +121,7 @@ def test_all_that_is_wrong_is_said_at_once(folder, capsys):
         (["sample", ".", "--seed", "4294967296"], "--seed: expected a whole number from 0 to 4294967295"),
         (["probe", "good.yaml", "--json", ""], "--json: expected a file, got ''"),
         (["probe", "good.yaml", "--json", "."], "--json: expected a file, got a folder, '.'"),
+        (["probe", "good.yaml", "--json", "/dev/null"], "--json: expected a file, got a device, '/dev/null'"),
         (["probe", "good.yaml", "--json", "good.yaml/p.json"], "--json: cannot write 'good.yaml/p.json'"),
         (["devices", "--size", "0"], "--size: expected a whole number from 1 to 32768, got '0'"),
     ],

@@ -99,6 +99,7 @@ def test_token_files_that_are_none(tmp_path):
     assert "is not an .npy file, nor a .bin" in refused(kind="tokens", path=str(text))
     assert "does not exist" in refused(kind="tokens", path=str(tmp_path / "none.npy"))
     assert "is a folder, expected an .npy or .bin file of token ids" in refused(kind="tokens", path=str(tmp_path))
+    assert "can't be opened (" in refused(kind="tokens", path="~nobody_here/ids.npy")
 
 
 # Digits
@@ -226,6 +227,17 @@ WRONG = {
         "def train_batches(self, *of):\n  return tuple(super().train_batches(*of))",
         "train_batches: expected a data.source.Batch, got tuple",
     ),
+    "windows_of_other_outputs": (
+        "form = Form('lm', 8, 2, 3)\ndef train_batches(self, b, seed, first, steps):\n"
+        "  return np.zeros((steps, b, 9), int)",
+        "train_batches: expected a data.source.Batch, got ndarray",
+    ),
+    "weights_at_times": (
+        "def train_batches(self, batch, seed, first, steps):\n"
+        "  b = super().train_batches(batch, seed, first, steps)\n"
+        "  return b if steps == 1 else Batch(*b[:2], np.ones(b.targets.shape))",
+        "train_batches: expected weights in every batch or in none, got them in some",
+    ),
     "nothing_counts": (
         "def train_batches(self, *of):\n  b = super().train_batches(*of)\n  return Batch(*b[:2], 0 * b.targets)",
         "train_batches: expected a target of weight above 0 in every step, got none",
@@ -235,11 +247,15 @@ WRONG = {
     "floors_nan": ("floors = {'x': float('nan')}", "floors: expected a finite loss of 'x', got nan"),
     "floors_list": ("floors = {'x': [1.0]}", "floors: expected a finite loss of 'x', got [1.0]"),
     "resident_text": (
-        "resident = 'all'",
+        "form = Form('lm', 8, 2, 2)\nresident = 'all'",
         "resident: expected None or two arrays of ids, to train on and held out, got str",
     ),
+    "resident_pooled": (
+        "resident = np.zeros(9, int), np.zeros(9, int)",
+        "resident: expected a form of next tokens beside it (lm, outputs = vocab_size), got Form(",
+    ),
     "resident_short": (
-        "resident = np.zeros(9, int), np.zeros(8, int)",
+        "form = Form('lm', 8, 2, 2)\nresident = np.zeros(9, int), np.zeros(8, int)",
         "resident: expected held out ids [more than context 8], got [8]",
     ),
     "tokenizer_none": ("tokenizer = 'char'", "tokenizer: expected None or one of data.tokenizer, got str"),

@@ -4,8 +4,13 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import yaml
+
+from train.core.evaluate import Scores
+from train.run.record import evaluation
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,7 +80,10 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     logged = {general(tag) for row in rows for tag in row if tag not in ("step", "nonfinite")}
     summary = json.loads((run / "summary.json").read_text())
     assert len(logged) > 20 and not logged - explained and not summary.keys() - explained
-    optional = {"loss/val_ema", "perplexity/val_ema", "loss/floor", "loss/floor_NAME", "loss_val_ema", "verdict"}
+    floors = SimpleNamespace(form=SimpleNamespace(task="lm"), floors={"": 1.0})
+    optional = set(evaluation(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
+    assert len(optional) == 4 and optional <= explained
+    optional |= {"loss/floor_NAME", "loss_val_ema", "verdict"}
     pictures = {"delta/heatmap", "delta_without/heatmap"}
     missing = {name for name in explained if not name.startswith("grad_without")} - logged - summary.keys()
     assert missing <= optional | pictures

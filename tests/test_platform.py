@@ -24,6 +24,7 @@ def device(platform: str, capability: str | None = None):
         ("gpu", "8.0", "bfloat16"),
         ("gpu", "10.3", "bfloat16"),
         ("gpu", None, "float32"),
+        ("gpu", "gfx942", "float32"),
     ],
 )
 def test_auto_is_the_fastest_dtype_that_the_device_has(kind, capability, dtype):
@@ -57,6 +58,13 @@ def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, cap
     with pytest.raises(RunError, match=f"train.dtype: {said}"):
         select(TrainConfig(dtype=dtype))
     assert "jax_default_device" not in dict(updates)
+
+
+def test_where_nothing_is_known_of_bfloat16_it_is_taken_at_its_word(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda backend=None: [device("rocm", "gfx942")])
+    monkeypatch.setattr(jax.config, "update", lambda *item: None)
+    config = TrainConfig(dtype="bfloat16")
+    assert compute_dtype(config, select(config)) == "bfloat16"
 
 
 def test_a_device_that_is_not_there():

@@ -4,6 +4,7 @@
     python scripts/bench --config configs/shakespeare_char.yaml --markdown docs/speed.md
     python scripts/bench --shapes 4,4,128,64,12,65                # layers, heads, width, context, batch, vocab
     python scripts/bench --only jax,torch --rounds 3 --seconds 1  # a quick look
+    python scripts/bench --watch --rounds 30 --seconds 1          # what watching costs, in one process
     python scripts/bench --depth                                  # compile time at 96 blocks over 8
     python scripts/bench --cold                                   # process start to the end of the first window
 
@@ -25,7 +26,7 @@ if not __package__:  # started as a folder, which Python then puts first on its 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.bench import depth, machine  # noqa: E402
-from scripts.bench.contest import Entry, Lane, Worker, cold_starts, contest  # noqa: E402
+from scripts.bench.contest import Entry, Here, Lane, Worker, cold_starts, contest  # noqa: E402
 from scripts.bench.shapes import Setting, Shapes, read  # noqa: E402
 from scripts.bench.table import Table, paired, seconds_table, speed_table  # noqa: E402
 
@@ -63,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.cold:
         lanes = cold_starts([e for e in entries if "shapes" in e.arguments], start, options.rounds, say)
         table, footer = seconds_table(lanes, REFERENCE), list[str]()
+    elif options.watch:
+        os.environ.update(environment)
+        own = [e for e in entries if e.name.startswith("project")]
+        lanes = contest(own, Here, options.rounds, options.seconds, pause=0.0, say=say)
+        table, footer = speed_table(lanes, REFERENCE), list[str]()
     else:
         lanes = contest(entries, start, options.rounds, options.seconds, say=say)
         table, footer = speed_table(lanes, REFERENCE), target(lanes)
@@ -87,6 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--markdown", metavar="FILE", help="write the table there too")
     parser.add_argument("--verbose", action="store_true", help="progress on stderr even when it is no terminal")
     what = parser.add_mutually_exclusive_group()
+    what.add_argument("--watch", action="store_true", help="what watching costs: the project's rows in one process")
     what.add_argument("--depth", action="store_true", help="compile time at 96 blocks over 8, of the project's step")
     what.add_argument("--cold", action="store_true", help="seconds from process start to the end of the first window")
     return parser.parse_args(argv)

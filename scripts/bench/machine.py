@@ -55,7 +55,10 @@ def jax_fast_bfloat16() -> bool:
 
     device = jax.devices()[0]
     if device.platform == "gpu":
-        return float(device.compute_capability) >= 8
+        try:
+            return float(device.compute_capability) >= 8
+        except ValueError:  # AMD's are names
+            return False
     return device.platform == "tpu"
 
 

@@ -20,9 +20,8 @@ from train.run.tracker import Tracker
 
 from . import machine
 from .contestant import Contestant, Facts, Unavailable
-from .shapes import Shapes
+from .shapes import SHAKESPEARE_CHARS, Shapes
 
-VOCABULARY = 65  # of Tiny Shakespeare
 TOKENS = 1_000_000
 
 
@@ -30,19 +29,19 @@ def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
     """The programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
     first = load(config, ["data.corpus=python-docs", *overrides]).variants[0]
     platform = platforms.select(first.config.train)
-    group = build_group([first], Form("lm", first.config.data.context, VOCABULARY, VOCABULARY), platform)
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS).astype(np.uint8)
+    group = build_group([first], Form("lm", first.config.data.context, SHAKESPEARE_CHARS, SHAKESPEARE_CHARS), platform)
+    tokens = np.random.default_rng(0).integers(0, SHAKESPEARE_CHARS, TOKENS).astype(np.uint8)
     K = steps_per_call(first.config, assumed_step_seconds(group, first.config.data.batch, platform.kind))
     return Programs(group, jax.device_put(tokens)), first, K
 
 
-def make(config: str, watch_every: int) -> tuple[Callable[[int], float], int]:
+def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int], float], int]:
     """The program of a config file's first variant; watch_every 0 watches nothing. The first call may compile.
 
     Returns (run, K). run(n) runs n steps, a multiple of K, logs what was watched, waits for the device and returns
     seconds. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
     """
-    programs, variant, K = programs_of(config)
+    programs, variant, K = programs_of(config, *overrides)
     watch = {"every": watch_every, "counterfactual": os.environ.get("DELTAFLOW_BENCH_COUNTERFACTUAL") == "1"}
     watched = variant.config.model_copy(update={"watch": variant.config.watch.model_copy(update=watch)})
     object.__setattr__(programs.group, "variants", (Variant(variant.name, watched),))
@@ -81,7 +80,7 @@ def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
 def contestant(config: str, watch_every: int, shapes: Shapes, dtype: str) -> Contestant:
     if not config:
         raise Unavailable("no config was given")
-    run, K = make(config, watch_every)
+    run, K = make(config, watch_every, f"train.dtype={dtype}")
     facts = Facts(
         versions=machine.versions("deltaflow", "jax"),
         device=machine.jax_device(),

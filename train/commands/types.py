@@ -27,12 +27,13 @@ def new_file(text: str) -> Path:
     """An argparse type for a file that can be written, in folders that may be missing."""
     path = Path(text)
     try:
-        if not text or path.is_dir():
-            raise argparse.ArgumentTypeError(f"expected a file, got {'a folder, ' if text else ''}{text!r}")
+        if not text or path.exists() and not path.is_file():  # a device would be replaced by a file
+            kind = "" if not text else "a folder, " if path.is_dir() else "a device, "
+            raise argparse.ArgumentTypeError(f"expected a file, got {kind}{text!r}")
         folder = next(above for above in path.absolute().parents if above.exists())
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"expected a file, got {text!r} ({error})") from None
-    if not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+    if not folder.is_dir() or not all(os.access(p, os.W_OK) for p in (folder, path) if p.exists()):
         raise argparse.ArgumentTypeError(f"cannot write {text!r}")
     return path
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from train.core.state import State
-from train.run.errors import RunError
+from train.run.errors import RunError, first_line
 
 KEEP = 3
 
@@ -85,8 +85,7 @@ class Checkpoints:
                 target = target_of(checkpointer.metadata(path).item_metadata)
                 return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax raises whatever its storage layers do
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RunError(f"{path}: cannot restore: {reason[:300]}") from None
+            raise RunError(f"{path}: cannot restore: {first_line(error)[:300]}") from None
 
 
 def newest_common(all_checkpoints: list[Checkpoints]) -> int | None:

@@ -93,7 +93,7 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
 
 
 def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
-    """Trains every variant and prints the closing table. Raises DataError, RunError."""
+    """Trains every variant and prints the closing table. Raises DataError, RunError, ConfigError."""
     sources = open_all(experiment.variants)
     platform = platforms.select(experiment.variants[0].config.train)
     _start_block(experiment, sources, platform, console)

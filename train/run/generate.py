@@ -32,7 +32,7 @@ class Generator:
         variant = Variant(directory.name, config)
         size, self.context = self.tokenizer.vocab_size, config.data.context
         group = build_group([variant], Form("lm", self.context, size, size), platform)
-        params = restored(group, variant, directory, platform).params
+        params = restored(group, variant, directory, platform)
 
         @jax.jit
         def logits(tokens, length):

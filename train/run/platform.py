@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from train.config.schema import RunConfig, TrainConfig
-from train.run.errors import RunError
+from train.run.errors import RunError, first_line
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}
 _UNROLLED_CPU = 12  # deeper than this, compile time outgrows what unrolling saves
@@ -39,16 +39,17 @@ def select(config: TrainConfig) -> Platform:
     try:
         devices = jax.devices(None if config.device == "auto" else config.device)
     except RuntimeError as error:
-        raise RunError(f"train.device: no {config.device} here; JAX sees {_seen()} ({_first_line(error)})") from None
+        why = first_line(error)[:100]
+        raise RunError(f"train.device: no {config.device} here; JAX sees {_seen()} ({why})") from None
     platform = Platform(devices[0], _kind(devices[0]), len(devices))
     if config.dtype == "float64" and platform.kind != "cpu":
         raise RunError(
             f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
         )
-    if config.dtype == "bfloat16" and platform.kind == "gpu" and not _has_bfloat16(platform):
+    if config.dtype == "bfloat16" and platform.kind == "gpu" and (capability := _capability(platform) or 8.0) < 8.0:
         raise RunError(
             f"train.dtype: bfloat16 needs a GPU of compute capability 8 (Ampere), and the device is {platform.label} "
-            f"of {getattr(platform.device, 'compute_capability', 'none')}; use float32 or auto"
+            f"of {capability:.1f}; use float32 or auto"
         )
     jax.config.update("jax_default_device", platform.device)
     return platform
@@ -66,21 +67,19 @@ def _seen() -> str:
         return "no device at all"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
-
-
 def compute_dtype(config: TrainConfig, platform: Platform) -> str:
     """`train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs since Ampere (compute capability 8)."""
     if config.dtype != "auto":
         return config.dtype
-    return "bfloat16" if platform.kind in ("gpu", "tpu") and _has_bfloat16(platform) else "float32"
+    return "bfloat16" if platform.kind == "tpu" or (_capability(platform) or 0.0) >= 8.0 else "float32"
 
 
-def _has_bfloat16(platform: Platform) -> bool:
-    """Whether an accelerator multiplies in bfloat16. Where XLA emulates it, it is slower than float32."""
-    capability = getattr(platform.device, "compute_capability", None)
-    return platform.kind == "tpu" or (capability is not None and float(capability) >= 8.0)
+def _capability(platform: Platform) -> float | None:
+    """Of an NVIDIA GPU; those before 8 emulate bfloat16, slower than float32. None for all others (AMD's are names)."""
+    try:
+        return float(platform.device.compute_capability)
+    except (AttributeError, ValueError):
+        return None
 
 
 def unroll(config: RunConfig, platform: Platform) -> int:

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 
 from data.source import Source
 from model.config import ModelConfig
+from model.network import Params
 from model.residual import structure_of
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
 from train.core.batch import batch_of
 from train.core.probe import as_json, measure
-from train.core.state import State, hparams_of, initial_state
+from train.core.state import initial_state
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
-from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, compiled, grouped
 from train.run.rundir import differences, read_config
@@ -30,7 +30,7 @@ from train.run.transfer import another, tokenizer_of
 def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any]]:
     """One JSON object a variant, in their order, on the first batch of each variant's data.
 
-    Raises DataError, RunError.
+    Raises DataError, RunError, ConfigError.
     """
     sources = open_all(experiment.variants)
     platform = platforms.select(experiment.variants[0].config.train)
@@ -44,7 +44,7 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
         start = program = None
         for variant, hp in zip(members, group.hparams, strict=True):
             if checkpoint is not None:
-                params = restored(group, variant, checkpoint, platform).params
+                params = restored(group, variant, checkpoint, platform)
             else:
                 # The very program that training starts with, so that both look at the same weights to the last bit.
                 make = partial(initial_state, group.network, group.config)
@@ -76,8 +76,8 @@ def _same_tokens(directory: Path, source: Source) -> None:
         )
 
 
-def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> State:
-    """The newest checkpoint of a run, for a variant whose model it is. Raises RunError."""
+def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> Params:
+    """The parameters in a run's newest checkpoint, for a variant whose model they are of. Raises RunError."""
     saved = read_config(directory)
     if _shape(saved) != _shape(variant.config):
         changed = [key for key in differences(saved, variant.config) if key.startswith("model.")]
@@ -89,10 +89,10 @@ def restored(group: Group, variant: Variant, directory: Path, platform: Platform
     steps = checkpoints.steps()
     if not steps:
         raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
-    adopt(saved.optimizer)
-    hp = hparams_of(saved, group.network.param_dtype)
-    like = jax.eval_shape(lambda hp: initial_state(group.network, saved, hp), hp)
-    return checkpoints.restore(steps[-1], like, platform.device)
+    params, wanted = checkpoints.params(steps[-1], platform.device), group.network.shapes()
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+        raise RunError(f"{directory}: its parameters are of other sizes than those of variant {variant.name}")
+    return params
 
 
 def _shape(config: RunConfig) -> ModelConfig:

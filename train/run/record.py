@@ -114,16 +114,20 @@ class Record:
             losses.append(self.last_loss)
         evaluated = int(series["loss/val"][0][-1]) if "loss/val" in series else None
         finite = [v for v in losses if math.isfinite(v)]
+
+        def at_the_end(tag: str) -> float | None:
+            return last(tag) if evaluated == steps else None
+
         return {
             "variant": self.variant.name,
             "steps": steps,
             "tokens": steps * config.data.batch * config.data.context,
             "loss_first": finite[0] if finite else None,
             "loss_train": losses[-1] if losses and math.isfinite(losses[-1]) else None,
-            "loss_val": last("loss/val") if evaluated == steps else None,
+            "loss_val": at_the_end("loss/val"),
             "best_val": min(filter(math.isfinite, values("loss/val")), default=None),
-            **({"loss_val_ema": last("loss/val_ema")} if "loss/val_ema" in series else {}),
-            "accuracy_val": last("accuracy/val") if evaluated == steps else None,
+            **({"loss_val_ema": at_the_end("loss/val_ema")} if "loss/val_ema" in series else {}),
+            "accuracy_val": at_the_end("accuracy/val"),
             "floors": {tag.removeprefix("loss/"): last(tag) for tag in series if tag.startswith("loss/floor")},
             "first_nonfinite_step": bad[0] if bad else None,
             **timing,
