@@ -157,6 +157,8 @@ class Checked:
         """Once, at the start. Raises DataError."""
         self._check_tokens()
         whole, one = self.train_batches(2, 0, 0, 3), self.train_batches(2, 0, 1, 1)
+        if type(whole) is not type(one):
+            self._refuse("train_batches", f"a {_kind(whole)} in every call", _kind(one))
         pairs = list(zip(whole, one, strict=True)) if isinstance(whole, Batch) else [(whole, one)]
         if any((a is None) != (b is None) for a, b in pairs):
             self._refuse("train_batches", "weights in every batch or in none", "them in some")

@@ -376,6 +376,21 @@ def test_a_checkpoint_is_measured_at_its_weights(trained, tmp_path, capsys, prob
     assert after["weight"]["attn_q"] != probed[0]["weight"]["attn_q"]
     code, _, err = call(capsys, *arguments, "variants={with: {}}", "model.layers=3")
     assert code == 1 and "its model differs from variant with in model.layers" in err and err.count("\n") == 1
+    code, _, err = call(capsys, *arguments, "variants={with: {}}", "data.context=6")
+    assert code == 1 and err == f"deltaflow: variant with: expected positions [6, 16], got [8, 16] in {run}\n"
+
+
+def test_a_checkpoint_is_measured_in_the_dtype_of_the_config(x64, trained, tmp_path, capsys):
+    """Whatever the run was trained in."""
+    config, run = trained
+    file, losses = tmp_path / "p.json", []
+    for dtype in ("float32", "float64"):
+        keys = ["variants={with: {}}", f"train.dtype={dtype}"]
+        assert call(capsys, "probe", config, "--checkpoint", run, *keys, "--json", file)[0] == 0
+        (measured,) = json.loads(file.read_text(encoding="utf-8"))
+        assert measured["dtype"] == dtype
+        losses.append(measured["loss"])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("letters", ["abcdefghijklmnopqrstuvw ", "abc "], ids=["as many", "fewer"])

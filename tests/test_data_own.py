@@ -232,6 +232,11 @@ WRONG = {
         "  return np.zeros((steps, b, 9), int)",
         "train_batches: expected a data.source.Batch, got ndarray",
     ),
+    "windows_at_times": (
+        "form = Form('lm', 8, 2, 2)\ndef train_batches(self, b, seed, first, steps):\n"
+        "  x = np.zeros((steps, b, 9), int)\n  return x if steps == 1 else Batch(x[..., 1:], x[..., :-1])",
+        "train_batches: expected a Batch in every call, got ndarray",
+    ),
     "weights_at_times": (
         "def train_batches(self, batch, seed, first, steps):\n"
         "  b = super().train_batches(batch, seed, first, steps)\n"

@@ -15,6 +15,7 @@ from model.residual import structure_of
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
 from train.core.batch import batch_of
+from train.core.paths import path_of
 from train.core.probe import as_json, measure
 from train.core.state import initial_state
 from train.run import platform as platforms
@@ -90,9 +91,16 @@ def restored(group: Group, variant: Variant, directory: Path, platform: Platform
     if not steps:
         raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
     params, wanted = checkpoints.params(steps[-1], platform.device), group.network.shapes()
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
-        raise RunError(f"{directory}: its parameters are of other sizes than those of variant {variant.name}")
-    return params
+    there, here = (_sizes(tree) for tree in (params, wanted))
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path) != here.get(path):
+            got = f"{there.get(path, 'missing')} in {directory}"
+            raise RunError(f"variant {variant.name}: expected {path} {here.get(path, 'missing')}, got {got}")
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)
+
+
+def _sizes(params: Any) -> dict[str, list[int]]:
+    return {path_of(keys): list(leaf.shape) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def _shape(config: RunConfig) -> ModelConfig:
