@@ -51,15 +51,10 @@ def jax_device() -> str:
 
 def jax_fast_bfloat16() -> bool:
     """True on a TPU and on GPUs since Ampere, where training in bfloat16 pays."""
-    import jax
+    from train.config.schema import TrainConfig
+    from train.run.platform import compute_dtype, select
 
-    device = jax.devices()[0]
-    if device.platform == "gpu":
-        try:
-            return float(device.compute_capability) >= 8
-        except ValueError:  # AMD's are names
-            return False
-    return device.platform == "tpu"
+    return compute_dtype(TrainConfig(), select(TrainConfig())) == "bfloat16"
 
 
 def torch_device() -> str:
