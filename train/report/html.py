@@ -74,7 +74,10 @@ def items(*lines: str) -> Html:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """Columns of numbers are right-aligned; wider than the page, it scrolls. Raises ValueError: a row has not as many cells."""
+    """Columns of numbers are right-aligned; wider than the page, it scrolls.
+
+    Raises ValueError: a row has not as many cells.
+    """
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"expected rows of {len(columns)} cells")
     marks = [' class="right"' if right else "" for right in right_aligned(columns, rows)]
