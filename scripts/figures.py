@@ -39,7 +39,7 @@ def main() -> None:
     charts.save(charts.loss_curves(losses), parsed.target / "loss_val.png")
     for key, run in runs.items():
         steps, values = depth_series(run, "delta/norm_log10")
-        figure = charts.heatmap(steps, values, f"|δ|: {VARIANTS[key]}", charts.DELTA_UNIT, -8.0, 1.0)
+        figure = charts.heatmap(steps, values, f"|δ|: {VARIANTS[key]}", charts.DELTA_UNIT, *charts.DELTA_SCALE)
         charts.save(figure, parsed.target / f"heatmap_{key}.png")
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from train.report import charts
-from train.report.charts import DELTA_UNIT, delta_by_depth, heatmap, loss_curves, save, to_rgb, to_svg
+from train.report.charts import DELTA_UNIT, canvas, delta_by_depth, heat, heatmap, loss_curves, save, to_rgb, to_svg
 
 NAN = np.full(9, np.nan)
 STEPS = np.arange(0, 100, 10)
@@ -158,7 +157,7 @@ def test_a_fixed_scale_gives_the_same_colour_to_the_same_value():
     ],
 )
 def test_limits(values, low, high, limits):
-    assert charts._limits(np.array(values), low, high) == limits
+    assert canvas.limits(np.array(values), low, high) == limits
 
 
 def test_loss_is_logarithmic_when_it_spans_decades():
@@ -169,12 +168,12 @@ def test_loss_is_logarithmic_when_it_spans_decades():
 
 
 def test_long_labels_are_folded_at_a_comma():
-    assert charts._folded("with") == ["with"]
-    assert charts._folded("without_skip_and_norm,optimizer.lr=0.001") == [
+    assert canvas.folded("with") == ["with"]
+    assert canvas.folded("without_skip_and_norm,optimizer.lr=0.001") == [
         "without_skip_and_norm,",
         "optimizer.lr=0.001",
     ]
-    assert charts._folded("x" * 100) == ["x" * 28, "x" * 13 + "…" + "x" * 14]
+    assert canvas.folded("x" * 100) == ["x" * 28, "x" * 13 + "…" + "x" * 14]
 
 
 def test_files_are_the_same_bytes_each_time(tmp_path, monkeypatch):
@@ -201,5 +200,5 @@ def test_matplotlib_is_imported_late_and_pyplot_never():
 
 
 def test_one_step_is_one_cell_and_no_name_is_left_out_of_the_legend():
-    np.testing.assert_array_equal(charts._edges(np.array([7])), [6.5, 7.5])
+    np.testing.assert_array_equal(heat._edges(np.array([7])), [6.5, 7.5])
     assert [text.strip() for text in legend_of(delta_by_depth({"_x": ("_x", slope(2, 1))}, "t"))] == ["_x"]

@@ -67,7 +67,8 @@ def test_the_run_directory(trained):
         assert sorted(path.name for path in (folder / "ckpt").iterdir()) == ["00000020", "00000040"]
         assert read_config(folder) == variant.config
         assert read_run(folder).name == variant.name
-    assert sorted(path.name for path in run.parent.iterdir()) == ["with", "without_skip"]
+    reports = ["report.html", "report.md"]
+    assert sorted(path.name for path in run.parent.iterdir()) == [*reports, "with", "without_skip"]
 
 
 def test_each_row_has_the_tags_of_the_docs(trained):

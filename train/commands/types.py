@@ -38,6 +38,17 @@ def new_file(text: str) -> Path:
     return path
 
 
+def named_file(*endings: str) -> Callable[[str], Path]:
+    """An argparse type for a file that can be written and has one of these endings, such as `.html`."""
+
+    def parse(text: str) -> Path:
+        if not text.endswith(endings):  # also keeps `--html RUN` from writing over a run's own files
+            raise argparse.ArgumentTypeError(f"expected a name that ends in {' or '.join(endings)}, got {text!r}")
+        return new_file(text)
+
+    return parse
+
+
 def temperature(text: str) -> float:
     """An argparse type for finite numbers of at least 0."""
     try:

@@ -13,6 +13,8 @@ from model.traced import Traced
 
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk")
+# Where a run is put and what it is called says nothing about what it computes.
+LABELS = ("name", "runs_dir")
 OptimizerRule = Literal[
     "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
 ]

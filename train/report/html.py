@@ -4,6 +4,7 @@ What is text is escaped, what is markup is `Html`; there is no other way into a 
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -28,7 +29,9 @@ img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { background: var(--raised); }
-.right { text-align: right; font-variant-numeric: tabular-nums; }
+.right { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+summary { cursor: pointer; color: var(--quiet); }
+sub { line-height: 0; }
 code { background: var(--raised); padding: 0.1em 0.3em; border-radius: 4px; overflow-wrap: anywhere; }
 """
 
@@ -46,6 +49,16 @@ def markup(content: str) -> Html:
     return content if isinstance(content, Html) else Html(escape(content))
 
 
+def formula(content: str) -> Html:
+    """Text whose indices are set low: δ_0, δ_(l+1), x_l.
+
+    >>> formula("|δ_(l+1)| < x_l")
+    '|δ<sub>l+1</sub>| &lt; x<sub>l</sub>'
+    """
+    low = r"([δx])_(?:\((\w\+\w)\)|(\w)\b)"
+    return Html(re.sub(low, lambda found: f"{found[1]}<sub>{found[2] or found[3]}</sub>", markup(content)))
+
+
 def page(title: str, *body: Html) -> str:
     """A whole document."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{markup(title)}</title>'
@@ -60,9 +73,14 @@ def section(title: str, *body: Html, level: int = 2) -> Html:
     return Html(f"<section><h{level}>{markup(title)}</h{level}>\n" + "\n".join(body) + "</section>")
 
 
+def joined(*content: str) -> Html:
+    """Text and markup after each other."""
+    return Html("".join(map(markup, content)))
+
+
 def paragraph(*content: str, quiet: bool = False) -> Html:
     mark = ' class="quiet"' if quiet else ""
-    return Html(f"<p{mark}>" + "".join(map(markup, content)) + "</p>")
+    return Html(f"<p{mark}>{joined(*content)}</p>")
 
 
 def code(text: str) -> Html:
@@ -88,6 +106,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
 
     body = "\n".join(line(row, "td") for row in rows)
     return Html(f'<div class="scroll"><table><thead>{line(columns, "th")}</thead>\n<tbody>{body}</tbody></table></div>')
+
+
+def folded(title: str, *body: Html) -> Html:
+    """What is seen after a click on the title."""
+    return Html(f"<details><summary>{markup(title)}</summary>\n" + "\n".join(body) + "</details>")
 
 
 def picture(svg: str, says: str, caption: str = "") -> Html:

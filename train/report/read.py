@@ -32,6 +32,20 @@ class Run:
     summary: dict[str, Any] | None
     steps: dict[str, Series] = field(repr=False)
 
+    @property
+    def done(self) -> bool:
+        """Whether it came to its end."""
+        return self.summary is not None and self.summary.get("exit_reason") == "done"
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, as far as is logged."""
+        return max((int(at[-1]) for at, _ in self.steps.values() if len(at)), default=0)
+
+    def last(self, tag: str) -> float | None:
+        """What was logged last, NaN where that is not finite; None when it never was."""
+        return float(self.steps[tag][1][-1]) if tag in self.steps else None
+
 
 def read_run(directory: str | Path) -> Run:
     """Reads a variant's run directory. A last line of metrics.jsonl that was cut short is left out.

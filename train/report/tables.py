@@ -50,6 +50,21 @@ def norm(value: float | None, log10: float | None) -> str:
     return number(value, log10, digits=3, scientific=True)
 
 
+def plus_minus(mean: float | None, half: float | None) -> str:
+    """A mean and half the width of its interval, the mean written as far as two digits of the half-width reach.
+
+    >>> plus_minus(2.12259, 0.0341), plus_minus(0.97, None), plus_minus(1234.5, 120.0), plus_minus(2.0, 0.0)
+    ('2.123 ± 0.034', '0.9700', '1234 ± 120', '2.000 ± 0')
+    """
+    if mean is None or half is None or not (math.isfinite(mean) and math.isfinite(half)):
+        return number(mean)
+    half = 0.0 if half < 1e-12 * abs(mean) else half  # what adding up equal numbers leaves
+    places = 3 if half == 0 else max(0, 1 - math.floor(math.log10(half)))
+    if places > 9 or max(abs(mean), half) >= 1e5:
+        return f"{number(mean)} ± {number(half, digits=2)}"
+    return f"{mean:.{places}f} ± {half:.{places if half else 0}f}"
+
+
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """The end of training: a row for each variant's summary.json; what a summary lacks is `-`.
 
@@ -147,11 +162,18 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub table; the columns of numbers are right-aligned."""
     marks = ["---:" if right else "---" for right in right_aligned(columns, rows)]
     lines = [columns, marks, *rows]
-    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(text(cell) for cell in line) + " |\n" for line in lines)
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+def text(content: str) -> str:
+    """Text for markdown: on one line, ends no cell of a table, and is no markup.
+
+    >>> text("a|b <i> [x](y)")
+    'a\\\\|b &lt;i> \\\\[x](y)'
+    """
+    for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
+        content = content.replace(mark, instead)
+    return " ".join(content.split())
 
 
 def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
@@ -161,7 +183,7 @@ def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def _numeric(cell: str) -> bool:
     try:
-        float(cell)
+        float(cell.partition(" ± ")[0])
     except ValueError:
         return cell == MISSING
     return True

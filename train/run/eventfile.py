@@ -14,9 +14,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+PREFIX = "events.out.tfevents."
 QUEUE = 1000  # events that may wait for the disk
 FLUSH_S = 5.0  # TensorBoard sees an event at most this late
 RETRY_S = 30.0  # from a failed write to a new event file; doubles each time
+
+
+def new_name() -> str:
+    """The name of an event file that no other has.
+
+    It sorts by time, which is the order TensorBoard reads a run's files in; the process and the random part keep two
+    writers apart that open in the same microsecond or from two containers with one host name.
+    """
+    return f"{PREFIX}{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
 class EventThread(threading.Thread):
@@ -44,10 +54,7 @@ class EventThread(threading.Thread):
         self.start()
 
     def _open(self) -> None:
-        # The name sorts by time, which is the order TensorBoard reads a run's files in; the process and the random
-        # part keep two writers apart that open in the same microsecond or from two containers with one host name.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        self._record = self._open_record(str(self._directory / name))
+        self._record = self._open_record(str(self._directory / new_name()))
         self._version.wall_time = time.time()
         self._record.write(self._version.SerializeToString())
 

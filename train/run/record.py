@@ -89,7 +89,9 @@ class Record:
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
                 continue
-            figure = charts.heatmap(steps, values, f"{self.variant.name}: {title}", charts.DELTA_UNIT, -8.0, 1.0)
+            figure = charts.heatmap(
+                steps, values, f"{self.variant.name}: {title}", charts.DELTA_UNIT, *charts.DELTA_SCALE
+            )
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
 
     def summary(self, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from train.config.load import Variant, flatten, load, to_yaml
-from train.config.schema import RunConfig
+from train.config.schema import LABELS, RunConfig
 from train.run.errors import RunError
 
-# Where a run is put and what it is called says nothing about what it computes.
-_LABELS = ("name", "runs_dir")
 _OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
 
 
@@ -99,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(old), flatten(new)
-    keys = [key for key in {**a, **b} if key not in _LABELS]
+    keys = [key for key in {**a, **b} if key not in LABELS]
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
 

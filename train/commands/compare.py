@@ -1,0 +1,47 @@
+"""`deltaflow compare RUN... [--html [FILE]] [--markdown [FILE]]`."""
+
+import argparse
+
+from train.commands.types import named_file
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a variant's run directory (runs/quickstart/with) or an experiment's (runs/quickstart: all in it)",
+    )
+    for option, ending, what in (("--html", ".html", "a page with charts"), ("--markdown", ".md", "the tables")):
+        parser.add_argument(
+            option,
+            nargs="?",
+            type=named_file(ending),
+            const=f"compare{ending}",
+            metavar="FILE",
+            help=f"write {what} (without FILE: compare{ending} in this folder)",
+        )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints the tables; writes what is asked for. Raises ReportError, RunError."""
+    from train.report.compare import as_html, as_markdown, compare
+    from train.run.console import Console
+    from train.run.rundir import write_atomically
+
+    console = Console()
+    comparison = compare(parsed.runs)
+    console.table(f"{comparison.title}: final figures", *comparison.final)
+    columns, rows = comparison.differences
+    if rows:
+        console.table("what differs", columns, rows)
+    console.table("verdicts", *comparison.verdicts)
+    for line in comparison.left_out:
+        console.warn(line)
+    for file, render in ((parsed.html, as_html), (parsed.markdown, as_markdown)):
+        if file is not None:
+            write_atomically(file, render(comparison))
+            console.note(f"written: {file}")
+    if parsed.html is None:
+        console.note("charts: the same command with --html writes them into compare.html in this folder")
+    return 0

@@ -1,0 +1,23 @@
+"""Pictures of gradient flow: canvas (how they look, files), heat, lines (a chart a picture), panels (several)."""
+
+from train.report.charts.canvas import save, to_rgb, to_svg
+from train.report.charts.heat import DELTA_SCALE, DELTA_UNIT, Field, heatmap, heatmaps
+from train.report.charts.lines import delta_by_depth, loss_curves
+from train.report.charts.panels import Curve, Guide, Panel, line_charts
+
+__all__ = [
+    "DELTA_SCALE",
+    "DELTA_UNIT",
+    "Curve",
+    "Field",
+    "Guide",
+    "Panel",
+    "delta_by_depth",
+    "heatmap",
+    "heatmaps",
+    "line_charts",
+    "loss_curves",
+    "save",
+    "to_rgb",
+    "to_svg",
+]

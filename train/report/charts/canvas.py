@@ -1,0 +1,204 @@
+"""What every picture is drawn on: matplotlib's file backends, no window, no global state, the same bytes each time.
+
+Colours: Okabe and Ito's set without its yellow, told apart by colour-blind readers, with a marker for each line so
+that nothing rests on colour alone.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+SIZE = (8.0, 4.5)  # inches; at DPI, what a README shows without scaling
+DPI = 100
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#7F7F7F")
+MARKERS = "osD^vPX<>*hp"
+LABEL = 28  # characters on a line of the legend
+
+
+def to_rgb(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture's pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with styled():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def to_svg(figure: Figure) -> str:
+    return _encode(figure, "svg").decode()
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes an .svg or .png; the same figure gives the same bytes."""
+    path = Path(path)
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"{path}: expected a name that ends in .svg or .png")
+    path.write_bytes(_encode(figure, path.suffix[1:]))
+
+
+def _encode(figure: Figure, kind: str) -> bytes:
+    buffer = BytesIO()
+    with styled():
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib's own defaults and ours, whatever the user's matplotlibrc says."""
+    from matplotlib import style
+
+    ours = {
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "font.size": 10,
+        "axes.titlesize": 12,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": False,
+        "legend.frameon": False,
+        "svg.hashsalt": "deltaflow",
+    }
+    with style.context(["default", ours]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def single(title: str, measured: bool = True) -> tuple[Figure, Axes]:
+    """A picture of one chart; `measured`: matplotlib finds room for its texts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(SIZE, layout=_roomy() if measured else None)
+    axes = figure.add_subplot()
+    axes.set_title("\n".join(textwrap.wrap(plain(title, 160), 80)), loc="left")
+    return figure, axes
+
+
+def row_of(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A picture of several charts beside each other, on one y axis. `size` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, layout=_roomy())
+    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def _roomy():
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+
+
+def look(index: int, points: int) -> dict[str, Any]:
+    """Colour and marker of the variant `index`, the same on every picture."""
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 5,
+        "markevery": max(1, points // 12),
+        "linewidth": 1.8,
+    }
+
+
+def line(axes: Axes, x: np.ndarray, values: np.ndarray, label: str, *notes: str, **look):
+    """A line with gaps where a value is not finite; `notes` go into the legend."""
+    y = gaps(values)
+    if not np.isfinite(y).any():
+        notes = ("(no finite values)",)
+    ruled(axes)
+    return axes.plot(x, y, label="\n".join([*folded(label), *notes]), **look)[0]
+
+
+def ruled(axes: Axes) -> None:
+    """Faint lines to read heights by, behind everything."""
+    axes.grid(True, axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def folded(label: str) -> list[str]:
+    """A legend entry, on two lines when it is long: `with_rope,optimizer.lr=0.001,` and `seed=0`."""
+    label = " ".join(label.split())
+    if len(label) <= LABEL:
+        return [plain(label, LABEL)]
+    places = (label.rfind(mark, 0, LABEL) + 1 for mark in ", _/")
+    at = next((place for place in places if place > LABEL // 4), LABEL)
+    return [plain(label[:at], LABEL), plain(label[at:], LABEL)]
+
+
+def whole(axis: Axis, most: int = 9) -> None:
+    """Ticks at whole numbers only, about `most` of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> bool:
+    """A y axis for log10 values, labelled 10^k, two decades high at least, so that a flat line looks flat.
+
+    False when none of the values is finite.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    numbers = np.concatenate([gaps(each) for each in values] or [np.zeros(0)])
+    low, high = limits(numbers[np.isfinite(numbers)], None, None)
+    margin = max(0.05 * (high - low), (2.0 - (high - low)) / 2)
+    axes.set_ylim(low - margin, high + margin)
+    whole(axes.yaxis)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
+    bottom, top = axes.get_ylim()
+    if top - bottom < 7:
+        powers = np.arange(np.floor(bottom), np.ceil(top))
+        fine = np.add.outer(powers, np.log10(np.arange(2, 10))).ravel()
+        axes.yaxis.set_minor_locator(FixedLocator(fine[(bottom <= fine) & (fine <= top)].tolist()))
+    return bool(np.isfinite(numbers).any())
+
+
+def legend(axes: Axes, lines: Sequence) -> None:
+    if lines:
+        labels = [line.get_label() for line in lines]
+        size = min(9.0, 9.0 * 22 / sum(label.count("\n") + 1.3 for label in labels))
+        axes.legend(lines, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, fontsize=size)
+
+
+def plain(text: str, limit: int) -> str:
+    """Text that matplotlib takes literally, on one line, its middle left out where it is too long."""
+    text = " ".join(text.split())
+    if len(text) > limit:
+        text = f"{text[: limit - limit // 2 - 1]}…{text[-(limit // 2) :]}"
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text  # a legend leaves out what begins with _
+
+
+def say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, color="0.25")
+
+
+def gaps(values: np.ndarray) -> np.ndarray:
+    """Not finite becomes NaN, which matplotlib leaves out."""
+    values = np.asarray(values, float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def limits(finite: np.ndarray, low: float | None, high: float | None) -> tuple[float, float]:
+    """The ends of a scale, given or taken from the data, apart from each other."""
+    bottom = low if low is not None else float(finite.min()) if finite.size else 0.0 if high is None else high - 1
+    top = high if high is not None else float(finite.max()) if finite.size else bottom + 1
+    if bottom < top:
+        return bottom, top
+    if low is None and high is None:
+        return bottom - 0.5, top + 0.5
+    return (bottom, bottom + 1) if low is not None else (top - 1, top)

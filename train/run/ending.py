@@ -1,0 +1,30 @@
+"""What an experiment leaves beside its runs when it ends: report.html, report.md, and means over seeds."""
+
+from pathlib import Path
+
+from train.report.compare import as_html, as_markdown, compare
+from train.run.console import Console
+from train.run.rundir import write_atomically
+from train.run.seeds import write_means
+
+# Of metrics.jsonl, all runs together: reading more would hold up the end of a training by more than seconds.
+MAX_BYTES = 100_000_000
+
+
+def write_report(root: Path, console: Console) -> None:
+    """Writes the report of all runs in `root`, and says where it is. Whatever fails is a warning: training is done."""
+    page = root / "report.html"
+    try:
+        size = sum(log.stat().st_size for log in root.glob("*/metrics.jsonl"))
+        if size > MAX_BYTES:
+            console.note(f"no report yet ({size / 1e6:.0f} MB of logs): deltaflow compare {root} --html {page}")
+            return
+        comparison = compare([root])
+        write_atomically(root / "report.md", as_markdown(comparison))
+        write_atomically(page, as_html(comparison))
+        if named := write_means(root, comparison.groups):
+            console.note(f"means over seeds in TensorBoard: {', '.join(named)} with @mean, @low and @high")
+    except Exception as error:  # of a drawing library, a full disk, a file edited by hand: nothing is lost by it
+        console.warn(f"no report: {str(error) or type(error).__name__}")
+        return
+    console.note(f"report: {page}")
