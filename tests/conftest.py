@@ -47,6 +47,15 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_report(request):
+    """Drawing the report takes longer than most trainings here; tests/test_ending.py and `trained` have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_ending":
+            patch.setattr("train.run.ending.write_report", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def x64():
     """float64 for the time of one test, for laws that hold exactly."""

@@ -9,7 +9,23 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from train.report.charts import DELTA_UNIT, canvas, delta_by_depth, heat, heatmap, loss_curves, save, to_rgb, to_svg
+from train.report.charts import (
+    DELTA_UNIT,
+    Curve,
+    Field,
+    Guide,
+    Panel,
+    canvas,
+    delta_by_depth,
+    heat,
+    heatmap,
+    heatmaps,
+    line_charts,
+    loss_curves,
+    save,
+    to_rgb,
+    to_svg,
+)
 
 NAN = np.full(9, np.nan)
 STEPS = np.arange(0, 100, 10)
@@ -50,26 +66,57 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+def curves(count, points=9, index=None):
+    names = [f"variant_{i},optimizer.lr=1e-{i},seed={i}" for i in range(count)]
+    return [
+        Curve(name, np.arange(points), slope(points - 1, -0.3 * i), np.full(points, 0.2), i if i < 8 else index)
+        for i, name in enumerate(names)
+    ]
+
+
+def fields(count, layers=8):
+    return [Field(f"variant_{i},seed={i}: same weights, skips removed " * 3, STEPS, grid(layers)) for i in range(count)]
+
+
+GUIDE = Guide("ideal: gain 0.9 a block", np.arange(9), np.log10(0.9) * np.arange(9), inside=True)
+WIDE = {
+    "3 panels, 34 curves": lambda: line_charts([Panel("step 0", curves(34))] * 3, "x", "y", powers=True),
+    "2 panels and a guide": lambda: line_charts([Panel("a" * 200, curves(8))] * 2, "x", "y", [GUIDE], powers=True),
+    "1 panel": lambda: line_charts([Panel("t", curves(1, 1))], "training step", "loss (nats per token)"),
+    "nothing": lambda: line_charts([Panel("t", []), Panel("u", [])], "training step", "loss"),
+    "odd names": lambda: line_charts([Panel("$", [Curve("_$x_{" * 30, STEPS, STEPS * np.nan, None, 0)])], "x", "y"),
+    "16 heatmaps": lambda: heatmaps(fields(16), DELTA_UNIT, -8, 1),
+    "1 heatmap of 100 layers": lambda: heatmaps(fields(1, 100), DELTA_UNIT, -8, 1),
+    "heatmaps without values": lambda: heatmaps(
+        [Field("$", STEPS, np.nan * grid(8)), Field("b", STEPS[:0], np.zeros((0, 0)), "not measured")], "u", -8, 1
+    ),
+    "no heatmap": lambda: heatmaps([], "u", -8, 1),
+}
+
+
+@pytest.mark.parametrize("name", [*PICTURES, *WIDE])
 def test_no_text_overlaps_or_leaves_the_picture(name):
-    figure = PICTURES[name]()
-    assert to_rgb(figure).shape == (450, 800, 3)
+    figure = (PICTURES | WIDE)[name]()
+    high, wide, _ = to_rgb(figure).shape
+    assert (high, wide) == (450, 800) if name in PICTURES else wide == 1100
     boxes = visible_texts(figure)
     for i, (text, box) in enumerate(boxes):
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 800 and box.y1 <= 450, f"{text!r} leaves the picture: {box}"
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= wide and box.y1 <= high, f"{text!r} leaves the picture: {box}"
         for other, that in boxes[i + 1 :]:
             assert not box.overlaps(that), f"{text!r} overlaps {other!r}"
 
 
 def visible_texts(figure):
     """Every text that is drawn, with its box in pixels, one pixel taken off each side."""
-    artists = []
+    artists = [figure._supxlabel, figure._supylabel]
+    for legend in figure.legends:
+        artists += legend.get_texts()
     for axes in figure.axes:
         artists += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
         artists += [t.label1 for axis in (axes.xaxis, axes.yaxis) for t in axis._update_ticks()]
         artists += [t.label2 for axis in (axes.xaxis, axes.yaxis) for t in axis._update_ticks()]
         artists += axes.get_legend().get_texts() if axes.get_legend() else []
-    shown = [text for text in artists if text.get_visible() and text.get_text()]
+    shown = [text for text in artists if text is not None and text.get_visible() and text.get_text()]
     return [(text.get_text(), text.get_window_extent().padded(-1)) for text in shown]
 
 
@@ -197,6 +244,50 @@ def test_matplotlib_is_imported_late_and_pyplot_never():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_legend_reads_row_by_row():
+    """matplotlib fills columns: five entries in four columns are 1 and 2, 3, 4, 5 from left to right."""
+    figure = line_charts([Panel("t", curves(6))], "x", "y")
+    to_rgb(figure)
+    boxes = [(text.get_text(), text.get_window_extent()) for text in figure.legends[0].get_texts()]
+    boxes.sort(key=lambda entry: (-round(entry[1].y0 / 20), entry[1].x0))
+    assert [text.replace("\n", "") for text, _ in boxes] == [curve.label for curve in curves(6)]
+
+
+def test_bands_guides_and_grey_lines():
+    figure = line_charts([Panel("t", curves(10))], "x", "y", [GUIDE], powers=True)
+    axes = axes_of(figure)
+    lines = {line.get_label().replace("\n", ""): line for line in axes.get_lines()}
+    assert lines["ideal: gain 0.9 a block"].get_ydata()[-1] == pytest.approx(8 * np.log10(0.9))
+    assert [line.get_color() for line in axes.get_lines()[:2]] == ["0.8", "0.8"]
+    assert "grey: all others" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(axes.collections) == 8  # the grey ones have no band
+    edge = axes.collections[3].get_paths()[0].vertices[:, 1]
+    assert edge.min() == pytest.approx(curves(4)[3].y.min() - 0.2) and edge.max() == pytest.approx(-2 + 0.2)
+    assert axes.get_ylim()[0] < edge.min()
+
+
+def test_a_guide_leaves_the_picture_unless_it_is_to_be_inside():
+    far = {inside: Guide("far", np.arange(9), np.full(9, -50.0), inside) for inside in (False, True)}
+    for inside, guide in far.items():
+        bottom, _ = axes_of(line_charts([Panel("t", curves(1))], "x", "y", [guide], powers=True)).get_ylim()
+        assert (bottom < -50) == inside
+
+
+def test_losses_that_fall_to_nothing_are_on_a_logarithmic_axis():
+    curve = Curve("a", STEPS, np.logspace(0, -3, 10), None, 0)
+    assert axes_of(line_charts([Panel("t", [curve])], "x", "loss")).get_yscale() == "log"
+    flat = Curve("a", STEPS, np.linspace(4, 2, 10), None, 0)
+    assert axes_of(line_charts([Panel("t", [flat])], "x", "loss")).get_yscale() == "linear"
+
+
+def test_heatmaps_are_on_one_scale_with_one_bar():
+    figure = heatmaps([Field("a", STEPS, grid(8)), Field("b", STEPS, grid(8) - 30)], "u", -8.0, 1.0)
+    meshes = [axes.collections[0] for axes in figure.axes[:2]]
+    assert {mesh.get_clim() for mesh in meshes} == {(-8.0, 1.0)}
+    (bar,) = figure.axes[2:]
+    assert bar.get_ylabel() == "u" and bar.get_ylim() == (-8, 1)
 
 
 def test_one_step_is_one_cell_and_no_name_is_left_out_of_the_legend():

@@ -230,7 +230,7 @@ def _by_depth(
     change: Callable[[np.ndarray], np.ndarray],
 ) -> list[Panel]:
     """A chart for each part of the way from the first watched step to the last, values changed [n, layers]."""
-    names = {0.0: "first watched step", 0.5: "half-way", 1.0: "last watched step"}
+    names = {0.0: "first watched", 0.5: "half-way", 1.0: "last watched"}
     known = {name: (steps, values) for name, (steps, values) in depths.items() if len(steps)}
     panels: dict[tuple[int, ...], Panel] = {}
     for part in parts:

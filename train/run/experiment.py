@@ -18,9 +18,9 @@ from train.core.optimizer import check
 from train.core.state import hparams_of
 from train.report.read import read_run
 from train.report.tables import closing_table
+from train.run import ending
 from train.run import platform as platforms
 from train.run.console import Console
-from train.run.ending import write_report
 from train.run.errors import RunError
 from train.run.loop import GroupRun
 from train.run.own import adopt
@@ -121,7 +121,7 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
             console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
     root = directory_of(experiment.variants[0]).parent
     console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
-    write_report(root, console)
+    ending.write_report(root, console)
     if stop.signal is not None:
         return Outcome(ordered, [])
     logged = {v.name: _last_logged(directory_of(v)) for v in experiment.variants if v.name in experiment.expect}

@@ -73,7 +73,7 @@ def line_charts(
         entries: dict[int, object] = {}
         others = None
         for axes, chart in zip(all_axes, charts, strict=True):
-            axes.set_title(canvas.plain(chart.title, 160 // len(charts)), loc="left", fontsize=11)
+            axes.set_title(canvas.plain(chart.title, 110 // len(charts)), loc="left", fontsize=11)
             axes.set_xlabel(xlabel)
             canvas.whole(axes.xaxis, max(4, 12 // len(charts)))
             canvas.ruled(axes)
@@ -85,7 +85,7 @@ def line_charts(
                     entries.setdefault(curve.index, drawn)
             if not any(np.isfinite(curve.y).any() for curve in chart.curves):
                 canvas.say(axes, "no finite values")
-        _scale(all_axes[0], charts, ylabel, powers)
+        _scale(all_axes[0], charts, guides, ylabel, powers)
         marks = [_guide(axes, guide, n) for axes in all_axes for n, guide in enumerate(guides)][: len(guides)]
         handles = [entries[index] for index in sorted(entries)] + marks
         if others is not None:
@@ -127,12 +127,13 @@ def _guide(axes: Axes, guide: Guide, which: int):
     return drawn
 
 
-def _scale(axes: Axes, charts: Sequence[Panel], ylabel: str, powers: bool) -> None:
+def _scale(axes: Axes, charts: Sequence[Panel], guides: Sequence[Guide], ylabel: str, powers: bool) -> None:
     curves = [curve for chart in charts for curve in chart.curves]
     ends = [curve.y + sign * curve.half for curve in curves if curve.half is not None for sign in (-1, 1)]
     axes.set_ylabel(ylabel)
     if powers:
-        canvas.powers_of_ten(axes, [curve.y for curve in curves] + ends)
+        room = [guide.y for guide in guides if guide.inside]
+        canvas.powers_of_ten(axes, [*(curve.y for curve in curves), *ends, *room])
         return
     values = np.concatenate([np.asarray(curve.y, float) for curve in curves] or [np.zeros(0)])
     if spans_decades(values[np.isfinite(values)]):
