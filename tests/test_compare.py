@@ -106,6 +106,12 @@ def test_with_many_runs_each_has_a_row(tmp_path):
     assert columns == ["run", "model.width"] and rows[3] == ["w3", "8"]
 
 
+def test_keys_of_a_mapping_are_compared_one_by_one(tmp_path):
+    write_run(tmp_path / "a", "x", gains="{}")
+    write_run(tmp_path / "a", "y", gains="{q: 2.0, k: 1e-3}")
+    assert differences(groups_of(tmp_path / "a"))[1] == [["model.gains.q", "-", "2.0"], ["model.gains.k", "-", "0.001"]]
+
+
 def test_an_unknown_key_is_as_good_as_null(tmp_path):
     write_run(tmp_path / "a", "old", seed=0)
     write_run(tmp_path / "a", "new", seed=0, window="null")

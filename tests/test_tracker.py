@@ -194,6 +194,8 @@ def test_each_tag_is_on_one_chart():
     assert all(len(group) == 3 for group in groups)
     assert sorted(sum(groups, [])) == sorted(tags + matrices)
     assert charts["attn_q: log10 |grad|, l = 0 to 1"] == [f"grad/norm_log10/{layer}/attn_q" for layer in layers]
+    fewer = charts_of(tags + matrices, chart_layout(2, ("attn_q", "attn_q_2"), without=False))
+    assert charts.keys() - fewer.keys() == {title for title in charts if "without" in title} and len(fewer) == 11
     assert charts["log10 |delta_l|, l = 0 to 2"] == [f"delta/norm_log10/{layer}" for layer in layers]
 
 

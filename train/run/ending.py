@@ -7,8 +7,8 @@ from train.run.console import Console
 from train.run.rundir import write_atomically
 from train.run.seeds import write_means
 
-# Of metrics.jsonl, all runs together: reading more would hold up the end of a training by more than seconds.
-MAX_BYTES = 100_000_000
+# Of metrics.jsonl, all runs together: with more the end of a training would take more than about ten seconds.
+MAX_BYTES = 50_000_000
 
 
 def write_report(root: Path, console: Console) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from data.source import Source
+from model.residual import rule_of
 from train.core.batch import Feed
 from train.core.state import State, parameter_count
 from train.gradflow.norms import named
@@ -164,8 +165,9 @@ class GroupRun:
                 ("run directory", str(self.records[0].directory.parent)),
             ],
         )
+        without = config.watch.counterfactual and rule_of(config.model).additive
         for record in self.records:
-            record.tracker.layout(config.model.layers, list(named(group.network.shapes()["blocks"])))
+            record.tracker.layout(config.model.layers, list(named(group.network.shapes()["blocks"])), without)
 
     # -- the loop
 

@@ -110,11 +110,14 @@ class Tracker:
         # An indented block, not a fenced one: nothing in the YAML can end it.
         self.text("config", self._step, "".join(f"    {line}\n" for line in yaml_text.splitlines()))
 
-    def layout(self, depth: int, matrices: Sequence[str]) -> None:
-        """Custom scalars: all layers of a metric on one chart. `depth` blocks, `matrices` such as `attn_q`."""
+    def layout(self, depth: int, matrices: Sequence[str], without: bool = True) -> None:
+        """Custom scalars: all layers of a metric on one chart. `depth` blocks, `matrices` such as `attn_q`.
+
+        Charts of the counterfactual only where it is measured (`without`): an empty chart explains nothing.
+        """
         from tensorboardX.summary import custom_scalars
 
-        self._add(self._step, custom_scalars(chart_layout(depth, matrices)))
+        self._add(self._step, custom_scalars(chart_layout(depth, matrices, without)))
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Logs the scalars of one step, as one event and as one line of metrics.jsonl.
@@ -261,7 +264,7 @@ def _hparam(value: object) -> str | float | bool:
     return json.dumps(value, default=str)
 
 
-def chart_layout(depth: int, matrices: Sequence[str]) -> dict[str, dict[str, list]]:
+def chart_layout(depth: int, matrices: Sequence[str], without: bool = True) -> dict[str, dict[str, list]]:
     """Category -> chart title -> ["Multiline", [anchored tag pattern]], as tensorboardX takes it."""
     blocks, ends = f"l = 0 to {depth - 1}", f"l = 0 to {depth}"
 
@@ -271,15 +274,17 @@ def chart_layout(depth: int, matrices: Sequence[str]) -> dict[str, dict[str, lis
     def each_matrix(metric: str, what: str) -> dict[str, list]:
         return charts(*((f"{name}: {what}, {blocks}", rf"{metric}/layer_\d+/{re.escape(name)}") for name in matrices))
 
+    delta_without = (f"log10 |delta_l| without skip (same weights), {ends}", r"delta_without/norm_log10/layer_\d+")
+    grad_without = (f"log10 |grad| without skip (same weights), {blocks}", r"grad_without/norm_log10/layer_\d+")
     return {
         "delta: gradient at the residual stream": charts(
             (f"log10 |delta_l|, {ends}", r"delta/norm_log10/layer_\d+"),
-            (f"log10 |delta_l| without skip (same weights), {ends}", r"delta_without/norm_log10/layer_\d+"),
+            *([delta_without] if without else []),
             (f"gain |delta_l| / |delta_(l+1)|, {blocks}", r"gain/layer_\d+"),
         ),
         "gradient of each block's weights": charts(
             (f"log10 |grad|, {blocks}", r"grad/norm_log10/layer_\d+"),
-            (f"log10 |grad| without skip (same weights), {blocks}", r"grad_without/norm_log10/layer_\d+"),
+            *([grad_without] if without else []),
         ),
         "activations": charts(
             (f"rms of x_l, {ends}", r"act/rms/layer_\d+"),
