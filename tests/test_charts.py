@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from train.report.charts import (
     DELTA_UNIT,
+    SMALL,
     Curve,
     Field,
     Guide,
@@ -90,6 +91,9 @@ WIDE = {
     "heatmaps without values": lambda: heatmaps(
         [Field("$", STEPS, np.nan * grid(8)), Field("b", STEPS[:0], np.zeros((0, 0)), "not measured")], "u", -8, 1
     ),
+    "small heatmap": lambda: heatmap(
+        STEPS, np.where(grid(8) > 3, grid(8), np.nan), "t " * 50, DELTA_UNIT, -8, 1, SMALL
+    ),
     "no heatmap": lambda: heatmaps([], "u", -8, 1),
 }
 
@@ -98,7 +102,7 @@ WIDE = {
 def test_no_text_overlaps_or_leaves_the_picture(name):
     figure = (PICTURES | WIDE)[name]()
     high, wide, _ = to_rgb(figure).shape
-    assert (high, wide) == (450, 800) if name in PICTURES else wide == 1100
+    assert (high, wide) == (450, 800) if name in PICTURES else wide == (500 if name.startswith("small") else 1100)
     boxes = visible_texts(figure)
     for i, (text, box) in enumerate(boxes):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= wide and box.y1 <= high, f"{text!r} leaves the picture: {box}"

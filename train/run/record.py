@@ -85,7 +85,7 @@ class Record:
 
         self.tracker.drain()
         run = read_run(self.directory)
-        for prefix, title in (("delta", "|δ| with these weights"), ("delta_without", "|δ| at skip scale 0")):
+        for prefix, title in (("delta", "|δ| as trained"), ("delta_without", "|δ|, skips removed")):
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
                 continue

@@ -1,6 +1,6 @@
 """Pictures of gradient flow: canvas (how they look, files), heat, lines (a chart a picture), panels (several)."""
 
-from train.report.charts.canvas import save, to_rgb, to_svg
+from train.report.charts.canvas import SMALL, save, to_rgb, to_svg
 from train.report.charts.heat import DELTA_SCALE, DELTA_UNIT, Field, heatmap, heatmaps
 from train.report.charts.lines import delta_by_depth, loss_curves
 from train.report.charts.panels import Curve, Guide, Panel, line_charts
@@ -8,6 +8,7 @@ from train.report.charts.panels import Curve, Guide, Panel, line_charts
 __all__ = [
     "DELTA_SCALE",
     "DELTA_UNIT",
+    "SMALL",
     "Curve",
     "Field",
     "Guide",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (8.0, 4.5)  # inches; at DPI, what a README shows without scaling
+SMALL = (5.0, 3.4)  # what TensorBoard shows at three quarters of its size: with SIZE its texts could not be read there
 DPI = 100
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vPX<>*hp"
@@ -79,13 +80,14 @@ def styled() -> Iterator[None]:
         yield
 
 
-def single(title: str, measured: bool = True) -> tuple[Figure, Axes]:
-    """A picture of one chart; `measured`: matplotlib finds room for its texts."""
+def single(title: str, measured: bool = True, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """A picture of one chart; `measured`: matplotlib finds room for its texts. `size` in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(SIZE, layout=_roomy() if measured else None)
+    figure = Figure(size, layout=_roomy() if measured else None)
     axes = figure.add_subplot()
-    axes.set_title("\n".join(textwrap.wrap(plain(title, 160), 80)), loc="left")
+    letters = int(10 * size[0])  # on a line
+    axes.set_title("\n".join(textwrap.wrap(plain(title, 2 * letters), letters)), loc="left")
     return figure, axes
 
 

@@ -41,31 +41,37 @@ def heatmap(
     unit: str,
     vmin: float | None = None,
     vmax: float | None = None,
+    size: tuple[float, float] = canvas.SIZE,
 ) -> Figure:
     """Depth against training step, the embedding's output at the top; grey where there is no finite value.
 
     Args:
       unit: what the colours mean, such as `DELTA_UNIT`; matplotlib's math is understood here.
       vmin, vmax: fixed ends of the colour scale, so that pictures compare; from the data when None.
+      size: width and height in inches.
     """
     with canvas.styled():
-        figure, axes = canvas.single(title, measured=False)
+        figure, axes = canvas.single(title, measured=False, size=size)
         # Where things stand is known here, and a layout that measures every text takes three times as long to draw.
         lines = axes.get_title(loc="left").count("\n") + 1
-        figure.subplots_adjust(left=0.09, right=1.04, bottom=0.12, top=0.97 - 0.05 * lines)
+        wide, high = size
+        left, beside = 0.72 / wide, 0.84 / wide  # beside the map: the bar, its numbers and its unit
+        top = 1 - (0.14 + 0.225 * lines) / high
+        # The bar begins after 85 % of the room that it shares with the map.
+        figure.subplots_adjust(left=left, right=left + (1 - beside - left) / 0.85, bottom=0.54 / high, top=top)
         shown = _finite(values)
-        low, high = canvas.limits(shown.compressed(), vmin, vmax)
-        mesh = _mesh(axes, steps, values, low, high)
+        ends = canvas.limits(shown.compressed(), vmin, vmax)
+        mesh = _mesh(axes, steps, values, *ends)
         canvas.whole(axes.xaxis)
         canvas.whole(axes.yaxis)
         axes.set_xlabel("training step")
         axes.set_ylabel(r"depth $\ell$  (top: the embedding's output)")
         if shown.count() or (vmin is not None and vmax is not None):
-            figure.colorbar(mesh, ax=axes, label=unit, extend=_beyond([shown], low, high), pad=0.02)
+            figure.colorbar(mesh, ax=axes, label=unit, extend=_beyond([shown], *ends), pad=0.02)
         if not shown.count():
             canvas.say(axes, "no finite values")
         elif shown.count() < shown.size:
-            axes.set_xlabel("training step  (grey: zero, not finite, or not measured)")
+            axes.set_xlabel("training step  (grey: zero, not finite, not measured)")
     return figure
 
 
