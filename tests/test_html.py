@@ -5,7 +5,20 @@ from html.parser import HTMLParser
 
 import pytest
 
-from train.report.html import Html, code, items, markup, page, paragraph, picture, section, side_by_side, table
+from train.report.html import (
+    Html,
+    code,
+    folded,
+    formula,
+    items,
+    markup,
+    page,
+    paragraph,
+    picture,
+    section,
+    side_by_side,
+    table,
+)
 
 HOSTILE = "<script>alert(1)</script>&\"'"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
@@ -37,6 +50,8 @@ class Reader(HTMLParser):
     [
         paragraph(HOSTILE),
         code(HOSTILE),
+        formula(HOSTILE),
+        folded(HOSTILE, paragraph(HOSTILE)),
         items(HOSTILE),
         table([HOSTILE], [[HOSTILE]]),
         section(HOSTILE, paragraph(HOSTILE)),
