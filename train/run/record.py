@@ -89,9 +89,8 @@ class Record:
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
                 continue
-            figure = charts.heatmap(
-                steps, values, f"{self.variant.name}: {title}", charts.DELTA_UNIT, *charts.DELTA_SCALE
-            )
+            title = f"{self.variant.name}: {title}"
+            figure = charts.heatmap(steps, values, title, charts.DELTA_UNIT, *charts.DELTA_SCALE, charts.SMALL)
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
 
     def summary(self, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:
