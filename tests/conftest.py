@@ -30,6 +30,9 @@ import numpy as np
 import pytest
 
 from train.config.load import Experiment, from_mapping
+from train.run import ending
+
+_WRITE_REPORT = ending.write_report
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -52,7 +55,7 @@ def _no_report(request):
     """Drawing the report takes longer than most trainings here; tests/test_ending.py and `trained` have it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ != "test_ending":
-            patch.setattr("train.run.ending.write_report", lambda *_: None)
+            patch.setattr(ending, "write_report", lambda *_: None)
         yield
 
 
@@ -123,7 +126,9 @@ variants:
 """,
         encoding="utf-8",
     )
-    assert main(["train", str(config)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ending, "write_report", _WRITE_REPORT)
+        assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
 
 
