@@ -34,11 +34,6 @@ class Group:
         """Those that figures and curves are taken from: a seed that is still running would pull down the others."""
         return self.done or self.runs
 
-    @property
-    def seeds(self) -> str:
-        """The seeds that are shown."""
-        return ", ".join(show(flat(run.config).get("seed")) for run in self.shown)
-
 
 def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
     """The groups in the order of their first runs. `names` are the runs' own, all different.

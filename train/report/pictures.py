@@ -102,7 +102,7 @@ def _loss(groups: Sequence[Group], shown: dict[str, int | None], notes: str) -> 
         "loss",
         "Loss",
         "The loss against the number of optimizer steps: lower is better. Left on the batches that are trained on, "
-        "right on text that is never trained on; where the right one is far above the left one, the model remembers "
+        "right on data that is never trained on; where the right one is far above the left one, the model remembers "
         "instead of learning." + notes,
         "Loss curves, training and held out",
         charts.line_charts(panels, "training step", f"loss ({unit})" if unit else "loss", guides),
