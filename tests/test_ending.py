@@ -95,7 +95,7 @@ def test_seeds_trained_through_the_command_line(corpus, tmp_path, capsys):
         "train: {steps: 6, eval_every: 3, eval_batches: 1, unroll: 1}\nwatch: {every: 3}\nsweep: {seed: [0, 1]}\n"
     )
     assert main(["train", str(config)]) == 0
-    assert "means over seeds in TensorBoard: main with @mean, @low and @high" in capsys.readouterr().out
+    assert "means over seeds in TensorBoard: NAME@mean, @low and @high of 'main'" in capsys.readouterr().out
     root = tmp_path / "runs" / "s"
     seeds = [read_run(root / f"main,seed={seed}").steps for seed in (0, 1)]
     mean = scalars_of(root / "main@mean")

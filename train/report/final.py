@@ -66,7 +66,9 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
 }
 
 
-ABOVE = "above the best, seed by seed"
+# What all seeds have in common: a constant of the data, and of those that are trained together one measurement.
+_ALIKE = (FIGURES["loss/floor"], steps_per_s)
+ABOVE = "above best, by seed"
 
 
 def final_table(groups: Sequence[Group]) -> Table:
@@ -78,14 +80,14 @@ def final_table(groups: Sequence[Group]) -> Table:
         at = list(found).index("loss/val") + 1
         found = dict([*places[:at], (ABOVE, cells), *places[at:]])
     found = {title: cells for title, cells in found.items() if set(cells) != {MISSING}}
-    columns = ["run", *(["seeds"] if seeded else []), "steps", *found, "verdict"]
+    columns = ["run", *(["seeds"] if seeded else []), "steps", "verdict", *found]
     rows = [
         [
             group.name,
             *([str(len(group.shown))] if seeded else []),
             steps_of(group),
-            *(cells[index] for cells in found.values()),
             verdicts_of(group),
+            *(cells[index] for cells in found.values()),
         ]
         for index, group in enumerate(groups)
     ]
@@ -108,7 +110,7 @@ def above_best(groups: Sequence[Group]) -> list[str]:
     for index, each in enumerate(losses):
         shared = [seed for seed in each if seed in losses[best]]
         if index == best or len(shared) < 2:
-            cells.append("best" if index == best else MISSING)
+            cells.append("0" if index == best else MISSING)
             continue
         mean, half = estimate(np.array([each[seed] - losses[best][seed] for seed in shared], np.float64))
         cells.append(plus_minus(float(mean), None if half is None else float(half)))
@@ -128,7 +130,7 @@ def _cell(group: Group, figure: Callable[[Run], float | None]) -> str:
     if len(known) > 1 and (bad := sum(not math.isfinite(value) for value in known)):
         return f"not finite in {bad} of {len(known)}"
     mean, half = estimate(np.array(known))
-    if figure is steps_per_s:  # seeds that were trained together share one measurement
+    if figure in _ALIKE:
         half = None
     return plus_minus(float(mean), None if half is None else float(half))
 

@@ -16,7 +16,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --line: #3d444d; --quiet: #9198a1; --ink: #e6edf3; --paper: #0d1117; --raised: #161b22; }
 }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
+body { margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, sans-serif; }
 h1, h2, h3 { line-height: 1.25; margin: 2rem 0 0.5rem; }
 p, li, figcaption { max-width: 48rem; }
@@ -27,9 +27,10 @@ img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 .scroll { overflow-x: auto; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { background: var(--raised); }
-.right { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.right { text-align: right; font-variant-numeric: tabular-nums; }
+td.right { white-space: nowrap; }
 summary { cursor: pointer; color: var(--quiet); }
 sub { line-height: 0; }
 code { background: var(--raised); padding: 0.1em 0.3em; border-radius: 4px; overflow-wrap: anywhere; }

@@ -23,7 +23,7 @@ def write_report(root: Path, console: Console) -> None:
         write_atomically(root / "report.md", as_markdown(comparison))
         write_atomically(page, as_html(comparison))
         if named := write_means(root, comparison.groups):
-            console.note(f"means over seeds in TensorBoard: {', '.join(named)} with @mean, @low and @high")
+            console.note(f"means over seeds in TensorBoard: NAME@mean, @low and @high of {', '.join(map(repr, named))}")
     except Exception as error:  # of a drawing library, a full disk, a file edited by hand: nothing is lost by it
         console.warn(f"no report: {str(error) or type(error).__name__}")
         return
