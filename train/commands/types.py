@@ -3,8 +3,10 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from train.config.fields import did_you_mean
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -36,6 +38,20 @@ def new_file(text: str) -> Path:
     if not folder.is_dir() or not all(os.access(p, os.W_OK) for p in (folder, path) if p.exists()):
         raise argparse.ArgumentTypeError(f"cannot write {text!r}")
     return path
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type for `all`, or some of the known names between commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(known if text == "all" else text.split(",")))
+        for name in chosen:
+            if name not in known:
+                near = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+                raise argparse.ArgumentTypeError(f"expected all, or names between commas, got {name!r}{near}")
+        return chosen
+
+    return parse
 
 
 def temperature(text: str) -> float:

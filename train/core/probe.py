@@ -11,15 +11,17 @@ from jaxtyping import Array, Float
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
 from train.core.batch import Feed
+from train.core.instruments import Curve, Reading
 from train.core.loss import tapped_loss
 from train.core.state import parameter_count
+from train.core.tags import plain
 from train.gradflow.delta import (
     Flow,
     backward,
     flow,
     underflows,
 )
-from train.gradflow.gradients import weight_dot_grad
+from train.gradflow.gradients import Histogram, edges, weight_dot_grad
 from train.gradflow.norms import (
     Norm,
     gains,
@@ -130,3 +132,25 @@ def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict
         "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
         "verdict": judge(delta, logs, doubt).as_json(),
     }
+
+
+def readings_json(readings: Mapping[str, Reading]) -> dict[str, Any]:
+    """What instruments read, for JSON: lists over layers, by part where there are several; null = not defined."""
+    out: dict[str, Any] = {}
+    for name, reading in readings.items():
+        if isinstance(reading, Curve):
+            out[name] = {"at": finite(reading.at), "loss": finite(reading.loss)}
+        elif isinstance(reading, Histogram):
+            bounds = [edges(float(top)).tolist() for top in reading.top]
+            out[f"{name}_log10"] = {
+                "edges": bounds,
+                "counts": finite(reading.counts),
+                "zeros": finite(reading.zeros),
+            }
+        elif isinstance(reading, Mapping):
+            parts = {part: plain(name, value) for part, value in reading.items()}
+            out |= {whole: {part: finite(values) for part, (_, values) in parts.items()} for whole, _ in parts.values()}
+        else:
+            whole, values = plain(name, reading)
+            out[whole] = finite(values)
+    return out

@@ -115,6 +115,29 @@ def probe_table(result: Mapping[str, Any]) -> Table:
     return columns + [key.removeprefix("attn_") for key in matrices], rows
 
 
+def instruments_table(readings: Mapping[str, Any]) -> tuple[list[tuple[str, str]], Table]:
+    """What instruments read at one place: lines for what is one number, and a row for each layer of what is many.
+
+    Of a reading by parts the whole layer is shown; of a line through the weights, where it is lowest.
+    """
+    layers: dict[str, Sequence[float | None]] = {}
+    lines: list[tuple[str, str]] = []
+    for name, reading in readings.items():
+        if isinstance(reading, Mapping) and "at" in reading:
+            known = [(loss, at) for at, loss in zip(reading["at"], reading["loss"], strict=True) if loss is not None]
+            lines.append((f"{name} is lowest at", number(min(known)[1]) if known else MISSING))
+            continue
+        parts = reading if isinstance(reading, Mapping) else {"layer": reading}
+        for part, values in parts.items():
+            if part == "layer" and isinstance(values, list):
+                layers[name] = values
+            elif not isinstance(values, list):
+                lines.append((name if part == "layer" else f"{name}/{part}", number(values)))
+    depth = max((len(values) for values in layers.values()), default=0)
+    rows = [[str(row), *(number(_at(values, row)) for values in layers.values())] for row in range(depth)]
+    return lines, (["l", *layers], rows)
+
+
 def flow_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """The gradient flow of several variants side by side: a row for each, delta at five depths of L blocks each."""
     parts = {"0": 0.0, "L/4": 0.25, "L/2": 0.5, "3L/4": 0.75, "L": 1.0}
