@@ -61,7 +61,7 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
                 "variant": variant.name,
                 "config": variant.config.model_dump(mode="json"),
                 "platform": platform.label,
-                **as_json(group.network, params, measured, data.batch * data.context),
+                **as_json(variant.config, group.network, params, measured),
             }
     return [results[variant.name] for variant in experiment.variants]
 
