@@ -6,7 +6,7 @@ from train.config.yaml12 import show
 
 # log10 of |dW| / |W| a step, of a run that learns nothing: below the one its weights hardly move, above the other a
 # step replaces a good part of them. At the end of the runs of docs/verdict.md that learn it is 10^-5.8 to 10^-2.9.
-STILL, WILD = -6.0, -1.5
+STILL, USUAL, WILD = -6.0, -3.0, -2.0
 
 
 def remedy(state: str, config: RunConfig, update: float | None = None) -> str | None:
@@ -84,7 +84,8 @@ def _not_learning(config: RunConfig, update: float | None) -> str:
     if optimizer.freeze:
         return f"optimizer.freeze: [] (it holds {', '.join(optimizer.freeze)})"
     if update is None or update < STILL:
-        return f"optimizer.lr: {show(_round(optimizer.lr * 10) or 1e-3)} (it is {show(optimizer.lr)})"
+        higher = min(10.0 * optimizer.lr if update is None else optimizer.lr * 10 ** (USUAL - update), 1.0) or 1e-3
+        return f"optimizer.lr: {show(_round(higher))} (it is {show(optimizer.lr)})"
     if update > WILD:
         return _slower(config)
     return f"longer train.steps (there are {config.train.steps}), {_slower(config)}, or a look at the data"

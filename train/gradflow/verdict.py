@@ -76,6 +76,7 @@ def judge(
     """
     if doubt:
         grad_log10 = {name: np.where(np.isneginf(logs), np.nan, logs) for name, logs in grad_log10.items()}
+    rank = None if rank is None else rank.astype(np.float64)  # as it is in a log
     alike = _alike(rank)
     stream = "" if rms is None else f"; the stream's rms goes from {rms[0]:.3g} to {rms[-1]:.3g}"
     if np.isnan(delta_log10).any() or np.isposinf(delta_log10).any():
