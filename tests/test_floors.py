@@ -33,6 +33,8 @@ def test_counts_of_a_long_sequence_are_those_of_blocks_spread_over_it(monkeypatc
     monkeypatch.setattr(floors, "BLOCK", 10)
     monkeypatch.setattr(floors, "BLOCKS", 10)
     assert counts(ids).tolist() == [10] * 10 and counts(ids[:100]).tolist() == [100]
+    ids[-1] = 10  # the last block ends where they end
+    assert counts(ids).tolist() == [10] * 9 + [9, 1]
     assert counts(ids[:500]).sum() == 100 and len(counts(ids[:500])) == 5
 
 

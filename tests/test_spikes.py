@@ -59,7 +59,7 @@ def test_limits_on_both_sides():
 def test_where_a_loss_stays_up_the_spike_stays_open_until_half_of_it_is_left():
     up = np.append(np.full(100, 2.0), np.full(500, 3.0))
     watch, found = follow(Watch(), up)
-    assert found[-1] == 1.0 and watch.level == 2.0 and len(watch.before) == BEFORE
+    assert found[-1] == 1.0 and watch.level == 2.0 and watch.before == (2.0,) * BEFORE
     _, still = follow(watch, np.full(50, 2.0 + 0.6 * watch.limit))
     assert still[-1] > 0
     after, back = follow(watch, np.full(50, 2.0 + 0.4 * watch.limit))

@@ -94,7 +94,8 @@ def ranks(layers: int, upper: float, lower: float = 1.0) -> np.ndarray:
         (ranks(10, 0.0), "collapsed", 5),
         (ranks(10, 1e-5, lower=1e-5), "collapsed", 0),  # the lowest, since this trouble comes from below
         (np.append(ranks(9, 1.0), 1e-6), "healthy", None),  # one depth is not the upper half
-        (np.full(11, 1e-6), "healthy", None),  # the embeddings are alike themselves
+        (np.append(9e-3, np.full(10, 1e-7)), "healthy", None),  # the embeddings are alike themselves
+        (np.append(1.1e-2, np.full(10, 1e-7)), "collapsed", 0),
         (np.full(11, np.nan), "healthy", None),
         (ranks(1, 1e-5), "collapsed", 0),
     ],
@@ -104,7 +105,7 @@ def test_collapsed_tokens(rank, state, bad):
     verdict = judge(line(layers, 0.0), grads(layers), rank=rank)
     assert (verdict.state, verdict.first_bad_layer) == (state, bad)
     if state == "collapsed":
-        assert verdict.rank_left == pytest.approx(rank[-1] / 0.9) and "the tokens have become alike" in verdict.why
+        assert verdict.rank_left == pytest.approx(rank[-1] / rank[0]) and "the tokens have become alike" in verdict.why
 
 
 def test_collapse_is_named_last_and_as_the_reason_why_q_and_k_starve():
@@ -220,6 +221,7 @@ def test_when_a_run_is_said_not_to_learn(change, learns):
 
 def test_a_warm_up_is_waited_for_twice():
     assert standstill(STUCK, 250) and standstill(STUCK, 251) is None
+    assert standstill(STUCK._replace(steps=100), 0) and standstill(STUCK._replace(steps=99), 0) is None
 
 
 def test_the_course_of_a_run_from_its_log():
@@ -249,6 +251,8 @@ def test_the_course_of_a_run_from_its_log():
     )
     late = course_of(series | {"loss/train": (np.append(steps, 200), np.append(np.full(10, 2.0), 1.0))})
     assert late.val is None and late.train == 1.0  # a row of 100 steps; evaluated before it
+    uneven = course_of({"loss/train": (np.array([90, 100, 150, 160]), np.array([9.0, 3.0, 2.0, 7.0]))})
+    assert uneven.train == pytest.approx((10 * 3.0 + 50 * 2.0 + 10 * 7.0) / 70)
     assert course_of({}) == Course(0)
 
 
