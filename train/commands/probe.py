@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Prints one table a variant, and one of them all. Raises ConfigError, DataError, RunError."""
     experiment = load(parsed.config, parsed.overrides)
-    from train.report.tables import flow_table, instruments_table, probe_table
+    from train.report.tables import flow_table, instruments_table, probe_table, verdict_lines
     from train.run.console import Console
     from train.run.probing import probe
     from train.run.rundir import write_atomically
@@ -30,11 +30,11 @@ def run(parsed: argparse.Namespace) -> int:
     console = Console()
     results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint), parsed.instruments)
     for result in results:
-        verdict = result["verdict"]
         loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f} nats"
         title = f"{result['variant']}: loss {loss}"
         console.table(title, *probe_table(result))
-        console.note(f"{result['variant']}: {verdict['state']}: {verdict['why']}")
+        for line in verdict_lines(result["variant"], result["verdict"]):
+            console.note(line)
         if parsed.instruments:
             rows, table = instruments_table(result["instruments"])
             console.table(f"{result['variant']}: instruments by layer", *table)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
+from train.config.schema import RunConfig
 from train.core.batch import Feed
 from train.core.instruments import Curve, Reading
 from train.core.loss import tapped_loss
@@ -30,6 +31,7 @@ from train.gradflow.norms import (
     total_norm,
     value,
 )
+from train.gradflow.remedy import remedy
 from train.gradflow.verdict import judge
 
 
@@ -105,19 +107,23 @@ def _told(norms: dict[str, Any], doubt: bool) -> dict[str, Any]:
     return jax.tree.map(lambda x: None if x == 0 else x, norms) if doubt else norms
 
 
-def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict[str, Any]:
-    """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays."""
+def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -> dict[str, Any]:
+    """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays.
+
+    `config` is the variant's, for the size of its batch and for what to try.
+    """
     seen = probe.flow.seen
     assert seen is not None
     logs = probe.flow.grad.log10()
     delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
     without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
+    verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank))
     rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
     doubt_without = without is not None and underflows(without, probe.weight, parts)
     return {
         "dtype": network.dtype,
         "loss": finite(np.asarray(probe.loss)),
-        "tokens": tokens,
+        "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),
         "n_params": parameter_count(params),
         "delta": _told(_delta(probe.flow, seen.rms), doubt),
@@ -130,7 +136,7 @@ def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict
         "weight_dot_grad": _told(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
         "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
-        "verdict": judge(delta, logs, doubt).as_json(),
+        "verdict": verdict._replace(advice=remedy(verdict.state, config)).as_json(),
     }
 
 

@@ -61,7 +61,7 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         "loss/train": lambda summary: number(summary.get("loss_train")),
         "loss/val": lambda summary: number(summary.get("loss_val")),
     }
-    known = any(summary.get("floors") for summary in summaries)
+    known = any("floor" in (summary.get("floors") or {}) for summary in summaries)
     if known:
         shown["loss/floor"] = lambda summary: number((summary.get("floors") or {}).get("floor"))
     if known or any(summary.get("task") == "classification" for summary in summaries):
@@ -85,10 +85,21 @@ def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) 
     return MISSING if start == end == MISSING else f"{start} → {end}"
 
 
-def why_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each variant that has a verdict: what it rests on."""
-    verdicts = [(str(summary.get("variant", MISSING)), summary.get("verdict") or {}) for summary in summaries]
-    return [f"{variant}: {verdict['state']}: {verdict['why']}" for variant, verdict in verdicts if verdict.get("why")]
+def verdict_lines(variant: str, verdict: Mapping[str, Any]) -> list[str]:
+    """State and evidence of a verdict, and what to try where something is wrong."""
+    lines = [f"{variant}: {verdict['state']}: {verdict['why']}"]
+    return lines + ([f"  try {verdict['try']}"] if verdict.get("try") else [])
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """The same as markdown, for TensorBoard."""
+    parts = [f"**{verdict['state']}**: {verdict['why']}"]
+    if verdict.get("log10_gain_at_100") is not None:
+        gain = number(verdict.get("gain_at_100"), verdict["log10_gain_at_100"], digits=2, scientific=True)
+        parts.append(f"Through 100 blocks like these delta would become {gain} times as large.")
+    if verdict.get("try"):
+        parts.append(f"Try {verdict['try']}")
+    return "\n\n".join(parts)
 
 
 def probe_table(result: Mapping[str, Any]) -> Table:

@@ -17,7 +17,7 @@ from train.core.custom import OptimizerError
 from train.core.optimizer import check
 from train.core.state import hparams_of
 from train.report.read import read_run
-from train.report.tables import closing_table
+from train.report.tables import closing_table, verdict_lines
 from train.run import platform as platforms
 from train.run.console import Console
 from train.run.errors import RunError
@@ -117,7 +117,8 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
         if (step := summary["first_nonfinite_step"]) is not None:
             console.warn(f"{summary['variant']}: loss/train is not a finite number at step {step}")
         if summary["verdict"] is not None:
-            console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
+            for line in verdict_lines(summary["variant"], summary["verdict"]):
+                console.note(line)
     root = directory_of(experiment.variants[0]).parent
     console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
     if stop.signal is not None:

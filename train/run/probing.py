@@ -72,7 +72,7 @@ class _Bench:
             "variant": variant.name,
             "config": variant.config.model_dump(mode="json"),
             "platform": self.platform.label,
-            **as_json(network, state.params, measured, data.batch * data.context),
+            **as_json(variant.config, network, state.params, measured),
         }
         if instruments:
             result["instruments"] = {}
