@@ -70,6 +70,10 @@ class Network:
         """The parameters' shapes and dtypes, without computing them."""
         return jax.eval_shape(lambda: self.init(0))
 
+    def module(self, params: Params) -> Transformer:
+        """The transformer with these parameters, for what looks at its parts."""
+        return nnx.merge(self._graph, params)
+
     def apply(
         self,
         params: Params,
@@ -81,8 +85,7 @@ class Network:
         head: Float[Array, "V D"] | None = None,
     ) -> tuple[Float[Array, "N V"], Seen | None]:
         """Logits [B*T, V] ([B, V] when pooled), as Transformer.__call__ describes."""
-        model: Transformer = nnx.merge(self._graph, params)
-        return model(
+        return self.module(params)(
             tokens,
             numbers=numbers_of(self.config) | dict(numbers or {}),
             key=key,

@@ -152,12 +152,7 @@ class Transformer(nnx.Module):
         differentiated apart from the lookup. `unroll`: blocks a scan iteration.
         """
         config, rule = self.config, rule_of(self.config)
-        x = self._embedded(tokens)
-        numbers = {name: jnp.asarray(number, x.dtype) for name, number in numbers.items()}
-        place = config.dropout_at("embed")
-        embed_key = None if key is None else jax.random.fold_in(key, config.layers)
-        x = dropout(x, None if place is None else numbers[place], embed_key)
-        context = Context(numbers, (tokens.shape[0], tokens.shape[1]))
+        start, context = self.begin(tokens, numbers, key)
         graph, stacked = nnx.split(self.blocks)
 
         def look(carry: Carry) -> Seen | None:
@@ -172,22 +167,40 @@ class Transformer(nnx.Module):
             carry = nnx.merge(graph, parameters)(carry, context._replace(layer=layer, key=layer_key), dtype)
             return (carry, exponent), seen
 
-        state = (rule.begin(x, context), jnp.zeros((), jnp.float32))
+        state = (start, jnp.zeros((), jnp.float32))
         inputs = (stacked, jnp.arange(config.layers), None if slots is None else slots[:-1])
         (carry, exponent), seen = jax.lax.scan(body, state, inputs, unroll=min(unroll, config.layers))
         if slots is not None:
             last = look(carry)
             seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
             carry, _ = tap(carry, exponent, slots[-1], rule.stream)
-        x = rule.end(carry)
-        x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
+        return self.read(carry, context, dtype, head), seen
+
+    def begin(
+        self, tokens: Array, numbers: Mapping[str, Any], key: Key[Array, ""] | None = None
+    ) -> tuple[Carry, Context]:
+        """The carry that enters block 0, and what the blocks may depend on besides it."""
+        x = self._embedded(tokens)
+        numbers = {name: jnp.asarray(number, x.dtype) for name, number in numbers.items()}
+        place = self.config.dropout_at("embed")
+        embed_key = None if key is None else jax.random.fold_in(key, self.config.layers)
+        x = dropout(x, None if place is None else numbers[place], embed_key)
+        context = Context(numbers, (tokens.shape[0], tokens.shape[1]))
+        return rule_of(self.config).begin(x, context), context
+
+    def read(
+        self, carry: Carry, context: Context, dtype: jax.typing.DTypeLike, head: Float[Array, "V D"] | None = None
+    ) -> Float[Array, "N V"]:
+        """The logits of the carry that leaves the last block."""
+        x = rule_of(self.config).end(carry)
+        x = x if self.norm_f is None else self.norm_f(x, context.numbers["norm_eps"])
         x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.ends.pooled else x
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
-        if config.width_ratio != 1:
+        if self.config.width_ratio != 1:
             # The head's rows keep their size at every width (Yang et al. 2022, 2203.03466, table 8).
-            logits = logits * jnp.asarray(1 / config.width_ratio, logits.dtype)
-        return soft_cap(logits, numbers.get("logit_cap")), seen
+            logits = logits * jnp.asarray(1 / self.config.width_ratio, logits.dtype)
+        return soft_cap(logits, context.numbers.get("logit_cap"))
 
     def _embedded(self, tokens: Array) -> Float[Array, "N D"]:
         B, T = tokens.shape[:2]

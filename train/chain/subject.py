@@ -1,0 +1,164 @@
+"""The model that claims about the transformer are measured on: a config's own, made small."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from data.open import open_source
+from data.source import Batch, Form
+from model.config import ModelConfig, problems
+from model.network import Network, Params
+from model.residual import Carry, Context, numbers_of, rule_of
+from train.config.schema import RunConfig
+from train.core.loss import losses, tapped_loss
+from train.core.state import hparams_of, parameter_count
+from train.core.task import network_of
+from train.gradflow.delta import Backward, backward
+
+LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # the most that is measured
+NOISE = 0.05  # added to the initial parameters, so that no gain is 1 and no bias, and no alpha, 0
+BUILT_IN = RunConfig(name="built-in", model=ModelConfig(layers=3, width=16, heads=2, bias=True, init_std=0.2))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in float64, its traced numbers, one batch and a point in parameter space."""
+
+    name: str
+    network: Network
+    numbers: dict[str, Any]
+    batch: Batch
+    shrunk: tuple[str, ...]  # what is smaller than in the config
+
+    @cached_property
+    def params(self) -> Params:
+        """The initial parameters of the config's seed 0, each moved a little."""
+        start = jax.jit(self.network.init)(np.uint32(0), self.numbers)
+        rng = np.random.default_rng(0)
+        return jax.tree.map(lambda leaf: leaf + NOISE * jnp.asarray(rng.normal(size=leaf.shape)), start)
+
+    @property
+    def note(self) -> str:
+        """What it is, in one line."""
+        smaller = f"; smaller than in the config: {', '.join(self.shrunk)}" if self.shrunk else ""
+        model = self.network.config
+        what = f"{model.layers} blocks ({model.residual.rule}), width {model.width}"
+        drawn = f"{self.batch.inputs.shape[0]} x {self.batch.inputs.shape[1]} drawn tokens"
+        return f"{self.name}: {what}, {parameter_count(self.params):,} parameters, {drawn}{smaller}"
+
+    def loss(self, params: Params) -> Float[Array, ""]:
+        """The mean loss that training uses, without taps."""
+        loss: Any = tapped_loss(self.network, self.batch, self.numbers, None)
+        return loss(params, None, None)[0]
+
+    def unrolled_loss(self) -> Callable[[Params], Float[Array, ""]]:
+        """The same without a loop over blocks, in which XLA would count one of them only."""
+        network = dataclasses.replace(self.network, unroll=self.network.config.layers)
+        return dataclasses.replace(self, network=network).loss
+
+    @cached_property
+    def tapped(self) -> Backward:
+        """The backward pass of `deltaflow probe`: gradients, and |delta| at every depth."""
+        loss = tapped_loss(self.network, self.batch, self.numbers, None)
+        return jax.jit(lambda params: backward(loss, params, self.network.config.layers)[1])(self.params)
+
+    def carry(self) -> Carry:
+        """Zeros shaped like what travels through the blocks."""
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self._begin))
+
+    def _begin(self) -> Carry:
+        numbers = numbers_of(self.network.config) | self.numbers
+        return self.network.module(self.params).begin(self.batch.inputs, numbers)[0]
+
+    @property
+    def _context(self) -> Context:
+        numbers = numbers_of(self.network.config) | self.numbers
+        numbers = {name: jnp.asarray(number, self.network.param_dtype) for name, number in numbers.items()}
+        return Context(numbers, self.batch.inputs.shape[:2])
+
+    def loss_beside(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
+        """The loss when `offset` is added to what enters block `depth`, or at depth L to what leaves the last one.
+
+        The blocks are put together here, without the network's own scan and its taps.
+        """
+        carry, layers = self._begin(), self.network.config.layers
+        model = self.network.module(self.params)
+
+        def moved(carry: Carry, here: Array) -> Carry:
+            return jax.tree.map(lambda c, o: c + here.astype(c.dtype) * o, carry, offset)
+
+        def step(carry: Carry, layer: Array) -> tuple[Carry, None]:
+            return self.block(layer, moved(carry, layer == depth)), None
+
+        carry, _ = jax.lax.scan(step, carry, jnp.arange(layers))
+        logits = model.read(moved(carry, depth == layers), self._context, self.network.dtype)
+        return jnp.mean(losses(self.network, logits, self.batch, self.numbers))
+
+    def block(self, layer: int | Int[Array, ""], carry: Carry) -> Carry:
+        """What leaves a block, from what enters it."""
+        graph, stacked = nnx.split(self.network.module(self.params).blocks)
+        layer = jnp.asarray(layer, jnp.int32)
+        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
+        return nnx.merge(graph, own)(carry, self._context._replace(layer=layer), self.network.dtype)
+
+    def stream(self, carry: Carry) -> Array:
+        return rule_of(self.network.config).stream(carry)
+
+
+def subject_of(config: RunConfig, name: str) -> Subject:
+    """The model of a config, no larger than the limits above. Its structure is kept: rule, norms, heads, options.
+
+    Of data only the form matters, so tokens are drawn and no corpus is read. Raises DataError, TaskError.
+    """
+    form = _form(config)
+    shrunk, model = [], config.model
+
+    def at_most(limit: int, value: int, what: str) -> int:
+        if value > limit:
+            shrunk.append(f"{what} {value:,} → {limit:,}")
+        return min(limit, value)
+
+    model = model.model_copy(update={"layers": at_most(LAYERS, model.layers, "layers")})
+    narrow = model.model_copy(update={"width": HEAD_WIDTH * model.heads})
+    if not problems(narrow):  # such as an MLP of no width
+        model = model.model_copy(update={"width": at_most(narrow.width, model.width, "width")})
+    context = at_most(CONTEXT, form.context, "context")
+    classes = {"vocab_size": form.vocab_size, "outputs": form.outputs}
+    if form.vocab_size is not None:
+        classes["vocab_size"] = at_most(VOCABULARY, form.vocab_size, "vocabulary")
+    if form.task != "regression":
+        same = form.outputs == form.vocab_size
+        classes["outputs"] = classes["vocab_size"] if same else at_most(VOCABULARY, form.outputs, "classes")
+    form = form._replace(context=context, **classes)
+    config = config.model_copy(update={"model": model})
+    network = network_of(config, form, "float64")
+    return Subject(name, network, hparams_of(config, "float64").model, _batch(network, form), tuple(shrunk))
+
+
+def _form(config: RunConfig) -> Form:
+    if config.data.kind in ("text", "tokens"):
+        return Form("lm", config.data.context, VOCABULARY, VOCABULARY)
+    return open_source(config.data).form
+
+
+def _batch(network: Network, form: Form) -> Batch:
+    """Every token occurs, so that every row of a table has a gradient."""
+    rng, shape = np.random.default_rng(0), (WINDOWS, form.context)
+    if form.vocab_size is None:
+        inputs = rng.normal(size=(*shape, form.channels or 1))
+    else:
+        inputs = rng.permutation(np.arange(WINDOWS * form.context) % form.vocab_size).reshape(shape).astype(np.int32)
+    told = shape[:1] if form.pooled else shape
+    if network.task == "regression":
+        targets = rng.normal(size=(*told, network.outputs or 1))
+    else:
+        targets = rng.integers(0, form.outputs, told).astype(np.int32)
+    return Batch(jnp.asarray(inputs), jnp.asarray(targets))
