@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from model.mlp import ACTIVATIONS
 from train.chain import by_hand
 from train.chain.claim import Claim, Evidence, Pair
+from train.core.compile import called_once
 from train.core.loss import cross_entropy
 
 SIZES = (5, 8, 7, 4)
@@ -59,7 +60,7 @@ def _by_jax(examples: int) -> tuple[Layers, list[np.ndarray]]:
         return jnp.mean(cross_entropy(z, jnp.asarray(targets[:examples])))
 
     offsets = [jnp.zeros((examples, size)) for size in SIZES[1:]]
-    found = jax.jit(jax.grad(loss, argnums=(0, 1)))([(jnp.asarray(w), jnp.asarray(b)) for w, b in layers], offsets)
+    found = called_once(jax.grad(loss, argnums=(0, 1)), [(jnp.asarray(w), jnp.asarray(b)) for w, b in layers], offsets)
     return jax.device_get(found)
 
 

@@ -1,29 +1,33 @@
 """Claims about probabilities and losses: the softmax, cross-entropy, dropout, the variance of scores."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from model.config import ModelConfig
 from model.layers import dropout
 from train.chain import by_hand
 from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
+from train.core.compile import called_once
 from train.core.loss import cross_entropy
 
 LOGITS = np.array([2.0, -1.0, 0.5, 0.0, 1.3])
 SIGMAS = 5  # a fair draw leaves this many standard errors once in 1.7 million
 DRAWS, RATE = 200_000, 0.3
-SCORES = 100_000
+SCORES = 40_000
 WIDTHS = (4, 16, 64)
 
 
 def _jacobian() -> Evidence:
-    measured = jax.jacfwd(jax.nn.softmax)(jnp.asarray(LOGITS))
+    measured = called_once(jax.jacfwd(jax.nn.softmax), jnp.asarray(LOGITS))
     return evidence(by_hand.softmax_jacobian(by_hand.softmax(LOGITS)), measured)
 
 
 def _null_vector() -> Evidence:
-    jacobian = np.asarray(jax.jacrev(jax.nn.softmax)(jnp.asarray(LOGITS)))
+    jacobian = np.asarray(called_once(jax.jacrev(jax.nn.softmax), jnp.asarray(LOGITS)))
     size = float(np.linalg.norm(jacobian))
     zero = np.zeros(len(LOGITS))
     ones = np.ones(len(LOGITS))
@@ -34,14 +38,14 @@ def _cross_entropy() -> Evidence:
     rng = np.random.default_rng(5)
     logits, targets = 2 * rng.normal(size=(7, 5)), rng.integers(0, 5, 7).astype(np.int32)
     predicted = (by_hand.softmax(logits) - by_hand.one_hot(targets, 5)) / 7
-    grad = jax.grad(lambda z: jnp.mean(cross_entropy(z, jnp.asarray(targets))))(jnp.asarray(logits))
+    grad = called_once(jax.grad(lambda z: jnp.mean(cross_entropy(z, jnp.asarray(targets)))), logits)
     return evidence(predicted, grad)
 
 
 def _dropped(x: np.ndarray) -> np.ndarray:
     """[DRAWS, n], through the model's own dropout."""
-    many = jnp.tile(jnp.asarray(x)[None, :], (DRAWS, 1))
-    return np.asarray(dropout(many, jnp.asarray(RATE), jax.random.key(0)))
+    many = np.tile(x, (DRAWS, 1))
+    return np.asarray(called_once(dropout, many, RATE, jax.random.key(0)))
 
 
 def _expectation() -> Evidence:
@@ -53,17 +57,26 @@ def _expectation_after_a_square() -> Evidence:
     return evidence(9.0, np.square(_dropped(np.array([3.0]))).mean(), f"{DRAWS:,} draws, seed 0")
 
 
-def _scores(width: int, scaled: bool) -> float:
-    """The variance of q . k over draws of normal q and k, times the model's factor when `scaled`."""
-    q, k = jax.random.normal(jax.random.key(width), (2, SCORES, width))
-    factor = ModelConfig(width=width, heads=1).usual_attention_scale if scaled else 1.0
-    return float(np.var(np.asarray(jnp.sum(q * k, axis=-1)) * factor))
+@cache
+def _scores(width: int) -> np.ndarray:
+    """[SCORES]: q . k of normal q and k."""
+
+    def draw() -> Array:
+        q, k = jax.random.normal(jax.random.key(width), (2, SCORES, width))
+        return jnp.sum(q * k, axis=-1)
+
+    return np.asarray(called_once(draw))
+
+
+def _factor(width: int) -> float:
+    """What the model multiplies the scores of one head of this width by."""
+    return ModelConfig(width=width, heads=1).usual_attention_scale
 
 
 def _variance(scaled: bool) -> Evidence:
-    measured = np.array([_scores(width, scaled) for width in WIDTHS])
+    measured = [np.var(_scores(width) * (_factor(width) if scaled else 1.0)) for width in WIDTHS]
     predicted = np.ones(len(WIDTHS)) if scaled else np.array(WIDTHS, float)
-    return evidence(predicted, measured, f"{SCORES:,} draws of q and k for each d")
+    return evidence(predicted, np.array(measured), f"{SCORES:,} draws of q and k for each d")
 
 
 _OF_DROPOUT = Tolerance(

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from model.traced import numbers
 from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
 from train.config.schema import OptimizerConfig
+from train.core.compile import compiled
 from train.core.optimizer import transformation
 
 STEPS = 6
@@ -51,7 +52,6 @@ def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1
     hp = jax.tree.map(np.float64, numbers(config))
     start, grads = _problem()
 
-    @jax.jit
     def step(params: Any, state: Any, grads: Any, t: Any) -> tuple[Any, Any]:
         rule = transformation(config, hp, t, STEPS)
         updates, state = rule.update(grads, state, params)
@@ -60,8 +60,9 @@ def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1
     with jax.numpy_dtype_promotion("standard"):
         params = jax.tree.map(jnp.asarray, start)
         state, rows = transformation(config, hp, jnp.int32(0), STEPS).init(params), []
+        program = compiled(step, (params, state, grads[0], np.int32(0)), once=True)
         for t, grad in enumerate(grads):
-            params, state = step(params, state, jax.tree.map(lambda g: loudness * g, grad), np.int32(t))
+            params, state = program(params, state, jax.tree.map(lambda g: loudness * g, grad), np.int32(t))
             rows.append(_flat(params) - _flat(start))
     return np.stack(rows)
 

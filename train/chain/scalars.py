@@ -1,6 +1,7 @@
 """Claims about scalars and chains: products of local derivatives, the skip's 1 + f', tables and rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from model.mlp import ACTIVATIONS
 from model.taps import tap
 from train.chain import by_hand
 from train.chain.claim import COUNTEREXAMPLE, ROUNDING, Claim, Evidence, Pair, Tolerance, evidence
+from train.core.compile import called_once
 from train.gradflow.norms import Norm, log10
 
 LAYERS, SLOPE = 100, 0.9
@@ -27,7 +29,7 @@ def _along_a_chain() -> Evidence:
 
         return jax.lax.scan(layer, jnp.ones(()), offsets[:-1])[0] + offsets[-1]
 
-    delta = jax.jit(jax.grad(end))(jnp.zeros(LAYERS + 1))
+    delta = called_once(jax.grad(end), jnp.zeros(LAYERS + 1))
     return evidence(SLOPE ** (LAYERS - np.arange(LAYERS + 1.0)), delta)
 
 
@@ -41,7 +43,7 @@ def _below_the_smallest_number() -> Evidence:
         (x, exponent), _ = jax.lax.scan(layer, start, slots[:-1])
         return jnp.sum(tap(x, exponent, slots[-1])[0])
 
-    slots = jax.jit(jax.grad(end))(jnp.zeros((DEEP + 1, 2)))
+    slots = called_once(jax.grad(end), jnp.zeros((DEEP + 1, 2)))
     measured = log10(Norm(slots[:, 0], slots[:, 1]))
     return evidence((DEEP - np.arange(DEEP + 1.0)) * np.log10(SLOPE), measured)
 
@@ -56,7 +58,7 @@ def _local_derivatives() -> Evidence:
     def end(x: Array, rates: Array) -> Array:
         return jax.lax.scan(lambda x, rate: (jnp.sin(rate * x) + 0.5 * x, None), x, rates)[0]
 
-    return evidence(product, jax.jit(jax.grad(end))(jnp.asarray(0.3), jnp.asarray(rates)))
+    return evidence(product, called_once(jax.grad(end), jnp.asarray(0.3), jnp.asarray(rates)))
 
 
 SLOPES = np.array([-2.5, -1.5, -0.5, 0.5, 1.5])
@@ -68,16 +70,17 @@ def _one_plus_slope(slopes: np.ndarray) -> np.ndarray:
     def slope(a: Array) -> Array:
         return jax.grad(lambda x: x + a * jnp.tanh(x - 0.2))(jnp.asarray(0.2))
 
-    return np.asarray(jax.vmap(slope)(jnp.asarray(slopes)))
+    return np.asarray(called_once(jax.vmap(slope), jnp.asarray(slopes)))
 
 
+@cache
 def _stack_of_skips(slope: float) -> float:
     """dL/dx_0 over dL/dx_L of 100 layers x + slope * x."""
 
     def end(x: Array) -> Array:
         return jax.lax.scan(lambda x, _: (x + slope * x, None), x, None, length=LAYERS)[0]
 
-    return float(jax.jit(jax.grad(end))(jnp.ones(())))
+    return float(called_once(jax.grad(end), jnp.ones(())))
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,11 +90,15 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return -0.5 * root @ root.T / np.linalg.norm(root, 2) ** 2, x, delta
 
 
+@cache
 def _pulled_back() -> np.ndarray:
     """(I + J)^T delta as JAX has it."""
     w, x, delta = _matrices()
-    _, back = jax.vjp(lambda x: x + jnp.asarray(w) @ jnp.tanh(x), jnp.asarray(x))
-    return np.asarray(back(jnp.asarray(delta))[0])
+
+    def pulled(x: Array, delta: Array) -> Array:
+        return jax.vjp(lambda x: x + jnp.asarray(w) @ jnp.tanh(x), x)[1](delta)[0]
+
+    return np.asarray(called_once(pulled, x, delta))
 
 
 def _matrix_skip() -> Evidence:
@@ -112,7 +119,7 @@ def _paths() -> Evidence:
     def end(x: Array) -> Array:
         return jax.lax.scan(lambda x, a: (x + jnp.sin(a * x), None), x, jnp.asarray(slopes))[0]
 
-    return evidence(total, jax.grad(end)(jnp.zeros(())))
+    return evidence(total, called_once(jax.grad(end), jnp.zeros(())))
 
 
 Rule = tuple[Callable[[Any], Any], Callable[[Any], Any]]
@@ -142,32 +149,33 @@ ACTIVE: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _slopes(function: Callable[[Any], Any], points: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.vmap(jax.grad(function))(jnp.asarray(points)))
+def _compared(rules: Mapping[str, Rule], points: np.ndarray) -> Evidence:
+    def measured(points: Array) -> list[Array]:
+        return [jax.vmap(jax.grad(function))(points) for function, _ in rules.values()]
+
+    pairs = zip(rules.items(), called_once(measured, points), strict=True)
+    return Evidence(tuple(Pair(slope(points), found, name) for (name, (_, slope)), found in pairs))
 
 
 def _table() -> Evidence:
-    points = np.array([0.3, 0.9, 1.4, 2.6])
-    return Evidence(tuple(Pair(slope(points), _slopes(f, points), name) for name, (f, slope) in TABLE.items()))
+    return _compared(TABLE, np.array([0.3, 0.9, 1.4, 2.6]))
 
 
 def _activations() -> Evidence:
-    points = np.array([0.7, 2.0, -0.4, -1.3])
-    return Evidence(
-        tuple(Pair(slope(points), _slopes(ACTIVATIONS[name], points), name) for name, slope in ACTIVE.items())
-    )
+    rules = {name: (ACTIVATIONS[name], slope) for name, slope in ACTIVE.items()}
+    return _compared(rules, np.array([0.7, 2.0, -0.4, -1.3]))
 
 
 def _rules() -> Evidence:
     x = np.array([0.4, 1.1, 1.9])
     u, du, v, dv = np.sin(x), np.cos(x), np.exp(x**2), 2 * x * np.exp(x**2)
-    pairs = {
-        "product": (du * v + u * dv, lambda x: jnp.sin(x) * jnp.exp(x**2)),
-        "quotient": ((du * v - u * dv) / v**2, lambda x: jnp.sin(x) / jnp.exp(x**2)),
-        "composition": (np.cos(v) * dv, lambda x: jnp.sin(jnp.exp(x**2))),
-        "used twice": ((1 + np.log(x)) * x**x, lambda x: x**x),
+    rules: dict[str, Rule] = {
+        "product": (lambda x: jnp.sin(x) * jnp.exp(x**2), lambda _: du * v + u * dv),
+        "quotient": (lambda x: jnp.sin(x) / jnp.exp(x**2), lambda _: (du * v - u * dv) / v**2),
+        "composition": (lambda x: jnp.sin(jnp.exp(x**2)), lambda _: np.cos(v) * dv),
+        "used twice": (lambda x: x**x, lambda x: (1 + np.log(x)) * x**x),
     }
-    return Evidence(tuple(Pair(predicted, _slopes(f, x), name) for name, (predicted, f) in pairs.items()))
+    return _compared(rules, x)
 
 
 CLAIMS = (

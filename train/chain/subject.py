@@ -12,12 +12,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from data.config import DataConfig
 from data.open import open_source
 from data.source import Batch, Form
 from model.config import ModelConfig, problems
 from model.network import Network, Params
 from model.residual import Carry, Context, numbers_of, rule_of
 from train.config.schema import RunConfig
+from train.core.compile import called_once
 from train.core.loss import losses, tapped_loss
 from train.core.state import hparams_of, parameter_count
 from train.core.task import network_of
@@ -25,7 +27,11 @@ from train.gradflow.delta import Backward, backward
 
 LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # the most that is measured
 NOISE = 0.05  # added to the initial parameters, so that no gain is 1 and no bias, and no alpha, 0
-BUILT_IN = RunConfig(name="built-in", model=ModelConfig(layers=3, width=16, heads=2, bias=True, init_std=0.2))
+BUILT_IN = RunConfig(
+    name="built-in",
+    model=ModelConfig(layers=3, width=16, heads=2, bias=True, init_std=0.2),
+    data=DataConfig(context=CONTEXT),
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,9 @@ class Subject:
     @cached_property
     def params(self) -> Params:
         """The initial parameters of the config's seed 0, each moved a little."""
-        start = jax.jit(self.network.init)(np.uint32(0), self.numbers)
+        start = called_once(self.network.init, np.uint32(0), self.numbers)
         rng = np.random.default_rng(0)
-        return jax.tree.map(lambda leaf: leaf + NOISE * jnp.asarray(rng.normal(size=leaf.shape)), start)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf + NOISE * rng.normal(size=leaf.shape)), jax.device_get(start))
 
     @property
     def note(self) -> str:
@@ -68,11 +74,11 @@ class Subject:
     def tapped(self) -> Backward:
         """The backward pass of `deltaflow probe`: gradients, and |delta| at every depth."""
         loss = tapped_loss(self.network, self.batch, self.numbers, None)
-        return jax.jit(lambda params: backward(loss, params, self.network.config.layers)[1])(self.params)
+        return called_once(lambda params: backward(loss, params, self.network.config.layers)[1], self.params)
 
     def carry(self) -> Carry:
         """Zeros shaped like what travels through the blocks."""
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self._begin))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self._begin))
 
     def _begin(self) -> Carry:
         numbers = numbers_of(self.network.config) | self.numbers

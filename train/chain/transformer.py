@@ -12,13 +12,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network
 from train.chain import by_hand
 from train.chain.claim import Claim, Evidence, Pair, Tolerance, evidence
 from train.chain.differences import STEPS, Slopes, slopes
 from train.chain.subject import Subject
-from train.core.batch import batch_of
+from train.core.compile import called_once
 from train.core.paths import path_of
 from train.gradflow.delta import true_gradients
 from train.gradflow.norms import value
@@ -36,12 +37,12 @@ CLOSE = Tolerance(
 TINY = Network(
     ModelConfig(layers=3, width=8, heads=2, tied_head=False, init_std=0.5, attention="causal"), 7, 5, "float64"
 )
-WINDOW = np.array([[3, 1, 4, 1, 5, 2]], np.int32)  # a token occurs twice
+WINDOW = np.array([[3, 0, 4, 0, 5, 2]], np.int32)  # a token occurs twice
 
 
 @cache
 def _tiny() -> Subject:
-    return Subject("tiny", TINY, {}, batch_of(WINDOW), ())
+    return Subject("tiny", TINY, {}, Batch(WINDOW[:, :-1], WINDOW[:, 1:]), ())
 
 
 @cache
@@ -55,7 +56,7 @@ def _embeddings() -> Evidence:
 
 
 def _forward() -> Evidence:
-    return evidence(_walk().loss, _tiny().loss(_tiny().params))
+    return evidence(_walk().loss, called_once(_tiny().loss, _tiny().params))
 
 
 def _tiny_delta() -> Evidence:
@@ -67,7 +68,7 @@ def _block_jacobians() -> Evidence:
     params = jax.tree.map(np.asarray, _tiny().params)
     x, pairs = params["embed"][WINDOW[0, :-1]] + params["positions"], []
     for layer, block in enumerate(_walk().blocks):
-        measured = np.asarray(jax.jit(jax.jacfwd(partial(_tiny().block, layer)))(jnp.asarray(x)))
+        measured = np.asarray(called_once(jax.jacfwd(partial(_tiny().block, layer)), jnp.asarray(x)))
         pairs.append(Pair(block.jacobian, measured, f"block {layer}"))
         x = block.value
     return Evidence(tuple(pairs))
@@ -90,8 +91,8 @@ def _two_paths() -> Evidence:
     def loss(network: Network, params: Any) -> Array:
         return dataclasses.replace(_tiny(), network=network).loss(params)
 
-    apart = jax.jit(jax.grad(partial(loss, TINY)))(untied)
-    return evidence(apart["embed"] + apart["head"], jax.jit(jax.grad(partial(loss, tied)))(params)["embed"])
+    apart = called_once(jax.grad(partial(loss, TINY)), untied)
+    return evidence(apart["embed"] + apart["head"], called_once(jax.grad(partial(loss, tied)), params)["embed"])
 
 
 class Part(NamedTuple):
@@ -124,11 +125,10 @@ def _differences(function: Any, places: np.ndarray, sizes: np.ndarray) -> Slopes
     changes = sizes[:, None] * np.concatenate([STEPS, -STEPS])[None, :]
     where = np.broadcast_to(places.reshape(len(places), 1, -1), (*changes.shape, places.size // len(places)))
 
-    @jax.jit
     def all_of_them(where: Array, changes: Array) -> Array:
         return jax.lax.map(lambda one: function(*one), (where, changes))
 
-    found = all_of_them(where.reshape(changes.size, -1), changes.reshape(-1))
+    found = called_once(all_of_them, where.reshape(changes.size, -1), changes.reshape(-1))
     values = np.asarray(found).reshape(changes.shape)
     return slopes(values[:, : len(STEPS)], values[:, len(STEPS) :], sizes)
 
@@ -183,8 +183,8 @@ def _stream(subject: Subject) -> Evidence:
     depths = np.arange(layers + 1)
     shape = jax.eval_shape(subject.stream, zero)
     onto = jax.linear_transpose(subject.stream, zero)  # a change of the stream as a change of the whole carry
-    grad = jax.jit(jax.vmap(jax.grad(subject.loss_beside, argnums=1), in_axes=(0, None)))(jnp.asarray(depths), zero)
-    delta = np.asarray(jax.vmap(subject.stream)(grad)).reshape(layers + 1, -1)
+    grad = called_once(jax.vmap(jax.grad(subject.loss_beside, argnums=1), in_axes=(0, None)), jnp.asarray(depths), zero)
+    delta = np.asarray(called_once(jax.vmap(subject.stream), grad)).reshape(layers + 1, -1)
     norms = value(subject.tapped.delta)
     # Along delta the loss rises by |delta|; and along a few entries by delta there.
     size = delta.shape[1]

@@ -15,6 +15,7 @@ from model.residual import structure_of
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
 from train.core.batch import batch_of
+from train.core.compile import compiled
 from train.core.paths import path_of
 from train.core.probe import as_json, measure
 from train.core.state import initial_state
@@ -23,7 +24,7 @@ from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
 from train.run.platform import Platform
-from train.run.programs import Group, compiled, grouped
+from train.run.programs import Group, grouped
 from train.run.rundir import differences, read_config
 from train.run.transfer import another, tokenizer_of
 
