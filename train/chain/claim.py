@@ -20,7 +20,10 @@ GROUPS = {
     "descent": "Geometry of descent",
     "cost": "Cost",
 }
-MOST_POINTS = 256  # entries of a curve that is kept whole
+POINTS = (16, 256)  # at least and at most, of an array that is drawn
+
+
+NEGLIGIBLE = 1e-4  # a prediction this small beside its pair's size is as good as zero
 
 
 class Tolerance(NamedTuple):
@@ -38,8 +41,8 @@ COUNTEREXAMPLE = Tolerance(1e-2, "a counterexample that is off by more than 1 % 
 class Pair(NamedTuple):
     """A prediction and a measurement of one shape.
 
-    Where exactly zero is predicted, `size` says what the measurement is small against, such as the norm of the terms
-    that cancel; without it a pair of zeros is an error, as nothing was measured.
+    Where zero is predicted, or what is as good as zero, `size` says what errors are small against, such as the norm of
+    the terms that cancel; without it a pair of zeros is an error, as nothing was measured.
     """
 
     predicted: ArrayLike
@@ -75,7 +78,7 @@ class Claim:
     relation: Relation = "="  # of the measurement to the prediction
     belief: bool = False
     each: bool = False  # errors relative to each entry, and not to the largest of its array
-    curve: bool = False  # the arrays are worth a picture
+    axes: tuple[str, str] | None = None  # what x and y of a picture of the arrays are called; None: no picture
 
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
@@ -102,8 +105,7 @@ class Unmeasured(ValueError):
 def compare(pair: Pair, relation: Relation = "=", each: bool = False) -> Found:
     """The largest relative error of a pair: |m - p| (for an inequality what it is violated by) over a scale.
 
-    The scale is max(|m|, |p|), of each entry with `each`, else the largest of the array; where zero is predicted, the
-    pair's `size`. Raises Unmeasured for pairs that would pass without having said anything.
+    The scale is max(|m|, |p|), of each entry with `each`, else the largest of the array; or the pair's `size`. Raises Unmeasured for pairs that would pass without having said anything.
 
     >>> compare(Pair([1.0, 4.0], [1.0, 5.0])).error, compare(Pair(3.0, 2.0), "<=").error
     (0.2, 0.0)
@@ -116,8 +118,11 @@ def compare(pair: Pair, relation: Relation = "=", each: bool = False) -> Found:
             raise Unmeasured(f"the {name} is not finite")
     scale = np.maximum(np.abs(p), np.abs(m))
     if pair.size is not None:
-        if p.any() or not 0 < pair.size < np.inf:
-            raise Unmeasured(f"expected a prediction of zero and a positive size, got {p.flat[0]:g} and {pair.size:g}")
+        if not 0 < pair.size < np.inf or np.abs(p).max() > NEGLIGIBLE * pair.size:
+            largest = np.abs(p).max()
+            raise Unmeasured(
+                f"expected a prediction that is nothing beside its size, got {largest:g} and {pair.size:g}"
+            )
         scale = np.full_like(scale, pair.size)
     elif not scale.any():
         raise Unmeasured("prediction and measurement are zero everywhere, so nothing was measured")
@@ -175,10 +180,11 @@ class Result:
             "note": self.note,
             "why": self.why,
         }
-        if claim.curve:
-            kept = [pair for pair in self.pairs if np.size(pair.predicted) <= MOST_POINTS]
+        if claim.axes is not None:
+            drawn = [pair for pair in self.pairs if POINTS[0] <= np.size(pair.predicted) <= POINTS[1]]
+            out["axes"] = list(claim.axes)
             out["curves"] = [
-                {"label": p.label, "predicted": _plain(p.predicted), "measured": _plain(p.measured)} for p in kept
+                {"label": p.label, "predicted": _plain(p.predicted), "measured": _plain(p.measured)} for p in drawn
             ]
         return out
 

@@ -132,7 +132,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
         Claim(
             "cost/model",
             "Loss and gradient of the model cost at most 4 times the loss alone",
-            "Griewank & Walther 2008, Evaluating Derivatives, eq. 3.14 (with ω in [3, 4])",
+            "the cheap gradient principle: Griewank & Walther 2008, Evaluating Derivatives, chapter 3",
             "4; XLA's counts in the project's network, blocks unrolled",
             partial(_of_the_model, subject),
             Tolerance(0.0, "a bound"),

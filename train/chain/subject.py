@@ -42,14 +42,18 @@ class Subject:
     network: Network
     numbers: dict[str, Any]
     batch: Batch
-    shrunk: tuple[str, ...]  # what is smaller than in the config
+    shrunk: tuple[str, ...] = ()  # what is smaller than in the config
+    spread: float | None = None  # parameters are normal with this deviation; None: initial ones, moved a little
 
     @cached_property
     def params(self) -> Params:
-        """The initial parameters of the config's seed 0, each moved a little."""
-        start = called_once(self.network.init, np.uint32(0), self.numbers)
+        """The initial parameters of seed 0 with NOISE on them, unless `spread` is given."""
         rng = np.random.default_rng(0)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf + NOISE * rng.normal(size=leaf.shape)), jax.device_get(start))
+        if self.spread is not None:
+            draw, start = self.spread, jax.tree.map(lambda leaf: np.zeros(leaf.shape), self.network.shapes())
+        else:
+            draw, start = NOISE, jax.device_get(called_once(self.network.init, np.uint32(0), self.numbers))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf + draw * rng.normal(size=leaf.shape)), start)
 
     @property
     def note(self) -> str:
