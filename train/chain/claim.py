@@ -105,7 +105,8 @@ class Unmeasured(ValueError):
 def compare(pair: Pair, relation: Relation = "=", each: bool = False) -> Found:
     """The largest relative error of a pair: |m - p| (for an inequality what it is violated by) over a scale.
 
-    The scale is max(|m|, |p|), of each entry with `each`, else the largest of the array; or the pair's `size`. Raises Unmeasured for pairs that would pass without having said anything.
+    The scale is max(|m|, |p|), of each entry with `each`, else the largest of the array; or the pair's `size`. Raises
+    Unmeasured for pairs that would pass without having said anything.
 
     >>> compare(Pair([1.0, 4.0], [1.0, 5.0])).error, compare(Pair(3.0, 2.0), "<=").error
     (0.2, 0.0)

@@ -36,7 +36,7 @@ def _descent(
 
     def step(params: dict[str, Array], _: None) -> tuple[dict[str, Array], Array]:
         grads = jax.grad(lambda p: loss(p["embed"]))(params)
-        updates, _ = rule.update(grads, rule.init(params), params)
+        updates = rule.update(grads, rule.init(params), params)[0]
         new = jax.tree.map(jnp.add, params, updates)
         return new, new["embed"]
 

@@ -173,7 +173,7 @@ def _still(labels: Sequence[str]) -> str:
     if not labels:
         return ""
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return f". Too small to be known well by differences, and so measured against the largest slope: {'; '.join(labels[:3])}{more}"
+    return f". Too small for differences, so their errors are against the largest slope: {'; '.join(labels[:3])}{more}"
 
 
 def _stream(subject: Subject) -> Evidence:

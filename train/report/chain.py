@@ -79,8 +79,8 @@ def chain_page(results: Sequence[Found], about: Mapping[str, Any]) -> str:
             "Every claim is predicted in one way and measured in another: by hand in numpy, by a formula or by finite "
             "differences on the one side, by JAX through the code that trains the models on the other. Shown is the "
             "first entry of what was compared (where a claim is false, the entry that shows it most); the error is the "
-            "largest of all entries, relative to the entry itself or to the largest of its array, and the claim holds "
-            "when it is within the tolerance. Statements in quotation marks are widely told and false: these are "
+            "largest of all entries, relative to the entry itself or to the largest of its array, and a claim holds when "
+            "it is within the tolerance. Statements in quotation marks are widely told and false: these are "
             "right here when the measurement refutes them."
         ),
     ]
@@ -92,23 +92,18 @@ def chain_page(results: Sequence[Found], about: Mapping[str, Any]) -> str:
 
 
 def _group(title: str, results: Sequence[Found]) -> Html:
-    rows = [[_claim(r), *_figures(r)[:3], _tolerance(r), _figures(r)[4]] for r in results]
+    rows = [[_claim(r), *_figures(r)] for r in results]
     return section(title, table(["claim", *_FIGURES], rows), *(_picture(r) for r in results if r.get("curves")))
 
 
 def _claim(result: Found) -> Html:
     parts = result["how"].split("; ", 1)
     told = [f"Predicted: {parts[0]}.", *(f"Measured: {part}." for part in parts[1:]), f"Source: {result['source']}."]
-    more = [f"{result['entries']:,} entries compared."] if result["entries"] > 1 else []
-    more += [text for text in (result["note"] and f"{result['note']}.", result["why"]) if text]
-    quiet = paragraph(" ".join([*told, *more]), quiet=True)
-    return Html(f"<strong>{markup(result['statement'])}</strong>{quiet}")
-
-
-def _tolerance(result: Found) -> Html:
-    relative = f"Relative to {result['relative_to']}." if not result["belief"] else ""
-    why = paragraph(f"{result['tolerance_why']}. {relative}", quiet=True)
-    return Html(markup(_figures(result)[3]) + why)
+    told.append(f"Tolerance: {result['tolerance_why']}.")
+    if result["entries"] > 1:
+        told.append(f"{result['entries']:,} entries compared, errors relative to {result['relative_to']}.")
+    told += [f"{text}." for text in (result["note"], result["why"]) if text]
+    return Html(f"<strong>{markup(result['statement'])}</strong>" + paragraph(" ".join(told), quiet=True))
 
 
 def _picture(result: Found) -> Html:
