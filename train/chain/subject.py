@@ -62,7 +62,7 @@ class Subject:
         model = self.network.config
         what = f"{model.layers} blocks ({model.residual.rule}), width {model.width}"
         drawn = f"{self.batch.inputs.shape[0]} x {self.batch.inputs.shape[1]} drawn tokens"
-        return f"{self.name}: {what}, {parameter_count(self.params):,} parameters, {drawn}{smaller}"
+        return f"{self.name}: {what}, {parameter_count(self.network.shapes()):,} parameters, {drawn}{smaller}"
 
     def loss(self, params: Params) -> Float[Array, ""]:
         """The mean loss that training uses, without taps."""

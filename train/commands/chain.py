@@ -50,6 +50,13 @@ def run(parsed: argparse.Namespace) -> int:
         claims = selected(claims_of(subject), parsed.only)
     except ValueError as error:
         raise ConfigError([Problem(Place("command line"), "--only", str(error))]) from None
+    versions = platforms.versions()
+    about = {"platform": platform.label, "dtype": "float64", "versions": versions, "model": subject.note}
+    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    console.block(
+        "deltaflow chain", [("device", f"{platform.label}, float64"), ("versions", told), ("model", subject.note)]
+    )
+    console.note("")
     results = []
     for group, title in GROUPS.items():
         found = [result.as_json() for result in measured([claim for claim in claims if claim.group == group])]
@@ -60,10 +67,8 @@ def run(parsed: argparse.Namespace) -> int:
     for result in results:
         if not result["good"]:
             console.warn(complaint(result))
-    versions = platforms.versions()
-    seconds = time.monotonic() - began
-    console.note(closing_line(results, seconds))
-    about = {"platform": platform.label, "dtype": "float64", "versions": versions, "seconds": round(seconds, 1)}
+    about["seconds"] = round(time.monotonic() - began, 1)
+    console.note(closing_line(results, about["seconds"]))
     if parsed.json is not None:
         value = {**about, "good": all(result["good"] for result in results), "claims": results}
         write_atomically(parsed.json, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -75,12 +75,13 @@ def chain_page(results: Sequence[Found], about: Mapping[str, Any]) -> str:
     bad = [complaint(result) for result in results if not result["good"]]
     body = [
         paragraph(closing_line(results, about["seconds"]) + f", {about['dtype']} on {about['platform']}; {versions}."),
+        paragraph(f"Claims about a whole model are about {about['model']}."),
         paragraph(
             "Every claim is predicted in one way and measured in another: by hand in numpy, by a formula or by finite "
             "differences on the one side, by JAX through the code that trains the models on the other. Shown is the "
             "first entry of what was compared (where a claim is false, the entry that shows it most); the error is the "
-            "largest of all entries, relative to the entry itself or to the largest of its array, and a claim holds when "
-            "it is within the tolerance. Statements in quotation marks are widely told and false: these are "
+            "largest of all entries, relative to the entry itself or to the largest of its array, and a claim holds "
+            "when it is within the tolerance. Statements in quotation marks are widely told and false: these are "
             "right here when the measurement refutes them."
         ),
     ]
