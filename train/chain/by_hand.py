@@ -134,6 +134,7 @@ class Walk(NamedTuple):
     blocks: list[Map]
     delta: list[Float[Array, "T D"]]  # dL/dx_l, l = 0 to L
     embed: Float[Array, "V D"]  # dL/d embedding table, as a lookup
+    head: Float[Array, "V D"]  # dL/d head's table
 
 
 def transformer(params: Parameters, tokens: Int[Array, "T"], targets: Int[Array, "T"], heads: int, eps: float) -> Walk:
@@ -153,8 +154,8 @@ def transformer(params: Parameters, tokens: Int[Array, "T"], targets: Int[Array,
     delta = [(logits.after(normed).matrix.T @ error.reshape(-1)).reshape(x.shape)]
     for each in reversed(blocks):
         delta.insert(0, (each.matrix.T @ delta[0].reshape(-1)).reshape(x.shape))
-    embed = one_hot(tokens, len(params["embed"])).T @ delta[0]
-    return Walk(float(-np.mean(np.log(p[np.arange(len(targets)), targets]))), blocks, delta, embed)
+    embed, head = one_hot(tokens, len(params["embed"])).T @ delta[0], error.T @ normed.value
+    return Walk(float(-np.mean(np.log(p[np.arange(len(targets)), targets]))), blocks, delta, embed, head)
 
 
 def _layer(blocks: Parameters, layer: int) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def _same() -> Evidence:
 
 
 def _of_the_model(subject: Subject) -> Evidence:
-    loss = subject.unrolled_loss()
-    ratio = flops(jax.grad(loss), subject.params) / flops(loss, subject.params)
+    loss, shapes = subject.unrolled_loss(), subject.network.shapes()
+    ratio = flops(jax.grad(loss), shapes) / flops(loss, shapes)
     return evidence(4.0, ratio)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from data.source import Batch
 from model.config import ModelConfig
-from model.network import Network
+from model.network import Network, Params
 from train.chain import by_hand
 from train.chain.claim import Claim, Evidence, Pair, Tolerance, evidence
 from train.chain.differences import STEPS, Slopes, slopes
@@ -46,7 +46,11 @@ def _tiny() -> Subject:
 
 @cache
 def _walk() -> by_hand.Walk:
-    config, params = TINY.config, jax.tree.map(np.asarray, _tiny().params)
+    return _walked(_tiny().params)
+
+
+def _walked(params: Params) -> by_hand.Walk:
+    config, params = TINY.config, jax.tree.map(np.asarray, params)
     return by_hand.transformer(params, WINDOW[0, :-1], WINDOW[0, 1:], config.heads, config.norm_eps)
 
 
@@ -83,15 +87,11 @@ def _split() -> Evidence:
 
 
 def _two_paths() -> Evidence:
-    tied = dataclasses.replace(TINY, config=TINY.config.model_copy(update={"tied_head": True}))
+    network = dataclasses.replace(TINY, config=TINY.config.model_copy(update={"tied_head": True}))
     params = {name: leaf for name, leaf in _tiny().params.items() if name != "head"}
-    untied = params | {"head": params["embed"]}
-
-    def loss(network: Network, params: Any) -> Array:
-        return dataclasses.replace(_tiny(), network=network).loss(params)
-
-    apart = called_once(jax.grad(partial(loss, TINY)), untied)
-    return evidence(apart["embed"] + apart["head"], called_once(jax.grad(partial(loss, tied)), params)["embed"])
+    walk = _walked({**params, "head": params["embed"]})
+    tied = dataclasses.replace(_tiny(), network=network)
+    return evidence(walk.embed + walk.head, called_once(jax.grad(tied.loss), params)["embed"])
 
 
 class Part(NamedTuple):
@@ -254,7 +254,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
             "transformer/tied",
             "A tied table's gradient is the sum of its two uses, as lookup and as head",
             "the chain rule for what is used twice",
-            "the two gradients of an untied network with equal tables; jax.grad of the tied one",
+            "dL/dE of the lookup and (p - y)ᵀ N(x_L)/T of the head, by hand; jax.grad of a tied network of the project",
             _two_paths,
         ),
         Claim(

@@ -53,9 +53,8 @@ def run(parsed: argparse.Namespace) -> int:
     versions = platforms.versions()
     about = {"platform": platform.label, "dtype": "float64", "versions": versions, "model": subject.note}
     told = ", ".join(f"{name} {number}" for name, number in versions.items())
-    console.block(
-        "deltaflow chain", [("device", f"{platform.label}, float64"), ("versions", told), ("model", subject.note)]
-    )
+    rows = [("device", f"{platform.label}, float64"), ("versions", told), ("model", subject.note)]
+    console.block("deltaflow chain", rows)
     console.note("")
     results = []
     for group, title in GROUPS.items():
