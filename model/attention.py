@@ -37,11 +37,13 @@ class Attention(nnx.Module):
         key: Key[Array, ""] | None,
         mix_value: Callable[[Array], Array] | None = None,
         mix_heads: Callable[[Array, Array], Array] | None = None,
+        observe: Callable[..., None] | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "B T G K"]]:
         """h [N, D] with shape = (B, T) -> ([N, D], v before `mix_value`), in h's dtype. `key` None: no dropout.
 
         A residual rule may replace the values, v [B, T, G, K] -> the same, and what the heads put out: (v of each query
-        head, o), both [B, T, H, K] -> o.
+        head, o), both [B, T, H, K] -> o. `observe` is told ("attention", scores [B, H, T, T]): what the softmax
+        is taken of, where a masked score is the least finite number.
         """
         config, (B, T) = self.config, shape
         G, R, K = config.value_heads, config.heads // config.value_heads, config.head_width
@@ -67,6 +69,8 @@ class Attention(nnx.Module):
         if seen_TS is not None:
             scores_BGRTS = jnp.where(seen_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
         weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(h.dtype)
+        if observe is not None:
+            observe("attention", scores_BGRTS.reshape(B, G * R, T, T))
         place = config.dropout_at("attention")
         weights_BGRTS = dropout(weights_BGRTS, None if place is None else numbers[place], key)
         out_BGQK = jnp.einsum("bgqs,bgsk->bgqk", weights_BGRTS.reshape(B, G, R * T, T), v_BGSK)

@@ -1,5 +1,7 @@
 """The position-wise MLP."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,9 +37,14 @@ class MLP(nnx.Module):
         self.gate = linear("gate", config.width, config.hidden) if config.gated else None
         self.out = linear("out", config.hidden, config.width)
 
-    def __call__(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    def __call__(self, h: Float[Array, "N D"], observe: Callable[..., None] | None = None) -> Float[Array, "N D"]:
+        """`observe` is told ("mlp", hidden [N, F]): what the output matrix multiplies."""
         act = ACTIVATIONS[self.activation]
         if self.gate is None:
-            return self.out(act(self.in_(h)))
-        gate, value = joined([self.gate, self.in_], h)
-        return self.out(act(gate) * value)
+            hidden = act(self.in_(h))
+        else:
+            gate, value = joined([self.gate, self.in_], h)
+            hidden = act(gate) * value
+        if observe is not None:
+            observe("mlp", hidden)
+        return self.out(hidden)

@@ -64,13 +64,17 @@ class Block(nnx.Module):
         rate = None if place is None else numbers[place]
         own = {} if self.residual is None else self.residual.read()
 
+        def passed(y: Array) -> Array:
+            return jax.lax.stop_gradient(y) if context.detached else y
+
         def attention(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, Array | None]:
-            y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], mix_value, mix_heads)
-            return dropout(y.astype(h.dtype), rate, keys[1]), v
+            y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], mix_value, mix_heads, context.observe)
+            return passed(dropout(y.astype(h.dtype), rate, keys[1])), v
 
         def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
             del mix_value, mix_heads  # attention's
-            return dropout(self.mlp(h.astype(dtype)).astype(h.dtype), rate, keys[2]), None
+            y = self.mlp(h.astype(dtype), context.observe)
+            return passed(dropout(y.astype(h.dtype), rate, keys[2])), None
 
         context = context._replace(key=keys[3])
         carry = rule.enter(carry, own, context)
@@ -152,7 +156,7 @@ class Transformer(nnx.Module):
         differentiated apart from the lookup. `unroll`: blocks a scan iteration.
         """
         config, rule = self.config, rule_of(self.config)
-        start, context = self.begin(tokens, numbers, key)
+        carry, context = self.begin(tokens, numbers, key)
         graph, stacked = nnx.split(self.blocks)
 
         def look(carry: Carry) -> Seen | None:
@@ -167,40 +171,45 @@ class Transformer(nnx.Module):
             carry = nnx.merge(graph, parameters)(carry, context._replace(layer=layer, key=layer_key), dtype)
             return (carry, exponent), seen
 
-        state = (start, jnp.zeros((), jnp.float32))
+        state = (carry, jnp.zeros((), jnp.float32))
         inputs = (stacked, jnp.arange(config.layers), None if slots is None else slots[:-1])
         (carry, exponent), seen = jax.lax.scan(body, state, inputs, unroll=min(unroll, config.layers))
         if slots is not None:
             last = look(carry)
             seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
             carry, _ = tap(carry, exponent, slots[-1], rule.stream)
-        return self.read(carry, context, dtype, head), seen
+        return self.end(carry, context, dtype, head), seen
 
     def begin(
         self, tokens: Array, numbers: Mapping[str, Any], key: Key[Array, ""] | None = None
     ) -> tuple[Carry, Context]:
-        """The carry that enters block 0, and what the blocks may depend on besides it."""
-        x = self._embedded(tokens)
+        """What enters block 0, and what the blocks may depend on beside it."""
+        config, x = self.config, self._embedded(tokens)
         numbers = {name: jnp.asarray(number, x.dtype) for name, number in numbers.items()}
-        place = self.config.dropout_at("embed")
-        embed_key = None if key is None else jax.random.fold_in(key, self.config.layers)
+        place = config.dropout_at("embed")
+        embed_key = None if key is None else jax.random.fold_in(key, config.layers)
         x = dropout(x, None if place is None else numbers[place], embed_key)
         context = Context(numbers, (tokens.shape[0], tokens.shape[1]))
-        return rule_of(self.config).begin(x, context), context
+        return rule_of(config).begin(x, context), context
 
-    def read(
-        self, carry: Carry, context: Context, dtype: jax.typing.DTypeLike, head: Float[Array, "V D"] | None = None
+    def end(
+        self,
+        carry: Carry,
+        context: Context,
+        dtype: jax.typing.DTypeLike = "float32",
+        head: Float[Array, "V D"] | None = None,
     ) -> Float[Array, "N V"]:
-        """The logits of the carry that leaves the last block."""
-        x = rule_of(self.config).end(carry)
-        x = x if self.norm_f is None else self.norm_f(x, context.numbers["norm_eps"])
+        """Logits from what leaves the last block."""
+        config, numbers = self.config, context.numbers
+        x = rule_of(config).end(carry)
+        x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
         x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.ends.pooled else x
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
-        if self.config.width_ratio != 1:
+        if config.width_ratio != 1:
             # The head's rows keep their size at every width (Yang et al. 2022, 2203.03466, table 8).
-            logits = logits * jnp.asarray(1 / self.config.width_ratio, logits.dtype)
-        return soft_cap(logits, context.numbers.get("logit_cap"))
+            logits = logits * jnp.asarray(1 / config.width_ratio, logits.dtype)
+        return soft_cap(logits, numbers.get("logit_cap"))
 
     def _embedded(self, tokens: Array) -> Float[Array, "N D"]:
         B, T = tokens.shape[:2]

@@ -15,8 +15,9 @@ from jsonschema import Draft202012Validator
 from model.network import Network
 from train.cli import COMMANDS, main
 from train.core.loss import tapped_loss
-from train.core.probe import _delta, _dots, _sizes, finite, number, numbers
+from train.core.probe import _delta, _sizes, finite, number, numbers
 from train.gradflow.delta import Flow, backward
+from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, named, value
 from train.run.errors import RunError
 from train.run.generate import Generator
@@ -417,7 +418,7 @@ def test_weights_and_their_products_with_gradients_are_named_alike(x64, tiny):
 
     @jax.jit
     def both(params):
-        ours = _sizes(params), _dots(params, backward(loss, params, 2)[1])
+        ours = _sizes(params), weight_dot_grad(params, backward(loss, params, 2)[1])
         return ours, jax.grad(lambda p, head: loss(p, head, None)[0], (0, 1))(params, params["embed"])
 
     (sizes, dots), (grads, head) = jax.device_get(both(params))

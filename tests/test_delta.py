@@ -22,7 +22,8 @@ from model.residual import Context, numbers_of
 from train.core.batch import batch_of
 from train.core.loss import tapped_loss
 from train.gradflow import delta
-from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches, true_gradients, weight_dot_grad
+from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches, true_gradients
+from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, log10, named, value
 
 WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
@@ -136,10 +137,12 @@ def test_one_backward_pass_gives_it_all(x64, residual, norm, tied, unroll):
         np.testing.assert_allclose(value(measured.grad[name]), norm, rtol=1e-12, err_msg=name)
 
     weights = named(params["blocks"])
-    for tag, dot in weight_dot_grad(params, result).items():
+    dots = weight_dot_grad(params, result)
+    assert set(dots) == set(wanted)
+    for tag in weights:
         products = np.asarray(weights[tag] * named(grads["blocks"])[tag]).reshape(L, -1)
         atol = 1e-12 * np.abs(products).sum(axis=1).max()
-        np.testing.assert_allclose(value(dot), products.sum(axis=1), rtol=0, atol=atol, err_msg=tag)
+        np.testing.assert_allclose(value(dots[tag]), products.sum(axis=1), rtol=0, atol=atol, err_msg=tag)
 
 
 VARIED = {
@@ -309,10 +312,8 @@ def test_weight_dot_grad_vanishes_where_a_norm_takes_the_scale_out(x64):
     def cosines(skip_scale):
         _, result = tapped(net, params, skip_scale, WINDOWS)
         grads = flow(result).grad
-        return {
-            tag: np.abs(value(dot)) / norms_of(named(params["blocks"])[tag]) / value(grads[tag])
-            for tag, dot in weight_dot_grad(params, result).items()
-        }
+        dots, weights = weight_dot_grad(params, result), named(params["blocks"])
+        return {tag: np.abs(value(dots[tag])) / norms_of(weights[tag]) / value(grads[tag]) for tag in weights}
 
     without, with_skip = cosines(0.0), cosines(1.0)
     for tag in without:

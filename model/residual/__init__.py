@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from model import traced
 from model.config import ModelConfig
 from model.residual.attnres import AttnRes
-from model.residual.base import Branch, Carry, Context, Residual, Sublayer
+from model.residual.base import Branch, Carry, Context, Observer, Residual, Sublayer
 from model.residual.mixed import ValueResidual, ValueSkipInit, X0Lambda
 from model.residual.scaled import (
     DeepNorm,
@@ -28,6 +28,7 @@ __all__ = [
     "Branch",
     "Carry",
     "Context",
+    "Observer",
     "Residual",
     "Sublayer",
     "numbers_of",

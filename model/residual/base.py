@@ -17,6 +17,8 @@ from model.init import Init
 
 Carry = Any  # the pytree that travels through the scan over blocks; x [N, D] for most rules
 Parameters = Mapping[str, Any]  # a rule's own, nested by name
+# Told what a sublayer computes on its way, by the name of what it is: ("attention", scores), ("mlp", hidden).
+Observer = Callable[..., None]
 
 
 class Context(NamedTuple):
@@ -26,6 +28,8 @@ class Context(NamedTuple):
     shape: tuple[int, int]  # (B, T), with B * T = N
     layer: Int[Array, ""] | None = None  # counted from 0
     key: Key[Array, ""] | None = None  # of this block's draws; None outside training
+    observe: Observer | None = None
+    detached: bool = False  # no gradient passes a branch F: what is left comes down through the skips
 
 
 class Branch(Protocol):

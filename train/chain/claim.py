@@ -33,9 +33,9 @@ class Tolerance(NamedTuple):
     why: str
 
 
-ROUNDING = Tolerance(1e-12, "float64 rounds each operation by 1.1e-16, and there are some thousands of them")
+ROUNDING = Tolerance(1e-12, "rounding: 1.1e-16 an operation, some thousands of them")
 # A belief is refuted by what differs from it by more than this.
-COUNTEREXAMPLE = Tolerance(1e-2, "a counterexample that is off by more than 1 % is not one of rounding")
+COUNTEREXAMPLE = Tolerance(1e-2, "rounding is never 1 %")
 
 
 class Pair(NamedTuple):

@@ -89,7 +89,7 @@ CLAIMS = (
         "loss/softmax_jacobian",
         "The softmax's Jacobian is diag(p) - p pᵀ",
         "Bridle 1990, Neurocomputing, NATO ASI F68",
-        "numpy; jax.jacfwd of jax.nn.softmax",
+        "by hand in numpy; jax.jacfwd of jax.nn.softmax",
         _jacobian,
     ),
     Claim(

@@ -1,6 +1,7 @@
 """Claims about the update rules: the project's transformations against the rules written out in numpy.
 
-What is compared is how far the parameters have moved from the start after each of a few steps, one row a step.
+What is compared is how far the parameters have moved from the start after each of a few steps: one row a step, the last
+one first.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,7 +65,7 @@ def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1
         for t, grad in enumerate(grads):
             params, state = program(params, state, jax.tree.map(lambda g: loudness * g, grad), np.int32(t))
             rows.append(_flat(params) - _flat(start))
-    return np.stack(rows)
+    return np.stack(rows[::-1])
 
 
 def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
@@ -76,7 +77,7 @@ def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
     for t, grad in enumerate(grads, 1):
         w = w - rule(memory, _flat(grad), w, decay * pulls, t)
         rows.append(w - _flat(start))
-    return np.stack(rows)
+    return np.stack(rows[::-1])
 
 
 def sgd(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:

@@ -9,15 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from data.config import DataConfig
 from data.open import open_source
 from data.source import Batch, Form
 from model.config import ModelConfig, problems
-from model.network import Network, Params
-from model.residual import Carry, Context, numbers_of, rule_of
+from model.network import Anatomy, Network, Params
+from model.residual import Carry, rule_of
 from train.config.schema import RunConfig
 from train.core.compile import called_once
 from train.core.loss import losses, tapped_loss
@@ -82,45 +81,37 @@ class Subject:
 
     def carry(self) -> Carry:
         """Zeros shaped like what travels through the blocks."""
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self._begin))
+        shapes = jax.eval_shape(lambda: self._anatomy().carry)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def _begin(self) -> Carry:
-        numbers = numbers_of(self.network.config) | self.numbers
-        return self.network.module(self.params).begin(self.batch.inputs, numbers)[0]
+    def stream(self, carry: Carry) -> Array:
+        return rule_of(self.network.config).stream(carry)
 
-    @property
-    def _context(self) -> Context:
-        numbers = numbers_of(self.network.config) | self.numbers
-        numbers = {name: jnp.asarray(number, self.network.param_dtype) for name, number in numbers.items()}
-        return Context(numbers, self.batch.inputs.shape[:2])
+    def _anatomy(self) -> Anatomy:
+        return self.network.anatomy(self.params, self.batch.inputs, numbers=self.numbers)
+
+    def block(self, layer: int, carry: Carry) -> Carry:
+        """What leaves a block, from what enters it."""
+        anatomy = self._anatomy()
+        return anatomy.block(jax.tree.map(lambda leaf: leaf[layer], anatomy.blocks), jnp.int32(layer), carry)
 
     def loss_beside(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
         """The loss when `offset` is added to what enters block `depth`, or at depth L to what leaves the last one.
 
         The blocks are put together here, without the network's own scan and its taps.
         """
-        carry, layers = self._begin(), self.network.config.layers
-        model = self.network.module(self.params)
+        anatomy, layers = self._anatomy(), self.network.config.layers
 
         def moved(carry: Carry, here: Array) -> Carry:
             return jax.tree.map(lambda c, o: c + here.astype(c.dtype) * o, carry, offset)
 
-        def step(carry: Carry, layer: Array) -> tuple[Carry, None]:
-            return self.block(layer, moved(carry, layer == depth)), None
+        def step(carry: Carry, inputs: Any) -> tuple[Carry, None]:
+            own, layer = inputs
+            return anatomy.block(own, layer, moved(carry, layer == depth)), None
 
-        carry, _ = jax.lax.scan(step, carry, jnp.arange(layers))
-        logits = model.read(moved(carry, depth == layers), self._context, self.network.dtype)
+        carry, _ = jax.lax.scan(step, anatomy.carry, (anatomy.blocks, jnp.arange(layers)))
+        logits = anatomy.logits(moved(carry, depth == layers))
         return jnp.mean(losses(self.network, logits, self.batch, self.numbers))
-
-    def block(self, layer: int | Int[Array, ""], carry: Carry) -> Carry:
-        """What leaves a block, from what enters it."""
-        graph, stacked = nnx.split(self.network.module(self.params).blocks)
-        layer = jnp.asarray(layer, jnp.int32)
-        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
-        return nnx.merge(graph, own)(carry, self._context._replace(layer=layer), self.network.dtype)
-
-    def stream(self, carry: Carry) -> Array:
-        return rule_of(self.network.config).stream(carry)
 
 
 def subject_of(config: RunConfig, name: str) -> Subject:

@@ -165,7 +165,7 @@ def _parameters(subject: Subject) -> Evidence:
     groups = [slice(end - len(part.places), end) for part, end in zip(parts, ends.tolist(), strict=True)]
     found = _differences(loss, places, sizes)
     pairs, still = _told_apart([part.label for part in parts], groups, found, measured)
-    note = f"{len(places)} entries of {len(parts)} parameters, each block's its own. {subject.note}"
+    note = f"{len(parts)} parameters, each block's its own; at most {SAMPLES} entries of each"
     return Evidence(tuple(pairs), note + _still(still))
 
 
@@ -207,7 +207,7 @@ def _stream(subject: Subject) -> Evidence:
         groups += [slice(at, at + 1), slice(at + 1, at + count)]
         labels += [f"|δ_{depth}|", f"δ_{depth}, {count - 1} entries"]
     pairs, still = _told_apart(labels, groups, found, measured)
-    return Evidence(tuple(pairs), f"{layers + 1} depths. {subject.note}" + _still(still))
+    return Evidence(tuple(pairs), f"{layers + 1} depths" + _still(still))
 
 
 def claims(subject: Subject) -> tuple[Claim, ...]:

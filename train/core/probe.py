@@ -4,31 +4,25 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
-from model.taps import scaled
 from train.core.batch import Feed
 from train.core.loss import tapped_loss
 from train.core.state import parameter_count
 from train.gradflow.delta import (
-    Backward,
     Flow,
     backward,
-    exponents_of,
     flow,
-    head_table,
     underflows,
-    weight_dot_grad,
 )
+from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import (
     Norm,
     gains,
-    inner,
     log10,
     parameter_norms,
     total_norm,
@@ -55,37 +49,15 @@ def measure(network: Network, params: Params, feed: Feed, numbers: Mapping[str, 
     if rule_of(network.config).additive:
         without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
     seen = flow(result)
-    return Probe(loss, rms, seen, without, _sizes(params), _dots(params, result), total_norm(seen.grad, params))
+    return Probe(
+        loss, rms, seen, without, _sizes(params), weight_dot_grad(params, result), total_norm(seen.grad, params)
+    )
 
 
 def _sizes(params: Params) -> dict[str, Norm]:
     """Norms of the weights under the names that `flow` gives to their gradients."""
     norms = parameter_norms(params)
     return {"head": norms["embed"], **norms, "lookup": norms["embed"]}
-
-
-def _dots(params: Params, result: Backward) -> dict[str, Norm]:
-    """<W, dL/dW> under the same names."""
-    dots, exponents = weight_dot_grad(params, result), exponents_of(result)
-    dots["layer"] = _total(list(dots.values()))
-    dots["lookup"] = inner(params["embed"], result.params["embed"], exponents["embed"])
-    dots["head"] = inner(head_table(params), result.head)
-    dots["embed"] = dots["lookup"] if "head" in params else _total([dots["lookup"], dots["head"]])
-    for name in ("positions", "norm_f"):
-        if name in params:
-            pairs = zip(jax.tree.leaves(params[name]), jax.tree.leaves(result.params[name]), strict=True)
-            dots[name] = _total([inner(w, g, exponents[name]) for w, g in pairs])
-    return dots
-
-
-def _total(parts: list[Norm]) -> Norm:
-    """The sum of signed values of one shape, element by element."""
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    top = jnp.max(jnp.where(stack.mantissa != 0, stack.exponent, -jnp.inf), axis=0)
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    # Below 2^-126 nothing is left of a term; above 0 there are only zeros.
-    terms = scaled(stack.mantissa, jnp.clip(stack.exponent - top[None], -126.0, 0.0))
-    return Norm(jnp.sum(terms, axis=0), top)
 
 
 def number(log10_value: float) -> float | None:

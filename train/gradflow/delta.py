@@ -20,10 +20,8 @@ from train.gradflow.norms import (
     Norm,
     Norms,
     flat,
-    inner,
     log10,
     matrix_norms,
-    named,
     root_mean_of_parts,
     separate_norms,
 )
@@ -154,9 +152,3 @@ def mean_of_microbatches(results: Backward) -> Backward:
     rms = jax.vmap(root_mean_square, in_axes=1)(results.seen.rms)
     seen = Seen(rms, jnp.mean(results.seen.rank, axis=0))
     return Backward(mean, jnp.mean(results.head, axis=0), common, delta, seen)
-
-
-def weight_dot_grad(params: Params, result: Backward) -> dict[str, Norm]:
-    """<W, dL/dW> a layer and matrix [L]. It is 0 for a W whose scale a norm without epsilon takes out again."""
-    weights, grads = named(params["blocks"]), named(result.params["blocks"])
-    return {tag: jax.vmap(inner)(weights[tag], grads[tag], result.exponents[1:]) for tag in weights}

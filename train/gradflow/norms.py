@@ -106,6 +106,28 @@ def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
     return Norm(total, k + m + exponent)
 
 
+def signed_sum(parts: Iterable[Norm]) -> Norm:
+    """The sum of signed values, given as a list of one shape, element by element."""
+    return along(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts), 0)
+
+
+def along(stack: Norm, axis: int) -> Norm:
+    """The sum of signed values over an axis."""
+    top = jnp.max(jnp.where(stack.mantissa != 0, stack.exponent, -jnp.inf), axis, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    # Below 2^-126 nothing is left of a term; above 0 there are only zeros.
+    terms = scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0))
+    return Norm(jnp.sum(terms, axis), top.squeeze(axis))
+
+
+def cosine(product: Norm, one: Norm, other: Norm) -> Array:
+    """<a, b> / (|a| |b|) from <a, b>, <a, a> and <b, b>; nan where a or b is exactly zero."""
+    sizes = jnp.sqrt(one.mantissa) * jnp.sqrt(other.mantissa)
+    # At most 1, so whatever the powers are, their quotient is in range.
+    power = product.exponent - (one.exponent + other.exponent) / 2
+    return product.mantissa / sizes * jnp.exp2(power).astype(sizes.dtype)
+
+
 def root_sum_square(norms: Iterable[Norm]) -> Norm:
     """sqrt(sum of squares) of norms of one shape, element by element."""
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *norms)

@@ -1,0 +1,124 @@
+"""A gradient's entries, angles and products, against numpy on whole vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import B, L, T, V, network, parameters
+
+from train.core.loss import tapped_loss
+from train.gradflow import delta, gradients
+from train.gradflow.delta import Backward, backward
+from train.gradflow.gradients import OCTAVES, edges
+from train.gradflow.norms import named
+
+WINDOWS = [np.random.default_rng(i).integers(0, V, size=(B, T + 1)).astype(np.int32) for i in (0, 1)]
+
+
+# Op by op each of them would compile a hundred programs.
+cosines, histogram, zero_fraction = map(jax.jit, (gradients.cosines, gradients.histogram, gradients.zero_fraction))
+true_gradients = jax.jit(delta.true_gradients)
+
+
+def result_of(net, params, windows) -> Backward:
+    return jax.jit(lambda p: backward(tapped_loss(net, windows, None, None), p, net.config.layers)[1])(params)
+
+
+def flat(tree, layer=None):
+    leaves = [np.asarray(leaf if layer is None else leaf[layer], np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(leaves)
+
+
+def angle(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_cosines_are_those_of_the_whole_vectors(tied, x64):
+    net = network(tied_head=tied)
+    params = parameters(net)
+    one, two = (result_of(net, params, windows) for windows in WINDOWS)
+    a, b = true_gradients(one), true_gradients(two)
+    found = cosines(one, two)
+    np.testing.assert_allclose(found.whole, angle(flat(a), flat(b)), rtol=1e-9)
+    layers = [angle(flat(a["blocks"], layer), flat(b["blocks"], layer)) for layer in range(L)]
+    np.testing.assert_allclose(found.layer, layers, rtol=1e-9)
+    assert not np.allclose(found.layer, found.whole, rtol=1e-2)
+    same = cosines(one, one)
+    np.testing.assert_allclose([*same.layer, same.whole], 1, rtol=1e-12)
+
+
+def test_cosines_do_not_mind_the_scale():
+    """Gradients of 1e-60 in float32: powers of two that are kept beside them."""
+    net = network("float32")
+    params = parameters(net)
+    one, two = (result_of(net, params, windows) for windows in WINDOWS)
+    small = one._replace(exponents=one.exponents - 200)
+    np.testing.assert_allclose(cosines(small, two).layer, cosines(one, two).layer, rtol=1e-5)
+    turned = one._replace(params=jax.tree.map(jnp.negative, one.params))
+    np.testing.assert_allclose(cosines(turned, one).layer, -1, rtol=1e-5)
+    nothing = one._replace(params=jax.tree.map(jnp.zeros_like, one.params))
+    assert np.isnan(cosines(nothing, one).layer).all()
+
+
+def test_zeros_are_counted_a_matrix_and_a_layer(x64):
+    net = network(bias=True)
+    params = parameters(net)
+    one = result_of(net, params, WINDOWS[0])
+    blocks = one.params["blocks"]
+    kernel = blocks["attn"]["o"]["kernel"].at[1, :2].set(0)  # two of eight rows
+    cut = one._replace(
+        params=one.params
+        | {"blocks": blocks | {"attn": blocks["attn"] | {"o": blocks["attn"]["o"] | {"kernel": kernel}}}}
+    )
+    before, found = zero_fraction(one), zero_fraction(cut)
+    np.testing.assert_allclose(found["attn_o"], [0, 0.25, 0])
+    assert set(found) == {*named(blocks), "layer"}
+    size = flat(blocks, 0).size
+    np.testing.assert_allclose(np.asarray(found["layer"]) - np.asarray(before["layer"]), [0, 16 / size, 0], atol=1e-12)
+
+
+def made(entries, exponent=0.0):
+    """A backward pass of one layer with these gradients."""
+    net = network("float32", layers=1)
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), net.shapes())
+    one = Backward(blank, None, jnp.array([0.0, exponent]), None, None)
+    blocks = {"attn": {"q": {"kernel": jnp.asarray(entries, jnp.float32)[None]}}}
+    return one._replace(params=blank | {"blocks": blocks})
+
+
+def test_a_histogram_by_hand():
+    found = histogram(made([8.0, -8.0, 7.9, 4.0, 3.9, 1.0, 0.0, -0.0]))
+    counts = np.zeros(OCTAVES)
+    counts[[0, 1, 2, 3]] = [2, 2, 1, 1]  # 8 <= |g| < 16; 4 to 8; 2 to 4; 1 to 2
+    np.testing.assert_array_equal(found.counts[0], counts)
+    assert (float(found.zeros[0]), float(found.top[0])) == (2, 4)
+    np.testing.assert_allclose(10 ** edges(float(found.top[0]))[:4], [16, 8, 4, 2])
+    logs = np.log10([8, 8, 7.9, 4, 3.9, 1])
+    np.testing.assert_allclose(found.log10_sum, logs.sum(), rtol=1e-6)
+    np.testing.assert_allclose(found.log10_square, (logs**2).sum(), rtol=1e-6)
+
+
+def test_a_histogram_has_no_range():
+    entries = np.array([3e-38, 1.0, 2.0**-70], np.float32)
+    found = histogram(made(entries, exponent=-300.0))
+    assert float(found.top[0]) == -299
+    assert found.counts[0, 0] == 1 and found.counts[0, -1] == 2 and found.zeros[0] == 0
+    assert edges(-299.0)[0] == pytest.approx(-299 * np.log10(2))
+
+
+def test_a_histogram_counts_every_entry(x64):
+    net = network()
+    one = result_of(net, parameters(net), WINDOWS[0])
+    found = histogram(one)
+    for layer in range(L):
+        g = np.abs(flat(true_gradients(one)["blocks"], layer))
+        assert found.counts[layer].sum() + found.zeros[layer] == g.size
+        low = 10.0 ** edges(float(found.top[layer]))
+        wanted = [((g >= 2.0**-1 * top) & (g < top)).sum() for top in low[:6]]
+        np.testing.assert_array_equal(found.counts[layer][:6], wanted)
+
+
+def test_nothing_but_zeros():
+    found = histogram(made([0.0, 0.0]))
+    assert found.counts.sum() == 0 and found.zeros[0] == 2

@@ -1,0 +1,147 @@
+"""What is seen inside the blocks, against the whole model, against definitions by hand, and against the taps."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import B, L, T, V, network, parameters
+
+from model.residual import RULES, numbers_of, rule_of
+from train.core.loss import tapped_loss
+from train.gradflow import inside
+from train.gradflow.delta import backward
+from train.gradflow.norms import log10, value
+
+WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
+TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
+
+
+def mean_loss(logits):
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(TARGETS)), TARGETS])
+
+
+@partial(jax.jit, static_argnums=0)
+def both_ways(net, params, numbers):
+    """(logits by the anatomy, logits by apply, the split, delta by the taps)."""
+    anatomy = net.anatomy(params, TOKENS, numbers=numbers)
+    last = jax.tree.map(lambda leaf: leaf[-1], inside.carries(anatomy))
+    _, result, _ = backward(tapped_loss(net, WINDOWS, numbers, None), params, net.config.layers)
+    logits = net.apply(params, TOKENS, numbers=numbers)[0]
+    return anatomy.logits(last), logits, inside.split(anatomy, mean_loss), result.delta
+
+
+# One of each kind in every run, all of them in `make torture`.
+KINDS = ("pre_ln", "none", "post_ln", "rezero", "highway", "value_residual", "mhc", "attnres")
+EACH = [pytest.param(rule, marks=[] if rule in KINDS else pytest.mark.slow) for rule in RULES]
+
+
+@pytest.mark.parametrize("rule", EACH)
+def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
+    net = network(residual=rule)
+    numbers = numbers_of(net.config)
+    numbers["skip_scale"] = numbers["skip_scale"] * 0.7
+    mine, theirs, split, delta = both_ways(net, parameters(net), numbers)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+    skip, branch, whole = value(split.skip), value(split.branch), value(split.delta)
+    np.testing.assert_allclose(whole, value(delta)[:-1], rtol=1e-9)
+    cosine = np.nan_to_num(np.asarray(split.cosine))
+    np.testing.assert_allclose(whole**2, skip**2 + 2 * cosine * skip * branch + branch**2, rtol=1e-9)
+    if rule in ("pre_ln", "sandwich", "rezero", "skipinit", "layerscale", "gpt2_scaled", "stochastic_depth"):
+        np.testing.assert_allclose(skip, 0.7**2 * value(delta)[1:], rtol=1e-9)  # s once a sublayer
+    if rule == "none":
+        assert (skip == 0).all() and np.isnan(split.cosine).all()
+    if rule == "value_skipinit":
+        assert (skip == 0).all()
+
+
+def test_the_split_has_no_range(x64):
+    """A plain stack that shrinks delta by a million a block, in float32, against float64."""
+    small = {"layers": 60, "residual": "none", "norm": "none"}
+    logs = []
+    for dtype in ("float32", "float64"):
+        net = network(dtype, **small)
+        params = parameters(net, 0.01)
+        split = jax.jit(lambda p, n=net: inside.split(n.anatomy(p, TOKENS), mean_loss))(params)
+        logs.append((log10(split.delta), log10(split.branch)))
+    assert logs[1][0][0] < -150
+    np.testing.assert_allclose(logs[0][0], logs[1][0], atol=2e-3)
+    np.testing.assert_array_equal(*[np.isfinite(log).all() for log, _ in logs])
+    np.testing.assert_allclose(logs[0][1], logs[0][0], atol=1e-6)  # no skip: all of it comes through the branches
+
+
+def scores_of(weights):
+    """Scores whose softmax has these rows."""
+    weights = np.asarray(weights, np.float32)
+    return np.where(weights > 0, np.log(np.maximum(weights, 1e-30)) + 3.0, np.finfo(np.float32).min)[None, None]
+
+
+@pytest.mark.parametrize(
+    ("weights", "entropy"),
+    [
+        ([[0.25] * 4] * 4, 1.0),
+        ([[1, 0, 0, 0], [0.5, 0.5, 0, 0]], 1.0),  # the first query sees one key: it has no choice
+        ([[0.9, 0.1, 0, 0]], -(0.9 * np.log(0.9) + 0.1 * np.log(0.1)) / np.log(2)),
+        ([[1, 0, 0, 0]], np.nan),
+    ],
+)
+def test_entropy_is_of_the_visible_keys(weights, entropy):
+    seen = inside.attention(scores_of(weights))
+    np.testing.assert_allclose(seen.entropy, [entropy], rtol=1e-6)
+    np.testing.assert_allclose(seen.logit_max, [3 + np.log(np.max(weights))], rtol=1e-6)
+
+
+def test_a_head_that_looks_at_one_key_has_entropy_0():
+    scores = np.zeros((1, 1, 1, 4), np.float32)
+    scores[..., 2] = 1000
+    assert float(inside.attention(scores).entropy[0]) == 0.0
+
+
+@pytest.mark.parametrize("model", [{}, {"kv_heads": 1, "positions": "alibi"}, {"attention_cap": 0.5, "window": 2}])
+def test_attention_is_watched_in_every_layer_and_head(model, x64):
+    """A uniform start, Q = 0, has entropy 1 everywhere but under alibi; a cap bounds the scores."""
+    net = network(**model)
+    params = parameters(net)
+
+    @jax.jit
+    def watched(params):
+        return inside.observed(net.anatomy(params, TOKENS), {"attention": inside.attention})["attention"]
+
+    found = watched(params)
+    assert found.entropy.shape == found.logit_max.shape == (L, 2)
+    assert ((found.entropy > 0) & (found.entropy < 1)).all()
+    assert len(np.unique(np.asarray(found.entropy))) == L * 2
+    if "attention_cap" in model:
+        assert (np.abs(found.logit_max) <= 0.5).all()
+    attn = params["blocks"]["attn"]
+    blind = {"attn": attn | {"q": jax.tree.map(jnp.zeros_like, attn["q"])}}
+    found = watched(params | {"blocks": params["blocks"] | blind})
+    uniform = np.allclose(found.entropy, 1, atol=1e-12)
+    assert uniform == ("positions" not in model)
+    if uniform:
+        assert (found.logit_max == 0).all()
+
+
+def test_dead_units_are_those_that_no_token_wakes():
+    hidden = np.array([[0, 0.0, 1, 0], [0, 2.0, 0, -0.0]], np.float32)
+    assert float(inside.dead_units(hidden)) == 0.5
+
+
+def test_dead_units_of_a_model(x64):
+    net = network(activation="relu", bias=True)
+    params = parameters(net)
+    seen = jax.jit(lambda p: inside.observed(net.anatomy(p, TOKENS), {"mlp": inside.dead_units})["mlp"])
+    bias = params["blocks"]["mlp"]["in_"]["bias"]
+    half = jnp.full_like(bias, 100.0).at[1, : bias.shape[1] // 4].set(-1e6)
+    mlp = params["blocks"]["mlp"]
+    killed = params | {"blocks": params["blocks"] | {"mlp": mlp | {"in_": mlp["in_"] | {"bias": half}}}}
+    np.testing.assert_array_equal(seen(killed), [0, 0.25, 0])
+
+
+def test_observers_change_nothing(x64):
+    net = network()
+    params = parameters(net)
+    anatomy = net.anatomy(params, TOKENS)
+    assert inside.observed(anatomy, {}) == {}
+    assert rule_of(net.config).additive

@@ -1,0 +1,106 @@
+"""What a gradient is like besides its norm: against the weights, against another gradient, entry by entry."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from model.layers import wide
+from model.network import Params
+from model.taps import exponent_of, power_of_two, scaled
+from train.gradflow.delta import Backward, exponents_of, head_table, true_gradients
+from train.gradflow.norms import Norm, along, cosine, inner, named, signed_sum
+
+OCTAVES = 64  # buckets of a histogram
+
+
+def weight_dot_grad(params: Params, result: Backward) -> dict[str, Norm]:
+    """<W, dL/dW> under the names that `flow` gives to the gradients: of each block and matrix [L], of the ends [].
+
+    It is 0 for a W whose scale a norm without epsilon takes out again.
+    """
+    weights, grads, exponents = named(params["blocks"]), named(result.params["blocks"]), exponents_of(result)
+    dots = {tag: jax.vmap(inner)(weights[tag], grads[tag], exponents["blocks"]) for tag in weights}
+    dots["layer"] = signed_sum(dots.values())
+    dots["lookup"] = inner(params["embed"], result.params["embed"], exponents["embed"])
+    dots["head"] = inner(head_table(params), result.head)
+    dots["embed"] = dots["lookup"] if "head" in params else signed_sum([dots["lookup"], dots["head"]])
+    for name in ("positions", "norm_f"):
+        if name in params:
+            pairs = zip(jax.tree.leaves(params[name]), jax.tree.leaves(result.params[name]), strict=True)
+            dots[name] = signed_sum([inner(w, g, exponents[name]) for w, g in pairs])
+    return dots
+
+
+class Cosines(NamedTuple):
+    """Between two gradients at the same or at near weights; nan where one of them is exactly zero."""
+
+    layer: Float[Array, "L"]
+    whole: Float[Array, ""]  # over all parameters
+
+
+def cosines(one: Backward, other: Backward) -> Cosines:
+    """<a, b> / (|a| |b|) of each block's gradient and of the whole, whatever their scale."""
+    products = [_products(a, b) for a, b in ((one, other), (one, one), (other, other))]
+    layer = cosine(*(block for block, _ in products))
+    whole = [signed_sum([along(block, 0), rest]) for block, rest in products]
+    return Cosines(layer, cosine(*whole))
+
+
+def _products(one: Backward, other: Backward) -> tuple[Norm, Norm]:
+    """<a, b> of each block [L], and of all other parameters together []."""
+    mine, theirs = named(one.params["blocks"]), named(other.params["blocks"])
+    lacking = one.exponents[1:] + other.exponents[1:]
+    blocks = signed_sum([jax.vmap(inner)(mine[tag], theirs[tag], lacking) for tag in mine])
+    ends = [{k: v for k, v in true_gradients(result).items() if k != "blocks"} for result in (one, other)]
+    pairs = zip(*(jax.tree.leaves(end) for end in ends), strict=True)
+    return blocks, signed_sum([inner(a, b) for a, b in pairs])
+
+
+def zero_fraction(result: Backward) -> dict[str, Float[Array, "L"]]:
+    """The share of entries of each matrix's gradient that are exactly zero, by tag, and of the whole block as "layer".
+
+    A ReLU unit that is never active leaves a column of zeros, and so does an underflow inside the branch.
+    """
+    grads = named(result.params["blocks"])
+    zeros = {tag: jnp.sum(grad == 0, axis=tuple(range(1, grad.ndim))) for tag, grad in grads.items()}
+    sizes = {tag: grad[0].size for tag, grad in grads.items()}
+    total = jnp.sum(jnp.stack(list(zeros.values())), axis=0) / sum(sizes.values())
+    return {tag: zeros[tag] / sizes[tag] for tag in grads} | {"layer": total}
+
+
+class Histogram(NamedTuple):
+    """How many entries lie in each octave below the largest: bucket i holds 2^(top-1-i) <= |g| < 2^(top-i); the last
+    one also all that is smaller and not zero."""
+
+    counts: Float[Array, "L octaves"]
+    zeros: Float[Array, "L"]
+    top: Float[Array, "L"]  # exponent, at the true scale
+    log10_sum: Float[Array, "L"]  # of log10|g| over the entries that are not zero, and of its square
+    log10_square: Float[Array, "L"]
+
+
+def histogram(result: Backward) -> Histogram:
+    """Of |dL/dW| over all entries of each block; the bins are made on the device."""
+    leaves = jax.tree.leaves(result.params["blocks"])
+    flat_LN = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+    return jax.vmap(_histogram)(flat_LN, result.exponents[1:])
+
+
+def _histogram(g: Float[Array, "N"], exponent: Float[Array, ""]) -> Histogram:
+    k = power_of_two(g)
+    size = jnp.abs(scaled(g, -k)).astype(wide(g.dtype))
+    alive = size > 0
+    octave = jnp.clip(-exponent_of(size), 0, OCTAVES - 1).astype(jnp.int32)
+    counts = jnp.zeros(OCTAVES, jnp.float32).at[octave].add(alive.astype(jnp.float32))
+    logs = jnp.log2(jnp.where(alive, size, 1))
+    true = jnp.where(alive, (logs + k.astype(logs.dtype) + exponent.astype(logs.dtype)) * np.log10(2.0), 0)
+    sums = (jnp.sum(true).astype(jnp.float32), jnp.sum(jnp.square(true)).astype(jnp.float32))
+    return Histogram(counts, jnp.sum(~alive).astype(jnp.float32), k + exponent, *sums)
+
+
+def edges(top: float) -> np.ndarray:
+    """log10 of the upper ends of a histogram's buckets, largest first, [octaves]."""
+    return (top - np.arange(OCTAVES)) * np.log10(2.0)

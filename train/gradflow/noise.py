@@ -1,0 +1,62 @@
+"""The gradient noise scale: how many examples a batch needs before more of them stop helping."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from train.gradflow.norms import Norm, along, inner, signed_sum
+
+
+class Noise(NamedTuple):
+    """Unbiased, so of few batches either may come out negative."""
+
+    gradient: Norm  # |G|^2 of the true gradient G
+    trace: Norm  # S, the trace of the covariance of one example's gradient
+
+
+def noise(gradient: Callable[[Any], Any], batches: Any, parts: int) -> Noise:
+    """|G|^2 and S from the gradients of whole batches and of `parts` equal parts of each (McCandlish et al. 2018,
+    1812.06162, appendix A.1), both averaged over the batches before anything is divided: the noise scale is S / |G|^2.
+
+    gradient: a batch, leaves [b, ...] -> the gradient of its mean loss. batches: leaves [J, B, ...]; parts > 1 divides
+    B.
+    """
+    B = jax.tree.leaves(batches)[0].shape[1]
+    if parts < 2 or B % parts:
+        raise ValueError(f"expected a number of parts, at least 2, that divides the batch {B}, got {parts}")
+    small = B // parts
+
+    def one(_: None, batch: Any) -> tuple[None, tuple[Norm, Norm]]:
+        split = jax.tree.map(lambda leaf: leaf.reshape(parts, small, *leaf.shape[1:]), batch)
+
+        def part(total: Any, examples: Any) -> tuple[Any, Norm]:
+            g = gradient(examples)
+            return jax.tree.map(jnp.add, total, g), _square(g)
+
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], split))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, squares = jax.lax.scan(part, zero, split)
+        mean = jax.tree.map(lambda leaf: leaf / parts, total)
+        return None, (_square(mean), _mean(squares))
+
+    _, (big, little) = jax.lax.scan(one, None, batches)
+    big, little = _mean(big), _mean(little)
+    gradient_square = signed_sum([_times(big, B / (B - small)), _times(little, -small / (B - small))])
+    trace = signed_sum([_times(little, small * B / (B - small)), _times(big, -small * B / (B - small))])
+    return Noise(gradient_square, trace)
+
+
+def _square(tree: Any) -> Norm:
+    """|g|^2 of all leaves together."""
+    return signed_sum([inner(leaf, leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _mean(values: Norm) -> Norm:
+    return _times(along(values, 0), 1 / values.mantissa.shape[0])
+
+
+def _times(norm: Norm, factor: float | Float[Array, ""]) -> Norm:
+    return Norm(norm.mantissa * factor, norm.exponent)
