@@ -16,7 +16,7 @@ from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network, Params
 from train.chain import by_hand
-from train.chain.claim import Claim, Evidence, Pair, Tolerance, evidence
+from train.chain.claim import NEGLIGIBLE, Claim, Evidence, Pair, Tolerance, evidence
 from train.chain.differences import STEPS, Slopes, slopes
 from train.chain.subject import Subject
 from train.core.compile import called_once
@@ -142,7 +142,7 @@ def _told_apart(
     largest, pairs, still = float(np.abs(found.value).max()), [], []
     for label, group in zip(labels, groups, strict=True):
         slope, doubt = float(np.abs(found.value[group]).max()), float(found.doubt[group].max())
-        if slope <= CLOSE.value * largest and (slope == 0 or doubt > 0.1 * CLOSE.value * slope):
+        if slope <= NEGLIGIBLE * largest and (slope == 0 or doubt > 0.1 * CLOSE.value * slope):
             still.append(label)
             pairs.append(Pair(found.value[group], measured[group], label, largest))
         else:
