@@ -103,7 +103,7 @@ CLAIMS = (
     ),
     Claim(
         "backprop/rank",
-        "so one example's dL/dW has rank 1: all singular values but the first are 0",
+        "One example's dL/dW has rank 1: all singular values but the first are 0",
         "follows from BP4",
         "0, against the first singular value; numpy's SVD of jax.grad for one example",
         _rank,

@@ -108,7 +108,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
         ),
         Claim(
             "cost/forward",
-            "A forward-mode pass costs as much and gives one number of the n: F + n (2 F - F_1) for all of them",
+            "A forward-mode pass costs as much as a backward one and gives one number of the n: F + n (2 F - F_1) for all of them",
             BOOK,
             "by hand; XLA's count in jax.jvp and in jax.jacfwd of the same MLP",
             _forward,
@@ -116,7 +116,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
         ),
         Claim(
             "cost/ratio",
-            "so n forward-mode passes cost n backward passes: this is why gradients are propagated backwards",
+            "n forward-mode passes cost n backward passes, which is why gradients are propagated backwards",
             "Baur & Strassen 1983; " + BOOK,
             "n, the number of weights; n times XLA's count in jax.jvp over that in jax.grad",
             _ratio,
@@ -124,7 +124,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
         ),
         Claim(
             "cost/same_gradient",
-            "and they give the same gradient",
+            "n forward-mode passes and one backward pass give the same gradient",
             BOOK,
             "n passes of jax.jvp, one along each weight, of a small MLP; one of jax.grad",
             _same,

@@ -288,7 +288,7 @@ CLAIMS = (
     ),
     Claim(
         "descent/convex_rate",
-        "and its distance is at most (1 - λ_min/λ_max)^t of the first",
+        "Its distance from there after t steps is at most (1 - λ_min/λ_max)^t of the first",
         "each eigendirection shrinks by 1 - λ_i/λ_max in a step",
         "the bound; the distance after each of 20 steps of the project's sgd",
         _convex_rate,
@@ -304,7 +304,7 @@ CLAIMS = (
     ),
     Claim(
         "descent/saddle_is_left",
-        "Gradient descent leaves it: 1e-8 beside it, y grows by 1 + η a step",
+        "Gradient descent leaves a saddle: from 1e-8 beside it, y grows by 1 + η a step",
         SADDLE,
         "1e-8 · 1.1^t; y after each of 100 steps of the project's sgd",
         _leaves,
@@ -313,7 +313,7 @@ CLAIMS = (
     ),
     Claim(
         "descent/saddle_ends",
-        "and ends in the minimum at (0, 1), where the function is -1/4",
+        "It ends in the minimum at (0, 1), where the function is -1/4",
         SADDLE,
         "by hand; the project's sgd after 600 steps",
         lambda: _end_value(NUDGE),
@@ -338,7 +338,7 @@ CLAIMS = (
     ),
     Claim(
         "descent/threshold",
-        "In several dimensions it diverges exactly past 2/λ_max",
+        "In several dimensions gradient descent diverges exactly past 2/λ_max",
         "the same in every eigendirection; the largest λ comes first",
         "2 over numpy's largest eigenvalue; bisection for the rate from which the project's sgd moves away",
         _threshold,
@@ -363,7 +363,7 @@ CLAIMS = (
     ),
     Claim(
         "descent/clip_norm",
-        "and makes its norm min(|g|, limit)",
+        "Clipping makes the norm min(|g|, limit)",
         "Pascanu et al. 2013, 1211.5063, algorithm 1",
         "min(|g|, limit) for limits 0.5, 2 and 1000; the norm of what the project's clipping leaves",
         _clip_norm,

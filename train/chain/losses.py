@@ -94,7 +94,7 @@ CLAIMS = (
     ),
     Claim(
         "loss/softmax_null",
-        "Its null vector is 1 on both sides: a constant added to all logits changes nothing, and p goes on adding to 1",
+        "The null vector of that Jacobian is 1 on both sides: a constant added to all logits changes nothing, and p goes on adding to 1",
         "follows from diag(p) - p pᵀ",
         "0, against |J|; the product of 1 with what jax.jacrev gives",
         _null_vector,
@@ -117,7 +117,7 @@ CLAIMS = (
     ),
     Claim(
         "loss/dropout_of_a_layer",
-        "“So what follows has the same expectation too, with dropout or without”",
+        "“What follows dropout has the same expectation with it and without it”",
         "widely told; true of linear layers only: E[(x m/(1-r))²] = x²/(1-r)",
         "x² = 9; the mean of the squares of what the model's dropout makes of 3",
         _expectation_after_a_square,
@@ -135,7 +135,7 @@ CLAIMS = (
     ),
     Claim(
         "loss/scaled_scores",
-        "Multiplied by 1/√d they have variance 1 at every d",
+        "Scores times 1/√d have variance 1 at every d",
         "Vaswani et al. 2017, 1706.03762, section 3.2.1",
         "1; the same draws times the model's own factor",
         lambda: _variance(True),

@@ -222,7 +222,7 @@ CLAIMS = (
     Claim(
         "optimizer/louder_learns_faster",
         "“The larger a parameter's gradient, the faster it learns”",
-        "widely told; true of SGD alone among these",
+        "widely told; true of SGD with or without momentum, not of Adam or Lion",
         "1000 times as far; the project's adam with 1000 g",
         lambda: evidence(LOUD * by_hand(adam), moved("adam", loudness=LOUD)),
         COUNTEREXAMPLE,

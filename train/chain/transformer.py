@@ -267,7 +267,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
         ),
         Claim(
             "transformer/stream",
-            "And δ_l at every depth of it: the slope of the loss by the stream that enters block l",
+            "δ_l at every depth of the config's model: the slope of the loss by the stream that enters block l",
             DEFINITION,
             "finite differences along δ_l and along single entries, blocks put together one by one; "
             "the taps' |δ_l|, and jax.grad",
