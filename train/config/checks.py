@@ -122,14 +122,24 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
     calls, every = config.train.steps_per_call, config.watch.every
     if calls == "auto":
         return
-    shared = math.gcd(config.train.eval_every, config.train.checkpoint_every)
+    ends = {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
+    ends |= {f"watch.instruments.{name}": interval for name, interval in config.watch.intervals.items()}
+    shared = math.gcd(*ends.values())
     if calls < 1:
         yield "train.steps_per_call", f"expected auto or a whole number >= 1, got {calls}"
     elif shared % calls:
-        both = f"train.eval_every {config.train.eval_every} and train.checkpoint_every {config.train.checkpoint_every}"
+        both = " and ".join(f"{key} {interval}" for key, interval in ends.items())
         yield "train.steps_per_call", f"expected a divisor of {both} (the largest is {shared}), got {calls}"
     elif every and calls % every and every % calls:
         yield "train.steps_per_call", f"expected a divisor or a multiple of watch.every {every}, got {calls}"
+
+
+def _instruments(config: RunConfig) -> Iterator[tuple[str, str]]:
+    name, batch = config.optimizer.name, config.data.batch
+    if config.watch.instruments.sharpness_adam and name not in ("adam", "adamw"):
+        yield "watch.instruments.sharpness_adam", f"is for optimizer.name adam and adamw, got {name}"
+    if config.watch.instruments.noise and batch < 2:
+        yield "watch.instruments.noise", f"compares parts of a batch: expected data.batch of at least 2, got {batch}"
 
 
 def _unroll(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -164,7 +174,8 @@ _CHECKS = (
     (("optimizer.betas",), _betas),
     (("optimizer.name", "model.base_width"), _own_optimizer),
     (("optimizer.accumulate", "data.batch"), _accumulate),
-    (("train.steps_per_call", "watch.every", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
+    (("train.steps_per_call", "watch", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
+    (("watch.instruments", "optimizer.name", "data.batch"), _instruments),
     (("train.unroll",), _unroll),
     (("train.dtype", "train.device"), _dtype),
 )

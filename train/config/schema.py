@@ -155,7 +155,7 @@ class TrainConfig(Section):
     )
     steps_per_call: Literal["auto"] | int = Field(
         default="auto",
-        description="K, optimizer steps a dispatch; divides eval_every and checkpoint_every",
+        description="K, optimizer steps a dispatch; divides eval_every, checkpoint_every and instruments' intervals",
     )
     unroll: Literal["auto"] | int = Field(default="auto", description="blocks unrolled in the scan over layers")
     group: Literal["auto", "vmap", "turn"] = Field(
@@ -170,6 +170,28 @@ class TrainConfig(Section):
     )
 
 
+def _steps_between(what: str) -> Any:
+    return Field(default=0, ge=0, description=what)
+
+
+class InstrumentsConfig(Section):
+    """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
+    batches that come next, and changes nothing of it; docs/instruments.md tells what each is, and what it costs."""
+
+    attention: int = _steps_between("entropy of the attention and its largest score, by head")
+    units: int = _steps_between("MLP units that are zero for every token of the batch")
+    entries: int = _steps_between("zeros among a gradient's entries, and the histogram of their sizes")
+    weight_dot_grad: int = _steps_between("<W, dL/dW> of each matrix")
+    split: int = _steps_between("delta in two parts: past the sublayers of a block, and through them")
+    twins: int = _steps_between("cosine between the gradient and that of the same weights with skip_scale 0")
+    successive: int = _steps_between("cosine between the gradients of this step and the next")
+    noise: int = _steps_between("gradient noise scale")
+    sharpness: int = _steps_between("ends of the Hessian's spectrum")
+    sharpness_adam: int = _steps_between("the same, preconditioned as adam and adamw do")
+    jacobian: int = _steps_between("singular values of the Jacobian of each block and of them all")
+    landscape: int = _steps_between("the loss along the next update and along a random direction")
+
+
 class WatchConfig(Section):
     """What is measured while training, and how often."""
 
@@ -177,6 +199,12 @@ class WatchConfig(Section):
     counterfactual: bool = Field(
         default=True, description="also delta and gradients of the same weights with skip_scale 0"
     )
+    instruments: InstrumentsConfig = InstrumentsConfig()
+
+    @property
+    def intervals(self) -> dict[str, int]:
+        """Steps between measurements of the instruments that are on, by name."""
+        return {name: every for name, every in self.instruments if every}
 
 
 class MeshConfig(Section):

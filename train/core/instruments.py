@@ -46,7 +46,8 @@ class Curve(NamedTuple):
     loss: Float[Array, "n"]
 
 
-# [] one value, [L] one a layer, [L, H] one a layer and head; of matrices by tag. nan: not defined there.
+# [] one value, [L] one a layer, [L, H] one a layer and head; by what it is of: "layer", "head", a matrix. nan: not
+# defined there.
 Reading: TypeAlias = Norm | Signed | Array | gradients.Histogram | Curve | Mapping[str, Any]
 
 
@@ -99,7 +100,10 @@ def _untapped(network: Network, batch: Batch, numbers: Mapping[str, Any]) -> Cal
 
 def _attention(subject: Subject) -> dict[str, Reading]:
     seen = inside.observed(subject.anatomy(subject.batch().inputs), {"attention": inside.attention})["attention"]
-    return {"attn/entropy": seen.entropy, "attn/logit_max": seen.logit_max}
+    return {
+        "attn/entropy": {"layer": jnp.mean(seen.entropy, axis=1), "head": seen.entropy},
+        "attn/logit_max": {"layer": jnp.max(seen.logit_max, axis=1), "head": seen.logit_max},
+    }
 
 
 def _units(subject: Subject) -> dict[str, Reading]:
@@ -223,13 +227,12 @@ def _preconditioner(subject: Subject) -> Params:
 
 
 def _jacobian(subject: Subject) -> dict[str, Reading]:
+    """Of the first example of the batch: examples do not touch one another."""
     subject = subject.precise
     with jax.default_matmul_precision("highest"):
         found = jacobian.jacobians(subject.anatomy(subject.batch().inputs[:1]), jax.random.key(0))
-    readings: dict[str, Reading] = {}
-    for name, of in (("jacobian", found.block), ("jacobian/stack", found.stack)):
-        readings |= {f"{name}_{key}" if of is found.stack else f"{name}/{key}": v for key, v in of._asdict().items()}
-    return readings
+    blocks = {f"jacobian/{key}": value for key, value in found.block._asdict().items()}
+    return blocks | {f"jacobian/stack_{key}": value for key, value in found.stack._asdict().items()}
 
 
 def _landscape(subject: Subject) -> dict[str, Reading]:
@@ -237,16 +240,19 @@ def _landscape(subject: Subject) -> dict[str, Reading]:
     update = jax.tree.map(jnp.subtract, subject.updated(), subject.params)
     random = landscape.random_direction(subject.params, jax.random.key(0))
     curves = {"landscape/update": (update, UPDATES), "landscape/random": (random, SHARES)}
-    return {
-        name: Curve(at, landscape.along_line(subject.loss, subject.params, direction, at))
-        for name, (direction, at) in ((n, (d, jnp.asarray(x, "float32"))) for n, (d, x) in curves.items())
-    }
+    out: dict[str, Reading] = {}
+    for name, (direction, multiples) in curves.items():
+        at = jnp.asarray(multiples, "float32")
+        out[name] = Curve(at, landscape.along_line(subject.loss, subject.params, direction, at))
+    return out
 
 
 @dataclass(frozen=True)
 class Instrument:
     measure: Callable[[Subject], dict[str, Reading]]
-    batches: int = 1  # it looks at
+    batches: int = 1  # that it looks at
+    optimizer: bool = False  # it needs the optimizer's state
+    long: bool = False  # many passes through the network: its program is worth the compiler's time
     applies: Callable[[RunConfig], bool] = lambda config: True
 
 
@@ -257,22 +263,24 @@ INSTRUMENTS: dict[str, Instrument] = {
     "weight_dot_grad": Instrument(_weight_dot_grad),
     "split": Instrument(_split),
     "twins": Instrument(_twins, applies=lambda config: rule_of(config.model).additive),
-    "successive": Instrument(_successive, batches=2),
-    "noise": Instrument(_noise, NOISE_BATCHES, lambda config: noise_parts(config.data.batch) > 1),
-    "sharpness": Instrument(_sharpness),
-    "sharpness_adam": Instrument(_sharpness_adam, applies=lambda config: config.optimizer.name in ("adam", "adamw")),
+    "successive": Instrument(_successive, batches=2, optimizer=True),
+    "noise": Instrument(_noise, batches=NOISE_BATCHES, long=True, applies=lambda config: config.data.batch > 1),
+    "sharpness": Instrument(_sharpness, long=True),
+    "sharpness_adam": Instrument(
+        _sharpness_adam, optimizer=True, long=True, applies=lambda config: config.optimizer.name in ("adam", "adamw")
+    ),
     "jacobian": Instrument(_jacobian),
-    "landscape": Instrument(_landscape),
+    "landscape": Instrument(_landscape, optimizer=True, long=True),
 }
 
 
 def read(
     name: str, network: Network, config: RunConfig, state: State, hp: HParams, corpus: Array | None, feeds: Feed
 ) -> dict[str, Reading]:
-    """What an instrument says; `feeds`: leaves [J, B, ...] of the next J batches. Run it under jit.
+    """What an instrument says. `feeds`: leaves [J, B, ...], the next J batches. Run it under jit.
 
-    `network`, `config` and `name` are static. With matmuls as exact as the training's own, but for curvature,
-    Jacobians and the landscape.
+    `name`, `network` and `config` are static. Gradients are those of training, in its dtype; curvature, Jacobians and
+    the landscape are in float32 at least.
     """
     rolled = dataclasses.replace(network, unroll=1)  # short to compile, and it runs seldom
     batches = jax.vmap(lambda feed: batch_of(feed, corpus, network.context))(feeds)

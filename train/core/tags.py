@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from train.core.instruments import Curve, Reading, Signed
 from train.core.step import Watched
-from train.gradflow.norms import gains, log10
+from train.gradflow.gradients import Histogram
+from train.gradflow.norms import Norm, gains, log10, value
 
 Scalars = dict[str, float | None]
 
@@ -65,3 +68,43 @@ def watched_scalars(watched: Watched) -> Scalars:
     out["grad/global_preclip_log10"] = _finite(float(log10(watched.grad_global)))
     out["grad/clip_factor"] = float(watched.clip_factor)
     return out
+
+
+def reading_scalars(readings: Mapping[str, Reading]) -> Scalars:
+    """Every tag of what instruments read, from host arrays. A norm is logged as log10; what is not defined, not at all.
+
+    Of a curve, where it is lowest.
+    """
+    out: Scalars = {}
+    for name, reading in readings.items():
+        if isinstance(reading, Histogram):
+            continue
+        if isinstance(reading, Curve):
+            if np.isfinite(reading.loss).all():
+                out[f"{name}_lowest_at"] = float(reading.at[np.argmin(reading.loss)])
+        elif isinstance(reading, Mapping):
+            for part, values in reading.items():
+                out |= _reading(name, values, part)
+        else:
+            out |= _reading(name, reading, "layer")
+    return out
+
+
+def _reading(name: str, reading: Any, part: str) -> Scalars:
+    name, values = plain(name, reading)
+    if values.ndim == 2:
+        heads = range(values.shape[1])
+        columns = {f"head_{head:02d}": values[:, head] for head in heads}
+    else:
+        columns = {part: values}
+    out = _matrices(name, columns) if values.ndim else {name if part == "layer" else f"{name}/{part}": float(values)}
+    return {tag: x if x is None else _finite(x) for tag, x in out.items() if x is None or not math.isnan(x)}
+
+
+def plain(name: str, reading: Any) -> tuple[str, np.ndarray]:
+    """Name and values in float64: a norm becomes its log10, and says so in its name."""
+    if isinstance(reading, Norm):
+        return f"{name}_log10", log10(reading)
+    if isinstance(reading, Signed):
+        return name, value(reading.value)
+    return name, np.asarray(reading, np.float64)

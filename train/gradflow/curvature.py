@@ -98,12 +98,14 @@ def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Ends
     values, vectors = jnp.linalg.eigh(small)
     real = values < beyond / 2
 
-    def residual(index: Array) -> tuple[Array, Array]:
-        v = vectors[:, index] @ basis
+    def quotient(vector: Array) -> tuple[Array, Array]:
+        """(Rayleigh quotient, residual) of a vector of the small space: no less true than the small matrix's value."""
+        v = vector @ basis
         v = v / jnp.linalg.norm(v)
         w = product(v)
-        value = jnp.dot(v, w)  # of the vector at hand, and no less true than the small matrix's
+        value = jnp.dot(v, w)
         return value, jnp.linalg.norm(w - value * v)
 
-    (bottom, low), (top, high) = residual(jnp.array(0)), residual(jnp.sum(real) - 1)
-    return Ends(top, bottom, high, low)
+    chosen = jnp.stack([vectors[:, jnp.sum(real) - 1], vectors[:, 0]])
+    (top, bottom), (top_residual, bottom_residual) = jax.lax.map(quotient, chosen)
+    return Ends(top, bottom, top_residual, bottom_residual)

@@ -78,8 +78,6 @@ class Histogram(NamedTuple):
     counts: Float[Array, "L octaves"]
     zeros: Float[Array, "L"]
     top: Float[Array, "L"]  # exponent, at the true scale
-    log10_sum: Float[Array, "L"]  # of log10|g| over the entries that are not zero, and of its square
-    log10_square: Float[Array, "L"]
 
 
 def histogram(result: Backward) -> Histogram:
@@ -95,12 +93,9 @@ def _histogram(g: Float[Array, "N"], exponent: Float[Array, ""]) -> Histogram:
     alive = size > 0
     octave = jnp.clip(-exponent_of(size), 0, OCTAVES - 1).astype(jnp.int32)
     counts = jnp.zeros(OCTAVES, jnp.float32).at[octave].add(alive.astype(jnp.float32))
-    logs = jnp.log2(jnp.where(alive, size, 1))
-    true = jnp.where(alive, (logs + k.astype(logs.dtype) + exponent.astype(logs.dtype)) * np.log10(2.0), 0)
-    sums = (jnp.sum(true).astype(jnp.float32), jnp.sum(jnp.square(true)).astype(jnp.float32))
-    return Histogram(counts, jnp.sum(~alive).astype(jnp.float32), k + exponent, *sums)
+    return Histogram(counts, jnp.sum(~alive).astype(jnp.float32), k + exponent)
 
 
 def edges(top: float) -> np.ndarray:
-    """log10 of the upper ends of a histogram's buckets, largest first, [octaves]."""
-    return (top - np.arange(OCTAVES)) * np.log10(2.0)
+    """log10 of the edges of a histogram's buckets, largest first, [octaves + 1]. The last one stands for all below."""
+    return (top - np.arange(OCTAVES + 1)) * np.log10(2.0)

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.source import Source
 from train.core.batch import Feed
+from train.core.instruments import INSTRUMENTS
 from train.core.state import State, parameter_count
 from train.gradflow.norms import named
 from train.run import platform as platforms
@@ -98,6 +99,10 @@ class GroupRun:
         first_batch = jax.tree.map(lambda leaf: leaf[None], first_batch) if lead else first_batch
         for length, watched in self._kinds(first):
             programs.prepare_window(shapes_of(first_batch, *lead, length), watched)
+        for name in self._instruments:
+            some = self._batches(0, INSTRUMENTS[name].batches)[0]
+            some = jax.tree.map(lambda leaf: leaf[None], some) if lead else some
+            programs.prepare_instrument(name, shapes_of(some, *lead))
         data, batches = self.group.config.data, self.group.config.train.eval_batches
         self._heldout = (val, *self.source.heldout_batches(data.batch, batches))
         programs.prepare_evaluation(*self._heldout)
@@ -118,6 +123,12 @@ class GroupRun:
         last = config.train.steps - 1
         some += self._windows(max(first, last - last % self.K))
         return {(end - start, _is_watched(start, config.watch.every)) for start, end in some}
+
+    @property
+    def _instruments(self) -> dict[str, int]:
+        """Steps between the measurements of each instrument that has something to measure here."""
+        config = self.group.config
+        return {name: every for name, every in config.watch.intervals.items() if INSTRUMENTS[name].applies(config)}
 
     def _resident(self) -> tuple[Any, Any]:
         """The tokens (train, held out) that live on the device, None where batches arrive whole."""
@@ -174,6 +185,7 @@ class GroupRun:
         steps = config.train.steps
         if first == 0:
             self._evaluate(programs, states, 0)
+            self._measure(programs, states, 0)
         drawn_at = time.perf_counter()
         for start, end in self._windows(first):
             measured = programs.window(states, self._batches(start, end), _is_watched(start, config.watch.every))
@@ -182,6 +194,7 @@ class GroupRun:
             stopping = self.stop.signal is not None
             if end % config.train.eval_every == 0 or end == steps:
                 self._evaluate(programs, states, end)
+            self._measure(programs, states, end)
             if end % config.train.checkpoint_every == 0 or end == steps or stopping:
                 self._settle(programs, leave=0)
                 self._save(programs, states)
@@ -210,17 +223,27 @@ class GroupRun:
             losses = programs.evaluate(states, *self._heldout, averaged=True)
             self._pending.append(("val_ema", step, step, losses))
 
+    def _measure(self, programs: Programs, states: list[State], step: int) -> None:
+        """Reads the instruments that are due."""
+        for name, every in self._instruments.items():
+            if step % every == 0:
+                batches = self._batches(step, step + INSTRUMENTS[name].batches)
+                self._pending.append(("instrument", step, step, programs.instrument(name, states, batches)))
+
     def _settle(self, programs: Programs, leave: int) -> None:
         """Fetches and logs what is pending, but for the newest `leave`: the device never waits for the host."""
         while len(self._pending) > leave:
             kind, start, end, measured = self._pending.popleft()
             results = programs.each(jax.device_get(measured))
-            if kind != "window":
-                self._clock = None
-                for record, scores in zip(self.records, results, strict=True):
-                    record.add(end, evaluation(scores, self.source, self.group.network.task, kind))
+            if kind == "window":
+                self._log_window(start, end, results)
                 continue
-            self._log_window(start, end, results)
+            self._clock = None
+            for record, result in zip(self.records, results, strict=True):
+                if kind == "instrument":
+                    record.readings(end, result)
+                else:
+                    record.add(end, evaluation(result, self.source, self.group.network.task, kind))
 
     def _log_window(self, start: int, end: int, results: list[Any]) -> None:
         now = time.perf_counter()

@@ -22,6 +22,7 @@ from train.config.schema import RunConfig
 from train.core.batch import Feed
 from train.core.compile import compiled
 from train.core.evaluate import evaluate
+from train.core.instruments import read
 from train.core.optimizer import HParams
 from train.core.paths import is_matrix, path_of
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
@@ -58,11 +59,12 @@ def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None
 def steps_per_call(config: RunConfig, step_seconds: float) -> int:
     """K: the most steps a dispatch of at most about a second that watching, evaluations and checkpoints can share.
 
-    K divides eval_every and checkpoint_every, and divides watch.every or is a multiple of it.
+    K divides eval_every, checkpoint_every and the intervals of instruments, and divides watch.every or is a multiple
+    of it.
     """
     if config.train.steps_per_call != "auto":
         return config.train.steps_per_call
-    shared = math.gcd(config.train.eval_every, config.train.checkpoint_every)
+    shared = math.gcd(config.train.eval_every, config.train.checkpoint_every, *config.watch.intervals.values())
     every = config.watch.every
     most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
     shares = [k for k in range(1, min(shared, most) + 1) if shared % k == 0]
@@ -181,6 +183,22 @@ class Programs:
             states[index], metrics, seen = program(states[index], self._hp(index), self.corpus, batch)
             measured.append((metrics, seen))
         return measured
+
+    def prepare_instrument(self, name: str, batches: Feed) -> Future:
+        """`batches`: shapes and dtypes of one call's batches, [instrument's batches, B, ...] behind the lead."""
+        function = partial(read, name, self.group.network, self.group.config)
+        mapped = self._mapped(function, (0, 0, None, 0))
+        return self.prepare(("instrument", name), mapped, (self.abstract_state, self._hp(0), self.corpus, batches))
+
+    def instrument(self, name: str, states: list[State], batches: list[Feed]) -> list[Any]:
+        """What an instrument reads of every variant, still on the device; `batches` as for `window`."""
+        if self.group.vmapped:
+            batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
+        program = self.prepare_instrument(name, shapes_of(batches[0])).result()
+        return [
+            program(state, self._hp(index), self.corpus, jax.device_put(batch))
+            for index, (state, batch) in enumerate(zip(states, batches, strict=True))
+        ]
 
     def prepare_evaluation(self, corpus: Any, batches: Feed, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # short to compile, and forwards only

@@ -13,10 +13,12 @@ from data.source import Source
 from model.residual import rule_of
 from train.config.load import Variant, flatten, to_yaml
 from train.core.evaluate import Scores
+from train.core.instruments import Reading
 from train.core.state import State
 from train.core.step import Watched
-from train.core.tags import Scalars, watched_scalars
+from train.core.tags import Scalars, layer, reading_scalars, watched_scalars
 from train.gradflow.delta import underflows
+from train.gradflow.gradients import Histogram, edges
 from train.gradflow.norms import log10
 from train.gradflow.verdict import Verdict, judge, over_run
 from train.report.read import depth_series, read_run
@@ -62,6 +64,15 @@ class Record:
         self.first = self.first or _judged(each[0], parts)
         self.last = _judged(each[-1], parts)
         self.verdict = over_run(self.first, self.last, steps[-1])
+
+    def readings(self, step: int, readings: Mapping[str, Reading]) -> None:
+        """What an instrument read at the weights after `step` steps."""
+        self.add(step, reading_scalars(readings))
+        for name, reading in readings.items():
+            if isinstance(reading, Histogram):
+                for index, (counts, top) in enumerate(zip(reading.counts, reading.top, strict=True)):
+                    bounds = edges(float(top))[::-1].tolist()
+                    self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
 
     def save(self, state: State) -> None:
         """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""

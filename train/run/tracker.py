@@ -153,6 +153,16 @@ class Tracker:
 
         self._add(step, image(tag, rgb, dataformats="HWC"))
 
+    def histogram(self, tag: str, step: int, edges: Sequence[float], counts: Sequence[float]) -> None:
+        """Logs a histogram made elsewhere: `counts` of values between rising `edges`, one more than counts."""
+        from tensorboardX.summary import histogram_raw
+
+        middles = [(low + high) / 2 for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        total = sum(count * x for count, x in zip(counts, middles, strict=True))
+        squares = sum(count * x * x for count, x in zip(counts, middles, strict=True))
+        limits, number = list(edges[1:]), float(sum(counts))
+        self._add(step, histogram_raw(tag, edges[0], edges[-1], number, total, squares, limits, list(counts)))
+
     def text(self, tag: str, step: int, markdown: str) -> None:
         from tensorboardX.summary import text
 
