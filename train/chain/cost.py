@@ -108,7 +108,7 @@ def claims(subject: Subject) -> tuple[Claim, ...]:
         ),
         Claim(
             "cost/forward",
-            "A forward-mode pass costs as much and gives one number of n: F + n (2 F - F_1) FLOPs for the whole gradient",
+            "A forward-mode pass costs as much and gives one number of n: F + n (2 F - F_1) FLOPs for the gradient",
             BOOK,
             "by hand; XLA's count in jax.jvp and in jax.jacfwd of the same MLP",
             _forward,

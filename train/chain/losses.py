@@ -94,7 +94,7 @@ CLAIMS = (
     ),
     Claim(
         "loss/softmax_null",
-        "That Jacobian's null vector is 1 on both sides: a constant on all logits changes nothing, p goes on adding to 1",
+        "That Jacobian's null vector is 1 on both sides: a constant on all logits changes nothing, p still adds to 1",
         "follows from diag(p) - p pᵀ",
         "0, against |J|; the product of 1 with what jax.jacrev gives",
         _null_vector,
