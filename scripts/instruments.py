@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from train.config.load import load
+from train.core.compile import compiled
 from train.core.instruments import INSTRUMENTS, read
 from train.core.state import initial_state
 from train.core.window import run_window
 from train.report.tables import markdown, number
 from train.run import platform as platforms
 from train.run.experiment import build_group, data_key, open_all
-from train.run.programs import compiled, grouped
+from train.run.programs import grouped
 
 ROUNDS, STEPS = 5, 10
 

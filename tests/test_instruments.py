@@ -9,10 +9,10 @@ import pytest
 
 from train.cli import main
 from train.config.schema import InstrumentsConfig
+from train.core import compile as compiling
 from train.core.instruments import INSTRUMENTS, noise_parts
 from train.core.state import hparams_of
 from train.report.read import read_run
-from train.run import programs
 
 NAMES = list(INSTRUMENTS)
 
@@ -142,7 +142,7 @@ def test_histograms_reach_tensorboard(whole):
 
 
 def test_probe_reads_them_all(folder, whole, corpus, capsys, monkeypatch):
-    monkeypatch.setattr(programs, "_ONCE", {})  # so that what `whole` compiled serves again
+    monkeypatch.setattr(compiling, "_ONCE", {})  # so that what `whole` compiled serves again
     path = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4))
     file = folder / "probe.json"
     assert main(["probe", str(path), "--instruments", "all", "--json", str(file)]) == 0

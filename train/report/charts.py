@@ -162,6 +162,27 @@ def loss_curves(
     return figure
 
 
+def predicted_and_measured(
+    series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Curves over 0, 1, 2 ...: label -> (predicted, measured), the one a line and the other markers. Logarithmic."""
+    with _style():
+        figure, axes = _figure(title)
+        lines = []
+        for index, (label, (predicted, measured)) in enumerate(series.items()):
+            look = _look(index, len(measured))
+            x = np.arange(len(measured))
+            axes.plot(x, _finite(predicted), color=look["color"], linewidth=1.2)
+            lines.append(_line(axes, x, measured, label, **(look | {"linestyle": "none"})))
+        lines.append(axes.plot([], [], color="0.35", label="lines: predicted,\nmarkers: measured")[0])
+        _legend(axes, lines)
+        axes.set_yscale("log")
+        _whole(axes.xaxis)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+    return figure
+
+
 def to_rgb(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
     """The picture's pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

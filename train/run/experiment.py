@@ -16,6 +16,7 @@ from train.config.yaml12 import Place
 from train.core.custom import OptimizerError
 from train.core.optimizer import check
 from train.core.state import hparams_of
+from train.core.task import TaskError, network_of
 from train.report.read import read_run
 from train.report.tables import closing_table, verdict_lines
 from train.run import platform as platforms
@@ -28,9 +29,6 @@ from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_c
 from train.run.resume import abreast, steps_per_call_of
 from train.run.rundir import directory_of
 from train.run.signals import Stop
-
-# What data of a task can be used for: classes are numbers too.
-_SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
 
 
 @dataclass(frozen=True)
@@ -59,23 +57,13 @@ def data_key(config: RunConfig) -> str:
 def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
     """Raises RunError when the data is not for the config's task; DataError, ConfigError: of its optimizer."""
     config = variants[0].config
-    task = config.task.kind or form.task
-    if task not in _SERVES.get(form.task, ()):
-        raise RunError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
+    dtype, unroll = platforms.compute_dtype(config.train, platform), platforms.unroll(config, platform)
+    try:
+        network = network_of(config, form, dtype, unroll)
+    except TaskError as error:
+        raise RunError(str(error)) from None
     if form.context != config.data.context:
         raise RunError(f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that")
-    network = Network(
-        config.model,
-        form.vocab_size,
-        form.context,
-        platforms.compute_dtype(config.train, platform),
-        platforms.unroll(config, platform),
-        task,
-        # The number of a class, as a real value, is one output.
-        1 if form.task != task else form.outputs,
-        form.channels,
-        form.pooled,
-    )
     adopt(config.optimizer)
     if config.optimizer.patterned:
         for variant in variants:

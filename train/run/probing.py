@@ -17,6 +17,7 @@ from model.residual import structure_of
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
 from train.core.batch import batch_of
+from train.core.compile import compiled
 from train.core.instruments import INSTRUMENTS, read
 from train.core.optimizer import HParams
 from train.core.paths import path_of
@@ -27,7 +28,7 @@ from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
 from train.run.platform import Platform
-from train.run.programs import Group, compiled, grouped
+from train.run.programs import Group, grouped
 from train.run.rundir import differences, read_config
 from train.run.transfer import another, tokenizer_of
 
