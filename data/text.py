@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from data.bpe import learn_from, parts
 from data.config import BPE_VOCAB, DataConfig, problems
 from data.corpus import Corpus, cache_folder, changed, find, reason, replacing, texts
+from data.floors import counts, unigram
 from data.source import Form
 from data.tokenizer import (
     CHAR_LIMIT,
@@ -56,8 +58,12 @@ class Windows:
 
     @property
     def floors(self) -> dict[str, float]:
-        """Nobody knows the entropy of a text."""
-        return {}
+        """Nobody knows the entropy of a text, but what knowing no more than how often each token comes costs."""
+        return {"unigram": self._unigram}
+
+    @cached_property
+    def _unigram(self) -> float:
+        return unigram(counts(self.train), counts(self.val), self.vocab_size)
 
     @property
     def resident(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -23,6 +23,7 @@ from train.report.charts import (
     heatmaps,
     line_charts,
     loss_curves,
+    predicted_and_measured,
     save,
     to_rgb,
     to_svg,
@@ -63,6 +64,10 @@ PICTURES = {
     "loss": lambda: loss_curves({"a": ("a", STEPS, STEPS + 1.0), "b": ("b", STEPS, STEPS * np.nan)}),
     "loss: 1 step": lambda: loss_curves({"a": ("a", STEPS[:1], np.ones(1))}),
     "loss: nothing": lambda: loss_curves({}),
+    "predicted": lambda: predicted_and_measured({"a": (0.9**STEPS, 0.9**STEPS)}, "t", "x", "y"),
+    "predicted: 4 curves": lambda: predicted_and_measured(
+        {f"η = {i} · 2/λ": (np.arange(200.0) ** i, np.arange(200.0) ** i) for i in range(4)}, "t " * 60, "x", "y"
+    ),
     "loss: 12 variants": lambda: loss_curves({k: (k, STEPS, np.exp(v[:10])) for k, (_, v) in variants(12, 9).items()}),
 }
 
@@ -297,3 +302,14 @@ def test_heatmaps_are_on_one_scale_with_one_bar():
 def test_one_step_is_one_cell_and_no_name_is_left_out_of_the_legend():
     np.testing.assert_array_equal(heat._edges(np.array([7])), [6.5, 7.5])
     assert [text.strip() for text in legend_of(delta_by_depth({"_x": ("_x", slope(2, 1))}, "t"))] == ["_x"]
+
+
+def test_predictions_are_lines_and_measurements_markers():
+    predicted, measured = 0.5 ** np.arange(50.0), 0.5 ** np.arange(50.0) * 1.5
+    axes = axes_of(predicted_and_measured({"a": (predicted, measured)}, "t", "x", "y"))
+    line, markers = axes.lines[:2]
+    assert line.get_linestyle() == "-" and line.get_marker() == "None"
+    assert markers.get_linestyle() == "None" and markers.get_marker() == "o"
+    np.testing.assert_array_equal(line.get_ydata(), predicted)
+    np.testing.assert_array_equal(markers.get_ydata(), measured)
+    assert axes.get_yscale() == "log"

@@ -9,9 +9,8 @@ from runs import write_run
 from test_html import Reader
 
 from train.cli import main
-from train.gradflow.verdict import per_layer_gain
 from train.report.compare import as_html, as_markdown, compare
-from train.report.final import ABOVE, final_table, log10_ratio
+from train.report.final import ABOVE, final_table, gain, log10_ratio
 from train.report.gather import gather, names_of
 from train.report.groups import Group, depths_over_seeds, differences, grouped, over_seeds
 from train.report.interval import estimate, quantile
@@ -198,7 +197,7 @@ def test_the_gains_multiply_up_to_the_ratio(trained):
     assert product[-1, -1] == pytest.approx(log10_ratio(read))
     assert read.summary is not None
     np.testing.assert_allclose(product[-1, -1], read.summary["verdict_end"]["log10_ratio"], atol=1e-5)
-    assert per_layer_gain(delta[-1]) == pytest.approx(read.summary["verdict_end"]["per_layer_gain"], rel=1e-5)
+    assert gain(read) == pytest.approx(read.summary["verdict_end"]["per_layer_gain"], rel=1e-5)
 
 
 def test_curves_are_at_the_steps_that_all_seeds_have(sweep):

@@ -7,6 +7,7 @@ import pytest
 
 from train.config.expand import MAX_VARIANTS, label, safe, short
 from train.config.load import ConfigError, Experiment, from_mapping, load
+from train.config.schema import STATES
 
 
 def names(**keys: Any) -> list[str]:
@@ -289,12 +290,11 @@ def test_what_is_expected_of_a_variant_holds_for_all_its_sweep_points():
         ({"main": {"loss": "low"}}, "expect.main.loss: expected [low, high], two numbers, got 'low'"),
         (
             {"main": {"verdict": [0, 1]}},
-            "expect.main.verdict: expected one of healthy, vanishing, exploding, dead_qk, got [0, 1]",
+            f"expect.main.verdict: expected one of {', '.join(STATES)}, got [0, 1]",
         ),
         (
             {"main": {"verdict": "helthy"}},
-            "expect.main.verdict: expected one of healthy, vanishing, exploding, dead_qk, got 'helthy'; "
-            "did you mean healthy?",
+            f"expect.main.verdict: expected one of {', '.join(STATES)}, got 'helthy'; did you mean healthy?",
         ),
         ([1], "expect: expected a mapping of variants and their results, got [1]"),
     ],

@@ -127,7 +127,9 @@ def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
         )
         rms = np.sqrt(np.mean(values**2))
         got = [value(x) for x in (one.largest, one.rms, one.median, one.smallest)]
-        np.testing.assert_allclose(got, [values[0], rms, np.median(values), values[-1]], rtol=1e-7, atol=1e-13)
+        wanted_here = np.array([values[0], rms, np.median(values), values[-1]])
+        unknown = wanted_here < len(values) * np.finfo(float).eps * values[0]
+        np.testing.assert_allclose(got, np.where(unknown, np.nan, wanted_here), rtol=1e-7)
         np.testing.assert_allclose(value(two.largest), values[0], rtol=1e-3)
         np.testing.assert_allclose(value(two.rms), rms, rtol=0.15)
         assert np.isnan(value(two.median)) and two.residual < 0.05

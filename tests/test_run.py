@@ -73,7 +73,8 @@ def test_the_run_directory(trained):
 
 def test_each_row_has_the_tags_of_the_docs(trained):
     _, run = trained
-    of_steps, of_evaluations = {"loss/train", "optim/lr"}, {"loss/val", "perplexity/val", "accuracy/val"}
+    of_steps = {"loss/train", "loss/spike", "optim/lr"}
+    of_evaluations = {"loss/val", "perplexity/val", "accuracy/val", "loss/floor_unigram"}
     logged = rows(run)
     assert list(logged) == list(range(0, 41, 5))
     for step, row in logged.items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train.report.read import ReportError, depth_series, read_run
-from train.report.tables import closing_table, markdown, norm, number, probe_table, why_lines
+from train.report.tables import closing_table, markdown, norm, number, probe_table, verdict_lines, verdict_text
 from train.run import console
 from train.run.console import Console
 
@@ -103,7 +103,15 @@ def test_closing_table():
         },
     ]
     assert rows[2] == ["killed", *"-------"]
-    assert why_lines(SUMMARIES) == ["with: healthy: gains near 1", "without: vanishing: δ falls"]
+
+
+def test_a_verdict_is_said_with_what_to_try():
+    verdict = {"state": "vanishing", "why": "δ falls", "gain_at_100": None, "log10_gain_at_100": -400.0, "try": "a: b"}
+    assert verdict_lines("bare", verdict) == ["bare: vanishing: δ falls", "  try a: b"]
+    assert verdict_lines("with", verdict | {"try": None}) == ["with: vanishing: δ falls"]
+    gain = "Through 100 blocks like these delta would become 1.0e-400 times as large."
+    assert verdict_text(verdict) == f"**vanishing**: δ falls\n\n{gain}\n\nTry a: b"
+    assert verdict_text(verdict | {"log10_gain_at_100": None, "try": None}) == "**vanishing**: δ falls"
 
 
 def test_the_best_possible_loss_and_the_accuracy_are_shown_where_they_say_something():

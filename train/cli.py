@@ -13,6 +13,7 @@ from importlib.metadata import version
 COMMANDS = {
     "train": "train the variants of a config; resumes by itself",
     "probe": "no training: one batch, forward and backward, where the gradient goes",
+    "chain": "the chain rule, checked by measurement on this machine: predictions, measurements, whether they agree",
     "sample": "text from a trained run, or its next-token probabilities",
     "compare": "runs side by side: config differences, final figures with intervals over seeds, charts",
     "devices": "what JAX sees, versions, memory, measured matmul peak",

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from data.config import OPTIONS, DataConfig
+from data.floors import prior
 from data.source import Batch, Form, Whole, tiled
 from data.tokenizer import DataError
 
@@ -124,7 +125,11 @@ class Synthetic(Whole):
 
     @cached_property
     def _floors(self) -> dict[str, float]:
-        return self.task.floors(self.heldout)
+        """The task's own, and of tokens what knowing only how often each answer comes costs."""
+        floors = self.task.floors(self.heldout)
+        if self.form.task == "lm" and "unigram" not in floors:
+            floors["unigram"] = prior(self.heldout.targets, self.heldout.weights)
+        return floors
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Batch:
         """Leaves [steps, B, ...]."""

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64
 
+from data.floors import entropy
 from data.source import Batch, Form
 from data.synthetic.base import Draws, Task, next_token
 from data.tokenizer import DataError
@@ -70,8 +71,3 @@ class Markov(Task):
 
     def floors(self, heldout: Batch) -> dict[str, float]:
         return {"": float(self.stationary @ entropy(self.transition)), "unigram": float(entropy(self.stationary))}
-
-
-def entropy(p: Float64[np.ndarray, "*n S"]) -> Float64[np.ndarray, "*n"]:
-    """-sum p ln p in nats, with 0 ln 0 = 0."""
-    return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)

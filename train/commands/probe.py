@@ -1,11 +1,12 @@
-"""`deltaflow probe CONFIG [key=value ...] [--checkpoint RUN] [--json FILE]`."""
+"""`deltaflow probe CONFIG [key=value ...] [--checkpoint RUN] [--json FILE] [--instruments NAMES]`."""
 
 import argparse
 import json
 from pathlib import Path
 
-from train.commands.types import new_file
+from train.commands.types import names_of, new_file
 from train.config.load import load
+from train.config.schema import InstrumentsConfig
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,24 +14,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
+    names = tuple(InstrumentsConfig.model_fields)
+    said = f"also what these say, between commas, or all: {', '.join(names)} (docs/instruments.md)"
+    parser.add_argument("--instruments", type=names_of(names), default=(), metavar="NAMES", help=said)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints one table a variant, and one of them all. Raises ConfigError, DataError, RunError."""
     experiment = load(parsed.config, parsed.overrides)
-    from train.report.tables import flow_table, probe_table
+    from train.report.tables import flow_table, instruments_table, probe_table, verdict_lines
     from train.run.console import Console
     from train.run.probing import probe
     from train.run.rundir import write_atomically
 
     console = Console()
-    results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint))
+    results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint), parsed.instruments)
     for result in results:
-        verdict = result["verdict"]
         loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f} nats"
         title = f"{result['variant']}: loss {loss}"
         console.table(title, *probe_table(result))
-        console.note(f"{result['variant']}: {verdict['state']}: {verdict['why']}")
+        for line in verdict_lines(result["variant"], result["verdict"]):
+            console.note(line)
+        if parsed.instruments:
+            rows, table = instruments_table(result["instruments"])
+            console.table(f"{result['variant']}: instruments by layer", *table)
+            console.block(f"{result['variant']}: instruments", rows)
     if len(results) > 1:
         console.table("side by side", *flow_table(results))
     if parsed.json is not None:

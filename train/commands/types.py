@@ -3,8 +3,10 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from train.config.fields import did_you_mean
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -45,6 +47,20 @@ def named_file(*endings: str) -> Callable[[str], Path]:
         if not text.endswith(endings):  # also keeps `--html RUN` from writing over a run's own files
             raise argparse.ArgumentTypeError(f"expected a name that ends in {' or '.join(endings)}, got {text!r}")
         return new_file(text)
+
+    return parse
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type for `all`, or some of the known names between commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(known if text == "all" else text.split(",")))
+        for name in chosen:
+            if name not in known:
+                near = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+                raise argparse.ArgumentTypeError(f"expected all, or names between commas, got {name!r}{near}")
+        return chosen
 
     return parse
 

@@ -12,7 +12,7 @@ from model.config import ModelConfig, Section
 from model.traced import Traced
 
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
-STATES = ("healthy", "vanishing", "exploding", "dead_qk")
+STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
 # Where a run is put and what it is called says nothing about what it computes.
 LABELS = ("name", "runs_dir")
 OptimizerRule = Literal[

@@ -10,16 +10,19 @@ from jaxtyping import Array, Float
 
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
+from train.config.schema import RunConfig
 from train.core.batch import Feed
+from train.core.instruments import Curve, Reading
 from train.core.loss import tapped_loss
 from train.core.state import parameter_count
+from train.core.tags import plain
 from train.gradflow.delta import (
     Flow,
     backward,
     flow,
     underflows,
 )
-from train.gradflow.gradients import weight_dot_grad
+from train.gradflow.gradients import Histogram, edges, weight_dot_grad
 from train.gradflow.norms import (
     Norm,
     gains,
@@ -28,6 +31,7 @@ from train.gradflow.norms import (
     total_norm,
     value,
 )
+from train.gradflow.remedy import remedy
 from train.gradflow.verdict import judge
 
 
@@ -103,19 +107,23 @@ def _told(norms: dict[str, Any], doubt: bool) -> dict[str, Any]:
     return jax.tree.map(lambda x: None if x == 0 else x, norms) if doubt else norms
 
 
-def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict[str, Any]:
-    """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays."""
+def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -> dict[str, Any]:
+    """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays.
+
+    `config` is the variant's, for the size of its batch and for what to try.
+    """
     seen = probe.flow.seen
     assert seen is not None
     logs = probe.flow.grad.log10()
     delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
     without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
+    verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank))
     rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
     doubt_without = without is not None and underflows(without, probe.weight, parts)
     return {
         "dtype": network.dtype,
         "loss": finite(np.asarray(probe.loss)),
-        "tokens": tokens,
+        "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),
         "n_params": parameter_count(params),
         "delta": _told(_delta(probe.flow, seen.rms), doubt),
@@ -128,5 +136,27 @@ def as_json(network: Network, params: Params, probe: Probe, tokens: int) -> dict
         "weight_dot_grad": _told(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
         "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
-        "verdict": judge(delta, logs, doubt).as_json(),
+        "verdict": verdict._replace(advice=remedy(verdict.state, config)).as_json(),
     }
+
+
+def readings_json(readings: Mapping[str, Reading]) -> dict[str, Any]:
+    """What instruments read, for JSON: lists over layers, by part where there are several; null = not defined."""
+    out: dict[str, Any] = {}
+    for name, reading in readings.items():
+        if isinstance(reading, Curve):
+            out[name] = {"at": finite(reading.at), "loss": finite(reading.loss)}
+        elif isinstance(reading, Histogram):
+            bounds = [edges(float(top)).tolist() for top in reading.top]
+            out[f"{name}_log10"] = {
+                "edges": bounds,
+                "counts": finite(reading.counts),
+                "zeros": finite(reading.zeros),
+            }
+        elif isinstance(reading, Mapping):
+            parts = {part: plain(name, value) for part, value in reading.items()}
+            out |= {whole: {part: finite(values) for part, (_, values) in parts.items()} for whole, _ in parts.values()}
+        else:
+            whole, values = plain(name, reading)
+            out[whole] = finite(values)
+    return out

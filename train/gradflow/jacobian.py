@@ -22,7 +22,7 @@ EXACT = 1024  # largest n whose Jacobians are formed
 
 
 class Spectrum(NamedTuple):
-    """Singular values; rms is |J|_F / sqrt(n). Not measured: nan."""
+    """Singular values; rms is |J|_F / sqrt(n). nan: not measured, or below what rounding leaves (n eps largest)."""
 
     largest: Norm
     residual: Float[Array, "..."]  # |J^T J v - s^2 v| / s^2 of the largest; 0 where it is exact
@@ -172,5 +172,8 @@ def _exact(anatomy: Anatomy, entered: Carry) -> Jacobians:
 def _spectrum(jacobian: Float[Array, "n n"], exponent: Array) -> Spectrum:
     values = jnp.linalg.svd(jacobian, compute_uv=False)
     rms = jnp.sqrt(jnp.mean(jnp.square(values / jnp.where(values[0] > 0, values[0], 1)))) * values[0]
-    largest, rms, median, smallest = (Norm(x, exponent) for x in (values[0], rms, jnp.median(values), values[-1]))
+    # What is smaller cannot be told from zero, and the rounding of the largest is no measurement of the smallest.
+    least = values.size * jnp.finfo(values.dtype).eps * values[0]
+    median, smallest = (jnp.where(x >= least, x, jnp.nan) for x in (jnp.median(values), values[-1]))
+    largest, rms, median, smallest = (Norm(x, exponent) for x in (values[0], rms, median, smallest))
     return Spectrum(largest, jnp.zeros((), values.dtype), rms, median, smallest)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from train.gradflow.verdict import per_layer_gain
+from train.gradflow.verdict import log10_gain
 from train.report.groups import SEEDS, Group, flat
 from train.report.interval import estimate
 from train.report.read import Run, depth_series
@@ -40,9 +40,12 @@ def log10_ratio(run: Run) -> float | None:
 
 
 def gain(run: Run) -> float | None:
-    """The per-layer gain at the last watched step; None where a δ is zero or not finite."""
+    """The per-layer gain at the last watched step; None where a δ is zero or not finite, or no float can hold it."""
     delta = last_delta(run)
-    return per_layer_gain(delta) if delta.size > 1 and np.isfinite(delta).all() else None
+    if delta.size < 2 or not np.isfinite(delta).all():
+        return None
+    slope = log10_gain(delta)
+    return 10.0**slope if abs(slope) < 300 else None
 
 
 def steps_per_s(run: Run) -> float | None:

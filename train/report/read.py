@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from train.config.yaml12 import Place, read
-
-Series = tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]]
+from train.gradflow.course import Series
 
 
 class ReportError(Exception):

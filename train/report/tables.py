@@ -76,7 +76,7 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         "loss/train": lambda summary: number(summary.get("loss_train")),
         "loss/val": lambda summary: number(summary.get("loss_val")),
     }
-    known = any(summary.get("floors") for summary in summaries)
+    known = any("floor" in (summary.get("floors") or {}) for summary in summaries)
     if known:
         shown["loss/floor"] = lambda summary: number((summary.get("floors") or {}).get("floor"))
     if known or any(summary.get("task") == "classification" for summary in summaries):
@@ -100,10 +100,21 @@ def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) 
     return MISSING if start == end == MISSING else f"{start} → {end}"
 
 
-def why_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each variant that has a verdict: what it rests on."""
-    verdicts = [(str(summary.get("variant", MISSING)), summary.get("verdict") or {}) for summary in summaries]
-    return [f"{variant}: {verdict['state']}: {verdict['why']}" for variant, verdict in verdicts if verdict.get("why")]
+def verdict_lines(variant: str, verdict: Mapping[str, Any]) -> list[str]:
+    """State and evidence of a verdict, and what to try where something is wrong."""
+    lines = [f"{variant}: {verdict['state']}: {verdict['why']}"]
+    return lines + ([f"  try {verdict['try']}"] if verdict.get("try") else [])
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """The same as markdown, for TensorBoard."""
+    parts = [f"**{verdict['state']}**: {verdict['why']}"]
+    if verdict.get("log10_gain_at_100") is not None:
+        gain = number(verdict.get("gain_at_100"), verdict["log10_gain_at_100"], digits=2, scientific=True)
+        parts.append(f"Through 100 blocks like these delta would become {gain} times as large.")
+    if verdict.get("try"):
+        parts.append(f"Try {verdict['try']}")
+    return "\n\n".join(parts)
 
 
 def probe_table(result: Mapping[str, Any]) -> Table:
@@ -128,6 +139,29 @@ def probe_table(result: Mapping[str, Any]) -> Table:
         for depth in range(len(delta["norm"]))
     ]
     return columns + [key.removeprefix("attn_") for key in matrices], rows
+
+
+def instruments_table(readings: Mapping[str, Any]) -> tuple[list[tuple[str, str]], Table]:
+    """What instruments read at one place: lines for what is one number, and a row for each layer of what is many.
+
+    Of a reading by parts the whole layer is shown; of a line through the weights, where it is lowest.
+    """
+    layers: dict[str, Sequence[float | None]] = {}
+    lines: list[tuple[str, str]] = []
+    for name, reading in readings.items():
+        if isinstance(reading, Mapping) and "at" in reading:
+            known = [(loss, at) for at, loss in zip(reading["at"], reading["loss"], strict=True) if loss is not None]
+            lines.append((f"{name} is lowest at", number(min(known)[1]) if known else MISSING))
+            continue
+        parts = reading if isinstance(reading, Mapping) else {"layer": reading}
+        for part, values in parts.items():
+            if part == "layer" and isinstance(values, list):
+                layers[name] = values
+            elif not isinstance(values, list):
+                lines.append((name if part == "layer" else f"{name}/{part}", number(values)))
+    depth = max((len(values) for values in layers.values()), default=0)
+    rows = [[str(row), *(number(_at(values, row)) for values in layers.values())] for row in range(depth)]
+    return lines, (["l", *layers], rows)
 
 
 def flow_table(results: Sequence[Mapping[str, Any]]) -> Table:

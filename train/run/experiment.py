@@ -16,8 +16,9 @@ from train.config.yaml12 import Place
 from train.core.custom import OptimizerError
 from train.core.optimizer import check
 from train.core.state import hparams_of
+from train.core.task import TaskError, network_of
 from train.report.read import read_run
-from train.report.tables import closing_table
+from train.report.tables import closing_table, verdict_lines
 from train.run import ending
 from train.run import platform as platforms
 from train.run.console import Console
@@ -29,9 +30,6 @@ from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_c
 from train.run.resume import abreast, steps_per_call_of
 from train.run.rundir import directory_of
 from train.run.signals import Stop
-
-# What data of a task can be used for: classes are numbers too.
-_SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,13 @@ def data_key(config: RunConfig) -> str:
 def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
     """Raises RunError when the data is not for the config's task; DataError, ConfigError: of its optimizer."""
     config = variants[0].config
-    task = config.task.kind or form.task
-    if task not in _SERVES.get(form.task, ()):
-        raise RunError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
+    dtype, unroll = platforms.compute_dtype(config.train, platform), platforms.unroll(config, platform)
+    try:
+        network = network_of(config, form, dtype, unroll)
+    except TaskError as error:
+        raise RunError(str(error)) from None
     if form.context != config.data.context:
         raise RunError(f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that")
-    network = Network(
-        config.model,
-        form.vocab_size,
-        form.context,
-        platforms.compute_dtype(config.train, platform),
-        platforms.unroll(config, platform),
-        task,
-        # The number of a class, as a real value, is one output.
-        1 if form.task != task else form.outputs,
-        form.channels,
-        form.pooled,
-    )
     adopt(config.optimizer)
     if config.optimizer.patterned:
         for variant in variants:
@@ -118,7 +106,8 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
         if (step := summary["first_nonfinite_step"]) is not None:
             console.warn(f"{summary['variant']}: loss/train is not a finite number at step {step}")
         if summary["verdict"] is not None:
-            console.note(f"{summary['variant']}: {summary['verdict']['state']}: {summary['verdict']['why']}")
+            for line in verdict_lines(summary["variant"], summary["verdict"]):
+                console.note(line)
     root = directory_of(experiment.variants[0]).parent
     console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
     ending.write_report(root, console)

@@ -17,6 +17,7 @@ from train.core.batch import Feed
 from train.core.instruments import INSTRUMENTS
 from train.core.state import State, parameter_count
 from train.gradflow.norms import named
+from train.report.tables import verdict_text
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
@@ -258,8 +259,9 @@ class GroupRun:
         for record, (metrics, watched) in zip(self.records, results, strict=True):
             if watched is not None:
                 record.watched(range(start, end, min(config.watch.every, end - start)), watched)
-            record.last_loss = float(np.mean(metrics.loss, dtype=np.float64))
-            row = {"loss/train": record.last_loss, "optim/lr": float(metrics.lr[-1])}
+            for line in record.losses(start, metrics.loss):
+                self.console.warn(f"{record.variant.name}: {line}")
+            row = {"optim/lr": float(metrics.lr[-1])}
             if rate is not None:
                 row |= {"perf/steps_per_s": rate, "perf/tokens_per_s": rate * config.data.batch * config.data.context}
             record.add(end, row)
@@ -306,9 +308,8 @@ class GroupRun:
             summary = record.summary(timing, "done" if complete else f"signal {self.stop.signal}")
             if complete:
                 record.pictures()
-                if record.verdict is not None:
-                    text = f"**{record.verdict.state}**: {record.verdict.why}"
-                    record.tracker.text("verdict", summary["steps"], text)
+                if summary["verdict"] is not None:
+                    record.tracker.text("verdict", summary["steps"], verdict_text(summary["verdict"]))
                 record.tracker.finish(_final_metrics(summary))
             write_json(record.directory / "summary.json", summary)
             summaries.append(summary)

@@ -55,6 +55,12 @@ def select(config: TrainConfig) -> Platform:
     return platform
 
 
+def exact() -> Platform:
+    """float64 on the CPU. No other device is started, so one that another process holds is no obstacle."""
+    jax.config.update("jax_platforms", "cpu")
+    return select(TrainConfig(device="cpu", dtype="float64"))
+
+
 def _kind(device: Any) -> str:
     name = str(device.platform)
     return _KINDS.get(name, name)

@@ -1,7 +1,9 @@
 """Probing the variants of an experiment: programs shared by structure, one batch, nothing trained."""
 
 import dataclasses
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,24 @@ from model.residual import structure_of
 from train.config.load import Experiment, Variant
 from train.config.schema import RunConfig
 from train.core.batch import batch_of
+from train.core.compile import compiled
+from train.core.instruments import INSTRUMENTS, read
+from train.core.optimizer import HParams
 from train.core.paths import path_of
-from train.core.probe import as_json, measure
-from train.core.state import initial_state
+from train.core.probe import as_json, measure, readings_json
+from train.core.state import State, initial_state, state_at
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
 from train.run.platform import Platform
-from train.run.programs import Group, compiled, grouped
+from train.run.programs import Group, grouped
 from train.run.rundir import differences, read_config
 from train.run.transfer import another, tokenizer_of
 
 
-def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any]]:
-    """One JSON object a variant, in their order, on the first batch of each variant's data.
+def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One JSON object a variant, in their order, on the first batches of each variant's data.
 
     Raises DataError, RunError, ConfigError.
     """
@@ -40,30 +45,78 @@ def probe(experiment: Experiment, checkpoint: Path | None) -> list[dict[str, Any
         source = sources[data_key(members[0].config)]
         if checkpoint is not None:
             _same_tokens(checkpoint, source)
-        group = build_group(members, source.form, platform)
-        rolled = dataclasses.replace(group.network, unroll=1)  # short to compile, and it runs a few times only
-        start = program = None
-        for variant, hp in zip(members, group.hparams, strict=True):
-            if checkpoint is not None:
-                params = restored(group, variant, checkpoint, platform)
-            else:
-                # The very program that training starts with, so that both look at the same weights to the last bit.
-                make = partial(initial_state, group.network, group.config)
-                start = start or compiled(make, (hp,), once=True)
-                params = start(hp).params
-            data = variant.config.data
-            first = jax.tree.map(lambda leaf: leaf[0], source.train_batches(data.batch, data.seed or 0, 0, 1))
-            corpus = None if source.resident is None else jnp.asarray(source.resident[0])
-            batch = batch_of(first, corpus, data.context)
-            program = program or compiled(partial(measure, rolled), (params, batch, hp.model), once=True)
-            measured = jax.device_get(program(params, batch, hp.model))
-            results[variant.name] = {
-                "variant": variant.name,
-                "config": variant.config.model_dump(mode="json"),
-                "platform": platform.label,
-                **as_json(group.network, params, measured, data.batch * data.context),
-            }
+        bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint)
+        for index, variant in enumerate(members):
+            results[variant.name] = bench.result(index, instruments)
     return [results[variant.name] for variant in experiment.variants]
+
+
+@dataclass
+class _Bench:
+    """The programs of one group; each is compiled once."""
+
+    group: Group
+    source: Source
+    platform: Platform
+    checkpoint: Path | None
+    _programs: dict[str, Any] = field(default_factory=dict)
+
+    def result(self, index: int, instruments: Sequence[str]) -> dict[str, Any]:
+        variant, hp, network = self.group.variants[index], self.group.hparams[index], self.group.network
+        rolled = dataclasses.replace(network, unroll=1)  # short to compile, and it runs a few times only
+        state = self._state(variant, hp, any(INSTRUMENTS[name].optimizer for name in instruments))
+        data = variant.config.data
+        first = jax.tree.map(lambda leaf: leaf[0], self._feeds(variant, 1))
+        batch = batch_of(first, self._corpus, data.context)
+        measured = jax.device_get(self._run("probe", partial(measure, rolled), state.params, batch, hp.model))
+        result = {
+            "variant": variant.name,
+            "config": variant.config.model_dump(mode="json"),
+            "platform": self.platform.label,
+            **as_json(variant.config, network, state.params, measured),
+        }
+        if instruments:
+            result["instruments"] = {}
+        for name in instruments:
+            if not INSTRUMENTS[name].applies(variant.config):
+                continue
+            feeds = self._feeds(variant, INSTRUMENTS[name].batches)
+            program = partial(read, name, rolled, self.group.config)
+            readings = self._run(name, program, state, hp, self._corpus, feeds, once=not INSTRUMENTS[name].long)
+            result["instruments"] |= readings_json(jax.device_get(readings))
+        return result
+
+    def _run(self, name: str, function: Callable, *arguments: Any, once: bool = True) -> Any:
+        if name not in self._programs:
+            self._programs[name] = compiled(function, arguments, once=once)
+        return self._programs[name](*arguments)
+
+    def _state(self, variant: Variant, hp: HParams, whole: bool) -> State:
+        """`whole`: the optimizer's state is looked at, and not the parameters alone."""
+        group = self.group
+        if self.checkpoint is None:
+            # The very program that training starts with, so that both look at the same weights to the last bit.
+            return self._run("init", partial(initial_state, group.network, group.config), hp)
+        params = restored(group, variant, self.checkpoint, self.platform)
+        if not whole:
+            return State(params, None, jnp.zeros((), jnp.int32))
+        changed = [key for key in differences(read_config(self.checkpoint), variant.config) if "optimizer." in key]
+        if changed:
+            raise RunError(
+                f"{self.checkpoint}: its optimizer differs from that of variant {variant.name} in "
+                f"{', '.join(changed)}, and some of the instruments read the optimizer's state"
+            )
+        like = jax.eval_shape(partial(state_at, group.config, hp), params)
+        checkpoints = Checkpoints(self.checkpoint)
+        return checkpoints.restore(checkpoints.steps()[-1], like, self.platform.device)
+
+    def _feeds(self, variant: Variant, steps: int) -> Any:
+        data = variant.config.data
+        return self.source.train_batches(data.batch, data.seed or 0, 0, steps)
+
+    @cached_property
+    def _corpus(self) -> Any:
+        return None if self.source.resident is None else jnp.asarray(self.source.resident[0])
 
 
 def _same_tokens(directory: Path, source: Source) -> None:

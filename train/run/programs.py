@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from model.residual import rule_of
 from train.config.load import Variant
 from train.config.schema import RunConfig
 from train.core.batch import Feed
+from train.core.compile import compiled
 from train.core.evaluate import evaluate
 from train.core.instruments import read
 from train.core.optimizer import HParams
@@ -91,22 +91,6 @@ _ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
 def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
     count = len(group.variants) if group.vmapped else 1
     return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
-
-
-# Without optimization XLA's old emitters compile in half the time of the new; 0.11 does not have them any more.
-_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    _ONCE["xla_cpu_use_fusion_emitters"] = False
-
-
-def compiled(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
-    """`function` compiled for `arguments` (arrays, or their shapes and dtypes).
-
-    `once`: it runs a few times at most, so a CPU's compiler need not try hard: that makes the initial draws 3.5 times
-    cheaper to compile, and may change their last bit.
-    """
-    options = _ONCE if once and jax.default_backend() == "cpu" else None
-    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile(compiler_options=options)
 
 
 def shapes_of(feed: Feed, *lead: int) -> Feed:

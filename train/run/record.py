@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from data.source import Source
 from model.residual import rule_of
@@ -17,13 +18,18 @@ from train.core.instruments import Reading
 from train.core.state import State
 from train.core.step import Watched
 from train.core.tags import Scalars, layer, reading_scalars, watched_scalars
+from train.gradflow.course import Series, course_of
 from train.gradflow.delta import underflows
 from train.gradflow.gradients import Histogram, edges
 from train.gradflow.norms import log10
+from train.gradflow.remedy import remedy
+from train.gradflow.spikes import Watch, follow
 from train.gradflow.verdict import Verdict, judge, over_run
 from train.report.read import depth_series, read_run
 from train.run.checkpoint import Checkpoints
 from train.run.tracker import Tracker
+
+SPIKES_TOLD = 5  # a variant; the rest are in the log
 
 
 @dataclass
@@ -42,7 +48,9 @@ class Record:
     open_rows: dict[int, Scalars] = field(default_factory=dict)
     first: Verdict | None = None  # on the first watched step
     last: Verdict | None = None  # on the last one so far
-    verdict: Verdict | None = None  # on the run so far
+    last_watched: int = 0
+    watch: Watch = Watch()  # for loss spikes
+    spikes: int = 0  # seen so far
     last_loss: float = math.nan
 
     def __post_init__(self) -> None:
@@ -62,8 +70,34 @@ class Record:
             self.add(step, watched_scalars(measured))
         parts = rule_of(self.variant.config.model).parts
         self.first = self.first or _judged(each[0], parts)
-        self.last = _judged(each[-1], parts)
-        self.verdict = over_run(self.first, self.last, steps[-1])
+        self.last, self.last_watched = _judged(each[-1], parts), steps[-1]
+
+    def losses(self, start: int, losses: Float[np.ndarray, " K"]) -> list[str]:
+        """The training losses of a window of K steps from `start` on. Returns a line for each spike that began."""
+        end = start + len(losses)
+        inside = self.watch.level is not None
+        self.watch, heights = follow(self.watch, losses)
+        self.last_loss = float(np.mean(losses, dtype=np.float64))
+        self.add(end, {"loss/train": self.last_loss, "loss/spike": float(np.max(heights))})
+        began = np.flatnonzero((heights > 0) & ~np.append(inside, heights[:-1] > 0)).tolist()
+        told = [self._spike(start + i + 1, float(heights[i])) for i in began[: max(0, SPIKES_TOLD - self.spikes)]]
+        self.spikes += len(began)
+        return told
+
+    def _spike(self, step: int, height: float) -> str:
+        """What is said of a spike seen at `step`, also in TensorBoard: where it stands and how the gradient flows."""
+        flow = "" if self.last is None else f"; by step {self.last_watched} {self.last.state}: {self.last.why}"
+        line = f"loss spike at step {step}, {height:.3g} above what was usual before{flow}"
+        self.tracker.text("verdict/spike", step, f"{line}\n\nTry {remedy('unstable', self.variant.config)}")
+        return line
+
+    def verdict(self, series: Mapping[str, Series]) -> Verdict | None:
+        """On the run so far, of which `series` has been logged; None when no step was watched."""
+        if self.first is None or self.last is None:
+            return None
+        course, config = course_of(series), self.variant.config
+        found = over_run(self.first, self.last, self.last_watched, course, config.optimizer.warmup)
+        return found._replace(advice=remedy(found.state, config, course.update))
 
     def readings(self, step: int, readings: Mapping[str, Reading]) -> None:
         """What an instrument read at the weights after `step` steps."""
@@ -78,12 +112,22 @@ class Record:
         """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""
         self.tracker.drain()
         step = int(state.step)
-        verdicts = [None if verdict is None else list(verdict) for verdict in (self.first, self.last, self.verdict)]
-        self.checkpoints.save(state, {"row": self.open_rows.get(step, {}), "verdicts": verdicts})
+        meta = {
+            "row": self.open_rows.get(step, {}),
+            "verdicts": [None if verdict is None else list(verdict) for verdict in (self.first, self.last)],
+            "watched": self.last_watched,
+            "watch": self.watch.as_json(),
+            "spikes": self.spikes,
+        }
+        self.checkpoints.save(state, meta)
 
     def _go_on_from(self, meta: Mapping[str, Any]) -> None:
         self.open_rows[self.first_step] = dict(meta["row"])
-        self.first, self.last, self.verdict = (None if saved is None else Verdict(*saved) for saved in meta["verdicts"])
+        # A checkpoint of an older version has one verdict more and nothing of the losses: they are followed from here.
+        self.first, self.last = (None if saved is None else Verdict(*saved) for saved in meta["verdicts"][:2])
+        if "watch" in meta:
+            self.last_watched, self.spikes = meta["watched"], meta["spikes"]
+            self.watch = Watch.from_json(meta["watch"])
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
@@ -126,6 +170,7 @@ class Record:
             losses.append(self.last_loss)
         evaluated = int(series["loss/val"][0][-1]) if "loss/val" in series else None
         finite = [v for v in losses if math.isfinite(v)]
+        verdict = self.verdict(series)
 
         def at_the_end(tag: str) -> float | None:
             return last(tag) if evaluated == steps else None
@@ -143,7 +188,7 @@ class Record:
             "floors": {tag.removeprefix("loss/"): last(tag) for tag in series if tag.startswith("loss/floor")},
             "first_nonfinite_step": bad[0] if bad else None,
             **timing,
-            "verdict": None if self.verdict is None else self.verdict.as_json(),
+            "verdict": None if verdict is None else verdict.as_json(),
             "verdict_start": None if self.first is None else self.first.as_json(),
             "verdict_end": None if self.last is None else self.last.as_json(),
             "exit_reason": reason,
@@ -167,4 +212,6 @@ def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, 
 def _judged(measured: Watched, parts: bool) -> Verdict:
     flow = measured.flow
     doubt = underflows(flow, measured.weight, parts)
-    return judge(log10(flow.delta), flow.grad.log10(), doubt)
+    seen = flow.seen
+    assert seen is not None
+    return judge(log10(flow.delta), flow.grad.log10(), doubt, np.asarray(seen.rms), np.asarray(seen.rank))

@@ -85,6 +85,27 @@ def loss_curves(
     return figure
 
 
+def predicted_and_measured(
+    series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Curves over 0, 1, 2 ...: label -> (predicted, measured), the one a line and the other markers. Logarithmic."""
+    with canvas.styled():
+        figure, axes = canvas.single(title)
+        lines = []
+        for index, (label, (predicted, measured)) in enumerate(series.items()):
+            look = canvas.look(index, len(measured))
+            x = np.arange(len(measured))
+            axes.plot(x, canvas.gaps(predicted), color=look["color"], linewidth=1.2)
+            lines.append(canvas.line(axes, x, measured, label, **(look | {"linestyle": "none"})))
+        lines.append(axes.plot([], [], color="0.35", label="lines: predicted,\nmarkers: measured")[0])
+        canvas.legend(axes, lines)
+        axes.set_yscale("log")
+        canvas.whole(axes.xaxis)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+    return figure
+
+
 def spans_decades(finite: Float[np.ndarray, " N"]) -> bool:
     """Whether a logarithmic axis shows more of these values: all above 0, the largest 50 times the smallest."""
     return bool(len(finite) and finite.min() > 0 and finite.max() > 50 * finite.min())

@@ -1,0 +1,71 @@
+"""What each instrument costs, in training steps: the table of docs/instruments.md.
+
+python scripts/instruments.py [CONFIG] [key=value ...]
+
+Runs each instrument and a window of ten plain steps in turn, several times, and gives the ratio of the medians; beside
+it the seconds of CPU that its program takes to compile.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from train.config.load import load
+from train.core.compile import compiled
+from train.core.instruments import INSTRUMENTS, read
+from train.core.state import initial_state
+from train.core.window import run_window
+from train.report.tables import markdown, number
+from train.run import platform as platforms
+from train.run.experiment import build_group, data_key, open_all
+from train.run.programs import grouped
+
+ROUNDS, STEPS = 5, 10
+
+
+def main(path: str, overrides: list[str]) -> None:
+    experiment = load(path, overrides)
+    sources, platform = open_all(experiment.variants), platforms.select(experiment.variants[0].config.train)
+    members = grouped(experiment.variants)[0]
+    source = sources[data_key(members[0].config)]
+    group = build_group(members[:1], source.form, platform)
+    hp, data = group.hparams[0], group.config.data
+    state = compiled(partial(initial_state, group.network, group.config), (hp,))(hp)
+    corpus = None if source.resident is None else jnp.asarray(source.resident[0])
+
+    def program(function, batches: int):
+        arguments = (state, hp, corpus, source.train_batches(data.batch, data.seed or 0, 0, batches))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        made = compiled(function, arguments)
+        seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+        jax.block_until_ready(made(*arguments))
+        return lambda: jax.block_until_ready(made(*arguments)), seconds
+
+    window, _ = program(partial(run_window, group.network, group.config, 0), STEPS)
+    rows = []
+    for name, instrument in INSTRUMENTS.items():
+        if not instrument.applies(group.config):
+            continue
+        run, seconds = program(partial(read, name, group.network, group.config), instrument.batches)
+        pairs = [(_timed(run), _timed(window) / STEPS) for _ in range(ROUNDS)]
+        measured, step = (statistics.median(values) for values in zip(*pairs, strict=True))
+        rows.append(
+            [name, number(measured / step, digits=2), number(1e3 * measured, digits=2), number(seconds, digits=2)]
+        )
+    print(f"{experiment.name}, variant {members[0].name}; {platform.label}; {platforms.versions()}\n")
+    print(markdown(["instrument", "steps", "ms", "compile, CPU s"], rows), end="")
+
+
+def _timed(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "configs/quickstart.yaml", sys.argv[2:])

@@ -1,0 +1,18 @@
+"""All claims, in the order in which they are told."""
+
+from train.chain import backprop, cost, descent, losses, optimizers, scalars, transformer
+from train.chain.claim import Claim
+from train.chain.subject import Subject
+
+
+def claims_of(subject: Subject) -> tuple[Claim, ...]:
+    """SCIENCE, one claim or several an item; those about a whole model are about `subject`."""
+    return (
+        *scalars.CLAIMS,
+        *backprop.CLAIMS,
+        *transformer.claims(subject),
+        *losses.CLAIMS,
+        *optimizers.CLAIMS,
+        *descent.CLAIMS,
+        *cost.claims(subject),
+    )

@@ -1,0 +1,165 @@
+"""The model that claims about the transformer are measured on: a config's own, made small."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from data.config import DataConfig
+from data.open import open_source
+from data.source import Batch, Form
+from model.config import ModelConfig, problems
+from model.network import Anatomy, Network, Params
+from model.residual import Carry, rule_of
+from train.config.schema import RunConfig
+from train.core.compile import called_once
+from train.core.loss import losses, tapped_loss
+from train.core.state import hparams_of, parameter_count
+from train.core.task import network_of
+from train.gradflow.delta import Backward, backward
+
+LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # the most that is measured
+NOISE = 0.05  # added to the initial parameters, so that no gain is 1 and no bias, and no alpha, 0
+BUILT_IN = RunConfig(
+    name="built-in",
+    model=ModelConfig(layers=3, width=16, heads=2, bias=True, init_std=0.2),
+    data=DataConfig(context=CONTEXT),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in float64, its traced numbers, one batch and a point in parameter space."""
+
+    name: str
+    network: Network
+    numbers: dict[str, Any]
+    batch: Batch
+    shrunk: tuple[str, ...] = ()  # what is smaller than in the config
+    spread: float | None = None  # parameters are normal with this deviation; None: initial ones, moved a little
+
+    @cached_property
+    def params(self) -> Params:
+        """The initial parameters of seed 0 with NOISE on them, unless `spread` is given."""
+        rng = np.random.default_rng(0)
+        if self.spread is not None:
+            draw, start = self.spread, jax.tree.map(lambda leaf: np.zeros(leaf.shape), self.network.shapes())
+        else:
+            draw, start = NOISE, jax.device_get(called_once(self.network.init, np.uint32(0), self.numbers))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf + draw * rng.normal(size=leaf.shape)), start)
+
+    @property
+    def note(self) -> str:
+        """What it is, in one line."""
+        smaller = f"; smaller than in the config: {', '.join(self.shrunk)}" if self.shrunk else ""
+        model = self.network.config
+        what = f"{model.layers} blocks ({model.residual.rule}), width {model.width}"
+        drawn = f"{self.batch.inputs.shape[0]} x {self.batch.inputs.shape[1]} drawn tokens"
+        return f"{self.name}: {what}, {parameter_count(self.network.shapes()):,} parameters, {drawn}{smaller}"
+
+    def loss(self, params: Params) -> Float[Array, ""]:
+        """The mean loss that training uses, without taps."""
+        loss: Any = tapped_loss(self.network, self.batch, self.numbers, None)
+        return loss(params, None, None)[0]
+
+    def unrolled_loss(self) -> Callable[[Params], Float[Array, ""]]:
+        """The same without a loop over blocks, in which XLA would count one of them only."""
+        network = dataclasses.replace(self.network, unroll=self.network.config.layers)
+        return dataclasses.replace(self, network=network).loss
+
+    @cached_property
+    def tapped(self) -> Backward:
+        """The backward pass of `deltaflow probe`: gradients, and |delta| at every depth."""
+        loss = tapped_loss(self.network, self.batch, self.numbers, None)
+        return called_once(lambda params: backward(loss, params, self.network.config.layers)[1], self.params)
+
+    def carry(self) -> Carry:
+        """Zeros shaped like what travels through the blocks."""
+        shapes = jax.eval_shape(lambda: self._anatomy().carry)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def stream(self, carry: Carry) -> Array:
+        return rule_of(self.network.config).stream(carry)
+
+    def _anatomy(self) -> Anatomy:
+        return self.network.anatomy(self.params, self.batch.inputs, numbers=self.numbers)
+
+    def block(self, layer: int, carry: Carry) -> Carry:
+        """What leaves a block, from what enters it."""
+        anatomy = self._anatomy()
+        return anatomy.block(jax.tree.map(lambda leaf: leaf[layer], anatomy.blocks), jnp.int32(layer), carry)
+
+    def loss_beside(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
+        """The loss when `offset` is added to what enters block `depth`, or at depth L to what leaves the last one.
+
+        The blocks are put together here, without the network's own scan and its taps.
+        """
+        anatomy, layers = self._anatomy(), self.network.config.layers
+
+        def moved(carry: Carry, here: Array) -> Carry:
+            return jax.tree.map(lambda c, o: c + here.astype(c.dtype) * o, carry, offset)
+
+        def step(carry: Carry, inputs: Any) -> tuple[Carry, None]:
+            own, layer = inputs
+            return anatomy.block(own, layer, moved(carry, layer == depth)), None
+
+        carry, _ = jax.lax.scan(step, anatomy.carry, (anatomy.blocks, jnp.arange(layers)))
+        logits = anatomy.logits(moved(carry, depth == layers))
+        return jnp.mean(losses(self.network, logits, self.batch, self.numbers))
+
+
+def subject_of(config: RunConfig, name: str) -> Subject:
+    """The model of a config, no larger than the limits above. Its structure is kept: rule, norms, heads, options.
+
+    Of data only the form matters, so tokens are drawn and no corpus is read. Raises DataError, TaskError.
+    """
+    form = _form(config)
+    shrunk, model = [], config.model
+
+    def at_most(limit: int, value: int, what: str) -> int:
+        if value > limit:
+            shrunk.append(f"{what} {value:,} → {limit:,}")
+        return min(limit, value)
+
+    model = model.model_copy(update={"layers": at_most(LAYERS, model.layers, "layers")})
+    narrow = model.model_copy(update={"width": HEAD_WIDTH * model.heads})
+    if not problems(narrow):  # such as an MLP of no width
+        model = model.model_copy(update={"width": at_most(narrow.width, model.width, "width")})
+    context = at_most(CONTEXT, form.context, "context")
+    classes = {"vocab_size": form.vocab_size, "outputs": form.outputs}
+    if form.vocab_size is not None:
+        classes["vocab_size"] = at_most(VOCABULARY, form.vocab_size, "vocabulary")
+    if form.task != "regression":
+        same = form.outputs == form.vocab_size
+        classes["outputs"] = classes["vocab_size"] if same else at_most(VOCABULARY, form.outputs, "classes")
+    form = form._replace(context=context, **classes)
+    config = config.model_copy(update={"model": model})
+    network = network_of(config, form, "float64")
+    return Subject(name, network, hparams_of(config, "float64").model, _batch(network, form), tuple(shrunk))
+
+
+def _form(config: RunConfig) -> Form:
+    if config.data.kind in ("text", "tokens"):
+        return Form("lm", config.data.context, VOCABULARY, VOCABULARY)
+    return open_source(config.data).form
+
+
+def _batch(network: Network, form: Form) -> Batch:
+    """Every token occurs, so that every row of a table has a gradient."""
+    rng, shape = np.random.default_rng(0), (WINDOWS, form.context)
+    if form.vocab_size is None:
+        inputs = rng.normal(size=(*shape, form.channels or 1))
+    else:
+        inputs = rng.permutation(np.arange(WINDOWS * form.context) % form.vocab_size).reshape(shape).astype(np.int32)
+    told = shape[:1] if form.pooled else shape
+    if network.task == "regression":
+        targets = rng.normal(size=(*told, network.outputs or 1))
+    else:
+        targets = rng.integers(0, form.outputs, told).astype(np.int32)
+    return Batch(jnp.asarray(inputs), jnp.asarray(targets))

@@ -1,0 +1,76 @@
+"""`deltaflow chain [CONFIG] [key=value ...] [--only PATTERN] [--html FILE] [--json FILE]`."""
+
+import argparse
+import json
+import time
+
+from train.commands.types import new_file
+from train.config.load import ConfigError, Problem, load
+from train.config.yaml12 import Place
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="?", help="YAML file whose model is checked too, made small; without it a built-in one"
+    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    parser.add_argument("--only", metavar="PATTERN", help="of claims, such as optimizer or 'scalar/skip*'")
+    parser.add_argument("--html", type=new_file, metavar="FILE", help="write the claims there as a page")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the claims there as JSON")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints a table a group; 1 when a claim is not what it should be. Raises ConfigError, DataError, RunError."""
+    # After an option argparse takes the config for an override.
+    path, *overrides = [*([] if parsed.config is None else [parsed.config]), *parsed.overrides] or [None]
+    experiment = None if path is None else load(path, overrides)  # before JAX starts
+    from train.chain.claim import GROUPS
+    from train.chain.claims import claims_of
+    from train.chain.run import run as measured
+    from train.chain.run import selected
+    from train.chain.subject import BUILT_IN, subject_of
+    from train.core.task import TaskError
+    from train.report.chain import chain_page, chain_table, closing_line, complaint
+    from train.run import platform as platforms
+    from train.run.console import Console
+    from train.run.errors import RunError
+    from train.run.rundir import write_atomically
+
+    console, began = Console(), time.monotonic()
+    platform = platforms.exact()
+    try:
+        if experiment is None:
+            subject = subject_of(BUILT_IN, "the built-in model")
+        else:
+            variant = experiment.variants[0]
+            subject = subject_of(variant.config, f"{path}, variant {variant.name}")
+    except TaskError as error:
+        raise RunError(str(error)) from None
+    try:
+        claims = selected(claims_of(subject), parsed.only)
+    except ValueError as error:
+        raise ConfigError([Problem(Place("command line"), "--only", str(error))]) from None
+    versions = platforms.versions()
+    about = {"platform": platform.label, "dtype": "float64", "versions": versions, "model": subject.note}
+    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    rows = [("device", f"{platform.label}, float64"), ("versions", told), ("model", subject.note)]
+    console.block("deltaflow chain", rows)
+    console.note("")
+    results = []
+    for group, title in GROUPS.items():
+        found = [result.as_json() for result in measured([claim for claim in claims if claim.group == group])]
+        if found:
+            console.table(title, *chain_table(found))
+            console.note("")
+        results += found
+    for result in results:
+        if not result["good"]:
+            console.warn(complaint(result))
+    about["seconds"] = round(time.monotonic() - began, 1)
+    console.note(closing_line(results, about["seconds"]))
+    if parsed.json is not None:
+        value = {**about, "good": all(result["good"] for result in results), "claims": results}
+        write_atomically(parsed.json, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if parsed.html is not None:
+        write_atomically(parsed.html, chain_page(results, about))
+    return 0 if all(result["good"] for result in results) else 1
