@@ -10,7 +10,7 @@ from test_html import Reader
 
 from train.cli import main
 from train.report.compare import as_html, as_markdown, compare
-from train.report.final import ABOVE, final_table, gain, log10_ratio
+from train.report.final import ABOVE, final_table, gain, log10_ratio, verdict_table
 from train.report.gather import gather, names_of
 from train.report.groups import Group, depths_over_seeds, differences, grouped, over_seeds
 from train.report.interval import estimate, quantile
@@ -168,6 +168,14 @@ def test_unfinished_runs_are_shown_as_such_and_do_not_count_beside_finished_ones
     assert (
         with_["steps"] == "100 (1 more unfinished)" and with_["seeds"] == "3" and with_["loss/train"].startswith("2.")
     )
+
+
+def test_what_to_try_is_shown_where_a_verdict_says_it(sweep):
+    assert verdict_table(groups_of(sweep))[0] == ["run", "verdict", "why"]
+    summary = sweep / "without,seed=1" / "summary.json"
+    summary.write_text(summary.read_text().replace('"why"', '"try": "model.residual: pre_ln", "why"'))
+    columns, rows = verdict_table(groups_of(sweep))
+    assert columns[3] == "what to try" and [row[3] for row in rows] == [*"----", "model.residual: pre_ln", "-"]
 
 
 def test_what_is_not_finite_is_said(sweep):
