@@ -51,7 +51,7 @@ def main(path: str, overrides: list[str]) -> None:
     for name, instrument in INSTRUMENTS.items():
         if not instrument.applies(group.config):
             continue
-        run, seconds = program(partial(read, name, group.network, group.config), instrument.batches)
+        run, seconds = program(partial(read, name, group.network, group.config), instrument.batches(group.config.watch))
         pairs = [(_timed(run), _timed(window) / STEPS) for _ in range(ROUNDS)]
         measured, step = (statistics.median(values) for values in zip(*pairs, strict=True))
         rows.append(

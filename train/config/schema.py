@@ -202,6 +202,9 @@ class WatchConfig(Section):
         default=True, description="also delta and gradients of the same weights with skip_scale 0"
     )
     instruments: InstrumentsConfig = InstrumentsConfig()
+    curvature_batches: int = Field(
+        default=1, ge=1, description="batches whose mean loss sharpness and sharpness_adam are of"
+    )
 
     @property
     def intervals(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from data.source import Batch
 from model.network import Anatomy, Network, Params
 from model.residual import rule_of, without_skip
-from train.config.schema import RunConfig
+from train.config.schema import RunConfig, WatchConfig
 from train.core.batch import Feed, batch_of
 from train.core.loss import losses, tapped_loss, weight_of, weighted_sum
 from train.core.optimizer import HParams, rate
@@ -77,6 +77,16 @@ class Subject:
     def loss(self, params: Params) -> Float[Array, ""]:
         """The training loss of the first batch, differentiable any number of times."""
         return _untapped(self.network, self.batch(), self.hp.model)(params)
+
+    def mean_loss(self, params: Params) -> Float[Array, ""]:
+        """The same of all batches together."""
+
+        def one(total: Array, batch: Batch) -> tuple[Array, None]:
+            return total + _untapped(self.network, batch, self.hp.model)(params), None
+
+        first = jax.eval_shape(lambda: self.loss(params))
+        total, _ = jax.lax.scan(jax.checkpoint(one), jnp.zeros((), first.dtype), self.batches)
+        return total / jax.tree.leaves(self.batches)[0].shape[0]
 
     def updated(self) -> Params:
         """The weights after the step that training takes next."""
@@ -172,14 +182,14 @@ def noise_parts(batch: int) -> int:
 
 def _sharpness(subject: Subject) -> dict[str, Reading]:
     subject = subject.precise
-    found = curvature.sharpness(subject.loss, subject.params, jax.random.key(0))
+    found = curvature.sharpness(subject.mean_loss, subject.params, jax.random.key(0))
     return _ends("sharpness", found) | _threshold("sharpness", subject)
 
 
 def _sharpness_adam(subject: Subject) -> dict[str, Reading]:
     subject = subject.precise
     found = curvature.preconditioned_sharpness(
-        subject.loss, subject.params, _preconditioner(subject), jax.random.key(0)
+        subject.mean_loss, subject.params, _preconditioner(subject), jax.random.key(0)
     )
     return _ends("sharpness_adam", found) | _threshold("sharpness_adam", subject)
 
@@ -247,10 +257,14 @@ def _landscape(subject: Subject) -> dict[str, Reading]:
     return out
 
 
+def _curvature_batches(watch: WatchConfig) -> int:
+    return watch.curvature_batches
+
+
 @dataclass(frozen=True)
 class Instrument:
     measure: Callable[[Subject], dict[str, Reading]]
-    batches: int = 1  # that it looks at
+    batches: Callable[[WatchConfig], int] = lambda watch: 1  # that it looks at
     optimizer: bool = False  # it needs the optimizer's state
     long: bool = False  # many passes through the network: its program is worth the compiler's time
     applies: Callable[[RunConfig], bool] = lambda config: True
@@ -263,11 +277,15 @@ INSTRUMENTS: dict[str, Instrument] = {
     "weight_dot_grad": Instrument(_weight_dot_grad),
     "split": Instrument(_split),
     "twins": Instrument(_twins, applies=lambda config: rule_of(config.model).additive),
-    "successive": Instrument(_successive, batches=2, optimizer=True),
-    "noise": Instrument(_noise, batches=NOISE_BATCHES, long=True, applies=lambda config: config.data.batch > 1),
-    "sharpness": Instrument(_sharpness, long=True),
+    "successive": Instrument(_successive, lambda watch: 2, optimizer=True),
+    "noise": Instrument(_noise, lambda watch: NOISE_BATCHES, long=True, applies=lambda config: config.data.batch > 1),
+    "sharpness": Instrument(_sharpness, _curvature_batches, long=True),
     "sharpness_adam": Instrument(
-        _sharpness_adam, optimizer=True, long=True, applies=lambda config: config.optimizer.name in ("adam", "adamw")
+        _sharpness_adam,
+        _curvature_batches,
+        optimizer=True,
+        long=True,
+        applies=lambda config: config.optimizer.name in ("adam", "adamw"),
     ),
     "jacobian": Instrument(_jacobian),
     "landscape": Instrument(_landscape, optimizer=True, long=True),

@@ -102,7 +102,7 @@ class GroupRun:
         for length, watched in self._kinds(first):
             programs.prepare_window(shapes_of(first_batch, *lead, length), watched)
         for name in self._instruments:
-            some = self._batches(0, INSTRUMENTS[name].batches)[0]
+            some = self._batches(0, INSTRUMENTS[name].batches(self.group.config.watch))[0]
             some = jax.tree.map(lambda leaf: leaf[None], some) if lead else some
             programs.prepare_instrument(name, shapes_of(some, *lead))
         data, batches = self.group.config.data, self.group.config.train.eval_batches
@@ -230,7 +230,8 @@ class GroupRun:
         """Reads the instruments that are due."""
         for name, every in self._instruments.items():
             if step % every == 0:
-                batches = self._batches(step, step + INSTRUMENTS[name].batches)
+                count = INSTRUMENTS[name].batches(self.group.config.watch)
+                batches = self._batches(step, step + count)
                 self._pending.append(("instrument", step, step, programs.instrument(name, states, batches)))
 
     def _settle(self, programs: Programs, leave: int) -> None:

@@ -80,7 +80,7 @@ class _Bench:
         for name in instruments:
             if not INSTRUMENTS[name].applies(variant.config):
                 continue
-            feeds = self._feeds(variant, INSTRUMENTS[name].batches)
+            feeds = self._feeds(variant, INSTRUMENTS[name].batches(variant.config.watch))
             program = partial(read, name, rolled, self.group.config)
             readings = self._run(name, program, state, hp, self._corpus, feeds, once=not INSTRUMENTS[name].long)
             result["instruments"] |= readings_json(jax.device_get(readings))
