@@ -124,11 +124,13 @@ def test_vmapped_variants_read_what_single_ones_do(folder, corpus):
     assert (found[0][0]["split/skip_log10/layer_001"][1] != found[0][1]["split/skip_log10/layer_001"][1]).all()
 
 
-def test_histograms_reach_tensorboard(whole):
+def test_histograms_and_pictures_reach_tensorboard(whole):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(whole), size_guidance={"histograms": 0})
+    events = EventAccumulator(str(whole), size_guidance={"histograms": 0, "images": 0})
     events.Reload()
+    assert [image.step for image in events.Images("landscape/update")] == [0, 4, 8]
+    assert {"landscape/random", "landscape/update"} < set(events.Tags()["images"])
     tags = events.Tags()["histograms"]
     assert tags == ["grad/histogram_log10/layer_000", "grad/histogram_log10/layer_001"]
     zero = read_run(whole).steps["grad/zero_fraction/layer_001"][1][-1]

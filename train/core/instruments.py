@@ -30,6 +30,7 @@ from train.gradflow.norms import Norm
 
 UPDATES = np.linspace(-5.0, 15.0, 21)  # where the loss is looked at: multiples of the next update
 SHARES = np.linspace(-1.0, 1.0, 21)  # and of a random direction as long as the weights
+LINES = {"landscape/update": "the next update", "landscape/random": "a random direction as long as the weights"}
 NOISE_BATCHES = 8
 
 

@@ -55,6 +55,16 @@ def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array,
     return value, Backward(grads, head, exponents, delta, seen), aux
 
 
+def delta_of(loss: Callable[[Array], Array], depth: int, dtype: jax.typing.DTypeLike = "float32") -> Norm:
+    """|delta_l| at l = 0 to L of any network whose stream goes through taps, [L+1]; `depth` is L.
+
+    loss: slots [L+1, 2] -> the loss, where the network hands slots[l] to the tap at depth l, and the exponent from tap
+    to tap, starting at 0 (model/taps.py). `dtype`: of the stream, or float32 for a narrower one.
+    """
+    slots = jax.grad(loss)(jnp.zeros((depth + 1, 2), wide(dtype)))
+    return Norm(slots[:, 0], slots[:, 1])
+
+
 def head_table(params: Params) -> Float[Array, "V D"]:
     """The table the logits are made with: the head's own, or the embedding when they are tied."""
     return params.get("head", params["embed"])

@@ -71,8 +71,9 @@ def judge(
     """The verdict on one backward pass.
 
     delta_log10: log10|delta_l| [L+1], -inf for an exact zero. grad_log10: log10 Frobenius norms by tag, [L] each;
-    attn_q, attn_k, attn_v and attn_o are read. `doubt`: zeros may only be too small (train/gradflow/delta.py,
-    `underflows`), so no share is made of them. rms, rank: of the stream [L+1]; without `rank` nothing is collapsed.
+    attn_q, attn_k, attn_v and attn_o are read, if they are there. `doubt`: zeros may only be too small
+    (train/gradflow/delta.py, `underflows`), so no share is made of them. rms, rank: of the stream [L+1]; without `rank`
+    nothing is collapsed.
     """
     if doubt:
         grad_log10 = {name: np.where(np.isneginf(logs), np.nan, logs) for name, logs in grad_log10.items()}
@@ -150,7 +151,9 @@ def _moved(course: Course | None) -> str:
 
 
 def qk_share(grad_log10: Mapping[str, np.ndarray]) -> np.ndarray:
-    """log10 of |(dL/dW_q, dL/dW_k)| over |(dL/dW_v, dL/dW_o)| a layer, [L]."""
+    """log10 of |(dL/dW_q, dL/dW_k)| over |(dL/dW_v, dL/dW_o)| a layer, [L]; empty for a model without them."""
+    if not {"attn_q", "attn_k", "attn_v", "attn_o"} <= grad_log10.keys():
+        return np.zeros(0)
 
     def together(*names: str) -> np.ndarray:
         logs = np.stack([grad_log10[name] for name in names])

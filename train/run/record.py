@@ -14,7 +14,7 @@ from data.source import Source
 from model.residual import rule_of
 from train.config.load import Variant, flatten, to_yaml
 from train.core.evaluate import Scores
-from train.core.instruments import Reading
+from train.core.instruments import LINES, Curve, Reading
 from train.core.state import State
 from train.core.step import Watched
 from train.core.tags import Scalars, layer, reading_scalars, watched_scalars
@@ -107,6 +107,12 @@ class Record:
                 for index, (counts, top) in enumerate(zip(reading.counts, reading.top, strict=True)):
                     bounds = edges(float(top))[::-1].tolist()
                     self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
+            if isinstance(reading, Curve):
+                from train.report import charts  # matplotlib takes a second to import
+
+                title = f"{self.variant.name}: the loss along {LINES[name]}, step {step}"
+                figure = charts.loss_along(reading.at, reading.loss, title)
+                self.tracker.image(name, step, charts.to_rgb(figure))
 
     def save(self, state: State) -> None:
         """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""

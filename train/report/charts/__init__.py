@@ -2,7 +2,7 @@
 
 from train.report.charts.canvas import SMALL, save, to_rgb, to_svg
 from train.report.charts.heat import DELTA_SCALE, DELTA_UNIT, Field, heatmap, heatmaps
-from train.report.charts.lines import delta_by_depth, loss_curves, predicted_and_measured
+from train.report.charts.lines import delta_by_depth, loss_along, loss_curves, predicted_and_measured
 from train.report.charts.panels import Curve, Guide, Panel, line_charts
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "heatmap",
     "heatmaps",
     "line_charts",
+    "loss_along",
     "loss_curves",
     "predicted_and_measured",
     "save",

@@ -85,6 +85,24 @@ def loss_curves(
     return figure
 
 
+def loss_along(at: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], title: str) -> Figure:
+    """The loss along a line through the weights, which are at 0. Logarithmic when it spans a factor of 50."""
+    with canvas.styled():
+        figure, axes = canvas.single(title, size=canvas.SMALL)
+        axes.axvline(0, color="0.35", linestyle=(0, (1, 1.5)), linewidth=1.3)
+        canvas.line(axes, at, loss, "loss", **canvas.look(0, len(at)))
+        axes.set_xlabel("times this direction  (0: the weights as they are)")
+        axes.set_ylabel("loss of one batch")
+        known = np.asarray(loss, float)
+        known = known[np.isfinite(known)]
+        if spans_decades(known):
+            axes.set_yscale("log")
+            axes.set_ylabel("loss of one batch, logarithmic")
+        if not len(known):
+            canvas.say(axes, "no finite values")
+    return figure
+
+
 def predicted_and_measured(
     series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], title: str, xlabel: str, ylabel: str
 ) -> Figure:
