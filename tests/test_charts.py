@@ -57,9 +57,6 @@ PICTURES = {
     "delta: NaN": lambda: delta_by_depth({"a": ("a", NAN)}, "t"),
     "delta: nothing": lambda: delta_by_depth({}, "t"),
     "delta: odd names": lambda: delta_by_depth({"a": ("_$x_{", slope(3, 1)), "b": ("中\n文" * 40, NAN)}, "$ {" * 100),
-    "along": lambda: loss_along(np.linspace(-5, 15, 21), np.linspace(-5, 15, 21) ** 2 + 0.1, "long name " * 12),
-    "along: flat": lambda: loss_along(np.linspace(-1, 1, 21), np.full(21, 2.5), "t"),
-    "along: NaN": lambda: loss_along(np.linspace(-1, 1, 9), NAN, "t"),
     "heatmap": lambda: heatmap(STEPS, grid(8), "t", DELTA_UNIT),
     "heatmap: 1 layer, 1 step": lambda: heatmap(STEPS[:1], grid(1, STEPS[:1]), "t", DELTA_UNIT, -1, 3),
     "heatmap: 100 layers": lambda: heatmap(np.arange(5000), grid(100, np.arange(5000)), "t " * 200, DELTA_UNIT),
@@ -103,6 +100,9 @@ WIDE = {
     "small heatmap": lambda: heatmap(
         STEPS, np.where(grid(8) > 3, grid(8), np.nan), "t " * 50, DELTA_UNIT, -8, 1, SMALL
     ),
+    "small: along": lambda: loss_along(np.linspace(-5, 15, 21), np.linspace(-5, 15, 21) ** 2 + 0.1, "long name " * 12),
+    "small: along: flat": lambda: loss_along(np.linspace(-1, 1, 21), np.full(21, 2.5), "t"),
+    "small: along: NaN": lambda: loss_along(np.linspace(-1, 1, 9), NAN, "t"),
     "no heatmap": lambda: heatmaps([], "u", -8, 1),
 }
 

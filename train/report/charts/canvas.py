@@ -86,7 +86,7 @@ def single(title: str, measured: bool = True, size: tuple[float, float] = SIZE) 
 
     figure = Figure(size, layout=_roomy() if measured else None)
     axes = figure.add_subplot()
-    letters = int(10 * size[0])  # on a line
+    letters = int(8.6 * size[0])  # on a line
     axes.set_title("\n".join(textwrap.wrap(plain(title, 2 * letters), letters)), loc="left")
     return figure, axes
 
