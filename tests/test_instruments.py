@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from train.core.state import hparams_of
 from train.report.read import read_run
 
 NAMES = list(INSTRUMENTS)
+ROOT = Path(__file__).parents[1]
 
 
 def config_of(folder, corpus, runs, instruments, **more):
@@ -149,7 +151,9 @@ def test_probe_reads_them_all(folder, whole, corpus, capsys, monkeypatch):
     file = folder / "probe.json"
     assert main(["probe", str(path), "--instruments", "all", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
-    found = json.loads(file.read_text())["instruments"]
+    whole_object = json.loads(file.read_text())
+    jsonschema.validate(whole_object, json.loads((ROOT / "docs" / "probe.schema.json").read_text()))
+    found = whole_object["instruments"]
     series = read_run(whole).steps
 
     def first(tag):
@@ -162,7 +166,7 @@ def test_probe_reads_them_all(folder, whole, corpus, capsys, monkeypatch):
     counts = np.array(found["grad/histogram_log10"]["counts"])
     assert counts.sum() + np.sum(found["grad/histogram_log10"]["zeros"]) == 2 * (2 * 8 + 4 * 64 + 2 * 8 * 32)
     curve = found["landscape/update"]
-    assert curve["at"][5] == 0 and curve["loss"][5] == pytest.approx(json.loads(file.read_text())["loss"], rel=1e-5)
+    assert curve["at"][5] == 0 and curve["loss"][5] == pytest.approx(whole_object["loss"], rel=1e-5)
     assert curve["loss"][6] < curve["loss"][5]  # the next update goes downhill
     assert "split/cosine" in printed and "sharpness/top" in printed
 
@@ -201,7 +205,7 @@ def test_bad_values_get_a_line(folder, corpus, change, message, capsys):
 
 
 def test_every_tag_is_documented(whole):
-    text = (Path(__file__).parents[1] / "docs" / "instruments.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")
     parts = r"/(layer_\d+|head_\d+|all|embed|head|lookup|positions|norm_f)\b.*"
     tags = {re.sub(parts, "", tag) for tag in read_run(whole).steps}
     mine = {tag for tag in tags if tag.split("/")[0] in ("attn", "split", "cosine", "noise", "jacobian", "landscape")}
