@@ -5,11 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from model.config import ModelConfig
 from model.network import Network
+from model.residual import RULES
 
 L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
+
+# Rules that differ from one of the others in a factor or a norm alone: their longer laws are for `make torture`.
+ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
+ALIKE += ("hyper_connections",)
+EACH_RULE = [pytest.param(rule, marks=[pytest.mark.slow] if rule in ALIKE else []) for rule in RULES]
 
 
 def network(dtype: str = "float64", unroll: int = 1, **model: Any) -> Network:

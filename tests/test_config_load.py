@@ -76,7 +76,10 @@ def test_files_that_hold_no_config(tmp_path, text, expected):
         ("name: a\nlayers: 8", ["a.yaml:2: layers: unknown key; model.layers is where layers lives"]),
         ("name: a\nmodel: {seed: 8}", ["a.yaml:2: model.seed: unknown key; seed and data.seed are where seed lives"]),
         ("name: a\noptimzer: {lr: 1}", ["a.yaml:2: optimzer: unknown key; did you mean optimizer?"]),
-        ("name: a\nwatch: {zzz: 8}", ["a.yaml:2: watch.zzz: unknown key; watch has every, counterfactual"]),
+        (
+            "name: a\nwatch: {zzz: 8}",
+            ["a.yaml:2: watch.zzz: unknown key; watch has every, counterfactual, instruments, curvature_batches"],
+        ),
         ("name: a\nseed.x: 1", ["a.yaml:2: seed.x: unknown key; seed expects a whole number >= 0 and < 4294967296"]),
         (
             'name: a\nmodel: {layers: "8"}',

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import B, L, T, V, network, parameters
+from networks import EACH_RULE, B, L, T, V, network, parameters
 
-from model.residual import RULES, numbers_of, rule_of
+from model.residual import numbers_of, rule_of
 from train.core.loss import tapped_loss
 from train.gradflow import inside
 from train.gradflow.delta import backward
@@ -32,12 +32,7 @@ def both_ways(net, params, numbers):
     return anatomy.logits(last), logits, inside.split(anatomy, mean_loss), result.delta
 
 
-# One of each kind in every run, all of them in `make torture`.
-KINDS = ("pre_ln", "none", "post_ln", "rezero", "highway", "value_residual", "mhc", "attnres")
-EACH = [pytest.param(rule, marks=[] if rule in KINDS else pytest.mark.slow) for rule in RULES]
-
-
-@pytest.mark.parametrize("rule", EACH)
+@pytest.mark.parametrize("rule", EACH_RULE)
 def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
     net = network(residual=rule)
     numbers = numbers_of(net.config)

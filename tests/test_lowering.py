@@ -62,9 +62,25 @@ def test_there_are_configs():
     assert "quickstart" in {path.stem for path in CONFIGS}
 
 
+def few(path: Path):
+    """The programs of a config that tests look at in every run: of a study of many rules those of some."""
+    programs = list(programs_of(path))
+    return programs if len(programs) <= 4 else programs[:: max(1, len(programs) // 4)]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_window_lowers_and_stays_on_the_device(path):
-    for members in programs_of(path):
+    lowers(few(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_window_lowers(path):
+    lowers(programs_of(path))
+
+
+def lowers(programs):
+    for members in programs:
         text = traced(members).lower(lowering_platforms=("tpu", "cuda")).as_text()
         assert text.count("stablehlo.dot_general") >= 10  # it is the model that was lowered
         assert not [word for word in HOST if word in text]

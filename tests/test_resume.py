@@ -70,7 +70,7 @@ def test_each_step_has_one_row(folder):
         assert [row["step"] for row in rows(folder / "whole" / "tiny" / variant)] == [0, 2, 4, 6, 8, 10, 12]
 
 
-@pytest.mark.parametrize("kept", [4, 8])
+@pytest.mark.parametrize("kept", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_run_cut_back_to_a_checkpoint_ends_the_same(folder, monkeypatch, kept):
     """As after a crash: later checkpoints are gone, and the log holds more than the checkpoint knows."""
     monkeypatch.chdir(folder)

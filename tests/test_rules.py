@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import pytest
 from flax import nnx
-from networks import B, D, L, T, V, parameters
+from networks import EACH_RULE, B, D, L, T, V, parameters
 from reference import Reference
 
 from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
@@ -80,14 +80,14 @@ def test_options_against_the_second_transformer(x64, residual):
     same(logits(net, params), Reference(net.config, params).logits(TOKENS), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EACH_RULE)
 def test_scanned_and_unrolled_alike(x64, rule):
     params = parameters(network(rule))
     one, all_ = (tapped(network(rule, unroll=unroll), params) for unroll in (1, L))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), one, all_)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EACH_RULE)
 def test_gradients_behind_taps_are_jax_s(x64, rule):
     net = network(rule)
     params = parameters(net)
@@ -99,7 +99,7 @@ def test_gradients_behind_taps_are_jax_s(x64, rule):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-15), grads, wanted)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EACH_RULE)
 def test_delta_at_the_bottom_and_the_top_by_finite_differences(x64, rule):
     """|delta_0| from the gradient of the embedding rows, each token its own; |delta_L| by the second transformer."""
     net = network(rule, positions="none", tied_head=False, layers=2)
@@ -135,7 +135,7 @@ def offset(rule: str, carry, o):
     return (carry[0], carry[1] + o) if rule == "attnres" else carry + o
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EACH_RULE)
 def test_delta_at_every_depth_is_the_gradient_of_an_offset_there(x64, rule):
     """By the blocks one after the other, without scan or taps."""
     net = network(rule)

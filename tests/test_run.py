@@ -294,6 +294,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_verdict(trained, inte
 # Other ways to compute the same
 
 
+@pytest.mark.slow  # tests/test_resume.py has a shorter one
 def test_a_corpus_on_the_host_gives_the_same_losses(trained, tmp_path, monkeypatch, capsys):
     config, run = trained
     monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "cache"))

@@ -115,7 +115,7 @@ def test_a_spike_is_told_when_it_is_seen(run):
     assert quiet.tolist() == [0.0] * 10
 
 
-@pytest.mark.parametrize("windows", [-1, 1])
+@pytest.mark.parametrize("windows", [-1, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_cut_off_before_or_in_its_spike_ends_the_same(run, capsys, windows):
     """What the detector has to remember is in the checkpoint: with nothing else left of it, all that follows agrees."""
     folder, _ = run

@@ -51,7 +51,7 @@ def first_row(directory):
     return json.loads((directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
 
 
-@pytest.mark.parametrize("group", ["turn", "vmap"])
+@pytest.mark.parametrize("group", ["turn", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_run_goes_on_from_another_s_loss(trained, tmp_path, capsys, group):
     config, run = trained
     keys = [f"runs_dir={tmp_path}", f"train.init_from={run}", "optimizer.ema=0.5", f"train.group={group}"]

@@ -24,7 +24,7 @@ def slopes(up: Float[np.ndarray, "n K"], down: Float[np.ndarray, "n K"], sizes: 
     "Accurate computation of F'(x) and F'(x)F''(x)").
 
     >>> h = STEPS[None, :]
-    >>> abs(slopes(np.exp(h), np.exp(-h), np.ones(1)).value[0] - 1) < 1e-11
+    >>> bool(abs(slopes(np.exp(h), np.exp(-h), np.ones(1)).value[0] - 1) < 1e-11)
     True
     """
     steps = sizes[:, None] * STEPS[None, :]
