@@ -1,6 +1,6 @@
 """All claims, in the order in which they are told."""
 
-from train.chain import backprop, cost, descent, losses, optimizers, scalars, transformer
+from train.chain import backprop, clip, cost, descent, losses, optimizers, scalars, transformer
 from train.chain.claim import Claim
 from train.chain.subject import Subject
 
@@ -14,5 +14,6 @@ def claims_of(subject: Subject) -> tuple[Claim, ...]:
         *losses.CLAIMS,
         *optimizers.CLAIMS,
         *descent.CLAIMS,
+        *clip.CLAIMS,
         *cost.claims(subject),
     )
