@@ -131,6 +131,8 @@ def test_delta_at_step_0_is_what_probe_measures(trained, probed):
                 assert logged == pytest.approx(measured["grad_log10"][matrix][layer], abs=1e-5)
         assert row["grad/norm_log10/embed"] == pytest.approx(math.log10(measured["grad"]["embed"]), abs=1e-5)
         np.testing.assert_allclose([row[f"act/rms/{end}"] for end in ENDS], measured["act"]["rms"], rtol=1e-5)
+        weighted = [10 ** row[f"delta/rms_weighted_log10/{end}"] for end in ENDS]
+        np.testing.assert_allclose(weighted, measured["delta"]["rms_weighted"], rtol=1e-4)
 
 
 def test_the_summary(trained):

@@ -63,7 +63,10 @@ def watched_scalars(watched: Watched) -> Scalars:
     with np.errstate(over="ignore", under="ignore"):
         out |= _matrices("weight/norm", {name: 10.0**values for name, values in weight.items()})
     if watched.flow.seen is not None:
-        out |= _depths("act/rms", np.asarray(watched.flow.seen.rms))
+        rms = np.asarray(watched.flow.seen.rms, np.float64)
+        out |= _depths("act/rms", rms)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out |= _depths("delta/rms_weighted_log10", log10(watched.flow.delta) + np.log10(rms))
         out |= _depths("act/rank", np.asarray(watched.flow.seen.rank))
     out["grad/global_preclip_log10"] = _finite(float(log10(watched.grad_global)))
     out["grad/clip_factor"] = float(watched.clip_factor)

@@ -111,7 +111,7 @@ class Record:
                 from train.report import charts  # matplotlib takes a second to import
 
                 title = f"{self.variant.name}: the loss along {LINES[name]}, step {step}"
-                figure = charts.loss_along(reading.at, reading.loss, title)
+                figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
 
     def save(self, state: State) -> None:
