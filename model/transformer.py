@@ -69,7 +69,7 @@ class Block(nnx.Module):
 
         def attention(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, Array | None]:
             y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], mix_value, mix_heads, context.observe)
-            return passed(dropout(y.astype(h.dtype), rate, keys[1])), v
+            return passed(dropout(y.astype(h.dtype), rate, keys[1])), None if v is None else passed(v)
 
         def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
             del mix_value, mix_heads  # attention's

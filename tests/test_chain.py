@@ -16,7 +16,7 @@ from test_html import Reader
 import train.chain.claims
 import train.chain.subject
 from data.source import Form
-from train.chain import descent, losses, optimizers, scalars, transformer
+from train.chain import clip, losses, optimizers, scalars, transformer
 from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare, evidence
 from train.chain.claims import claims_of
 from train.chain.differences import STEPS, slopes
@@ -232,7 +232,7 @@ BROKEN = {
     "loss/dropout": (losses, "dropout", without_rescaling),
     "scalar/underflow": (scalars, "tap", lambda x, exponent, slot: scalars_tap(x, exponent, 2 * slot)),
     "scalar/activations": (scalars, "ACTIVATIONS", scalars.ACTIVATIONS | {"gelu": jax.nn.silu}),
-    "descent/clip_norm": (descent, "clipped", lambda grads, *_: (grads, None)),
+    "descent/clip_norm": (clip, "clipped", lambda grads, *_: (grads, None)),
     "optimizer/nesterov": (optimizers, "moved", lambda *_: optimizers.by_hand(optimizers.momentum)),
     "transformer/delta": (transformer.by_hand, "rms_norm", no_norm),
 }

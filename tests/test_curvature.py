@@ -153,7 +153,7 @@ def test_noise_against_its_definition(x64):
     """The gradient of an example is itself, so everything is known: |G|^2 and the trace by McCandlish's formulas."""
     rng = np.random.default_rng(0)
     batches = rng.normal(size=(3, 8, 5)) + 2.0
-    found = noise(lambda batch: {"w": jnp.mean(batch, axis=0)}, jnp.asarray(batches), 4)
+    found = noise(lambda batch, _: {"w": jnp.mean(batch, axis=0)}, jnp.asarray(batches), 4)
     big = np.mean([np.sum(b.mean(0) ** 2) for b in batches])
     small = np.mean([np.sum(b[i : i + 2].mean(0) ** 2) for b in batches for i in range(0, 8, 2)])
     np.testing.assert_allclose(value(found.gradient), (8 * big - 2 * small) / (8 - 2), rtol=1e-12)
@@ -164,16 +164,16 @@ def test_noise_finds_the_variance_that_was_put_in(x64):
     """Examples are (3, 4) plus noise of variances 1 and 9: |G|^2 = 25, S = 10, and a noise scale of 0.4 examples."""
     rng = np.random.default_rng(0)
     batches = np.array([3.0, 4.0]) + rng.normal(size=(2000, 16, 2)) * np.array([1.0, 3.0])
-    found = noise(lambda batch: jnp.mean(batch, axis=0), jnp.asarray(batches), 8)
+    found = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.asarray(batches), 8)
     np.testing.assert_allclose([value(found.gradient), value(found.trace)], [25, 10], rtol=0.03)
-    still = noise(lambda batch: jnp.mean(batch, axis=0), jnp.ones((2, 4, 3)) * 1e-150, 2)
+    still = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.ones((2, 4, 3)) * 1e-150, 2)
     assert abs(float(log10(still.gradient)) - (-300 + np.log10(3))) < 1e-9  # of squares, nothing underflows
 
 
 @pytest.mark.parametrize("parts", [1, 3, 16])
 def test_noise_needs_parts_that_fit(parts):
     with pytest.raises(ValueError, match=f"divides the batch 8, got {parts}"):
-        noise(lambda batch: jnp.mean(batch, axis=0), jnp.ones((2, 8, 3)), parts)
+        noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.ones((2, 8, 3)), parts)
 
 
 def test_a_line_through_a_parabola(x64):

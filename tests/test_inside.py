@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import EACH_RULE, B, L, T, V, network, parameters
 
-from model.residual import numbers_of, rule_of
+from model.residual import numbers_of
 from train.core.loss import tapped_loss
 from train.gradflow import inside
 from train.gradflow.delta import backward
@@ -20,6 +20,9 @@ TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
 
 def mean_loss(logits):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(TARGETS)), TARGETS])
+
+
+ADDED = ("pre_ln", "sandwich", "rezero", "skipinit", "layerscale", "gpt2_scaled", "stochastic_depth")  # s x + F
 
 
 @partial(jax.jit, static_argnums=0)
@@ -43,7 +46,7 @@ def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
     np.testing.assert_allclose(whole, value(delta)[:-1], rtol=1e-9)
     cosine = np.nan_to_num(np.asarray(split.cosine))
     np.testing.assert_allclose(whole**2, skip**2 + 2 * cosine * skip * branch + branch**2, rtol=1e-9)
-    if rule in ("pre_ln", "sandwich", "rezero", "skipinit", "layerscale", "gpt2_scaled", "stochastic_depth"):
+    if rule in (*ADDED, "value_residual"):
         np.testing.assert_allclose(skip, 0.7**2 * value(delta)[1:], rtol=1e-9)  # s once a sublayer
     if rule == "none":
         assert (skip == 0).all() and np.isnan(split.cosine).all()
@@ -136,7 +139,26 @@ def test_dead_units_of_a_model(x64):
 
 def test_observers_change_nothing(x64):
     net = network()
-    params = parameters(net)
-    anatomy = net.anatomy(params, TOKENS)
-    assert inside.observed(anatomy, {}) == {}
-    assert rule_of(net.config).additive
+    anatomy = net.anatomy(parameters(net), TOKENS)
+    first = jax.tree.map(lambda leaf: leaf[0], anatomy.blocks)
+    heard = []
+    watched = anatomy.block(first, jnp.int32(0), anatomy.carry, lambda name, value: heard.append((name, value.shape)))
+    np.testing.assert_array_equal(watched, anatomy.block(first, jnp.int32(0), anatomy.carry))
+    assert heard == [("attention", (B, 2, T, T)), ("mlp", (B * T, 32))]
+
+
+def test_scores_that_are_no_numbers_are_not_taken_for_masked():
+    seen = inside.attention(np.full((1, 1, 2, 2), np.nan, np.float32))
+    assert np.isnan(seen.entropy).all() and np.isnan(seen.logit_max).all()
+
+
+def test_a_branch_that_rounding_swallows_is_not_told():
+    """Beside 1e-7 of delta float32 knows nothing; layerscale starts with 1e-6 beyond 24 blocks."""
+    found = []
+    for scale in (1e-7, 1e-2):
+        net = network("float32", residual={"rule": "layerscale", "scale": scale})
+        params = jax.jit(lambda n=net: n.init(0))()
+        split = jax.jit(lambda p, n=net: inside.split(n.anatomy(p, TOKENS), mean_loss))(params)
+        found.append([np.isnan(x) for x in (log10(split.branch), split.cosine, log10(split.delta))])
+    assert found[0][0].all() and found[0][1].all() and not found[0][2].any()
+    assert not any(part.any() for part in found[1])

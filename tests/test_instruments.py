@@ -4,16 +4,22 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jsonschema
 import numpy as np
 import pytest
 
+from data.source import Batch
+from model.config import ModelConfig
+from model.network import Network
 from train.cli import main
 from train.config.schema import InstrumentsConfig
 from train.core import compile as compiling
-from train.core.instruments import INSTRUMENTS, noise_parts
+from train.core.instruments import INSTRUMENTS, Subject, _split, noise_parts
 from train.core.state import hparams_of
+from train.gradflow.norms import value
 from train.report.read import read_run
 
 NAMES = list(INSTRUMENTS)
@@ -50,7 +56,7 @@ def whole(folder, corpus):
 
 def test_the_config_knows_them_all():
     assert list(InstrumentsConfig.model_fields) == NAMES
-    assert (noise_parts(16), noise_parts(7), noise_parts(22)) == (8, 7, 2)
+    assert [noise_parts(batch) for batch in (16, 7, 22, 11, 121, 1)] == [8, 7, 2, 11, 11, 1]
 
 
 def test_they_measure_at_their_steps(whole):
@@ -107,8 +113,13 @@ def test_a_resumed_run_measures_each_step_once(whole, folder, corpus):
         if not tag.startswith("perf/"):
             np.testing.assert_array_equal(at, after[tag][0], err_msg=tag)
             np.testing.assert_array_equal(values, after[tag][1], err_msg=tag)
+    # TensorBoard forgets what it had from step 4 on, also the pictures of step 4.
+    events = events_of(directory)
+    for found in (events.Histograms("grad/histogram_log10/layer_000"), events.Images("landscape/update")):
+        assert [event.step for event in found] == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_vmapped_variants_read_what_single_ones_do(folder, corpus):
     variants = {"one": {}, "two": {"optimizer.lr": 3e-3, "model.skip_scale": 0.5}}
     found = []
@@ -123,11 +134,16 @@ def test_vmapped_variants_read_what_single_ones_do(folder, corpus):
     assert (found[0][0]["split/skip_log10/layer_001"][1] != found[0][1]["split/skip_log10/layer_001"][1]).all()
 
 
-def test_histograms_and_pictures_reach_tensorboard(whole):
+def events_of(directory):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(whole), size_guidance={"histograms": 0, "images": 0})
+    events = EventAccumulator(str(directory), size_guidance={"histograms": 0, "images": 0})
     events.Reload()
+    return events
+
+
+def test_histograms_and_pictures_reach_tensorboard(whole):
+    events = events_of(whole)
     assert [image.step for image in events.Images("landscape/update")] == [0, 4, 8]
     assert {"landscape/random", "landscape/update"} < set(events.Tags()["images"])
     tags = events.Tags()["histograms"]
@@ -190,6 +206,7 @@ def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
         ({"watch": {"instruments": {"noise": -1}}}, "expected a whole number >= 0, got -1"),
         ({"watch": {"instruments": {"noise": 4}}, "data": {"batch": 1}}, "expected data.batch of at least 2, got 1"),
         ({"watch": {"instruments": {"sharpness_adam": 4}}, "optimizer": {"name": "sgd"}}, "adam and adamw, got sgd"),
+        ({"watch": {"instruments": {"sharpness_adam": 4}}, "optimizer": {"freeze": ["embed"]}}, "optimizer.freeze []"),
         ({"watch": {"instruments": {"units": 5}}, "train": _train(steps_per_call=4)}, "watch.instruments.units 5"),
     ],
 )
@@ -233,3 +250,30 @@ def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64
     update = {"sgd": g, "momentum": m, "nesterov": g + beta * m}[name]
     radius = np.abs(np.linalg.eigvals(np.stack([np.array([1.0, 0.0]) - lr * update, m]))).max()
     assert (radius > 1) == (side > 1)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "masked"])
+def test_the_split_is_of_the_loss_that_is_trained(task, x64):
+    """Whatever the targets are, and however many values each has: delta by the split is delta by the taps."""
+    network, batch = other_task(task)
+    params = jax.jit(lambda: network.init(0))()
+    state, hp = SimpleNamespace(params=params), SimpleNamespace(model=None)
+    config = SimpleNamespace(model=network.config)
+    subject = Subject(network, config, state, hp, jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
+    split, delta = jax.jit(lambda: (_split(subject), subject.backward(params).delta))()
+    skip, branch = value(split["split/skip"]), value(split["split/branch"])
+    whole = np.sqrt(skip**2 + branch**2 + 2 * np.asarray(split["split/cosine"]) * skip * branch)
+    np.testing.assert_allclose(whole, value(delta)[:-1], rtol=1e-9)
+
+
+def other_task(task):
+    rng, model = np.random.default_rng(0), ModelConfig(layers=2, width=8, heads=2)
+    tokens = rng.integers(0, 7, (3, 4))
+    if task == "regression":
+        network = Network(model, None, 4, "float64", task="regression", outputs=3, channels=2)
+        return network, Batch(rng.normal(size=(3, 4, 2)), rng.normal(size=(3, 4, 3)))
+    if task == "classification":
+        network = Network(model, 7, 4, "float64", task="classification", outputs=5, pooled=True)
+        return network, Batch(tokens, rng.integers(0, 5, 3))
+    weights = np.array([[1, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 1]], np.float32)
+    return Network(model, 7, 4, "float64"), Batch(tokens, rng.integers(0, 7, (3, 4)), weights)

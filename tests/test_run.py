@@ -46,7 +46,7 @@ def watched_tags() -> set[str]:
         tags |= {f"grad{suffix}/norm_log10/{end}" for end in ("embed", "lookup", "head", "positions", "norm_f")}
         tags |= {f"grad{suffix}/norm_log10/{layer}" for layer in LAYERS}
         tags |= {f"grad{suffix}/norm_log10/{layer}/{matrix}" for layer in LAYERS for matrix in MATRICES}
-    tags |= {f"gain/{layer}" for layer in LAYERS}
+    tags |= {f"gain/{layer}" for layer in LAYERS} | {f"delta/rms_weighted_log10/{layer}" for layer in ENDS}
     for metric in ("update/ratio_log10", "weight/norm"):
         tags |= {f"{metric}/{layer}" for layer in LAYERS}
         tags |= {f"{metric}/{layer}/{matrix}" for layer in LAYERS for matrix in MATRICES}

@@ -24,10 +24,10 @@ def run(parsed: argparse.Namespace) -> int:
     experiment = load(parsed.config, parsed.overrides)
     from train.report.tables import flow_table, instruments_table, probe_table, verdict_lines
     from train.run.console import Console
-    from train.run.probing import probe
+    from train.run.probing import not_for, probe
     from train.run.rundir import write_atomically
 
-    console = Console()
+    console, configs = Console(), {variant.name: variant.config for variant in experiment.variants}
     results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint), parsed.instruments)
     for result in results:
         loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f} nats"
@@ -36,6 +36,8 @@ def run(parsed: argparse.Namespace) -> int:
         for line in verdict_lines(result["variant"], result["verdict"]):
             console.note(line)
         if parsed.instruments:
+            if absent := not_for(configs[result["variant"]], parsed.instruments):
+                console.note(f"{result['variant']}: nothing to measure here for {', '.join(absent)}")
             rows, table = instruments_table(result["instruments"])
             console.table(f"{result['variant']}: instruments by layer", *table)
             console.block(f"{result['variant']}: instruments", rows)

@@ -136,6 +136,11 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def _instruments(config: RunConfig) -> Iterator[tuple[str, str]]:
     name, batch = config.optimizer.name, config.data.batch
+    if config.watch.instruments.sharpness_adam and config.optimizer.freeze:
+        yield (
+            "watch.instruments.sharpness_adam",
+            "needs optimizer.freeze []: adam knows no scale of what is frozen",
+        )
     if config.watch.instruments.sharpness_adam and name not in ("adam", "adamw"):
         yield "watch.instruments.sharpness_adam", f"is for optimizer.name adam and adamw, got {name}"
     if config.watch.instruments.noise and batch < 2:
@@ -175,7 +180,7 @@ _CHECKS = (
     (("optimizer.name", "model.base_width"), _own_optimizer),
     (("optimizer.accumulate", "data.batch"), _accumulate),
     (("train.steps_per_call", "watch", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
-    (("watch.instruments", "optimizer.name", "data.batch"), _instruments),
+    (("watch.instruments", "optimizer.name", "optimizer.freeze", "data.batch"), _instruments),
     (("train.unroll",), _unroll),
     (("train.dtype", "train.device"), _dtype),
 )

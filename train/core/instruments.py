@@ -20,7 +20,7 @@ from model.network import Anatomy, Network, Params
 from model.residual import rule_of, without_skip
 from train.config.schema import RunConfig, WatchConfig
 from train.core.batch import Feed, batch_of
-from train.core.loss import losses, tapped_loss, weight_of, weighted_sum
+from train.core.loss import losses, mean_loss, micro_total, tapped_loss
 from train.core.optimizer import HParams, rate
 from train.core.state import State
 from train.core.step import train_step
@@ -104,8 +104,10 @@ class Subject:
         return dataclasses.replace(self, network=dataclasses.replace(self.network, dtype=dtype))
 
 
-def _untapped(network: Network, batch: Batch, numbers: Mapping[str, Any]) -> Callable[[Params], Array]:
-    loss = tapped_loss(network, batch, numbers, None)
+def _untapped(
+    network: Network, batch: Batch, numbers: Mapping[str, Any], total: Array | None = None
+) -> Callable[[Params], Array]:
+    loss = tapped_loss(network, batch, numbers, None, total)
     return lambda params: loss(params, None, None)[0]  # pyright: ignore[reportArgumentType]
 
 
@@ -126,8 +128,7 @@ def _split(subject: Subject) -> dict[str, Reading]:
     batch = subject.batch()
 
     def loss(logits: Array) -> Array:
-        each = losses(subject.network, logits, batch, subject.hp.model)
-        return weighted_sum(each, batch) / weight_of(batch, each.dtype)
+        return mean_loss(losses(subject.network, logits, batch, subject.hp.model), batch)
 
     parts = inside.split(subject.anatomy(batch.inputs), loss)
     return {"split/skip": parts.skip, "split/branch": parts.branch, "split/cosine": parts.cosine}
@@ -159,10 +160,13 @@ def _angles(name: str, found: gradients.Cosines) -> dict[str, Reading]:
 
 
 def _noise(subject: Subject) -> dict[str, Reading]:
-    def gradient(batch: Batch) -> Params:
-        return jax.grad(_untapped(subject.network, batch, subject.hp.model))(subject.params)
+    parts = noise_parts(subject.config.data.batch)
 
-    found = noise.noise(gradient, subject.batches, noise_parts(subject.config.data.batch))
+    def gradient(part: Batch, whole: Batch) -> Params:
+        total = micro_total(whole, parts)  # so that the mean over parts is the whole batch's gradient
+        return jax.grad(_untapped(subject.network, part, subject.hp.model, total))(subject.params)
+
+    found = noise.noise(gradient, subject.batches, parts)
     ratio = found.trace.mantissa / found.gradient.mantissa
     scale = Signed(Norm(ratio, found.trace.exponent - found.gradient.exponent))
     return {
@@ -173,12 +177,13 @@ def _noise(subject: Subject) -> dict[str, Reading]:
 
 
 def noise_parts(batch: int) -> int:
-    """Into how many parts a batch is cut: the largest divisor up to 8; 1 cannot be.
+    """Into how many parts a batch is cut: the largest divisor up to 8, or the smallest beyond; 1 cannot be.
 
-    >>> noise_parts(16), noise_parts(12), noise_parts(1)
-    (8, 6, 1)
+    >>> noise_parts(16), noise_parts(12), noise_parts(11), noise_parts(1)
+    (8, 6, 11, 1)
     """
-    return max(parts for parts in range(1, min(8, batch) + 1) if batch % parts == 0)
+    few = max(parts for parts in range(1, min(8, batch) + 1) if batch % parts == 0)
+    return few if few > 1 else next((parts for parts in range(9, batch + 1) if batch % parts == 0), 1)
 
 
 def _sharpness(subject: Subject) -> dict[str, Reading]:
@@ -206,6 +211,8 @@ def _threshold(name: str, subject: Subject) -> dict[str, Reading]:
     2021, 2103.00065, section 2); Adam's for the preconditioned curvature (2 + 2 beta_1) / (1 - beta_1) / lr.
     """
     config, hp = subject.config.optimizer, subject.hp.optimizer
+    if config.lr_factors or subject.config.model.width_ratio != 1:
+        return {}  # there is no one rate
     lr = rate(config, hp, subject.state.step, subject.config.train.steps)
     beta = hp["momentum"] if name == "sharpness" else hp["betas"][0]
     of = {
@@ -220,7 +227,8 @@ def _threshold(name: str, subject: Subject) -> dict[str, Reading]:
 
 
 def _preconditioner(subject: Subject) -> Params:
-    """sqrt(v-hat) + eps of Adam; not a number before the first step, when there is no v."""
+    """(1 - beta_1^t) (sqrt(v-hat) + eps) of Adam after t steps, the debiasing of its first average included (Cohen et
+    al. 2022, 2207.14484, section 2); not a number before the first step, when there is no v."""
     found = [
         leaf
         for leaf in jax.tree.leaves(subject.state.optimizer, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
@@ -231,8 +239,9 @@ def _preconditioner(subject: Subject) -> Params:
 
     def one(nu: Array) -> Array:
         beta, eps = jnp.asarray(hp["betas"][1], nu.dtype), jnp.asarray(hp["eps"], nu.dtype)
-        debiased = nu / -jnp.expm1(jnp.asarray(adam.count, nu.dtype) * jnp.log(beta))
-        return jnp.sqrt(debiased) + eps
+        count = jnp.asarray(adam.count, nu.dtype)
+        debiased = nu / -jnp.expm1(count * jnp.log(beta))
+        return -jnp.expm1(count * jnp.log(jnp.asarray(hp["betas"][0], nu.dtype))) * (jnp.sqrt(debiased) + eps)
 
     return jax.tree.map(one, adam.nu)
 
@@ -240,8 +249,7 @@ def _preconditioner(subject: Subject) -> Params:
 def _jacobian(subject: Subject) -> dict[str, Reading]:
     """Of the first example of the batch: examples do not touch one another."""
     subject = subject.precise
-    with jax.default_matmul_precision("highest"):
-        found = jacobian.jacobians(subject.anatomy(subject.batch().inputs[:1]), jax.random.key(0))
+    found = jacobian.jacobians(subject.anatomy(subject.batch().inputs[:1]), jax.random.key(0))
     blocks = {f"jacobian/{key}": value for key, value in found.block._asdict().items()}
     return blocks | {f"jacobian/stack_{key}": value for key, value in found.stack._asdict().items()}
 
@@ -267,6 +275,8 @@ class Instrument:
     measure: Callable[[Subject], dict[str, Reading]]
     batches: Callable[[WatchConfig], int] = lambda watch: 1  # that it looks at
     optimizer: bool = False  # it needs the optimizer's state
+    precise: bool = False  # products in full float32, also where training multiplies in less
+    pictured: bool = False  # it leaves histograms or pictures, which a resumed run has to draw again
     long: bool = False  # many passes through the network: its program is worth the compiler's time
     applies: Callable[[RunConfig], bool] = lambda config: True
 
@@ -274,22 +284,23 @@ class Instrument:
 INSTRUMENTS: dict[str, Instrument] = {
     "attention": Instrument(_attention),
     "units": Instrument(_units),
-    "entries": Instrument(_entries),
+    "entries": Instrument(_entries, pictured=True),
     "weight_dot_grad": Instrument(_weight_dot_grad),
     "split": Instrument(_split),
     "twins": Instrument(_twins, applies=lambda config: rule_of(config.model).additive),
     "successive": Instrument(_successive, lambda watch: 2, optimizer=True),
     "noise": Instrument(_noise, lambda watch: NOISE_BATCHES, long=True, applies=lambda config: config.data.batch > 1),
-    "sharpness": Instrument(_sharpness, _curvature_batches, long=True),
+    "sharpness": Instrument(_sharpness, _curvature_batches, precise=True, long=True),
     "sharpness_adam": Instrument(
         _sharpness_adam,
         _curvature_batches,
         optimizer=True,
+        precise=True,
         long=True,
-        applies=lambda config: config.optimizer.name in ("adam", "adamw"),
+        applies=lambda config: config.optimizer.name in ("adam", "adamw") and not config.optimizer.freeze,
     ),
-    "jacobian": Instrument(_jacobian),
-    "landscape": Instrument(_landscape, optimizer=True, long=True),
+    "jacobian": Instrument(_jacobian, precise=True),
+    "landscape": Instrument(_landscape, optimizer=True, precise=True, pictured=True, long=True),
 }
 
 
@@ -303,4 +314,8 @@ def read(
     """
     rolled = dataclasses.replace(network, unroll=1)  # short to compile, and it runs seldom
     batches = jax.vmap(lambda feed: batch_of(feed, corpus, network.context))(feeds)
-    return INSTRUMENTS[name].measure(Subject(rolled, config, state, hp, batches))
+    instrument, subject = INSTRUMENTS[name], Subject(rolled, config, state, hp, batches)
+    if not instrument.precise:
+        return instrument.measure(subject)
+    with jax.default_matmul_precision("highest"):
+        return instrument.measure(subject)

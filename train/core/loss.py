@@ -60,6 +60,14 @@ def weighted_sum(values: Float[Array, "N"], batch: Batch) -> Float[Array, ""]:
     return jnp.sum(jnp.where(weights > 0, values, 0) * weights)
 
 
+def mean_loss(each: Float[Array, "N"], batch: Batch, total: Float[Array, ""] | None = None) -> Float[Array, ""]:
+    """The mean of the losses of a batch's targets by their weights; `total` instead of the sum of these."""
+    if batch.weights is None:
+        return jnp.mean(each)
+    weight = weight_of(batch, each.dtype) if total is None else total.astype(each.dtype)
+    return weighted_sum(each, batch) / weight
+
+
 def tapped_loss(
     network: Network,
     feed: Feed,
@@ -78,10 +86,7 @@ def tapped_loss(
         logits, seen = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
         rms = root_mean_square(jax.lax.stop_gradient(logits))
         each = losses(network, logits, batch, numbers)
-        if batch.weights is None:
-            return jnp.mean(each), (seen, rms)
-        weight = weight_of(batch, each.dtype) if total is None else total.astype(each.dtype)
-        return weighted_sum(each, batch) / weight, (seen, rms)
+        return mean_loss(each, batch, total), (seen, rms)
 
     return loss  # pyright: ignore[reportReturnType]  # None slots leave the taps out; `backward` always passes them
 

@@ -83,8 +83,9 @@ def reading_scalars(readings: Mapping[str, Reading]) -> Scalars:
         if isinstance(reading, Histogram):
             continue
         if isinstance(reading, Curve):
-            if np.isfinite(reading.loss).all():
-                out[f"{name}_lowest_at"] = float(reading.at[np.argmin(reading.loss)])
+            known = np.where(np.isfinite(reading.loss), reading.loss, np.inf)
+            if known.min() < known.max():  # else no place is the lowest
+                out[f"{name}_lowest_at"] = float(reading.at[np.argmin(known)])
         elif isinstance(reading, Mapping):
             for part, values in reading.items():
                 out |= _reading(name, values, part)
@@ -105,9 +106,11 @@ def _reading(name: str, reading: Any, part: str) -> Scalars:
 
 
 def plain(name: str, reading: Any) -> tuple[str, np.ndarray]:
-    """Name and values in float64: a norm becomes its log10, and says so in its name."""
+    """Name and values in float64: a norm becomes its log10, and says so in its name. nan: not defined, or a signed
+    value that no float32 holds."""
     if isinstance(reading, Norm):
         return f"{name}_log10", log10(reading)
     if isinstance(reading, Signed):
-        return name, value(reading.value)
+        size = log10(reading.value)  # TensorBoard holds float32: what is 0 there, or infinite, is not
+        return name, np.where(np.isneginf(size) | ((size > -37) & (size < 38)), value(reading.value), np.nan)
     return name, np.asarray(reading, np.float64)

@@ -50,7 +50,7 @@ def attention(scores: Float[Array, "B H T T"]) -> Attention:
     (Dehghani et al. 2023, 2302.05442, section 2). Masked scores are the least finite number.
     """
     scores = scores.astype(wide(scores.dtype))
-    visible = scores > jnp.finfo(scores.dtype).min
+    visible = ~(scores <= jnp.finfo(scores.dtype).min)  # so that nan is seen
     logs = jax.nn.log_softmax(scores, axis=-1)
     entropy_BHT = -jnp.sum(jnp.where(visible, jnp.exp(logs) * logs, 0), axis=-1)
     count_BHT = jnp.sum(visible, axis=-1)
@@ -85,7 +85,7 @@ class Split(NamedTuple):
 
     delta: Norm  # [L]
     skip: Norm  # [L]
-    branch: Norm  # [L]
+    branch: Norm  # [L]; nan where it is below 1e-5 of delta in float32, whose rounding it is lost in
     cosine: Float[Array, "L"]  # of skip and branch; nan where one is exactly zero
 
 
@@ -112,6 +112,10 @@ def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, "
         x, past = (scaled(anatomy.stream(part), -k) for part in (down, skip))
         through = x - past
         exponent = exponent + k
+        # A difference that is lost in the rounding of what it is the difference of is not known, and not small.
+        size = jnp.max(jnp.abs(through))
+        lost = (size > 0) & (size < 100 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x)))
+        through = jnp.where(lost, jnp.nan, through)
         angle = cosine(inner(past, through), inner(past, past), inner(through, through))
         found = Split(frobenius(x, exponent), frobenius(past, exponent), frobenius(through, exponent), angle)
         return (jax.tree.map(lambda leaf: scaled(leaf, -k), down), exponent), found

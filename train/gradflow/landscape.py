@@ -21,7 +21,7 @@ def along_line(
 
 def random_direction(params: Any, key: Key[Array, ""]) -> Any:
     """A Gaussian direction in which each matrix of each layer has the length of the matrix itself, so that a multiple
-    of 1 doubles or undoes it (filter normalization, Li et al. 2018, 1712.09913, section 4, with one filter a matrix).
+    of 1 moves it by its own length (filter normalization, Li et al. 2018, 1712.09913, section 4; one filter a matrix).
 
     What lies under "blocks" is stacked along its first axis.
     """

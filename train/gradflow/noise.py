@@ -17,12 +17,12 @@ class Noise(NamedTuple):
     trace: Norm  # S, the trace of the covariance of one example's gradient
 
 
-def noise(gradient: Callable[[Any], Any], batches: Any, parts: int) -> Noise:
+def noise(gradient: Callable[[Any, Any], Any], batches: Any, parts: int) -> Noise:
     """|G|^2 and S from the gradients of whole batches and of `parts` equal parts of each (McCandlish et al. 2018,
     1812.06162, appendix A.1), both averaged over the batches before anything is divided: the noise scale is S / |G|^2.
 
-    gradient: a batch, leaves [b, ...] -> the gradient of its mean loss. batches: leaves [J, B, ...]; parts > 1 divides
-    B.
+    gradient: (a part of a batch, leaves [b, ...]; the batch) -> the gradient of the part's mean loss, of parts that
+    are weighed so that their mean is the batch's. batches: leaves [J, B, ...]; parts > 1 divides B. Raises ValueError.
     """
     B = jax.tree.leaves(batches)[0].shape[1]
     if parts < 2 or B % parts:
@@ -33,10 +33,10 @@ def noise(gradient: Callable[[Any], Any], batches: Any, parts: int) -> Noise:
         split = jax.tree.map(lambda leaf: leaf.reshape(parts, small, *leaf.shape[1:]), batch)
 
         def part(total: Any, examples: Any) -> tuple[Any, Norm]:
-            g = gradient(examples)
+            g = gradient(examples, batch)
             return jax.tree.map(jnp.add, total, g), _square(g)
 
-        shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], split))
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], split), batch)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, squares = jax.lax.scan(part, zero, split)
         mean = jax.tree.map(lambda leaf: leaf / parts, total)

@@ -151,7 +151,8 @@ def instruments_table(readings: Mapping[str, Any]) -> tuple[list[tuple[str, str]
     for name, reading in readings.items():
         if isinstance(reading, Mapping) and "at" in reading:
             known = [(loss, at) for at, loss in zip(reading["at"], reading["loss"], strict=True) if loss is not None]
-            lines.append((f"{name} is lowest at", number(min(known)[1]) if known else MISSING))
+            flat = len({loss for loss, _ in known}) < 2
+            lines.append((f"{name} is lowest at", MISSING if flat else number(min(known)[1])))
             continue
         parts = reading if isinstance(reading, Mapping) else {"layer": reading}
         for part, values in parts.items():

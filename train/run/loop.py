@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from data.source import Source
+from data.tokenizer import DataError
 from model.residual import rule_of
 from train.core.batch import Feed
 from train.core.instruments import INSTRUMENTS
@@ -189,6 +190,8 @@ class GroupRun:
         if first == 0:
             self._evaluate(programs, states, 0)
             self._measure(programs, states, 0)
+        else:  # TensorBoard drops what it has from `first` on; the figures of that row are in the checkpoint
+            self._measure(programs, states, first, pictured=True)
         drawn_at = time.perf_counter()
         for start, end in self._windows(first):
             measured = programs.window(states, self._batches(start, end), _is_watched(start, config.watch.every))
@@ -226,12 +229,16 @@ class GroupRun:
             losses = programs.evaluate(states, *self._heldout, averaged=True)
             self._pending.append(("val_ema", step, step, losses))
 
-    def _measure(self, programs: Programs, states: list[State], step: int) -> None:
-        """Reads the instruments that are due."""
+    def _measure(self, programs: Programs, states: list[State], step: int, pictured: bool = False) -> None:
+        """Reads the instruments that are due; of these only those that leave pictures, if `pictured`."""
         for name, every in self._instruments.items():
-            if step % every == 0:
+            if step % every == 0 and (INSTRUMENTS[name].pictured or not pictured):
                 count = INSTRUMENTS[name].batches(self.group.config.watch)
-                batches = self._batches(step, step + count)
+                try:
+                    batches = self._batches(step, step + count)
+                except DataError as error:  # data of one's own may end with the training
+                    self.console.warn(f"{name}: not measured at step {step}: {error}")
+                    continue
                 self._pending.append(("instrument", step, step, programs.instrument(name, states, batches)))
 
     def _settle(self, programs: Programs, leave: int) -> None:

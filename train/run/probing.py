@@ -78,7 +78,7 @@ class _Bench:
         if instruments:
             result["instruments"] = {}
         for name in instruments:
-            if not INSTRUMENTS[name].applies(variant.config):
+            if name in not_for(variant.config, instruments):
                 continue
             feeds = self._feeds(variant, INSTRUMENTS[name].batches(variant.config.watch))
             program = partial(read, name, rolled, self.group.config)
@@ -99,7 +99,8 @@ class _Bench:
             return self._run("init", partial(initial_state, group.network, group.config), hp)
         params = restored(group, variant, self.checkpoint, self.platform)
         if not whole:
-            return State(params, None, jnp.zeros((), jnp.int32))
+            step = Checkpoints(self.checkpoint).steps()[-1]
+            return State(params, None, jnp.asarray(step, jnp.int32))
         changed = [key for key in differences(read_config(self.checkpoint), variant.config) if "optimizer." in key]
         if changed:
             raise RunError(
@@ -117,6 +118,11 @@ class _Bench:
     @cached_property
     def _corpus(self) -> Any:
         return None if self.source.resident is None else jnp.asarray(self.source.resident[0])
+
+
+def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:
+    """Those that have nothing to measure under this config (docs/instruments.md)."""
+    return [name for name in instruments if not INSTRUMENTS[name].applies(config)]
 
 
 def _same_tokens(directory: Path, source: Source) -> None:
