@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from train.report.charts import canvas
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -72,16 +73,9 @@ def loss_curves(
             look = canvas.look(index, len(values))
             lines.append(canvas.line(axes, np.asarray(steps), values, label, *notes, **look))
         canvas.legend(axes, lines)
-        known = np.concatenate([np.asarray(values, float) for _, _, values in series.values()] or [np.zeros(0)])
-        known = known[np.isfinite(known)]
         axes.set_xlabel("training step")
         canvas.whole(axes.xaxis)
-        axes.set_ylabel("loss (nats per token)")
-        if spans_decades(known):
-            axes.set_yscale("log")
-            axes.set_ylabel("loss (nats per token, logarithmic)")
-        if not len(known):
-            canvas.say(axes, "no finite values")
+        _loss_axis(axes, [values for _, _, values in series.values()], "loss (nats per token)")
     return figure
 
 
@@ -92,14 +86,7 @@ def loss_along(at: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], title
         axes.axvline(0, color="0.35", linestyle=(0, (1, 1.5)), linewidth=1.3)
         canvas.line(axes, at, loss, "loss", **canvas.look(0, len(at)))
         axes.set_xlabel("times this direction  (0: the weights as they are)")
-        axes.set_ylabel("loss of one batch")
-        known = np.asarray(loss, float)
-        known = known[np.isfinite(known)]
-        if spans_decades(known):
-            axes.set_yscale("log")
-            axes.set_ylabel("loss of one batch, logarithmic")
-        if not len(known):
-            canvas.say(axes, "no finite values")
+        _loss_axis(axes, [loss], "loss of one batch")
     return figure
 
 
@@ -122,6 +109,17 @@ def predicted_and_measured(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
     return figure
+
+
+def _loss_axis(axes: Axes, lines: Sequence[np.ndarray], label: str) -> None:
+    known = np.concatenate([np.asarray(values, float) for values in lines] or [np.zeros(0)])
+    known = known[np.isfinite(known)]
+    axes.set_ylabel(label)
+    if spans_decades(known):
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{label}, logarithmic")
+    if not len(known):
+        canvas.say(axes, "no finite values")
 
 
 def spans_decades(finite: Float[np.ndarray, " N"]) -> bool:
