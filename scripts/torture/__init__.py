@@ -1,0 +1,1 @@
+"""Sweeps that break runs on purpose and count what held: `python scripts/torture`."""
