@@ -1,8 +1,8 @@
 """kill -9 at every call of save, log and prune, and at random moments.
 
 A trial: a run of two variants (tiny.py) is started, in a process forked from one that has imported everything, and
-killed by SIGKILL at one call: before it, or when half of a write (the whole of another call) is done; then it is
-started again, and what it leaves is compared with what an unbroken run left: parameters bitwise, metrics.jsonl,
+killed by SIGKILL at one call: before it, or when half of a write is done; then it is started again. It has to go on
+from the last save, and what it leaves is compared with what an unbroken run left: parameters bitwise, metrics.jsonl,
 TensorBoard's scalars and summary.json by value. The training is real, its programs were compiled once. At random:
 killed by the clock, up to three times before it may end. `fresh`: the same with whole new processes that import and
 compile.
@@ -21,7 +21,7 @@ from scripts.torture.left import compared
 from scripts.torture.row import Row
 from scripts.torture.shim import Action, Fault, calls
 from scripts.torture.stage import FLAGS, ROOT
-from scripts.torture.tiny import Bench, arguments, bench, lefts, sites, some
+from scripts.torture.tiny import Bench, arguments, bench, lefts, saved, sites, some
 
 PROMISE = "parameters bitwise and logged values as of an unbroken run, each step once"
 RANDOM, FRESH = 200, 30
@@ -29,7 +29,7 @@ TOLD = 5
 
 
 def rows(scale: float, seed: int) -> Iterable[Row]:
-    with bench() as made:
+    with bench(2) as made:
         yield _at_calls(made, scale, seed)
         yield _at_random(made, scale, seed)
         yield _fresh(made, scale, seed)
@@ -39,18 +39,21 @@ def _at_calls(made: Bench, scale: float, seed: int) -> Row:
     broken, trials, reached, known = [], 0, set(), set()
     log = made.folder / "killed.log"
     for part in made.parts:
-        known |= sites(part.calls, made.folder)
-        for place in some(round(scale * 2 * len(part.calls)), 2 * len(part.calls), seed):
-            at, action = (place + 1) // 2, Action.BEFORE if place % 2 else Action.DURING
+        known |= sites(part.calls, part.runs)
+        places = [(call.number, Action.BEFORE) for call in part.calls]
+        places += [(call.number, Action.DURING) for call in part.calls if call.operation == "write"]
+        for place in some(round(scale * len(places)), len(places), seed):
+            at, action = places[place - 1]
             with made.copy(part) as runs:
                 ended = made.train(runs, Fault(str(runs), at, action, log=str(log)))
-                last = calls(log)[-1]
+                noted = calls(log)
+                last = noted[-1]
                 log.unlink()
                 if ended.code != -9 or ended.late:  # it had fewer calls this time: no trial
                     continue
                 trials += 1
-                reached |= sites([last], made.folder)
-                if found := made.again(runs):
+                reached |= sites([last], runs)
+                if found := made.again(runs, saved(noted, runs, part.step)):
                     broken.append(f"{action.name.lower()} call {at} ({last.operation} {last.path}): {'; '.join(found)}")
     note = f"{len(reached & known)} of {len(known)} different places"
     held = trials - len(broken)
@@ -68,7 +71,7 @@ def _at_random(made: Bench, scale: float, seed: int) -> Row:
         killed = sum(ended.late for ended in done)
         if bad := [ended.code for ended in done if not ended.late and ended.code]:
             broken += [f"after a kill it ended with {bad}"] * killed
-        elif killed and (found := made.again(runs)):
+        elif killed and (found := made.again(runs, 0)):
             broken += [f"killed after {', '.join(f'{s:.3f}' for s in moments)} s: {'; '.join(found)}"] * killed
         kills += killed
         shutil.rmtree(runs, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""The run that sweeps break: two variants of one shape, a save every other step, so that pruning is soon due."""
+"""The run that sweeps break: one variant or two of one shape, a save every other step, so that pruning is soon due."""
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from scripts.torture.left import Left, compared, left_in
 from scripts.torture.shim import Action, Call, Fault, calls
 from scripts.torture.stage import Ended, Stage
 
-VARIANTS = ("with", "without")
 STEPS, EVERY = 8, 2
 CONFIG = f"""
 name: tiny
@@ -23,26 +22,30 @@ data: {{path: corpus.txt, context: 8, batch: 4}}
 optimizer: {{lr: 1e-2, min_lr: 1e-3, warmup: 3}}
 train: {{steps: {STEPS}, eval_every: 4, eval_batches: 2, checkpoint_every: {EVERY}, steps_per_call: 2, unroll: 1}}
 watch: {{every: 0}}
-variants:
-  with: {{}}
-  without: {{model.residual: none}}
 """
+VARIANTS = ("variants: {with: {}}\n", "variants: {with: {}, without: {model.residual: none}}\n")  # one, or two
 
 
 @dataclass(frozen=True)
 class Part:
     """A stretch of the run whose every call is a place to break it: `before` is the runs folder that it starts from
-    (None: it starts from nothing), `calls` are its calls, in order, when nothing breaks."""
+    (None: it starts from nothing), `calls` are its calls in the folder `runs`, in order, when nothing breaks."""
 
     before: Path | None
+    runs: Path
     calls: list[Call]
+
+    @property
+    def step(self) -> int:
+        """Of the newest save that it starts from."""
+        return 0 if self.before is None else STEPS - EVERY
 
 
 @dataclass(frozen=True)
 class Bench:
     """A folder with the config, its corpus and what an unbroken run left.
 
-    `parts`: from nothing to the first save of both variants; and from three saves on, over the fourth, which prunes
+    `parts`: from nothing to the first save of every variant; and from three saves on, over the fourth, which prunes
     the first, to the end.
     """
 
@@ -68,12 +71,15 @@ class Bench:
         finally:
             shutil.rmtree(runs)
 
-    def again(self, runs: Path) -> list[str]:
-        """Starts the run in `runs` once more; what is wrong with its end."""
+    def again(self, runs: Path, least: int) -> list[str]:
+        """Starts the run in `runs` once more; what is wrong with its end, or that it lost a save of step `least`."""
         ended = self.train(runs)
         if ended.code:
             return [f"started again it ended with {ended.code}: {ended.last}"]
-        return compared(self.whole, runs / "tiny")
+        resumed = re.search(r"resuming at step (\d+)", ended.output)
+        first = int(resumed[1]) if resumed else STEPS if "finished before" in ended.output else 0
+        lost = [f"goes on from step {first}, and {least} had been saved"] if first < least else []
+        return lost + compared(self.whole, runs / "tiny")
 
 
 def arguments(runs: Path) -> list[str]:
@@ -81,26 +87,37 @@ def arguments(runs: Path) -> list[str]:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
-    """Raises Unavailable where the shim cannot be built."""
+def bench(variants: int) -> Iterator[Bench]:
+    """With one variant, or two. Raises Unavailable where the shim cannot be built."""
     with TemporaryDirectory(prefix="deltaflow-torture-") as name:
         folder = Path(name).resolve()
         (folder / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20, encoding="utf-8")
-        (folder / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
+        (folder / "tiny.yaml").write_text(CONFIG + VARIANTS[variants - 1], encoding="utf-8")
         with Stage(folder / "programs") as stage:
             first = stage.run(arguments(folder / "compiled"), folder, seconds=300)
             if first.code:
                 raise RuntimeError(f"the unbroken run ended with {first.code}: {first.output[-500:]}")
             whole = _noted(stage, folder, "whole")
-            before = folder / "before"
-            before.mkdir()
-            fault = Fault(str(before), _first(whole, STEPS), Action.BEFORE)
-            stage.run(arguments(before), folder, fault)
+            before = _before_the_last_save(stage, folder, _first(whole, STEPS))
             shutil.copytree(before, folder / "rest")
             rest = _noted(stage, folder, "rest")
             start = whole[: _first(whole, 2 * EVERY) - 1]
-            parts = (Part(None, start), Part(before, rest))
+            parts = (Part(None, folder / "whole", start), Part(before, folder / "rest", rest))
             yield Bench(folder, stage, lefts(folder / "whole"), parts)
+
+
+def _before_the_last_save(stage: Stage, folder: Path, near: int) -> Path:
+    """A run that was killed when all but the last of its saves were done; near that call of it."""
+    runs, log = folder / "before", folder / "before.log"
+    for at in range(near, near + 50):  # the threads that write do not always take their turns alike
+        runs.mkdir()
+        stage.run(arguments(runs), folder, Fault(str(runs), at, Action.BEFORE, log=str(log)))
+        noted = calls(log)
+        log.unlink()
+        if saved(noted, runs) == STEPS - EVERY and f"{STEPS:08d}" in noted[-1].path:
+            return runs
+        shutil.rmtree(runs)
+    raise RuntimeError("no run could be stopped before its last save")
 
 
 def _noted(stage: Stage, folder: Path, runs: str) -> list[Call]:
@@ -119,7 +136,28 @@ def _first(noted: list[Call], step: int) -> int:
 
 
 def lefts(runs: Path) -> dict[str, Left]:
-    return {variant: left_in(runs / "tiny" / variant) for variant in VARIANTS}
+    return {folder.name: left_in(folder) for folder in variants_in(runs)}
+
+
+def variants_in(runs: Path) -> list[Path]:
+    return sorted(folder for folder in runs.glob("tiny/*") if folder.is_dir())
+
+
+def saved(noted: Sequence[Call], runs: Path, least: int = 0) -> int:
+    """The newest step that every variant has saved: its folder was given its name, and the run went on after that.
+    `least`: what had been saved before."""
+    newest = []
+    for variant in variants_in(runs):
+        folder, renamed, steps = f"{variant}/ckpt", 0, [least]
+        for call in noted:
+            if call.outcome != "ok":
+                continue
+            if call.operation == "rename" and re.fullmatch(re.escape(folder) + r"/\d{8}", call.other):
+                renamed = int(call.other[-8:])
+            elif not call.path.startswith(folder) and "events.out" not in call.path:  # these have a thread of their own
+                steps.append(renamed)
+        newest.append(max(steps))
+    return min(newest, default=least)
 
 
 def sites(noted: Iterable[Call], root: Path) -> set[tuple[str, str]]:

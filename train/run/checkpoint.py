@@ -14,7 +14,9 @@ from typing import Any
 import jax
 
 from train.core.state import State
+from train.run.disk import refusal
 from train.run.errors import RunError, first_line
+from train.run.quiet import quiet_storage
 
 KEEP = 3
 
@@ -40,15 +42,16 @@ class Checkpoints:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with quiet_storage(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 checkpointer.save(temporary / "state", args=ocp.args.StandardSave(state))
             (temporary / "meta.json").write_text(json.dumps(meta | {"step": step}), encoding="utf-8")
             if final.exists():
                 shutil.rmtree(final)
             os.replace(temporary, final)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Orbax raises whatever its storage layers do
             shutil.rmtree(temporary, ignore_errors=True)
-            raise RunError(f"{final}: cannot save: {error}") from None
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            raise RunError(f"{final}: cannot save: {refusal(error, self.directory, needed)}") from None
         for old in self.steps()[:-KEEP]:
             shutil.rmtree(self.directory / f"{old:08d}", ignore_errors=True)
 
@@ -81,7 +84,7 @@ class Checkpoints:
 
         path = self.directory / f"{step:08d}" / "state"
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with quiet_storage(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 target = target_of(checkpointer.metadata(path).item_metadata)
                 return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax raises whatever its storage layers do

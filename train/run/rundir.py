@@ -8,6 +8,7 @@ from typing import Any
 
 from train.config.load import Variant, flatten, load, to_yaml
 from train.config.schema import LABELS, RunConfig
+from train.run.disk import refusal
 from train.run.errors import RunError
 
 _OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
@@ -28,7 +29,7 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror}") from None
+        raise RunError(f"{path}: cannot write: {refusal(error, path.parent, len(text))}") from None
     except ValueError as error:  # "." has no name; a null character
         raise RunError(f"{str(path)!r}: cannot write: {error}") from None
 
