@@ -149,12 +149,12 @@ def _holder(descriptor: int) -> dict[str, Any]:
 def _elsewhere(holder: dict[str, Any]) -> bool:
     """Whether the holder may live although the kernel has given us its lock: on another machine whose locks this one
     does not see, or under another view of the same file system."""
-    if not holder or holder["pid"] == os.getpid():
+    if not holder:
         return False
     boot = process.boot()
     if boot is not None and holder.get("boot") == boot:
         start = process.started(holder["pid"])
-        return start is not None and start == holder.get("started")
+        return start is not None and start == holder.get("started") and holder["pid"] != os.getpid()
     return holder["host"] != socket.gethostname()
 
 

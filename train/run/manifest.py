@@ -87,7 +87,7 @@ def write(folder: Path, step: int, arrays: dict[str, ArraySum], origin: Mapping[
         loss_val=loss,
     ).model_dump()
     text = json.dumps(manifest | {"sha256": _own_sum(manifest)}, indent=1, allow_nan=False)
-    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+    (folder / NAME).write_text(text, encoding="utf-8")  # no line break at the end, so that no byte of it is idle
 
 
 def read(folder: Path) -> Manifest:
