@@ -28,7 +28,7 @@ DEVICE = jax.devices()[0]
 
 
 class Adam(NamedTuple):
-    count: np.ndarray
+    steps: np.ndarray
     mu: dict
 
 
@@ -85,7 +85,7 @@ def test_the_manifest_tells_of_every_file_and_array(saved):
         content = path.read_bytes()
         assert told["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     count = hashlib.sha256(np.int32(20).tobytes()).hexdigest()
-    assert told["arrays"]["optimizer/1/count"] == {"dtype": "int32", "shape": [], "sha256": count}
+    assert told["arrays"]["optimizer/1/steps"] == {"dtype": "int32", "shape": [], "sha256": count}
     assert told["arrays"]["params/blocks/q"]["shape"] == [2, 3]
     assert (told["format"], told["step"], told["loss_val"]) == (1, 20, 2.8)
     assert told["origin"]["versions"].keys() >= {
