@@ -38,17 +38,19 @@ def rows(scale: float, seed: int) -> Iterable[Row]:
         limit = HANG_S + made.train(made.folder / "timed").seconds
         shutil.rmtree(made.folder / "timed")
         for code in (errno.ENOSPC, errno.EIO, errno.EFBIG):
-            yield _failing(made, code, limit, scale, seed)
-        yield from _full(made, limit, scale)
+            yield failing(made, code, limit, scale, seed)
+        yield from full(made, limit, scale)
 
 
-def _failing(made: Bench, code: int, limit: float, scale: float, seed: int) -> Row:
-    """Every call fails once; at odd numbers alone, at even ones with all after it."""
+def failing(made: Bench, code: int, limit: float, scale: float, seed: int) -> Row:
+    """Every call that can fail so does: at even numbers alone, at odd ones with all after it."""
     broken, trials, stopped = [], 0, 0
     ways = [action for number, action in _FAILURES if number == code]
     for part in made.parts:
-        for at in some(round(scale * len(part.calls)), len(part.calls), seed + code):
-            action = ways[at % 2]
+        places = [call for call in part.calls if code != errno.EFBIG or call.operation in ("write", "truncate")]
+        for place in some(round(scale * len(places)), len(places), seed + code):
+            at = places[place - 1].number
+            action = ways[(at + 1) % 2]
             with made.copy(part) as runs:
                 trials += 1
                 ended, found = _one(made, part, runs, Fault(str(runs), at, action, code), limit)
@@ -96,7 +98,7 @@ def _saved(runs: Path) -> list[Path]:
     return sorted(folder for folder in runs.glob("tiny/*/ckpt/*") if folder.name.isdigit())
 
 
-def _full(made: Bench, limit: float, scale: float) -> Iterator[Row]:
+def full(made: Bench, limit: float, scale: float) -> Iterator[Row]:
     """A tmpfs of a few sizes, where mounting is allowed: what the shim only pretends."""
     broken, trials, stopped, place = [], 0, 0, made.folder / "full"
     place.mkdir()

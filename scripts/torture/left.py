@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def _hash(leaf: np.ndarray) -> str:
 def _events(run: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart that it sees
     accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in accumulator.Tags()["scalars"] if not tag.startswith(CLOCK)]
     return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}

@@ -20,10 +20,10 @@ TOLD = 5
 
 def rows(scale: float, seed: int) -> Iterable[Row]:
     with bench(1) as made:
-        yield _at_calls(made, scale, seed)
+        yield at_calls(made, scale, seed)
 
 
-def _at_calls(made: Bench, scale: float, seed: int) -> Row:
+def at_calls(made: Bench, scale: float, seed: int) -> Row:
     broken, trials, names, files = [], 0, 0, 0
     draws, log, keep = np.random.default_rng(seed), made.folder / "cut.log", made.folder / "keep"
     for part in made.parts:

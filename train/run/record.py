@@ -1,5 +1,6 @@
 """What one variant has logged: rows that are still open, the last watched step, and the summary at the end."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from train.gradflow.norms import log10
 from train.gradflow.remedy import remedy
 from train.gradflow.spikes import Watch, follow
 from train.gradflow.verdict import Verdict, judge, over_run
-from train.report.read import depth_series, read_run
+from train.report.read import ReportError, depth_series, read_run
 from train.run.checkpoint import Checkpoints
 from train.run.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 SPIKES_TOLD = 5  # a variant; the rest are in the log
 
@@ -146,7 +149,11 @@ class Record:
         from train.report import charts  # matplotlib takes a second to import
 
         self.tracker.drain()
-        run = read_run(self.directory)
+        try:
+            run = read_run(self.directory)
+        except ReportError as error:  # a log that cannot be read back is no reason to stop training
+            log.warning("%s; no pictures are drawn", error)
+            return
         for prefix, title in (("delta", "|δ| as trained"), ("delta_without", "|δ|, skips removed")):
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
