@@ -170,7 +170,8 @@ def test_how_a_run_ends_on_a_full_disk_is_judged():
     assert judged(0, "done") == ""
     assert judged(-9, "", late=True) == "hangs"
     assert judged(1, "Traceback (most recent call last):\ndeltaflow: x") == "a traceback: deltaflow: x"
-    assert "no clear line" in judged(1, "OSError: 28")
+    assert judged(1, "OSError: 28") == "0 lines of what was wrong: OSError: 28"
+    assert "1 lines" in judged(0, "deltaflow: x")
     assert "ended with 120" in judged(120, "deltaflow: x")
     assert "free" in judged(1, "deltaflow: x: No space left on device")
 

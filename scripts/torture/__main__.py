@@ -27,6 +27,8 @@ SWEEPS: tuple[str, ...] = (
     "kills",
     "powercuts",
     "disks",
+    "bits",
+    "topology",
 )
 BEGIN, END = "<!-- torture -->", "<!-- /torture -->"
 

@@ -87,10 +87,11 @@ def wrong(ended: Ended, full: bool) -> list[str]:
         return [f"a traceback: {ended.last}"]
     if ended.code not in (0, 1):
         return [f"ended with {ended.code}: {ended.last}"]
-    if ended.code == 1 and not ended.last.startswith("deltaflow: "):
-        return [f"no clear line: {ended.last}"]
-    if ended.code == 1 and full and "No space left" in ended.last and "free" not in ended.last:
-        return [f"does not say what is free: {ended.last}"]
+    lines = [line for line in ended.output.splitlines() if line.startswith("deltaflow: ")]
+    if len(lines) != ended.code:
+        return [f"{len(lines)} lines of what was wrong: {ended.last}"]
+    if full and any("No space left" in line and "free" not in line for line in lines):
+        return [f"does not say what is free: {lines[0]}"]
     return []
 
 

@@ -71,8 +71,10 @@ class GroupRun:
         for variant, directory in zip(self.group.variants, directories, strict=True):
             claim(variant)
             kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
-            allow = self.allow_data_change and not over
-            if said := remember_data(directory, self.source.sha256, self.source.source, kept, first, allow):
+            if over and self.allow_data_change:
+                continue  # it reads no more data
+            data, allow = self.source, self.allow_data_change
+            if said := remember_data(directory, data.sha256, data.source, kept, first, allow):
                 self.console.warn(said)
         if over:
             self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
@@ -84,7 +86,7 @@ class GroupRun:
         remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
-            Record(variant, directory, first)
+            Record(variant, directory, first, self.console.warn)
             for variant, directory in zip(self.group.variants, directories, strict=True)
         ]
         try:

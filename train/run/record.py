@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Record:
     variant: Variant
     directory: Path
     first_step: int
+    warn: Callable[[str], None] = log.warning
     tracker: Tracker = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     open_rows: dict[int, Scalars] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Record:
     last_loss: float = math.nan
 
     def __post_init__(self) -> None:
-        self.tracker = Tracker(self.directory, first_step=self.first_step)
+        self.tracker = Tracker(self.directory, first_step=self.first_step, warn=self.warn)
         self.checkpoints = Checkpoints(self.directory, self.variant.config)
         self.checkpoints.go_on_from(self.first_step)
         if self.first_step:
@@ -152,7 +153,7 @@ class Record:
         try:
             run = read_run(self.directory)
         except ReportError as error:  # a log that cannot be read back is no reason to stop training
-            log.warning("%s; no pictures are drawn", error)
+            self.warn(f"{error}; no pictures are drawn")
             return
         for prefix, title in (("delta", "|δ| as trained"), ("delta_without", "|δ|, skips removed")):
             steps, values = depth_series(run, f"{prefix}/norm_log10")
