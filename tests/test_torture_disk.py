@@ -140,7 +140,8 @@ NOTED = """1\tmkdir\tok\t0\t{0}/c\t
 )
 def test_a_power_cut_takes_what_was_not_synced(tmp_path, done, left):
     root, keep, log = tmp_path / "root", tmp_path / "keep", tmp_path / "log"
-    root.mkdir(), keep.mkdir()
+    root.mkdir()
+    keep.mkdir()
     (root / "old").write_bytes(b"1")
     (root / "new").write_bytes(b"2")
     disk = Disk.of(root)

@@ -7,7 +7,7 @@ and print one traceback each, some of them later.
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,8 @@ from typing import Any
 @contextmanager
 def quiet_storage() -> Iterator[None]:
     """For the time of a save or a restore; what its threads print afterwards is held back for good."""
-    _watch_threads()
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
     logger = logging.getLogger("absl")
     logger.addFilter(_drop)
     try:
@@ -28,17 +29,13 @@ def _drop(record: logging.LogRecord) -> bool:
     return False
 
 
-_shown = sys.unraisablehook
-
-
-def _watch_threads() -> None:
+class _Hook:
     """TensorStore hands what is raised in its own threads to sys.unraisablehook."""
-    global _shown
-    if sys.unraisablehook is not _hook:
-        _shown, sys.unraisablehook = sys.unraisablehook, _hook
 
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self.before = before
 
-def _hook(unraisable: Any) -> None:
-    error, elsewhere = unraisable.exc_value, threading.current_thread() is not threading.main_thread()
-    if not (elsewhere and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        _shown(unraisable)
+    def __call__(self, unraisable: Any) -> None:
+        error, elsewhere = unraisable.exc_value, threading.current_thread() is not threading.main_thread()
+        if not (elsewhere and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self.before(unraisable)

@@ -47,7 +47,7 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot write: {refusal(error, path.parent, len(text))}") from None
+        raise RunError(f"{path}: cannot write: {refusal(error, path.parent, len(text.encode()))}") from None
     except ValueError as error:  # "." has no name; a null character
         raise RunError(f"{str(path)!r}: cannot write: {error}") from None
 
