@@ -238,7 +238,7 @@ def test_every_chart_in_tensorboard_has_something_to_draw(whole):
     charts = chart_layout(2, ["attn_q"], True, NAMES)["instruments"]
     drawn = {title: [tag for tag in tags if re.match(chart[1][0], tag)] for title, chart in charts.items()}
     assert {title for title, found in drawn.items() if not found} == set()
-    assert len(charts) == 19
+    assert len(charts) == 18
     together = sum(drawn.values(), [])
     assert len(together) == len(set(together))
     (event,) = events_of(whole).Tensors("custom_scalars__config__")
