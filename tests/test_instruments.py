@@ -268,7 +268,7 @@ def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64
     assert (radius > 1) == (side > 1)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression", "masked"])
+@pytest.mark.parametrize("task", ["regression", "masked", pytest.param("classification", marks=pytest.mark.slow)])
 def test_the_split_is_of_the_loss_that_is_trained(task, x64):
     """Whatever the targets are, and however many values each has: delta by the split is delta by the taps."""
     network, batch = other_task(task)
