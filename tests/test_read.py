@@ -40,7 +40,9 @@ def test_each_prefix_of_a_log_is_a_run_that_can_be_compared(tmp_path):
     for size in (0, 1, 40, len(whole) // 2, len(whole) - 1):
         (tmp_path / "a" / "metrics.jsonl").write_bytes(whole[:size])
         comparison = compare([tmp_path])
-        assert "a" in as_markdown(comparison) and "b" in as_html(comparison)
+        runs = [run.name for group in comparison.groups for run in group.runs]
+        assert runs == (["b"] if size < 40 else ["a", "b"]) and "unfinished" in as_markdown(comparison)
+    assert as_html(comparison).rstrip().endswith("</html>")
 
 
 @pytest.mark.parametrize(
