@@ -22,9 +22,11 @@ types: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not tpu_aot"
 
-# The slow tests: the full grid of laws.
+# The slow tests: the full grid of laws; then thousands of faults (docs/faults.md), TORTURE='--write docs/faults.md'
+# to put what was counted into that page.
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(BIN)/python scripts/torture --jobs $(WORKERS) $(TORTURE)
 
 # Runs every config and checks what it promises under `expect:`; goes on after one that fails, and fails then.
 # shakespeare_char wants a GPU. Without a network: make configs CONFIGS=configs/quickstart.yaml, or

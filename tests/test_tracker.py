@@ -293,7 +293,7 @@ def test_events_go_on_in_a_new_file_when_the_disk_has_room_again(tmp_path, monke
     assert len(warnings) == 1
 
 
-def test_a_row_cut_by_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+def test_a_row_cut_by_a_full_disk_is_written_whole_when_there_is_room(tmp_path, monkeypatch):
     warnings = []
     run = Tracker(tmp_path, warn=warnings.append)
     file = run._rows._file
@@ -313,12 +313,72 @@ def test_a_row_cut_by_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     filling = Filling()
     monkeypatch.setattr(run._rows, "_file", filling)
     for step in range(3):
-        run.log(step, {"x": 1.0})  # 17 bytes a line: the second is cut after 3
+        run.log(step, {"x": 1.0})  # 19 bytes a line: the second is cut after 1
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step":0,"x":1.0}\n'
     filling.room = 1000
     run.log(3, {"x": 1.0})
     run.close()
-    assert [row["step"] for row in rows(tmp_path)] == [0, 3]
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3]
     assert len(warnings) == 1
+
+
+def test_rows_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(tracker, "MAX_UNWRITTEN", 40)
+    run = Tracker(tmp_path, warn=warnings.append)
+    file = run._rows._file
+
+    class Full:
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        write = full_disk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._rows, "_file", Full())
+        for step in range(4):
+            run.log(step, {"x": 1.0})  # 19 bytes a line: two of them fit
+        assert not run.drain()
+    run.log(4, {"x": 1.0})
+    assert not run.drain()  # it goes on saying that something was lost
+    run.close()
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 4]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"step":3,"loss":0.',
+        '{"step":3,"é":1}'.encode()[:12],  # in the middle of a character
+        b"\0" * 4096,  # a length that a power cut kept, without the bytes
+        b'{"step":3,"loss":0.5}',  # whole, but for its newline
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"step":7,"loss":1.0}\n{"step":8,"loss":1.0}\n',  # what the checkpoint does not know of
+        b'{"step":7,"loss":1.0}\n\0\0\0{"step":1,"loss":0.5}\n',
+    ],
+)
+def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):
+    log = tmp_path / "metrics.jsonl"
+    whole = b'{"step":1,"loss":2.0}\n{"step":2,"loss":1.0}\n'
+    log.write_bytes(whole + torn)
+    with Tracker(tmp_path, first_step=7) as run:
+        assert log.read_bytes() == whole
+        run.log(7, {"loss": 0.25})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 7]
+
+
+def test_a_log_is_cut_without_room_for_a_copy(tmp_path, monkeypatch):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step":1}\n{"step":2}\n{"st')
+    monkeypatch.setattr(tracker.os, "replace", full_disk)
+    Tracker(tmp_path, first_step=2).close()
+    assert rows(tmp_path) == [{"step": 1}]
+    log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as nobody writes it
+    with pytest.raises(OSError):
+        Tracker(tmp_path, first_step=4)
+    assert len(rows(tmp_path)) == 3
 
 
 def test_after_close_nothing_is_written_and_nothing_raises(tmp_path):

@@ -5,9 +5,11 @@ Exit codes: 0 done, 1 failure, 2 bad config or usage, 130 SIGINT and 143 SIGTERM
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
 COMMANDS = {
@@ -48,6 +50,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
     from data.tokenizer import DataError
     from train.config.load import ConfigError
     from train.report.read import ReportError
+    from train.run.disk import refusal
     from train.run.errors import RunError
 
     try:
@@ -65,7 +68,8 @@ def _guarded(parsed: argparse.Namespace) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:  # a file or folder that is not what it should be; what was saved before is kept
-        print(f"deltaflow: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        print(f"deltaflow: {where or 'a file'}: {refusal(error, Path(where))}", file=sys.stderr)
         return 1
     except Exception as error:
         if not _out_of_memory(error):

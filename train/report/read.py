@@ -13,6 +13,9 @@ from jaxtyping import Float64, Int64
 from train.config.yaml12 import Place, read
 from train.gradflow.course import Series
 
+# What json, and taking apart what it gives, may raise of a line that is no row: deep nesting and huge numbers too.
+_NO_ROW = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError)
+
 
 class ReportError(Exception):
     """A run that cannot be read, in one line: what, where, and what there is instead."""
@@ -104,7 +107,7 @@ def _text(path: Path) -> str:
 def _summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: not JSON: {error}") from None
     if not isinstance(summary, dict):
         raise ReportError(f"{path}: expected an object, got {type(summary).__name__}")
@@ -117,10 +120,10 @@ def _series(path: Path, text: str) -> dict[str, Series]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            step, nonfinite = row.pop("step"), row.pop("nonfinite", [])
+            step, nonfinite = int(np.int64(row.pop("step"))), row.pop("nonfinite", [])
             values = {tag: float(value) for tag, value in row.items() if value is not None}
             values |= {tag: math.nan for tag in nonfinite}
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except _NO_ROW:
             if number == len(lines):  # the rest after the last newline: nothing, or a line cut short
                 break
             raise ReportError(f"{path}:{number}: expected an object with step and numbers, got {line[:40]!r}") from None

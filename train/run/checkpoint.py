@@ -21,10 +21,12 @@ from train.config.load import to_yaml
 from train.config.schema import RunConfig
 from train.core.state import State
 from train.run import manifest as manifests
+from train.run.disk import refusal
 from train.run.durable import sync_folder, sync_tree
 from train.run.errors import RunError, first_line
 from train.run.manifest import Damaged, Manifest
 from train.run.origin import origin_of
+from train.run.quiet import quiet_storage
 from train.run.rundir import data_sum
 
 KEEP = 3  # the newest, and the best by held-out loss
@@ -71,10 +73,11 @@ class Checkpoints:
                 raise
             sync_folder(self.directory)
             manifests.verify(final, step)
-        except (OSError, ValueError, Damaged) as error:
+        except Exception as error:  # Orbax raises whatever its storage layers do
             with suppress(OSError):
                 _remove(writing)
-            raise RunError(f"{final}: cannot save: {error}") from None
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            raise RunError(f"{final}: cannot save: {refusal(error, self.directory, needed)}") from None
         with suppress(OSError):  # what cannot be removed now is removed another time
             self._prune(step)
 
@@ -85,13 +88,8 @@ class Checkpoints:
         folder.mkdir(parents=True)
         if made:
             sync_folder(self.directory.parent)
-        try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                checkpointer.save(folder / "state", args=ocp.args.StandardSave(state))
-        except OSError:
-            raise
-        except Exception as error:  # Orbax raises whatever its storage layers do
-            raise ValueError(first_line(error)[:300]) from None
+        with quiet_storage(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder / "state", args=ocp.args.StandardSave(state))
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         if self.config is not None:
             (folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
@@ -130,7 +128,7 @@ class Checkpoints:
                 if newer > step:
                     self._set_aside(newer)
         except OSError as error:
-            raise RunError(f"{error.filename}: cannot be changed: {error.strerror}") from None
+            raise RunError(f"{error.filename}: cannot be changed: {refusal(error, self.directory)}") from None
 
     def _set_aside(self, step: int) -> Path:
         """Out of every reader's way, at once and whole."""
@@ -212,7 +210,7 @@ class Checkpoints:
 
         path = self.folder(step) / "state"
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with quiet_storage(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 target = target_of(checkpointer.metadata(path).item_metadata)
                 state = checkpointer.restore(path, args=ocp.args.StandardRestore(target))
         except Exception as error:  # Orbax raises whatever its storage layers do

@@ -128,7 +128,12 @@ class Console:
         encoding = self._stream.encoding or "utf-8"
         text = text.encode(encoding, "replace").decode(encoding)
         if self._rich is None:
-            print(text, file=self._stream, flush=True)
+            try:
+                print(text, file=self._stream, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError:  # the disk that a log is on is full, say: no reason to stop training
+                pass
             return
         if hang and len(text) > self._rich.width > 2 * hang:
             text = textwrap.fill(text, self._rich.width, subsequent_indent=" " * hang, break_on_hyphens=False)

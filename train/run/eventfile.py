@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from train.run.durable import sync_folder
+
 PREFIX = "events.out.tfevents."
 QUEUE = 1000  # events that may wait for the disk
 FLUSH_S = 5.0  # TensorBoard sees an event at most this late
@@ -48,6 +50,7 @@ class EventThread(threading.Thread):
         self._version = Event(file_version="brain.Event:2")
         self._record: RecordWriter | None = None
         self._dirty = False
+        self._named = False  # whether the disk knows the file's name
         self._retry_at = 0.0
         self._retry_s = RETRY_S
         self._open()
@@ -55,6 +58,7 @@ class EventThread(threading.Thread):
 
     def _open(self) -> None:
         self._record = self._open_record(str(self._directory / new_name()))
+        self._named = False
         self._version.wall_time = time.time()
         self._record.write(self._version.SerializeToString())
 
@@ -107,6 +111,9 @@ class EventThread(threading.Thread):
     def _flush(self) -> None:
         if self._record is not None and self._dirty:
             self._record.flush()  # down to the disk: RecordWriter calls fsync
+            if not self._named:
+                sync_folder(self._directory)
+                self._named = True
             self._dirty = False
 
     def _close(self) -> None:

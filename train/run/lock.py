@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from train.run import process
+from train.run.disk import refusal
 from train.run.errors import RunError
 
 NAME = ".lock"
@@ -51,7 +52,7 @@ class Lock:
             os.pwrite(self._descriptor, json.dumps(_self()).encode() + b"\n", 0)
         except OSError as error:
             self.release()
-            raise RunError(f"{self.path}: cannot lock: {error.strerror}") from None
+            raise RunError(f"{self.path}: cannot lock: {refusal(error, directory)}") from None
         _held.add(self)
 
     def release(self) -> None:
@@ -176,7 +177,7 @@ def _made(directory: Path) -> list[Path]:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be made: {error.strerror}") from None
+        raise RunError(f"{directory}: cannot be made: {refusal(error, directory)}") from None
     return missing
 
 

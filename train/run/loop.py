@@ -87,7 +87,7 @@ class GroupRun:
         remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
-            Record(variant, directory, first)
+            Record(variant, directory, first, self.console.warn)
             for variant, directory in zip(self.group.variants, directories, strict=True)
         ]
         try:

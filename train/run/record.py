@@ -1,7 +1,8 @@
 """What one variant has logged: rows that are still open, the last watched step, and the summary at the end."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from train.gradflow.norms import log10
 from train.gradflow.remedy import remedy
 from train.gradflow.spikes import Watch, follow
 from train.gradflow.verdict import Verdict, judge, over_run
-from train.report.read import depth_series, read_run
+from train.report.read import ReportError, depth_series, read_run
 from train.run.checkpoint import Checkpoints
 from train.run.tracker import Tracker
+
+log = logging.getLogger(__name__)
 
 SPIKES_TOLD = 5  # a variant; the rest are in the log
 
@@ -43,6 +46,7 @@ class Record:
     variant: Variant
     directory: Path
     first_step: int
+    warn: Callable[[str], None] = log.warning
     tracker: Tracker = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     open_rows: dict[int, Scalars] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Record:
     last_loss: float = math.nan
 
     def __post_init__(self) -> None:
-        self.tracker = Tracker(self.directory, first_step=self.first_step)
+        self.tracker = Tracker(self.directory, first_step=self.first_step, warn=self.warn)
         self.checkpoints = Checkpoints(self.directory, self.variant.config)
         self.checkpoints.go_on_from(self.first_step)
         if self.first_step:
@@ -146,7 +150,11 @@ class Record:
         from train.report import charts  # matplotlib takes a second to import
 
         self.tracker.drain()
-        run = read_run(self.directory)
+        try:
+            run = read_run(self.directory)
+        except ReportError as error:  # a log that cannot be read back is no reason to stop training
+            self.warn(f"{error}; no pictures are drawn")
+            return
         for prefix, title in (("delta", "|δ| as trained"), ("delta_without", "|δ|, skips removed")):
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:

@@ -8,6 +8,7 @@ from typing import Any
 
 from train.config.load import Variant, flatten, load, to_yaml
 from train.config.schema import LABELS, RunConfig
+from train.run.disk import refusal
 from train.run.durable import sync_folder
 from train.run.errors import RunError
 
@@ -46,7 +47,7 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot write: {error.strerror}") from None
+        raise RunError(f"{path}: cannot write: {refusal(error, path.parent, len(text.encode()))}") from None
     except ValueError as error:  # "." has no name; a null character
         raise RunError(f"{str(path)!r}: cannot write: {error}") from None
 

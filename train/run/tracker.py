@@ -17,6 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
+from train.run.durable import sync_folder
 from train.run.eventfile import EventThread
 from train.run.layout import Layout
 
@@ -24,31 +25,51 @@ log = logging.getLogger(__name__)
 
 PUT_S = 1.0  # longest that one call waits for a place in the queue
 DRAIN_S = 30.0  # longest that drain and close wait for the disk
+MAX_UNWRITTEN = 2**24  # bytes of rows that wait for a disk that refuses them
 
 
 class Rows:
-    """metrics.jsonl: a row is one whole line. A file that exists keeps its rows of `step < first_step`."""
+    """metrics.jsonl: a row is one whole line. A file that exists keeps its rows of `step < first_step`.
+
+    Rows that the disk refuses are kept in memory, MAX_UNWRITTEN bytes at most, and written when it takes them again.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        if path.exists():
+        """Raises OSError."""
+        new = not path.exists()
+        if not new:
             _keep_before(path, first_step)
         self._file = open(path, "ab", buffering=0)
         self._end = self._file.seek(0, os.SEEK_END)
         self._torn = False
+        self._unwritten = b""
+        if new:
+            sync_folder(path.parent)  # the file's name
 
     def append(self, *rows: Mapping[str, object]) -> None:
-        """Raises OSError; what a full disk took of the rows is cut off before the next ones."""
+        """Raises OSError when not all could be written; what a full disk took of a row is cut off before the next."""
         texts = [json.dumps(row, allow_nan=False, ensure_ascii=False, separators=(",", ":")) for row in rows]
-        lines = rest = "".join(f"{text}\n" for text in texts).encode()
+        lines = "".join(f"{text}\n" for text in texts).encode()
+        if self._unwritten and len(self._unwritten) + len(lines) > MAX_UNWRITTEN:
+            self._write()  # or these rows are dropped
+        self._unwritten += lines
+        self._write()
+
+    def _write(self) -> None:
         if self._torn:
             self._file.truncate(self._end)
         self._torn = True
+        rest = self._unwritten
         while rest:
             rest = rest[self._file.write(rest) :]
         self._torn = False
-        self._end += len(lines)
+        self._end += len(self._unwritten)
+        self._unwritten = b""
 
     def sync(self) -> None:
+        """Raises OSError when something is not on the disk."""
+        if self._unwritten:
+            self._write()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -56,19 +77,30 @@ class Rows:
 
 
 def _keep_before(path: Path, first_step: int) -> None:
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            if line.endswith(b"\n") and json.loads(line)["step"] < first_step:
-                kept.append(line)
-        except (ValueError, TypeError, KeyError):  # a line cut short by a crash, or no row of ours
-            continue
+    """Takes rows of `first_step` and later out of a log, and lines that no writer has ended. Raises OSError."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [_is_row_before(line, first_step) for line in lines]
+    begin = kept.index(False) if False in kept else len(lines)
+    if not any(kept[begin:]):  # as every crash leaves it; cutting needs no room on a full disk
+        with open(path, "r+b") as file:
+            file.truncate(sum(map(len, lines[:begin])))
+            os.fsync(file.fileno())
+        return
     beside = path.with_name(path.name + ".tmp")
     with open(beside, "wb") as file:
-        file.writelines(kept)
+        file.writelines(line for line, keep in zip(lines, kept, strict=True) if keep)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def _is_row_before(line: bytes, first_step: int) -> bool:
+    """Whether it is a whole row of an earlier step: not one that was cut short, nor what a power cut left of one."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] < first_step
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 class Tracker:
@@ -209,8 +241,11 @@ class Tracker:
         self._closed = True
         if self._events.is_alive() and self._enqueue(None):
             self._events.join(DRAIN_S if drained else PUT_S)
+        try:
+            self._rows.close()
+        except OSError as error:
+            self._lose(f"metrics.jsonl: {error}")
         self._report()
-        self._rows.close()
         atexit.unregister(self.close)
 
     def __enter__(self) -> "Tracker":
