@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.load import Variant
+from train.report.read import summary_problem
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.rundir import directory_of, read_json, write_json
@@ -38,7 +39,14 @@ def finished_run(directory: Path) -> dict[str, Any] | None:
     """The summary of a run that came to its end, else None. Raises RunError."""
     path = directory / "summary.json"
     summary = read_json(path) if path.exists() else {}
-    return summary if summary.get("exit_reason") == "done" else None
+    if summary.get("exit_reason") != "done":
+        return None
+    lacks = [key for key in ("variant", "first_nonfinite_step", "verdict") if key not in summary]
+    wrong = f"{lacks[0]}: missing" if lacks else summary_problem(summary)
+    wrong = wrong or ("" if summary["variant"] == directory.name else f"variant: expected {directory.name}")
+    if wrong:
+        raise RunError(f"{path}: {wrong}; without that file the same command writes it anew")
+    return summary
 
 
 def steps_per_call_of(directory: Path, guess: int) -> int:
