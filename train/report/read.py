@@ -189,8 +189,7 @@ def _series(path: Path, text: str) -> dict[str, Series]:
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             if number == len(lines):  # the rest after the last newline: nothing, or a line cut short
                 break
-            after = "" if before < 0 else f" above {before}"
-            what = f"an object with a step{after} and numbers"
+            what = f"an object with step and numbers{'' if before < 0 else f', its step above {before}'}"
             raise ReportError(f"{path}:{number}: expected {what}, got {line[:40]!r}") from None
         for tag, value in values.items():
             points.setdefault(tag, []).append((step, value))
