@@ -35,7 +35,7 @@ def serving(*arguments):
         yield process, "".join(said)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def listening(pid: int) -> set[str]:

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import shlex
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,11 @@ def run(parsed: argparse.Namespace) -> int:
         raise RunError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
         raise RunError(f"{folder}: no runs in it; deltaflow train CONFIG makes some")
-    server = board()
     port = free_port(parsed.host, parsed.port)
     if port is None:
         taken = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"
         raise RunError(f"{taken} taken on {parsed.host}; name another with --port")
+    server = board()
     if port != (parsed.port or FIRST_PORT):
         print(f"port {FIRST_PORT} is taken: {port} instead", flush=True)
     logdir = ["--logdir", str(folder), "--host", parsed.host, "--port", str(port)]
@@ -93,8 +94,10 @@ def board() -> Any:
     from train.run.errors import RunError, first_line
 
     try:
-        program, default = (importlib.import_module(f"tensorboard.{name}") for name in ("program", "default"))
-        return program.TensorBoard(default.get_plugins())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about packages that its own packages use
+            program, default = (importlib.import_module(f"tensorboard.{name}") for name in ("program", "default"))
+            return program.TensorBoard(default.get_plugins())
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "tensorboard":
             raise RunError("tensorboard is not installed; pip install tensorboard") from None
