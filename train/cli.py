@@ -49,7 +49,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
     from data.tokenizer import DataError
     from train.config.load import ConfigError
     from train.report.read import ReportError
-    from train.run.errors import RunError
+    from train.run.errors import RunError, out_of_memory
 
     try:
         return parsed.run(parsed)
@@ -69,7 +69,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
         print(f"deltaflow: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         print(
             "deltaflow: not enough memory for this model and its batches; lower model.width, model.layers, data.batch "
@@ -77,12 +77,6 @@ def _guarded(parsed: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Python's or numpy's, or a device's, which is known by its name here: no JAX before a config is checked."""
-    refused = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
-    return refused or isinstance(error, MemoryError)
 
 
 if __name__ == "__main__":
