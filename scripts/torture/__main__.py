@@ -22,6 +22,7 @@ from scripts.torture.row import Row, markdown  # noqa: E402
 
 # Each is a module beside this one with `rows(scale, seed) -> Iterable[Row]`; scale 1 does every trial.
 SWEEPS: tuple[str, ...] = (
+    "bits",
     "configs",
     "hostile",
 )

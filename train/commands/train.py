@@ -10,6 +10,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
     )
+    parser.add_argument(
+        "--allow-data-change", action="store_true", help="go on although the data is not what the run was trained on"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -21,7 +24,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     console = Console()
     with listening(lambda: console.warn("stopping after this window; again to stop at once")) as stop:
-        outcome = train(experiment, console, stop)
+        outcome = train(experiment, console, stop, parsed.allow_data_change)
     if stop.signal is not None:
         console.note("stopped and saved; the same command goes on from here")
         return stop.exit_code

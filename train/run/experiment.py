@@ -81,8 +81,9 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
         raise ConfigError([Problem(Place(f"variant {variant.name}"), "", str(error))]) from None
 
 
-def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
-    """Trains every variant and prints the closing table. Raises DataError, RunError, ConfigError."""
+def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
+    """Trains every variant and prints the closing table. allow_data_change: runs that were trained on other data go
+    on all the same, where it has the same tokens. Raises DataError, RunError, ConfigError."""
     sources = open_all(experiment.variants)
     platform = platforms.select(experiment.variants[0].config.train)
     _start_block(experiment, sources, platform, console)
@@ -97,7 +98,7 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
             break
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = steps_per_call_of(directory_of(group.variants[0]), guess)
-        run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began)
+        run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began, allow_data_change)
         for summary in run.run():
             summaries[summary["variant"]] = summary
     ordered = [summaries[v.name] for v in experiment.variants if v.name in summaries]
