@@ -8,6 +8,11 @@ _Row = Annotated[tuple[float, ...], Field(strict=False)]
 _Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
 _CONTEXT = 64
 BPE_VOCAB = 512  # tokens, when data.vocab_size is null
+MOST_IN_BATCH = 2**28  # tokens: a gigabyte of int32
+MOST_CONTEXT = 2**20
+MOST_DRAWN = 2**14  # context of a task whose held-out windows are drawn, 4096 of them
+MOST_STATES = 1000  # of a chain whose eigenvalues are looked at
+DRAWN = ("markov", "copy", "reverse", "sort", "induction", "linear_regression")
 
 
 class DataConfig(BaseModel):
@@ -159,9 +164,24 @@ def problems(config: DataConfig) -> list[tuple[str, str]]:
         found.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
     if kind == "linear_regression" and config.context % 2:
         found.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
+    found += _too_large(config)
     if config.transition is not None:
         found += [("transition", message) for message in _not_stochastic(config.transition)]
     return found
+
+
+def _too_large(config: DataConfig) -> list[tuple[str, str]]:
+    """Sizes at which the machine, and not a message, would have the last word."""
+    kind, context, batch = config.kind, config.context, config.batch
+    longest = MOST_DRAWN if kind in DRAWN else MOST_CONTEXT
+    if context > longest:
+        return [("context", f"expected at most {longest} with data.kind {kind}, got {context}")]
+    if batch * context > MOST_IN_BATCH:
+        most = MOST_IN_BATCH // context
+        return [("batch", f"expected at most {most} with data.context {context}, got {batch}")]
+    if kind == "markov" and config.transition is None and config.symbols > MOST_STATES:
+        return [("symbols", f"expected at most {MOST_STATES} with data.kind markov, got {config.symbols}")]
+    return []
 
 
 def _not_stochastic(rows: tuple[tuple[float, ...], ...]) -> list[str]:

@@ -2,27 +2,31 @@
 
 import codecs
 import difflib
-import glob
 import io
 import logging
 import os
 import platform
 import secrets
-import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from data.config import DataConfig
+from data.files import kind_of
 from data.tokenizer import DataError
 
 _CHUNK = 2**20
 _SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _TEXT = "a UTF-8 text file"
+_SHAKESPEARE_MOST = 2**24  # bytes, sixteen times what it has: an endless answer is not waited for
 _TIMEOUT = 10  # seconds without an answer
+_DEADLINE = 300  # seconds until all of it is there
+_MOST_FILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,24 @@ def _several(where: str) -> list[str] | None:
     try:
         path = Path(where).expanduser()
         if path.is_dir():
-            return sorted(str(file) for file in path.rglob("*.txt") if file.is_file())
-        if path.exists() or not any(mark in where for mark in "*?"):
+            matched = path.rglob("*.txt")
+        elif path.exists() or not any(mark in where for mark in "*?"):
             return None
-        return sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
+        else:  # Path's ** does not follow links: with two to the folder itself there would be no end of them
+            matched = (file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if _shown(file))
+        files = sorted(str(file) for file in islice((f for f in matched if f.is_file()), _MOST_FILES + 1))
+        if len(files) > _MOST_FILES:
+            raise DataError(f"data.path: {where!r} has more than {_MOST_FILES:,} files; put them into fewer")
+        return files
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError):  # what one file of that path is refused for
         return None
+
+
+def _shown(file: Path) -> bool:
+    """As a shell's * has it."""
+    return not file.name.startswith(".")
 
 
 def _file(name: str, label: str, where: str, expected: str = _TEXT) -> Corpus:
@@ -95,9 +111,7 @@ def _file(name: str, label: str, where: str, expected: str = _TEXT) -> Corpus:
         raise DataError(f"{label} does not exist (the current folder is {os.getcwd()!r}){_nearest(path)}") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a null character; no such user's home
         raise DataError(f"{label} can't be opened ({reason(error)})") from None
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
+    if kind := kind_of(mode):
         raise DataError(f"{label} is {kind}, expected {expected}")
     return Corpus(name, label, lambda: open(path, "rb"), path)
 
@@ -144,18 +158,15 @@ def _shakespeare() -> str:
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    responses = []  # pooch leaves one open when it fails
     try:
         return pooch.retrieve(
             url,
             known_hash=f"sha256:{_SHAKESPEARE_SHA256}",
             fname=target.name,
             path=target.parent,
-            downloader=pooch.HTTPDownloader(  # pyright: ignore[reportArgumentType]  (pooch 1.9 annotates it wrongly)
-                timeout=_TIMEOUT, hooks={"response": lambda response, *_, **__: responses.append(response)}
-            ),
+            downloader=_download,  # pyright: ignore[reportArgumentType]  (pooch 1.9 annotates it wrongly)
         )
-    except OSError as error:  # requests' errors are OSErrors too
+    except OSError as error:
         raise DataError(
             f"data.corpus: shakespeare can't be fetched from {url} ({reason(error)}); without a network {remedy}"
         ) from None
@@ -166,8 +177,41 @@ def _shakespeare() -> str:
         ) from None
     finally:
         logger.setLevel(level)
-        for response in responses:
-            response.close()
+
+
+def _download(url: str, file: str, _: Any) -> None:
+    """For pooch: puts what the server sends into `file`, which pooch checks and moves. Raises OSError when it fails.
+
+    In a thread that can be left: a server that sends a byte now and then keeps every single read within its time.
+    """
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _receive(url, file)
+        except BaseException as error:  # of two libraries
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(_DEADLINE)
+    if thread.is_alive():
+        raise OSError(f"it was not all there after {_DEADLINE:g} s")
+    if failed:
+        raise OSError(reason(failed[0]))
+
+
+def _receive(url: str, file: str) -> None:
+    import requests  # pooch's own
+
+    with requests.get(url, stream=True, timeout=_TIMEOUT) as response, open(file, "wb") as out:
+        response.raise_for_status()
+        left = _SHAKESPEARE_MOST
+        for chunk in response.raw.stream(_CHUNK, decode_content=False):  # a compressed one may be a bomb
+            left -= len(chunk)
+            if left < 0:
+                raise OSError(f"it sent more than {_SHAKESPEARE_MOST:,} bytes")
+            out.write(chunk)
 
 
 def reason(error: BaseException) -> str:
@@ -175,6 +219,41 @@ def reason(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A memory-mapped file, as it was when it was opened.
+
+    To read a map of a file that was cut since then ends the process (SIGBUS), and one that was written to would give
+    other batches: so whoever reads it asks first. A file that was removed or replaced stays as it is in the map.
+    """
+
+    label: str
+    path: Path
+    known: tuple[int, ...]
+
+    @staticmethod
+    def of(label: str, path: Path) -> "Mapped":
+        """Raises DataError when the file is gone."""
+        try:
+            return Mapped(label, path, _identity(path))
+        except OSError as error:
+            raise DataError(f"{label} can't be read ({reason(error)})") from None
+
+    def check(self) -> None:
+        """Raises DataError when the file has changed."""
+        try:
+            now = _identity(self.path)
+        except OSError:
+            return
+        if now[:2] == self.known[:2] and now != self.known:
+            raise DataError(f"{self.label} changed while it was in use; start again when it is as it was")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def changed(corpus: Corpus) -> DataError:
@@ -209,6 +288,12 @@ def texts(corpus: Corpus, seen: Callable[[bytes], None] = lambda chunk: None) ->
                         f"{corpus.label} is not UTF-8 text: byte 0x{error.object[error.start]:02X} at offset {at:,}, "
                         f"line {line:,}; convert it, for example with iconv -f {charset} -t UTF-8"
                     ) from None
+                if (at := text.find("\0")) >= 0:
+                    at, line = before + len(text[:at].encode()), line + text[:at].count("\n")
+                    raise DataError(
+                        f"{corpus.label} is not text: byte 0x00 at offset {at:,}, line {line:,}; expected {_TEXT} "
+                        "(token ids are data.kind: tokens)"
+                    )
                 offset += len(chunk)
                 line += chunk.count(b"\n")
                 if start and text:

@@ -6,6 +6,7 @@ and counts, one encodes; for bpe, two between them learn the merges and count th
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,7 +20,7 @@ from jaxtyping import UInt
 from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from data.bpe import learn_from, parts
 from data.config import BPE_VOCAB, DataConfig, problems
-from data.corpus import Corpus, cache_folder, changed, find, reason, replacing, texts
+from data.corpus import Corpus, Mapped, cache_folder, changed, find, reason, replacing, texts
 from data.floors import counts, unigram
 from data.source import Form
 from data.tokenizer import (
@@ -46,6 +47,7 @@ class Windows:
     placement: str  # "device" or "host"; the arrays of the latter are memory-mapped
     context: int  # T
     vocab_size: int
+    mapped: Mapped | None  # what lies behind the arrays of the host
 
     @property
     def form(self) -> Form:
@@ -72,12 +74,18 @@ class Windows:
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> np.ndarray:
         """Starts [steps, B], or windows [steps, B, T+1] gathered on the host."""
         starts = window_starts(len(self.train), self.context, batch, seed, first_step, steps)
-        return starts if self.placement == "device" else gather(self.train, starts, self.context)
+        return starts if self.placement == "device" else self._windows(self.train, starts)
 
     def heldout_batches(self, batch: int, batches: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Windows that tile the split, and their weights."""
         starts, weights = heldout_starts(len(self.val), self.context, batch, batches)
-        return starts if self.placement == "device" else gather(self.val, starts, self.context), weights
+        return starts if self.placement == "device" else self._windows(self.val, starts), weights
+
+    def _windows(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Raises DataError when the file behind the tokens is another by now."""
+        if self.mapped is not None:
+            self.mapped.check()
+        return gather(tokens, starts, self.context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +114,11 @@ def open_dataset(config: DataConfig) -> Dataset:
         n_train = split(config, corpus.label, facts.n_tokens, _unit(config))
     size = facts.n_tokens * token_dtype(tokenizer.vocab_size).itemsize
     placement = placed(config, size)
-    tokens = _mapped(corpus, facts, tokenizer) if placement == "host" else _in_memory(corpus, facts, tokenizer)
+    tokens, behind = _on_host(corpus, facts, tokenizer) if placement == "host" else (None, None)
+    if tokens is None:
+        tokens = _in_memory(corpus, facts, tokenizer)
     splits = (tokens[:n_train], tokens[n_train:], facts.sha256, source, placement)
-    return Dataset(*splits, config.context, tokenizer.vocab_size, tokenizer, note)
+    return Dataset(*splits, config.context, tokenizer.vocab_size, behind, tokenizer, note)
 
 
 def _merged(config: DataConfig, corpus: Corpus, facts: "_Facts") -> tuple[Tokenizer, "_Facts", int, str]:
@@ -239,14 +249,12 @@ def _encoded(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> Iterator[UI
         raise changed(corpus)
 
 
-def _mapped(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> UInt[np.ndarray, " n"]:
-    """Memory-mapped tokens: the file itself when its bytes are the tokens, else a file of tokens made once.
-
-    The file must then stay as it is while it is in use, as with any memory map.
-    """
+def _on_host(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> tuple[UInt[np.ndarray, " n"], Mapped]:
+    """Memory-mapped tokens: the file itself when its bytes are the tokens, else a file of tokens made once."""
     if isinstance(tokenizer, ByteTokenizer) and corpus.path is not None:
+        behind = Mapped.of(corpus.label, corpus.path)
         try:
-            return np.memmap(corpus.path, np.uint8, "r", offset=facts.first, shape=(facts.n_tokens,))
+            return np.memmap(corpus.path, np.uint8, "r", offset=facts.first, shape=(facts.n_tokens,)), behind
         except (OSError, ValueError) as error:
             raise DataError(f"{corpus.label} can't be memory-mapped ({reason(error)})") from None
     dtype = token_dtype(tokenizer.vocab_size)
@@ -263,14 +271,26 @@ def _mapped(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> UInt[np.ndar
             "with room, or data.placement: device"
         ) from None
     assert tokens is not None
-    return tokens
+    return tokens, Mapped.of(f"the token cache {str(path)!r}", path)
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array of an .npy, memory-mapped; never unpickled. Raises OSError; ValueError for a file that is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's on a header that Python 2 wrote, or on an empty one
+            return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a crafted header: SyntaxError, TokenError, OverflowError, RecursionError ...
+        raise ValueError(f"no header of an .npy: {type(error).__name__}") from None
 
 
 def _load(path: Path, dtype: np.dtype, n: int) -> np.ndarray | None:
     """The cached tokens, or None when there are none or the file is not what it should be."""
     try:
-        tokens = np.lib.format.open_memmap(path, mode="r")  # which never unpickles
-    except (FileNotFoundError, ValueError, EOFError):
+        tokens = mapped(path)
+    except (FileNotFoundError, ValueError):
         return None
     return tokens if tokens.dtype == dtype and tokens.shape == (n,) else None
 

@@ -1,20 +1,21 @@
 """Ready-made files of token ids: .npy, or raw .bin with a JSON header beside it."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus import find, reason
-from data.text import Windows, placed, split
+from data.corpus import Mapped, find, reason
+from data.files import json_of
+from data.text import Windows, mapped, placed, split
 from data.tokenizer import DataError
 
 _CHUNK = 2**22
 _DTYPES = ("uint8", "uint16", "uint32")
 _MOST_IDS = 2**31
+_MOST_HEADER = 2**16  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +49,19 @@ def open_tokens(config: DataConfig) -> TokenFile:
     if vocab_size > _MOST_IDS:
         raise DataError(f"{label} has the id {largest}, at most {_MOST_IDS - 1:,} fits an int32")
     placement = placed(config, tokens.nbytes)
+    behind = Mapped.of(label, path) if placement == "host" else None
     if placement == "device":
         tokens = np.array(tokens, tokens.dtype.newbyteorder("="))  # a device takes no other order of bytes
         tokens.flags.writeable = False
     source = f"{config.path} ({tokens.dtype})"
     parts = (tokens[:n_train], tokens[n_train:], digest.hexdigest(), source, placement)
-    return TokenFile(*parts, config.context, vocab_size)
+    return TokenFile(*parts, config.context, vocab_size, behind)
 
 
 def _npy(path: Path, label: str) -> tuple[np.ndarray, None]:
     try:
-        tokens = np.lib.format.open_memmap(path, mode="r")  # which never unpickles
-    except (OSError, ValueError, EOFError) as error:
+        tokens = mapped(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{label} is not an .npy file, nor a .bin ({reason(error)})") from None
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise DataError(f"{label}: expected whole numbers along one axis, got {tokens.dtype} {list(tokens.shape)}")
@@ -72,9 +74,9 @@ def _binary(path: Path, label: str) -> tuple[np.ndarray, int]:
     beside = path.with_suffix(".json")
     wanted = f'expected {{"dtype": "uint16" or "uint32", "vocab_size": V}} in {str(beside)!r}'
     try:
-        header = json.loads(beside.read_text(encoding="utf-8"))
+        header = json_of(beside, _MOST_HEADER)
         dtype, vocab_size = header["dtype"], header["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{label}: {wanted} ({reason(error)})") from None
     if dtype not in _DTYPES or type(vocab_size) is not int or vocab_size < 1:
         raise DataError(f"{label}: {wanted}, got dtype {dtype!r}, vocab_size {vocab_size!r}")

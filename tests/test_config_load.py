@@ -43,7 +43,7 @@ def lines(folder: Path, text: str | bytes, *overrides: str) -> list[str]:
         (b"name: a\n# caf\xe9\n", ["a.yaml:2: expected UTF-8 text, got byte 0xe9 at offset 13"]),
         (b"\xef\xbb\xbfname: \xff\n", ["a.yaml:1: expected UTF-8 text, got byte 0xff at offset 9"]),
         ("name: a\n".encode("utf-16"), ["a.yaml:1: expected UTF-8 text, got byte 0xff at offset 0"]),
-        ("# " + "x" * 2**20, ["a.yaml: expected at most 1048576 bytes"]),
+        ("# " + "x" * 2**18, ["a.yaml: expected at most 262144 bytes"]),
         (b"\xef\xbb\xbfname: a\r\nseed: 3\r\n", []),
     ],
 )

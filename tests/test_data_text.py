@@ -399,7 +399,7 @@ def test_too_many_tokens_for_their_positions():
 
 
 def test_too_many_characters_for_a_vocabulary(tmp_path):
-    points = [*range(0xD800), *range(0xE000, 0xE000 + 65_537 - 0xD800 + 1)]
+    points = [*range(1, 0xD800), *range(0xE000, 0xE000 + 65_537 - 0xD800 + 2)]
     path = write(tmp_path / "a.txt", "x" + "".join(map(chr, points)))
     assert error_of(path=path) == (
         f"data.path: {path!r} has 65,538 different characters, at most 65,536 can be tokens; set data.tokenizer: byte"

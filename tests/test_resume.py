@@ -181,7 +181,8 @@ def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
             Checkpoints(directory_of(variant)).save(State({"w": np.zeros(1)}, (), np.int32(step)), {})
     seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
     assert seeds == [[2], [0, 1], [3]]
-    write_json(directory_of(experiment.variants[3]) / "summary.json", {"exit_reason": "done"})
+    done = {"variant": "main,seed=3", "verdict": None, "first_nonfinite_step": None, "exit_reason": "done"}
+    write_json(directory_of(experiment.variants[3]) / "summary.json", done)
     write_json(directory_of(experiment.variants[1]) / "summary.json", {"exit_reason": "signal 2"})
     seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
     assert seeds == [[3], [2], [0, 1]]

@@ -18,6 +18,7 @@ COMMANDS = {
     "chain": "the chain rule, checked by measurement on this machine: predictions, measurements, whether they agree",
     "sample": "text from a trained run, or its next-token probabilities",
     "compare": "runs side by side: config differences, final figures with intervals over seeds, charts",
+    "tensorboard": "TensorBoard over the runs, for this machine alone",
     "devices": "what JAX sees, versions, memory, measured matmul peak",
 }
 
@@ -51,7 +52,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
     from train.config.load import ConfigError
     from train.report.read import ReportError
     from train.run.disk import refusal
-    from train.run.errors import RunError
+    from train.run.errors import RunError, out_of_memory
 
     try:
         return parsed.run(parsed)
@@ -72,7 +73,7 @@ def _guarded(parsed: argparse.Namespace) -> int:
         print(f"deltaflow: {where or 'a file'}: {refusal(error, Path(where))}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         print(
             "deltaflow: not enough memory for this model and its batches; lower model.width, model.layers, data.batch "
@@ -80,12 +81,6 @@ def _guarded(parsed: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Python's or numpy's, or a device's, which is known by its name here: no JAX before a config is checked."""
-    refused = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
-    return refused or isinstance(error, MemoryError)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ SWEEPS: tuple[str, ...] = (
     "disks",
     "bits",
     "topology",
+    "configs",
+    "hostile",
 )
 BEGIN, END = "<!-- torture -->", "<!-- /torture -->"
 

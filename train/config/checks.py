@@ -13,6 +13,7 @@ from train.config.yaml12 import show
 
 MAX_WIDTH = 2**15  # the search for the nearest divisor walks up to here
 MAX_HIDDEN = 10_000_000
+MOST_BATCHES = 100_000  # handed to the device at a time
 
 # One process has one of each.
 OF_THE_PROCESS = ("train.device", "train.matmul_precision")
@@ -128,6 +129,10 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
     calls, every = config.train.steps_per_call, config.watch.every
     if calls == "auto":
         return
+    most = _batches_at_once(config)
+    if calls > most:
+        yield "train.steps_per_call", f"expected at most {most} with batches of that size, got {calls}"
+        return
     ends = {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
     ends |= {f"watch.instruments.{name}": interval for name, interval in config.watch.intervals.items()}
     shared = math.gcd(*ends.values())
@@ -138,6 +143,17 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "train.steps_per_call", f"expected a divisor of {both} (the largest is {shared}), got {calls}"
     elif every and calls % every and every % calls:
         yield "train.steps_per_call", f"expected a divisor or a multiple of watch.every {every}, got {calls}"
+
+
+def _curvature(config: RunConfig) -> Iterator[tuple[str, str]]:
+    batches, most = config.watch.curvature_batches, _batches_at_once(config)
+    if batches > most:
+        yield "watch.curvature_batches", f"expected at most {most} with batches of that size, got {batches}"
+
+
+def _batches_at_once(config: RunConfig) -> int:
+    """How many batches may lie in memory together: as many tokens as one may have, and no more than an array holds."""
+    return max(1, min(MOST_BATCHES, data.config.MOST_IN_BATCH // (config.data.batch * config.data.context)))
 
 
 def _instruments(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -186,7 +202,11 @@ _CHECKS = (
     (("optimizer.betas",), _betas),
     (("optimizer.name", "model.base_width"), _own_optimizer),
     (("optimizer.accumulate", "data.batch"), _accumulate),
-    (("train.steps_per_call", "watch", "train.eval_every", "train.checkpoint_every"), _steps_per_call),
+    (
+        ("train.steps_per_call", "watch", "train.eval_every", "train.checkpoint_every", "data.batch", "data.context"),
+        _steps_per_call,
+    ),
+    (("watch.curvature_batches", "data.batch", "data.context"), _curvature),
     (("watch.instruments", "optimizer.name", "optimizer.freeze", "data.batch"), _instruments),
     (("train.unroll",), _unroll),
     (("train.dtype", "train.device"), _dtype),

@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from data.files import content_of
 from train.config import checks
 from train.config.draft import Draft, merged
 from train.config.expand import expand, expectations
@@ -21,7 +21,7 @@ from train.config.yaml12 import BAD, Node, Place, Problem, clean, read, scalar, 
 
 __all__ = ["ConfigError", "Experiment", "Problem", "Variant", "flatten", "from_mapping", "load", "to_yaml"]
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
 _COMMAND_LINE = Place("command line")
 _YAML_11 = re.compile(r"y|n|yes|no|on|off", re.IGNORECASE)  # booleans to older readers
@@ -105,19 +105,14 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
         return ConfigError([Problem(Place(source, line), "", message)])
 
     try:
-        mode = os.stat(path).st_mode
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        if not stat.S_ISREG(mode):
-            raise refuse(f"expected a file, got {kinds.get(stat.S_IFMT(mode), 'a device')}")
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = content_of(path, MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise refuse(f"no such file{_similar(path)}") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise refuse(f"cannot be read: {clean(reason or type(error).__name__)}") from None
-    if len(content) > MAX_BYTES:
-        raise refuse(f"expected at most {MAX_BYTES} bytes")
+    except OSError as error:
+        raise refuse(f"cannot be read: {clean(error.strerror or type(error).__name__)}") from None
+    except ValueError as error:
+        message = clean(str(error))
+        raise refuse(message if message.startswith("expected") else f"cannot be read: {message}") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -3,18 +3,22 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from train.config.yaml12 import Place, read
+from data.files import content_of
+from train.config.load import MAX_BYTES
+from train.config.yaml12 import Place, clean, read, show
 from train.gradflow.course import Series
 
-# What json, and taking apart what it gives, may raise of a line that is no row: deep nesting and huge numbers too.
-_NO_ROW = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError)
+_MOST_SUMMARY = 2**20  # bytes
+_MOST_LOG = 2**32
 
 
 class ReportError(Exception):
@@ -56,8 +60,8 @@ def read_run(directory: str | Path) -> Run:
         ReportError: it is no run directory, or a file of it cannot be read.
     """
     directory = Path(directory)
-    text = _text(directory / "config.yaml")
-    metrics = _text(directory / "metrics.jsonl")
+    text = _text(directory / "config.yaml", MAX_BYTES)
+    metrics = _text(directory / "metrics.jsonl", _MOST_LOG)
     root, problems = read(text, Place(str(directory / "config.yaml"), 1))
     if root is None or problems or not isinstance(root.value, dict):
         raise ReportError(str(problems[0]) if problems else f"{directory / 'config.yaml'}: expected a mapping")
@@ -82,7 +86,7 @@ def depth_series(
 
     A run that logged no such metric gives no steps and no depths.
     """
-    pattern = re.compile(re.escape(metric) + r"/layer_(\d+)" + (re.escape("/" + leaf) if leaf else ""))
+    pattern = re.compile(re.escape(metric) + r"/layer_(\d{1,5})" + (re.escape("/" + leaf) if leaf else ""))
     depths = {int(match[1]): run.steps[tag] for tag in run.steps if (match := pattern.fullmatch(tag))}
     if not depths:
         return np.zeros(0, np.int64), np.zeros((0, 0))
@@ -93,40 +97,100 @@ def depth_series(
     return steps, values
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, at_most: int) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return content_of(path, at_most).decode("utf-8", errors="replace")
     except FileNotFoundError:
         runs = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
         instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
         raise ReportError(f"{path.parent}: not a run directory (no {path.name} in it{instead})") from None
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no regular file, or too large
+        raise ReportError(f"{path}: {error}") from None
 
 
 def _summary(path: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+        summary = json.loads(_text(path, _MOST_SUMMARY))
+    except RecursionError:
+        raise ReportError(f"{path}: not JSON: nested too deeply") from None
+    except ValueError as error:
         raise ReportError(f"{path}: not JSON: {error}") from None
     if not isinstance(summary, dict):
         raise ReportError(f"{path}: expected an object, got {type(summary).__name__}")
+    if wrong := summary_problem(summary):
+        raise ReportError(f"{path}: {wrong}")
     return summary
+
+
+class _Said(BaseModel):
+    """A verdict in a summary, as far as a report reads it."""
+
+    model_config = ConfigDict(strict=True)
+
+    state: str
+    why: str
+    ratio: float | None = None
+    log10_ratio: float | None = None
+    per_layer_gain: float | None = None
+    qk_share: float | None = None
+    gain_at_100: float | None = None
+    log10_gain_at_100: float | None = None
+
+
+class _Summary(BaseModel):
+    """The keys of summary.json that are read again, by a report or by a start that finds the run finished. What a
+    summary of another version lacks is missing in the report."""
+
+    model_config = ConfigDict(strict=True)
+
+    variant: str = ""
+    exit_reason: str = ""
+    platform: str = ""
+    task: str = ""
+    steps: int = 0
+    steps_per_s: float | None = None
+    loss_train: float | None = None
+    loss_val: float | None = None
+    accuracy_val: float | None = None
+    first_nonfinite_step: int | None = None
+    floors: dict[str, float | None] | None = None
+    versions: dict[str, str] | None = None
+    verdict: _Said | None = None
+    verdict_start: _Said | None = None
+    verdict_end: _Said | None = None
+
+
+def summary_problem(summary: Mapping[str, Any]) -> str | None:
+    """What is wrong with the values of a summary.json, in one line: somebody may have edited it."""
+    try:
+        _Summary.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = clean(".".join(map(str, first["loc"])))
+        return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {show(first['input'])}"
+    return None
 
 
 def _series(path: Path, text: str) -> dict[str, Series]:
     points: dict[str, list[tuple[int, float]]] = {}
     lines = text.split("\n")
+    before = -1
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            step, nonfinite = int(np.int64(row.pop("step"))), row.pop("nonfinite", [])
+            step, nonfinite = row.pop("step"), row.pop("nonfinite", [])
+            if type(step) is not int or not before < step < 2**63:
+                raise ValueError
             values = {tag: float(value) for tag, value in row.items() if value is not None}
             values |= {tag: math.nan for tag in nonfinite}
-        except _NO_ROW:
+            before = step
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             if number == len(lines):  # the rest after the last newline: nothing, or a line cut short
                 break
-            raise ReportError(f"{path}:{number}: expected an object with step and numbers, got {line[:40]!r}") from None
+            what = f"an object with step and numbers{'' if before < 0 else f', its step above {before}'}"
+            raise ReportError(f"{path}:{number}: expected {what}, got {line[:40]!r}") from None
         for tag, value in values.items():
             points.setdefault(tag, []).append((step, value))
     return {

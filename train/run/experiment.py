@@ -110,7 +110,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             for line in verdict_lines(summary["variant"], summary["verdict"]):
                 console.note(line)
     root = directory_of(experiment.variants[0]).parent
-    console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
+    console.note(f"compare in TensorBoard: deltaflow tensorboard {root}")
     ending.write_report(root, console)
     if stop.signal is not None:
         return Outcome(ordered, [])

@@ -1,12 +1,12 @@
 """Text from the newest checkpoint of a run."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from data.files import json_of
 from data.source import Form
 from data.tokenizer import Tokenizer, from_json
 from model.sampling import draw, next_token_logits
@@ -74,6 +74,6 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that a run was trained with. Raises RunError."""
     path = directory / "tokenizer.json"
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
+        return from_json(json_of(path))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot read: {error}") from None

@@ -25,6 +25,7 @@ from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
 from train.run.layout import chart_layout
 from train.run.lock import locked
+from train.run.memory import Budget
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops, shapes_of
 from train.run.record import Record, evaluation
@@ -53,6 +54,7 @@ class GroupRun:
     _pending: deque = field(default_factory=deque)
     _window_s: list[float] = field(default_factory=list)
     _clock: float | None = None
+    _budget: Budget = field(init=False)
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises RunError, also when another process writes the same run."""
@@ -94,11 +96,15 @@ class GroupRun:
             states = self._start(programs, first, directories)
             states = states if given is None else self._transferred(programs, states, given)
             programs.wait()
+            self._budget.check()
             compile_s = time.perf_counter() - started
             timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
             self._describe(programs, compile_s, first)
             self._train(programs, states, first)
             return self._finish(timing, started)
+        except Exception as error:
+            self._budget.explain(error)
+            raise
         finally:
             for record in self.records:
                 record.tracker.close()
@@ -113,6 +119,7 @@ class GroupRun:
         """Everything that will run, compiling in the background already."""
         train, val = self._resident()
         programs = Programs(self.group, train)
+        self._budget = Budget.of(programs, (train, val), self.platform, self.console.note)
         if not first:
             programs.prepare_init()
         lead = (len(self.group.variants),) if self.group.vmapped else ()
@@ -193,6 +200,7 @@ class GroupRun:
                 ("work a step", f"{flops / 1e9:.3g} GFLOP, {config.data.batch * config.data.context:,} tokens"),
                 ("steps", f"{config.train.steps - first:,}, {self.K} a dispatch, scan unroll {group.network.unroll}"),
                 ("compiled in", f"{compile_s:.1f} s"),
+                ("memory", self._budget.line),
                 ("run directory", str(self.records[0].directory.parent)),
             ],
         )

@@ -104,8 +104,10 @@ class Programs:
 
     group: Group
     corpus: Any  # device array, or None when batches arrive whole
+    hurry: bool = False  # they are looked at, and hardly run
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
+    feeds: dict[Any, Any] = field(default_factory=dict)  # what a call is given besides the state, numbers and corpus
 
     def prepare(
         self, key: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False
@@ -114,15 +116,21 @@ class Programs:
         if key not in self._compiled:
 
             def build():
-                return compiled(function, arguments, donate, once)
+                return compiled(function, arguments, donate, once or self.hurry)
 
             self._compiled[key] = self._pool.submit(build)
+            self.feeds[key] = arguments[3:]
         return self._compiled[key]
 
     def wait(self) -> None:
         """Returns when all that was prepared is compiled."""
         for future in self._compiled.values():
             future.result()
+
+    @property
+    def ready(self) -> dict[Any, tuple[Any, Any]]:
+        """Each program with its feed; waits for those that are being compiled."""
+        return {key: (future.result(), self.feeds[key]) for key, future in self._compiled.items()}
 
     @cached_property
     def abstract_state(self) -> State:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.load import Variant
+from train.report.read import summary_problem
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.origin import elsewhere, same_config, same_data
@@ -54,6 +55,11 @@ def finished_run(directory: Path) -> dict[str, Any] | None:
     summary = read_json(path) if path.exists() else {}
     if summary.get("exit_reason") != "done":
         return None
+    lacks = [key for key in ("variant", "first_nonfinite_step", "verdict") if key not in summary]
+    wrong = f"{lacks[0]}: missing" if lacks else summary_problem(summary)
+    wrong = wrong or ("" if summary["variant"] == directory.name else f"variant: expected {directory.name}")
+    if wrong:
+        raise RunError(f"{path}: {wrong}; without that file the same command writes it anew")
     checkpoints = Checkpoints(directory)
     steps = checkpoints.steps()
     return summary if not steps or checkpoints.damage(steps[-1]) is None else None

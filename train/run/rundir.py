@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.files import json_of
 from train.config.load import Variant, flatten, load, to_yaml
 from train.config.schema import LABELS, RunConfig
 from train.run.disk import refusal
@@ -142,7 +143,7 @@ def _earlier(known: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file that this project wrote. Raises RunError when it cannot be read or holds no mapping."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_of(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot read: {error}") from None
     if not isinstance(value, dict):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.files import json_of
 from train.config.schema import RunConfig
 from train.core.optimizer import HParams
 from train.core.paths import TABLES, path_of
@@ -59,7 +60,7 @@ def open_source(directory: Path, device: Any) -> Source:
 def tokenizer_of(directory: Path) -> Any:
     """What a run's tokens stand for, as JSON; None where nobody knows."""
     try:
-        return json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        return json_of(directory / "tokenizer.json")
     except (OSError, ValueError):
         return None
 
