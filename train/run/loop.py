@@ -23,6 +23,7 @@ from train.run import platform as platforms
 from train.run import process
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
+from train.run.layout import chart_layout
 from train.run.lock import locked
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops, shapes_of
@@ -196,8 +197,9 @@ class GroupRun:
             ],
         )
         without = config.watch.counterfactual and rule_of(config.model).additive
+        matrices = list(named(group.network.shapes()["blocks"]))
         for record in self.records:
-            record.tracker.layout(config.model.layers, list(named(group.network.shapes()["blocks"])), without)
+            record.tracker.layout(chart_layout(config.model.layers, matrices, without, list(self._instruments)))
 
     # -- the loop
 
