@@ -167,6 +167,8 @@ def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):
     config.write_text(config.read_text().replace("warmup: 2", "warmup: 3"))
     code, _, err = train(capsys, "optimizer.warmup=3")
     assert code == 1 and "ckpt/00000008: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
+    assert main(["sample", str(run), "--top", "1"]) == 1  # heads, say, change what arrays of the same shapes compute
+    assert "ckpt/00000008: was saved under another config (optimizer.warmup" in capsys.readouterr().err
 
 
 def test_other_names_are_no_other_config(run, whole, capsys):

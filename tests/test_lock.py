@@ -153,6 +153,23 @@ def test_a_child_neither_holds_nor_removes_it(tmp_path):
     Lock(tmp_path, lambda _: None).release()
 
 
+def test_a_lock_that_is_removed_while_it_is_opened_is_made_anew(tmp_path, monkeypatch):
+    """Its holder lets go between our open and our flock: what we would hold then has no name any more."""
+    held, flock = Lock(tmp_path, unheard), lock._flock
+
+    def late(descriptor):
+        held.release()
+        return flock(descriptor)
+
+    monkeypatch.setattr(lock, "_flock", late)
+    mine = Lock(tmp_path, lambda _: None)
+    monkeypatch.undo()
+    assert os.path.samestat(os.fstat(mine._descriptor), os.stat(tmp_path / NAME))
+    with pytest.raises(RunError, match="is written by process"):
+        Lock(tmp_path, unheard)
+    mine.release()
+
+
 def test_of_many_that_start_at_once_one_gets_it(tmp_path):
     """Each takes, writes what only its holder may, and lets go; a lock that two have would be seen."""
     inside: list[int] = []

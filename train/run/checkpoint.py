@@ -166,15 +166,20 @@ class Checkpoints:
         return step
 
     def manifest(self, step: int) -> Manifest:
-        """Of a checkpoint that verifies. Raises RunError."""
+        """What a checkpoint says of itself; its other files are not looked at. Raises RunError."""
         try:
-            return manifests.verify(self.folder(step), step)
+            return manifests.read(self.folder(step))
         except Damaged as why:
             raise RunError(f"{self.folder(step)}: cannot restore: {why}") from None
 
+    def _verified(self, step: int) -> Manifest:
+        if (why := self.damage(step)) is not None:
+            raise RunError(f"{self.folder(step)}: cannot restore: {why}")
+        return self.manifest(step)
+
     def meta(self, step: int) -> dict[str, Any]:
         """What `save` was given. Raises RunError."""
-        self.manifest(step)
+        self._verified(step)
         path = self.folder(step) / "meta.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -184,7 +189,7 @@ class Checkpoints:
     def restore(self, step: int, like: State, device: Any) -> State:
         """The state saved at `step`, bit for bit, on `device`. Raises RunError, also when its arrays are not those of
         `like`: the names, shapes and dtypes that differ are listed."""
-        manifest = self.manifest(step)
+        manifest = self._verified(step)
         wanted = {manifests.state_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(like)}
         here = {path: f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in wanted.items()}
         there = {path: str(array) for path, array in manifest.arrays.items()}
@@ -202,7 +207,7 @@ class Checkpoints:
         def target(saved: Any) -> Any:
             return jax.tree.map(_on(device), getattr(saved, "tree", saved))  # its type differs between Orbax's versions
 
-        return self._restored(step, self.manifest(step), target)["params"]
+        return self._restored(step, self._verified(step), target)["params"]
 
     def _restored(self, step: int, manifest: Manifest, target_of: Callable[[Any], Any]) -> Any:
         """`target_of` makes the shapes, dtypes and devices to restore from what the checkpoint says of itself."""

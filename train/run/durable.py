@@ -6,7 +6,7 @@ from pathlib import Path
 
 def sync_file(path: Path) -> None:
     """Returns when the content of a file is on the disk. Raises OSError."""
-    _sync(path, os.O_RDONLY)
+    _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
 
 
 def sync_folder(path: Path) -> None:

@@ -49,7 +49,8 @@ class Lock:
         try:
             self._descriptor = self._acquired(note)
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(_self()).encode() + b"\n", 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, json.dumps(_self()).encode() + b"\n")
         except OSError as error:
             self.release()
             raise RunError(f"{self.path}: cannot lock: {refusal(error, directory)}") from None
@@ -58,6 +59,8 @@ class Lock:
     def release(self) -> None:
         """Removes the file and lets go. In a forked child: nothing, the lock is its parent's."""
         if os.getpid() == self._owner and self._descriptor >= 0:
+            if os.name == "nt":  # where an open file cannot be removed
+                self.forget()
             with suppress(OSError):
                 self.path.unlink()  # before letting go: afterwards it may be another's
             self.forget()
@@ -140,7 +143,8 @@ def _flock(descriptor: int) -> bool | None:
 def _holder(descriptor: int) -> dict[str, Any]:
     """What the file says of its holder; empty when it says nothing that can be read."""
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        found = json.loads(os.read(descriptor, 4096))
     except (OSError, ValueError, RecursionError):
         return {}
     wanted = {"pid": int, "host": str}

@@ -5,6 +5,7 @@ import json
 import os
 import platform as python
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,15 @@ def origin_of(config: RunConfig | None, data_sha256: str | None) -> dict[str, An
     return {
         "config": None if config is None else config_sum(config),
         "data": data_sha256,
-        "versions": versions() | {"python": python.python_version()},
+        "versions": dict(_versions()),
         "device": device(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Looked up once: each takes a millisecond, and every save tells them."""
+    return versions() | {"python": python.python_version()}
 
 
 def device() -> dict[str, Any]:

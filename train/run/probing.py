@@ -27,6 +27,7 @@ from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group, data_key, open_all
+from train.run.origin import same_config
 from train.run.platform import Platform
 from train.run.programs import Group, grouped
 from train.run.rundir import differences, read_config
@@ -145,7 +146,9 @@ def restored(group: Group, variant: Variant, directory: Path, step: int, platfor
             f"{directory}: its model differs from variant {variant.name} in {', '.join(changed)}; "
             "leave the variants out with variants={}, or set these keys as there"
         )
-    params, wanted = Checkpoints(directory).params(step, platform.device), group.network.shapes()
+    checkpoints = Checkpoints(directory)
+    same_config(checkpoints.folder(step), checkpoints.manifest(step).origin, saved)
+    params, wanted = checkpoints.params(step, platform.device), group.network.shapes()
     there, here = (_sizes(tree) for tree in (params, wanted))
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
