@@ -27,7 +27,7 @@ from train.run.loop import GroupRun
 from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
-from train.run.resume import abreast, steps_per_call_of
+from train.run.resume import abreast, standing, steps_per_call_of
 from train.run.rundir import directory_of
 from train.run.signals import Stop
 
@@ -38,6 +38,7 @@ class Outcome:
 
     summaries: list[dict[str, Any]]
     unmet: list[str]  # promises of `expect:` that did not come true, a line each
+    stopped: list[str]  # variants that a step that is not finite has stopped
 
 
 def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
@@ -82,8 +83,10 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
 
 
 def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
-    """Trains every variant and prints the closing table. Raises DataError, RunError, ConfigError."""
+    """Trains every variant and prints the closing table. Raises DataError, RunError, ConfigError, Stopped."""
+    stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
+    stop.doing = "the start of JAX"
     platform = platforms.select(experiment.variants[0].config.train)
     _start_block(experiment, sources, platform, console)
     summaries: dict[str, dict[str, Any]] = {}
@@ -95,6 +98,7 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     for source, group in groups:
         if stop.signal is not None:
             break
+        stop.doing = "set-up and compilation"
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = steps_per_call_of(directory_of(group.variants[0]), guess)
         run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began)
@@ -104,17 +108,29 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     console.table(f"{experiment.name}: results", *closing_table(ordered))
     for summary in ordered:
         if (step := summary["first_nonfinite_step"]) is not None:
-            console.warn(f"{summary['variant']}: loss/train is not a finite number at step {step}")
+            console.warn(f"{summary['variant']}: {_after(summary)}; step {step} was not finite: {summary['nonfinite']}")
         if summary["verdict"] is not None:
             for line in verdict_lines(summary["variant"], summary["verdict"]):
                 console.note(line)
     root = directory_of(experiment.variants[0]).parent
-    console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
-    ending.write_report(root, console)
     if stop.signal is not None:
-        return Outcome(ordered, [])
+        console.note(f"saved: {'; '.join(standing(experiment.variants))}")
+        return Outcome(ordered, [], [])
+    console.note(f"compare in TensorBoard: tensorboard --logdir {root} --samples_per_plugin images=200,scalars=100000")
+    stop.doing = "the report, with all training done"
+    ending.write_report(root, console)
     logged = {v.name: _last_logged(directory_of(v)) for v in experiment.variants if v.name in experiment.expect}
-    return Outcome(ordered, unmet(experiment.expect, ordered, logged))
+    stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
+    return Outcome(ordered, unmet(experiment.expect, ordered, logged), stopped)
+
+
+def _after(summary: Mapping[str, Any]) -> str:
+    """What `train.on_nonfinite` has done."""
+    if summary["exit_reason"] == "nonfinite":
+        return f"stopped at step {summary['steps']}"
+    if "skipped_steps" in summary:
+        return f"{summary['skipped_steps']} updates were left out"
+    return f"{len(summary['rewinds'])} rewinds" if "rewinds" in summary else "trained on"
 
 
 def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform: Platform, console: Console):

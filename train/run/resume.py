@@ -34,6 +34,17 @@ def newest(variant: Variant) -> int:
     return max(Checkpoints(directory_of(variant)).steps(), default=0)
 
 
+def standing(variants: Sequence[Variant]) -> list[str]:
+    """Where each variant can go on from, those that stand alike together."""
+    by_state: dict[str, list[str]] = {}
+    for variant in variants:
+        step = newest(variant)
+        state = f"at step {step}" if step else "not begun"
+        state = "finished" if finished_run(directory_of(variant)) else state
+        by_state.setdefault(state, []).append(variant.name)
+    return [f"{', '.join(names)} {state}" for state, names in by_state.items()]
+
+
 def finished_run(directory: Path) -> dict[str, Any] | None:
     """The summary of a run that came to its end, else None. Raises RunError."""
     path = directory / "summary.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.load import Variant, flatten, load, to_yaml
-from train.config.schema import LABELS, RunConfig
+from train.config.schema import CHANGEABLE, LABELS, RunConfig
 from train.run.errors import RunError
 
 _OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
@@ -44,7 +44,8 @@ def claim(variant: Variant) -> Path:
         for name in _OF_A_START:
             (directory / name).unlink(missing_ok=True)
     if known.exists():
-        different = differences(read_config(directory), variant.config)
+        found = differences(read_config(directory), variant.config)
+        different = {key: values for key, values in found.items() if key not in CHANGEABLE}
         if different:
             listed = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:5])
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
