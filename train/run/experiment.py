@@ -108,7 +108,7 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     console.table(f"{experiment.name}: results", *closing_table(ordered))
     for summary in ordered:
         if (step := summary["first_nonfinite_step"]) is not None:
-            console.warn(f"{summary['variant']}: {_after(summary)}; step {step} was not finite: {summary['nonfinite']}")
+            console.warn(f"{summary['variant']}: {_after(summary)}; the first that was not finite was step {step}")
         if summary["verdict"] is not None:
             for line in verdict_lines(summary["variant"], summary["verdict"]):
                 console.note(line)
@@ -127,10 +127,10 @@ def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
 def _after(summary: Mapping[str, Any]) -> str:
     """What `train.on_nonfinite` has done."""
     if summary["exit_reason"] == "nonfinite":
-        return f"stopped at step {summary['steps']}"
+        return f"stopped by a step that is not finite, step {summary['steps']}"
     if "skipped_steps" in summary:
         return f"{summary['skipped_steps']} updates were left out"
-    return f"{len(summary['rewinds'])} rewinds" if "rewinds" in summary else "trained on"
+    return f"rewound {len(summary['rewinds'])} times"
 
 
 def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform: Platform, console: Console):

@@ -361,7 +361,9 @@ class GroupRun:
             record.write_before(until)
         seconds = float(np.median(self._window_s[-20:])) if self._window_s else None
         tokens = config.data.batch * config.data.context
-        for _, record in self._live():
+        for index, record in self._live():
+            if policy != "skip" and any(index == other for other, _ in bad):
+                continue
             self.console.progress(
                 record.variant.name,
                 end,

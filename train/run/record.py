@@ -154,6 +154,7 @@ class Record:
     def end(self, step: int) -> None:
         """Nothing is logged of what comes after `step`, at which training stopped for good."""
         self.ended = step
+        self.add(step, {"optim/nonfinite": 1.0})
         self.write_before(math.inf)
 
     def write_before(self, step: float) -> None:
