@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scripts.torture.programs import shared
 from train.cli import main
 from train.core.autopsy import cause_of, look
 from train.core.finite import all_finite, sound
@@ -72,6 +73,12 @@ GROUP = [
     "data.kind=stormy_batches:Calm",
     "variants={good: {}, bad: {optimizer.lr: 1e30}, late: {optimizer.lr: 2e-2}}",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_programs():
+    with shared():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from train.run.platform import Platform
 from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
 from train.run.resume import abreast, standing, steps_per_call_of
 from train.run.rundir import directory_of
-from train.run.signals import Stop
+from train.run.signals import Stop, Stopped
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,14 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
 
 def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     """Trains every variant and prints the closing table. Raises DataError, RunError, ConfigError, Stopped."""
+    try:
+        return _train(experiment, console, stop)
+    except Stopped:
+        console.note(f"saved: {'; '.join(standing(experiment.variants))}")
+        raise
+
+
+def _train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
     stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
     stop.doing = "the start of JAX"
