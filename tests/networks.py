@@ -17,6 +17,10 @@ L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
 ALIKE += ("hyper_connections",)
 EACH_RULE = [pytest.param(rule, marks=[pytest.mark.slow] if rule in ALIKE else []) for rule in RULES]
+# The same for laws whose programs are long: of mhc's the compiler alone takes three times as long as of the others.
+FEW_RULES = [
+    pytest.param(rule, marks=[pytest.mark.slow] if rule in (*ALIKE, "mhc", "value_residual") else []) for rule in RULES
+]
 
 
 def network(dtype: str = "float64", unroll: int = 1, **model: Any) -> Network:

@@ -200,6 +200,7 @@ def test_a_worker_that_cannot_start_says_one_line(
     assert str(ended.value) == message
 
 
+@pytest.mark.slow
 def test_a_contestant_in_this_process_runs_or_says_one_line() -> None:
     here = Here(Entry("a", "a", "scripts.bench.peak", {"framework": "jax", "dtype": "float32"}))
     assert here.facts.flops > 0 and here.run(1) > 0
@@ -220,6 +221,7 @@ def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Wor
     worker.close()
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = ["--shapes", "1,2,16,8,2,11", "--device", "cpu"]
     page = tmp_path / "new" / "speed.md"

@@ -110,7 +110,7 @@ def numeric(net, params):
     return blocks, whole
 
 
-@pytest.mark.parametrize("rule", ["pre_ln", "value_residual"])
+@pytest.mark.parametrize("rule", ["pre_ln", pytest.param("value_residual", marks=pytest.mark.slow)])
 def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
     net = network(residual=rule)
     params = parameters(net)

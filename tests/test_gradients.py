@@ -33,7 +33,7 @@ def angle(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_cosines_are_those_of_the_whole_vectors(tied, x64):
     net = network(tied_head=tied)
     params = parameters(net)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import EACH_RULE, B, L, T, V, network, parameters
+from networks import FEW_RULES, B, L, T, V, network, parameters
 
 from model.residual import numbers_of
 from train.core.loss import tapped_loss
@@ -35,7 +35,7 @@ def both_ways(net, params, numbers):
     return anatomy.logits(last), logits, inside.split(anatomy, mean_loss), result.delta
 
 
-@pytest.mark.parametrize("rule", EACH_RULE)
+@pytest.mark.parametrize("rule", FEW_RULES)
 def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
     net = network(residual=rule)
     numbers = numbers_of(net.config)

@@ -21,6 +21,7 @@ from train.core.instruments import INSTRUMENTS, Subject, _split, noise_parts
 from train.core.state import hparams_of
 from train.gradflow.norms import value
 from train.report.read import read_run
+from train.run.layout import chart_layout
 
 NAMES = list(INSTRUMENTS)
 ROOT = Path(__file__).parents[1]
@@ -231,6 +232,21 @@ def test_every_tag_is_documented(whole):
     assert {tag for tag in mine if f"`{tag}" not in text} == set()
 
 
+def test_every_chart_in_tensorboard_has_something_to_draw(whole):
+    """And a tag is on one chart at most."""
+    tags = list(read_run(whole).steps)
+    charts = chart_layout(2, ["attn_q"], True, NAMES)["instruments"]
+    drawn = {title: [tag for tag in tags if re.match(chart[1][0], tag)] for title, chart in charts.items()}
+    assert {title for title, found in drawn.items() if not found} == set()
+    assert len(charts) == 18
+    together = sum(drawn.values(), [])
+    assert len(together) == len(set(together))
+    (event,) = events_of(whole).Tensors("custom_scalars__config__")
+    written = event.tensor_proto.string_val[0].decode(errors="replace")
+    assert all(title in written for title in charts)
+    assert "instruments" not in chart_layout(2, ["attn_q"])
+
+
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
 @pytest.mark.parametrize("side", [0.99, 1.01])
 def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64):
@@ -252,7 +268,7 @@ def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64
     assert (radius > 1) == (side > 1)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression", "masked"])
+@pytest.mark.parametrize("task", ["regression", "masked", pytest.param("classification", marks=pytest.mark.slow)])
 def test_the_split_is_of_the_loss_that_is_trained(task, x64):
     """Whatever the targets are, and however many values each has: delta by the split is delta by the taps."""
     network, batch = other_task(task)

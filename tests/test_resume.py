@@ -10,7 +10,7 @@ import pytest
 
 from train.cli import main
 from train.config.load import Experiment, load
-from train.core.state import hparams_of, initial_state
+from train.core.state import State, hparams_of, initial_state
 from train.run import experiment as experiments
 from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
@@ -178,7 +178,7 @@ def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
     experiment = load(folder / "tiny.yaml", [f"runs_dir={tmp_path}", "sweep={seed: [0, 1, 2, 3]}", "variants={}"])
     for variant, steps in zip(experiment.variants, ([4, 8], [4], [12, 16, 20], []), strict=True):
         for step in steps:
-            (directory_of(variant) / "ckpt" / f"{step:08d}").mkdir(parents=True)
+            Checkpoints(directory_of(variant)).save(State({"w": np.zeros(1)}, (), np.int32(step)), {})
     seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
     assert seeds == [[2], [0, 1], [3]]
     write_json(directory_of(experiment.variants[3]) / "summary.json", {"exit_reason": "done"})

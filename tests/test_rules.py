@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import pytest
 from flax import nnx
-from networks import EACH_RULE, B, D, L, T, V, parameters
+from networks import EACH_RULE, FEW_RULES, B, D, L, T, V, parameters
 from reference import Reference
 
 from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
@@ -80,7 +80,7 @@ def test_options_against_the_second_transformer(x64, residual):
     same(logits(net, params), Reference(net.config, params).logits(TOKENS), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("rule", EACH_RULE)
+@pytest.mark.parametrize("rule", FEW_RULES)
 def test_scanned_and_unrolled_alike(x64, rule):
     params = parameters(network(rule))
     one, all_ = (tapped(network(rule, unroll=unroll), params) for unroll in (1, L))
@@ -135,7 +135,7 @@ def offset(rule: str, carry, o):
     return (carry[0], carry[1] + o) if rule == "attnres" else carry + o
 
 
-@pytest.mark.parametrize("rule", EACH_RULE)
+@pytest.mark.parametrize("rule", FEW_RULES)
 def test_delta_at_every_depth_is_the_gradient_of_an_offset_there(x64, rule):
     """By the blocks one after the other, without scan or taps."""
     net = network(rule)
@@ -285,7 +285,9 @@ def test_highway_starts_mostly_open(x64):
 # --- several streams, and attention over depth ---
 
 
-@pytest.mark.parametrize("option", [{}, {"dynamic": True}, {"streams": 2}])
+@pytest.mark.parametrize(
+    "option", [{"dynamic": True}, *(pytest.param(x, marks=pytest.mark.slow) for x in ({}, {"streams": 2}))]
+)
 def test_hyper_connections_start_as_pre_ln(x64, option):
     net, usual = network({"rule": "hyper_connections", **option}, norm_eps=0.0), network("pre_ln", norm_eps=0.0)
     params = start(net)

@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 import pytest
+from networks import FEW_RULES
 
 from data.open import open_source
 from model.network import Network
-from model.residual import RULES
 from train.core.state import hparams_of, initial_state
 from train.core.window import run_window
 
 STEPS = 250
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", FEW_RULES)
 def test_it_learns_to_copy(tiny, rule):
     """Knowing the task but not the question costs ln 4 = 1.386 nats a symbol; looking it up costs nothing."""
     config = (

@@ -313,6 +313,7 @@ def timeless_rows(logged: dict[int, dict]) -> dict[int, dict]:
     return {step: timeless(row) for step, row in logged.items()}
 
 
+@pytest.mark.slow
 def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trained, tmp_path, monkeypatch):
     config, run = trained
     arguments = ["train", str(config), f"runs_dir={tmp_path}", "train.group=vmap", "sweep={seed: [0, 7]}"]

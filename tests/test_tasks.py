@@ -54,7 +54,7 @@ def test_masked_targets_have_no_say(x64, tiny):
     )
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("watched", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_accumulated_masked_batches_are_the_large_one(x64, tiny, watched):
     """The mean over all targets of the batch, not the mean of the micro-batches' means."""
     keys = {"optimizer.name": "sgd", "optimizer.lr": 0.5, "train.dtype": "float64", "model.norm": "none"}

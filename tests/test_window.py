@@ -63,7 +63,13 @@ def figures(watched) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("every", "steps"), [(0, None), (1, range(7)), (3, (0, 3, 6)), (7, (0,)), (20, (0,))], ids=lambda x: str(x)
+    ("every", "steps"),
+    [
+        (1, range(7)),
+        (3, (0, 3, 6)),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((0, None), (7, (0,)), (20, (0,)))),
+    ],
+    ids=lambda x: str(x),
 )
 def test_a_window_is_its_steps_one_by_one(setting, single, every, steps):
     network, config, hp, state, tokens, starts = setting

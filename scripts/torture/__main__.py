@@ -21,7 +21,7 @@ if not __package__:  # started as a folder, which Python then puts first on its 
 from scripts.torture.row import Row, markdown  # noqa: E402
 
 # Each is a module beside this one with `rows(scale, seed) -> Iterable[Row]`; scale 1 does every trial.
-SWEEPS: tuple[str, ...] = ("signals",)
+SWEEPS: tuple[str, ...] = ("bits", "signals")
 BEGIN, END = "<!-- torture -->", "<!-- /torture -->"
 
 

@@ -10,6 +10,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
     )
+    parser.add_argument(
+        "--allow-data-change", action="store_true", help="go on although the data is not what the run was trained on"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -23,7 +26,7 @@ def run(parsed: argparse.Namespace) -> int:
     from train.run.experiment import train
 
     with Console() as console:
-        outcome = train(experiment, console, parsed.stop)
+        outcome = train(experiment, console, parsed.stop, parsed.allow_data_change)
         if parsed.stop.signal is not None:
             console.note("stopped and saved; the same command goes on from here")
             return parsed.stop.exit_code

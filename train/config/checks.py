@@ -7,6 +7,7 @@ from typing import NamedTuple
 import data.config
 import model.config
 from train.config.fields import related
+from train.config.names import wrong_path
 from train.config.schema import RunConfig
 from train.config.yaml12 import show
 
@@ -38,6 +39,11 @@ def findings(config: RunConfig, doubtful: Collection[str] = ()) -> list[Finding]
         if not any(related(key, reads) for key in doubtful)
         for key, message in check(config)
     ]
+
+
+def _runs_dir(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if (wrong := wrong_path(config.runs_dir)) is not None:
+        yield "runs_dir", wrong
 
 
 def _model(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -170,6 +176,7 @@ def mixed(first: RunConfig, other: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 _CHECKS = (
+    (("runs_dir",), _runs_dir),
     (("model",), _model),
     (("data",), _data),
     (("model.attention", "data.kind"), _causal),

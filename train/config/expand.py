@@ -8,24 +8,11 @@ from typing import Any
 
 from train.config.draft import Draft, Overrides, merged
 from train.config.fields import FIELDS, did_you_mean
+from train.config.names import safe, unsafe
 from train.config.schema import STATES
 from train.config.yaml12 import BAD, Node, Problem, clean, number, show
 
 MAX_VARIANTS = 1000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,119}")
-
-
-def safe(name: str) -> bool:
-    """Whether a name can be a folder anywhere."""
-    return _NAME.fullmatch(name) is not None and ".." not in name
-
-
-def unsafe(name: str) -> str:
-    """What to say of a name that cannot."""
-    if len(name) > 120:
-        return f"expected a folder name of at most 120 characters, got {len(name)}: {show(name)}"
-    rule = "letters, digits and _ . , = + -, the first a letter or digit, no '..'"
-    return f"expected a folder name ({rule}), got {show(name)}"
 
 
 def expand(draft: Draft) -> list[Overrides]:

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from train.config import checks
 from train.config.draft import Draft, merged
-from train.config.expand import expand, expectations, safe, unsafe
+from train.config.expand import expand, expectations
 from train.config.fields import related, validated
+from train.config.names import safe, unsafe
 from train.config.schema import RunConfig
 from train.config.yaml12 import BAD, Node, Place, Problem, clean, read, scalar, show, wrap
 

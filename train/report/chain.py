@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from train.report.charts import predicted_and_measured, to_svg
 from train.report.html import Html, items, markup, page, paragraph, picture, section, table
@@ -107,10 +108,14 @@ def _claim(result: Found) -> Html:
     return Html(f"<strong>{markup(result['statement'])}</strong>" + paragraph(" ".join(told), quiet=True))
 
 
-def _picture(result: Found) -> Html:
+def curves_of(result: Found) -> Figure:
+    """A claim's curves, the prediction as lines and the measurement as markers."""
     series = {
         curve["label"] or "δ": (np.asarray(curve["predicted"]), np.asarray(curve["measured"]))
         for curve in result["curves"]
     }
-    figure = predicted_and_measured(series, result["statement"], *result["axes"])
-    return picture(to_svg(figure), f"{result['statement']}: predicted and measured, logarithmic")
+    return predicted_and_measured(series, result["statement"], *result["axes"])
+
+
+def _picture(result: Found) -> Html:
+    return picture(to_svg(curves_of(result)), f"{result['statement']}: predicted and measured, logarithmic")

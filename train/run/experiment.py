@@ -82,16 +82,17 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
         raise ConfigError([Problem(Place(f"variant {variant.name}"), "", str(error))]) from None
 
 
-def train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
-    """Trains every variant and prints the closing table. Raises DataError, RunError, ConfigError, Stopped."""
+def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
+    """Trains every variant and prints the closing table. allow_data_change: runs that were trained on other data go
+    on all the same, where it has the same tokens. Raises DataError, RunError, ConfigError, Stopped."""
     try:
-        return _train(experiment, console, stop)
+        return _train(experiment, console, stop, allow_data_change)
     except Stopped:
         console.note(f"saved: {'; '.join(standing(experiment.variants))}")
         raise
 
 
-def _train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
+def _train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool) -> Outcome:
     stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
     stop.doing = "the start of JAX"
@@ -109,7 +110,7 @@ def _train(experiment: Experiment, console: Console, stop: Stop) -> Outcome:
         stop.doing = "set-up and compilation"
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = steps_per_call_of(directory_of(group.variants[0]), guess)
-        run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began)
+        run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began, allow_data_change)
         for summary in run.run():
             summaries[summary["variant"]] = summary
     ordered = [summaries[v.name] for v in experiment.variants if v.name in summaries]

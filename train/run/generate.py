@@ -12,6 +12,7 @@ from data.tokenizer import Tokenizer, from_json
 from model.sampling import draw, next_token_logits
 from train.config.load import Variant
 from train.run import platform as platforms
+from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
 from train.run.experiment import build_group
 from train.run.probing import restored
@@ -32,7 +33,7 @@ class Generator:
         variant = Variant(directory.name, config)
         size, self.context = self.tokenizer.vocab_size, config.data.context
         group = build_group([variant], Form("lm", self.context, size, size), platform)
-        params = restored(group, variant, directory, platform)
+        params = restored(group, variant, directory, Checkpoints(directory).only_newest(), platform)
 
         @jax.jit
         def logits(tokens, length):

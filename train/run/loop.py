@@ -20,15 +20,18 @@ from train.core.state import State, parameter_count
 from train.gradflow.norms import named
 from train.report.tables import verdict_text
 from train.run import platform as platforms
+from train.run import process
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
+from train.run.layout import chart_layout
+from train.run.lock import locked
 from train.run.nonfinite import MOST_SKIPPED, first_bad
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops, shapes_of
 from train.run.record import Record, evaluation
 from train.run.replay import Replay
-from train.run.resume import finished_run, remember_choices
-from train.run.rundir import claim, directory_of, remember_data, write_json
+from train.run.resume import finished_run, remember_choices, same_origin
+from train.run.rundir import claim, own_directory_of, remember_data, write_json
 from train.run.setbacks import Rewound, Setbacks
 from train.run.signals import Stop
 from train.run.transfer import Source as Weights
@@ -48,6 +51,7 @@ class GroupRun:
     stop: Stop
     K: int
     waited_s: float = 0.0  # for the groups before this one
+    allow_data_change: bool = False
     records: list[Record] = field(default_factory=list)
     _pending: deque = field(default_factory=deque)
     _window_s: list[float] = field(default_factory=list)
@@ -55,21 +59,35 @@ class GroupRun:
     _given: Weights | None = None  # what the first state takes over
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains; returns one summary a variant. Raises RunError."""
+        """Trains; returns one summary a variant. Raises RunError, also when another process writes the same run."""
+        directories = [own_directory_of(variant) for variant in self.group.variants]
+        with locked(directories, self.console.note):
+            return self._run(directories)
+
+    def _run(self, directories: list[Path]) -> list[dict[str, Any]]:
         started = time.perf_counter()
         config = self.group.config
-        directories = [directory_of(variant) for variant in self.group.variants]
-        first = newest_common([Checkpoints(directory) for directory in directories]) or 0
+        done = [summary for directory in directories if (summary := finished_run(directory))]
+        over = len(done) == len(directories)
+        checkpoints = [Checkpoints(directory) for directory in directories]
+        first = config.train.steps if over else newest_common(checkpoints, self.console.warn) or 0
         other = None if first or not config.train.init_from else Path(config.train.init_from)
         self._given = None if other is None else open_source(other, self.platform.device)
         for variant, directory in zip(self.group.variants, directories, strict=True):
             claim(variant)
             kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
-            remember_data(directory, self.source.sha256, self.source.source, kept)
-        done = [summary for directory in directories if (summary := finished_run(directory))]
-        if first == config.train.steps and len(done) == len(directories):
+            if over and self.allow_data_change:
+                continue  # it reads no more data
+            data, allow = self.source, self.allow_data_change
+            if said := remember_data(directory, data.sha256, data.source, kept, first, allow):
+                self.console.warn(said)
+        if over:
             self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
             return done
+        if first:
+            for said in dict.fromkeys(same_origin(variant, first) for variant in self.group.variants):
+                if said:
+                    self.console.warn(said)
         remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
@@ -80,7 +98,7 @@ class GroupRun:
             states = self._start(programs, first)
             programs.wait()
             compile_s = time.perf_counter() - started
-            timing = {"compile_s": compile_s, "seconds_to_first_step": platforms.process_age() - self.waited_s}
+            timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
             self._describe(programs, compile_s, first)
             while True:
                 try:
@@ -229,8 +247,9 @@ class GroupRun:
             ],
         )
         without = config.watch.counterfactual and rule_of(config.model).additive
+        matrices = list(named(group.network.shapes()["blocks"]))
         for record in self.records:
-            record.tracker.layout(config.model.layers, list(named(group.network.shapes()["blocks"])), without)
+            record.tracker.layout(chart_layout(config.model.layers, matrices, without, list(self._instruments)))
 
     # -- the loop
 

@@ -1,6 +1,5 @@
 """The device a run computes on, the dtype it computes in, and what else depends on the platform."""
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ def select(config: TrainConfig) -> Platform:
     except RuntimeError as error:
         why = first_line(error)[:100]
         raise RunError(f"train.device: no {config.device} here; JAX sees {_seen()} ({why})") from None
-    platform = Platform(devices[0], _kind(devices[0]), len(devices))
+    platform = Platform(devices[0], kind_of(devices[0]), len(devices))
     if config.dtype == "float64" and platform.kind != "cpu":
         raise RunError(
             f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
@@ -61,14 +60,15 @@ def exact() -> Platform:
     return select(TrainConfig(device="cpu", dtype="float64"))
 
 
-def _kind(device: Any) -> str:
+def kind_of(device: Any) -> str:
+    """cpu, gpu or tpu."""
     name = str(device.platform)
     return _KINDS.get(name, name)
 
 
 def _seen() -> str:
     try:
-        return ", ".join(sorted({_kind(device) for device in jax.devices()}))
+        return ", ".join(sorted({kind_of(device) for device in jax.devices()}))
     except RuntimeError:
         return "no device at all"
 
@@ -105,21 +105,6 @@ def grouped_by(config: TrainConfig, platform: Platform) -> str:
 def versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {name: version(name) for name in names}
-
-
-def process_age() -> float:
-    """Seconds since this process started (since this module was imported, where /proc is missing)."""
-    try:
-        with open("/proc/self/stat", encoding="ascii") as file:
-            ticks = int(file.read().rsplit(")", 1)[1].split()[19])
-        with open("/proc/uptime", encoding="ascii") as file:
-            uptime = float(file.read().split()[0])
-        return uptime - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.monotonic() - _IMPORTED
-
-
-_IMPORTED = time.monotonic()
 
 
 def peak_bytes(platform: Platform) -> int | None:

@@ -40,12 +40,13 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
     """
     sources = open_all(experiment.variants)
     platform = platforms.select(experiment.variants[0].config.train)
-    results = {}
+    results, step = {}, 0
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
         if checkpoint is not None:
             _same_tokens(checkpoint, source)
-        bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint)
+            step = step or Checkpoints(checkpoint).only_newest()
+        bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint, step)
         for index, variant in enumerate(members):
             results[variant.name] = bench.result(index, instruments)
     return [results[variant.name] for variant in experiment.variants]
@@ -59,6 +60,7 @@ class _Bench:
     source: Source
     platform: Platform
     checkpoint: Path | None
+    step: int  # of the checkpoint
     _programs: dict[str, Any] = field(default_factory=dict)
 
     def result(self, index: int, instruments: Sequence[str]) -> dict[str, Any]:
@@ -97,10 +99,9 @@ class _Bench:
         if self.checkpoint is None:
             # The very program that training starts with, so that both look at the same weights to the last bit.
             return self._run("init", partial(initial_state, group.network, group.config), hp)
-        params = restored(group, variant, self.checkpoint, self.platform)
+        params = restored(group, variant, self.checkpoint, self.step, self.platform)
         if not whole:
-            step = Checkpoints(self.checkpoint).steps()[-1]
-            return State(params, None, jnp.asarray(step, jnp.int32))
+            return State(params, None, jnp.asarray(self.step, jnp.int32))
         changed = [key for key in differences(read_config(self.checkpoint), variant.config) if "optimizer." in key]
         if changed:
             raise RunError(
@@ -108,8 +109,7 @@ class _Bench:
                 f"{', '.join(changed)}, and some of the instruments read the optimizer's state"
             )
         like = jax.eval_shape(partial(state_at, group.config, hp), params)
-        checkpoints = Checkpoints(self.checkpoint)
-        return checkpoints.restore(checkpoints.steps()[-1], like, self.platform.device)
+        return Checkpoints(self.checkpoint).restore(self.step, like, self.platform.device)
 
     def _feeds(self, variant: Variant, steps: int) -> Any:
         data = variant.config.data
@@ -136,8 +136,8 @@ def _same_tokens(directory: Path, source: Source) -> None:
         )
 
 
-def restored(group: Group, variant: Variant, directory: Path, platform: Platform) -> Params:
-    """The parameters in a run's newest checkpoint, for a variant whose model they are of. Raises RunError."""
+def restored(group: Group, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
+    """The parameters in a run's checkpoint of `step`, for a variant whose model they are of. Raises RunError."""
     saved = read_config(directory)
     if _shape(saved) != _shape(variant.config):
         changed = [key for key in differences(saved, variant.config) if key.startswith("model.")]
@@ -145,11 +145,7 @@ def restored(group: Group, variant: Variant, directory: Path, platform: Platform
             f"{directory}: its model differs from variant {variant.name} in {', '.join(changed)}; "
             "leave the variants out with variants={}, or set these keys as there"
         )
-    checkpoints = Checkpoints(directory)
-    steps = checkpoints.steps()
-    if not steps:
-        raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
-    params, wanted = checkpoints.params(steps[-1], platform.device), group.network.shapes()
+    params, wanted = Checkpoints(directory).params(step, platform.device), group.network.shapes()
     there, here = (_sizes(tree) for tree in (params, wanted))
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):

@@ -59,7 +59,8 @@ class Record:
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.directory, first_step=self.first_step)
-        self.checkpoints = Checkpoints(self.directory)
+        self.checkpoints = Checkpoints(self.directory, self.variant.config)
+        self.checkpoints.go_on_from(self.first_step)
         if self.first_step:
             self._go_on_from(self.checkpoints.meta(self.first_step))
         self.tracker.config(to_yaml(self.variant.config), flatten(self.variant.config))

@@ -7,21 +7,26 @@ from typing import Any
 from train.config.load import Variant
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
-from train.run.rundir import directory_of, read_json, write_json
+from train.run.origin import elsewhere, same_config, same_data
+from train.run.rundir import data_sums, directory_of, read_json, write_json
 
 
 def abreast(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
     """The variants of a group in parts that can go on together, those that have come farthest first.
 
     A group saves its variants one after the other, so those that were killed together are at most one save apart; a
-    finished one, or one that is farther ahead, was trained before the others were added, and is left alone.
+    finished one, or one that is farther ahead, was trained before the others were added, and is left alone. So is one
+    whose newest whole checkpoint is at a step that the others have no whole one of. Raises RunError when all
+    checkpoints of one are damaged.
     """
     finished = [member for member in members if finished_run(directory_of(member))]
+    steps = {id(member): newest(member) for member in members if member not in finished}
     parts: list[list[Variant]] = []
     ahead = 0  # of the part that is being gathered, the step of its first
-    for member in sorted((member for member in members if member not in finished), key=newest, reverse=True):
-        step = newest(member)
-        if parts and ahead - step <= member.config.train.checkpoint_every:
+    for member in sorted((m for m in members if m not in finished), key=lambda m: steps[id(m)], reverse=True):
+        step = steps[id(member)]
+        near = bool(parts) and ahead - step <= member.config.train.checkpoint_every
+        if near and (not step or all(_has(other, step) for other in parts[-1])):
             parts[-1].append(member)
         else:
             parts.append([member])
@@ -30,8 +35,13 @@ def abreast(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
 
 def newest(variant: Variant) -> int:
-    """The step of the variant's newest checkpoint, 0 without one."""
-    return max(Checkpoints(directory_of(variant)).steps(), default=0)
+    """The step of the variant's newest whole checkpoint, 0 without any. Raises RunError when all are damaged."""
+    return Checkpoints(directory_of(variant)).newest(lambda _: None) or 0
+
+
+def _has(variant: Variant, step: int) -> bool:
+    checkpoints = Checkpoints(directory_of(variant))
+    return step in checkpoints.steps() and checkpoints.damage(step) is None
 
 
 def standing(variants: Sequence[Variant]) -> list[str]:
@@ -46,10 +56,30 @@ def standing(variants: Sequence[Variant]) -> list[str]:
 
 
 def finished_run(directory: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end, else None. Raises RunError."""
+    """The summary of a run that came to its end, else None. Raises RunError.
+
+    One whose last checkpoint is damaged has to go on from the one before, to the same end. One whose checkpoints were
+    all deleted is finished.
+    """
     path = directory / "summary.json"
     summary = read_json(path) if path.exists() else {}
-    return summary if summary.get("exit_reason") == "done" else None
+    if summary.get("exit_reason") != "done":
+        return None
+    checkpoints = Checkpoints(directory)
+    steps = checkpoints.steps()
+    return summary if not steps or checkpoints.damage(steps[-1]) is None else None
+
+
+def same_origin(variant: Variant, step: int) -> str | None:
+    """What to warn of before a run goes on from its checkpoint of `step`. Raises RunError when that is of another
+    config, or of data that the run was never trained on."""
+    directory = directory_of(variant)
+    checkpoints = Checkpoints(directory)
+    origin, where = checkpoints.manifest(step).origin, checkpoints.folder(step)
+    same_config(where, origin, variant.config)
+    same_data(where, origin, data_sums(directory))
+    changed = elsewhere(origin)
+    return changed and f"saved with {changed}: what follows is not bitwise what it would have been"
 
 
 def steps_per_call_of(directory: Path, guess: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from train.config.load import Variant, flatten, load, to_yaml
 from train.config.schema import CHANGEABLE, LABELS, RunConfig
+from train.run.durable import sync_folder
 from train.run.errors import RunError
 
 _OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
@@ -15,6 +16,22 @@ _OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "su
 
 def directory_of(variant: Variant) -> Path:
     return Path(variant.config.runs_dir) / variant.config.name / variant.name
+
+
+def own_directory_of(variant: Variant) -> Path:
+    """The run directory, to write in. Raises RunError when a link leads out of runs_dir, or a file is in its place."""
+    directory = directory_of(variant)
+    root = Path(variant.config.runs_dir)
+    for path in (directory.parent, directory, directory / "ckpt"):
+        try:
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise RunError(f"{path}: is a link that leads out of {root}, to {path.resolve()}; remove it")
+            if path.exists() and not path.is_dir():
+                raise RunError(f"{path}: expected a folder, got a file; choose another name (name=...)")
+        except (OSError, RuntimeError) as error:  # a loop of links
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise RunError(f"{path}: cannot be used: {reason}") from None
+    return directory
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -27,6 +44,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot write: {error.strerror}") from None
     except ValueError as error:  # "." has no name; a null character
@@ -44,13 +62,10 @@ def claim(variant: Variant) -> Path:
         for name in _OF_A_START:
             (directory / name).unlink(missing_ok=True)
     if known.exists():
-        found = differences(read_config(directory), variant.config)
-        different = {key: values for key, values in found.items() if key not in CHANGEABLE}
+        different = differences(read_config(directory), variant.config)
         if different:
-            listed = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:5])
-            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
             raise RunError(
-                f"{directory}: holds a run of another config ({listed}{more}); "
+                f"{directory}: holds a run of another config ({listed(different)}); "
                 "choose another name (name=...) or delete that folder"
             )
     else:
@@ -60,29 +75,67 @@ def claim(variant: Variant) -> Path:
 
 def _has_begun(directory: Path) -> bool:
     log, checkpoints = directory / "metrics.jsonl", directory / "ckpt"
-    return (log.exists() and log.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    saved = checkpoints.is_dir() and any(not entry.name.startswith(".") for entry in checkpoints.iterdir())
+    return (log.exists() and log.stat().st_size > 0) or saved
 
 
-def remember_data(directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None) -> None:
-    """Writes tokenizer.json and data.json at a run's first start, and compares them later. Raises RunError when the run
-    was trained on other text, or the same text has other tokens now: its tokenizer is needed to read it."""
+def remember_data(
+    directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None, step: int = 0, allow: bool = False
+) -> str | None:
+    """Writes tokenizer.json and data.json at a run's first start, and compares them later.
+
+    Raises RunError when the run was trained on other text, or the same text has other tokens now: its tokenizer is
+    needed to read it. `allow` lets it go on with other text of the same tokens; data.json then says from which `step`
+    on, and what to warn of is returned.
+    """
     path, kept = directory / "data.json", directory / "tokenizer.json"
     if not path.exists():
         if tokenizer is not None:
             write_json(kept, tokenizer)
         write_json(path, {"sha256": sha256, "source": source})
-        return
+        return None
     known = read_json(path)
-    if known.get("sha256") != sha256:
+    changed = known.get("sha256") != sha256
+    if changed and not allow:
         raise RunError(
             f"{directory}: was trained on other data ({known.get('source')}; its hash differs from today's {source}); "
-            "bring the old data back, choose another name (name=...) or delete that folder"
+            "bring the old data back, go on all the same with --allow-data-change, choose another name (name=...) or "
+            "delete that folder"
         )
     if tokenizer is not None and kept.exists() and read_json(kept) != json.loads(json.dumps(tokenizer)):
+        if changed:
+            raise RunError(
+                f"{directory}: was trained on other data, whose tokens mean something else than those of {source}: "
+                "--allow-data-change needs data with the same tokenizer"
+            )
         raise RunError(
             f"{directory}: was trained with another tokenizer than {source} gives today (of bpe, another version of "
             "the package tokenizers may learn other merges); choose another name (name=...) or delete that folder"
         )
+    if not changed:
+        return None
+    before = [*_earlier(known), {"sha256": known.get("sha256"), "source": known.get("source"), "until_step": step}]
+    write_json(path, {"sha256": sha256, "source": source, "before": before})
+    return f"{directory}: goes on from step {step} on other data ({source}), as --allow-data-change says"
+
+
+def data_sum(directory: Path) -> str | None:
+    """The hash of the data that a run is trained on now; None where nobody knows."""
+    try:
+        found = read_json(directory / "data.json").get("sha256")
+    except RunError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def data_sums(directory: Path) -> set[Any]:
+    """The hashes of all data that a run has been trained on."""
+    return {data_sum(directory), *(entry.get("sha256") for entry in _earlier(read_json(directory / "data.json")))}
+
+
+def _earlier(known: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    before = known.get("before")
+    return [entry for entry in before if isinstance(entry, dict)] if isinstance(before, list) else []
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,8 +151,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(old), flatten(new)
-    keys = [key for key in {**a, **b} if key not in LABELS]
+    keys = [key for key in {**a, **b} if key not in (*LABELS, *CHANGEABLE)]
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
+def listed(different: Mapping[str, tuple[Any, Any]]) -> str:
+    """`key: old there, new here` of the first few."""
+    some = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:5])
+    return some + (f" and {len(different) - 5} more" if len(different) > 5 else "")
 
 
 def read_config(directory: Path) -> RunConfig:

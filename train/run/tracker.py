@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from train.run.eventfile import EventThread
+from train.run.layout import Layout
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +110,11 @@ class Tracker:
         # An indented block, not a fenced one: nothing in the YAML can end it.
         self.text("config", self._step, "".join(f"    {line}\n" for line in yaml_text.splitlines()))
 
-    def layout(self, depth: int, matrices: Sequence[str], without: bool = True) -> None:
-        """Custom scalars: all layers of a metric on one chart. `depth` blocks, `matrices` such as `attn_q`.
-
-        Charts of the counterfactual only where it is measured (`without`): an empty chart explains nothing.
-        """
+    def layout(self, categories: Layout) -> None:
+        """Custom scalars: what train/run/layout.py makes."""
         from tensorboardX.summary import custom_scalars
 
-        self._add(self._step, custom_scalars(chart_layout(depth, matrices, without)))
+        self._add(self._step, custom_scalars(dict(categories)))
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Logs the scalars of one step, as one event and as one line of metrics.jsonl.
@@ -272,35 +269,3 @@ def _hparam(value: object) -> str | float | bool:
     if isinstance(value, int | float):
         return float(value)
     return json.dumps(value, default=str)
-
-
-def chart_layout(depth: int, matrices: Sequence[str], without: bool = True) -> dict[str, dict[str, list]]:
-    """Category -> chart title -> ["Multiline", [anchored tag pattern]], as tensorboardX takes it."""
-    blocks, ends = f"l = 0 to {depth - 1}", f"l = 0 to {depth}"
-
-    def charts(*entries: tuple[str, str]) -> dict[str, list]:
-        return {title: ["Multiline", [rf"^{pattern}$"]] for title, pattern in entries}
-
-    def each_matrix(metric: str, what: str) -> dict[str, list]:
-        return charts(*((f"{name}: {what}, {blocks}", rf"{metric}/layer_\d+/{re.escape(name)}") for name in matrices))
-
-    delta_without = (f"log10 |delta_l| without skip (same weights), {ends}", r"delta_without/norm_log10/layer_\d+")
-    grad_without = (f"log10 |grad| without skip (same weights), {blocks}", r"grad_without/norm_log10/layer_\d+")
-    return {
-        "delta: gradient at the residual stream": charts(
-            (f"log10 |delta_l|, {ends}", r"delta/norm_log10/layer_\d+"),
-            *([delta_without] if without else []),
-            (f"gain |delta_l| / |delta_(l+1)|, {blocks}", r"gain/layer_\d+"),
-        ),
-        "gradient of each block's weights": charts(
-            (f"log10 |grad|, {blocks}", r"grad/norm_log10/layer_\d+"),
-            *([grad_without] if without else []),
-        ),
-        "activations": charts(
-            (f"rms of x_l, {ends}", r"act/rms/layer_\d+"),
-            (f"rank of x_l: 0 = all tokens alike, {ends}", r"act/rank/layer_\d+"),
-        ),
-        "gradient of each matrix": each_matrix("grad/norm_log10", "log10 |grad|"),
-        "update of each matrix": each_matrix("update/ratio_log10", "log10 |update| / |weight|"),
-        "norm of each matrix": each_matrix("weight/norm", "|weight|"),
-    }

@@ -50,12 +50,10 @@ def open_source(directory: Path, device: Any) -> Source:
     """The newest checkpoint of a run. Raises RunError when there is none."""
     read_config(directory)  # or it is no run
     checkpoints = Checkpoints(directory)
-    steps = checkpoints.steps()
-    if not steps:
-        raise RunError(f"{directory}: no checkpoint in {checkpoints.directory}")
-    params = checkpoints.params(steps[-1], device)
+    step = checkpoints.only_newest()
+    params = checkpoints.params(step, device)
     found = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return Source(directory, steps[-1], found, tokenizer_of(directory))
+    return Source(directory, step, found, tokenizer_of(directory))
 
 
 def tokenizer_of(directory: Path) -> Any:
