@@ -182,8 +182,9 @@ def unmet(
             for tag, wanted in promises.items():
                 got = _measured(summary, tag)
                 last = logged.get(name, {})
-                got = last.get(tag) if got is None else got
-                if got is None and tag not in summary and tag not in _SUMMARY_KEYS:
+                if got is None and summary.get("exit_reason") != "nonfinite":  # its last figures are not of its end
+                    got = last.get(tag)
+                if got is None and tag not in {*summary, *_SUMMARY_KEYS, *last}:
                     lines.append(f"{name}: {tag}: was never logged{did_you_mean(tag, {*last, *_SUMMARY_KEYS})}")
                     continue
                 if isinstance(wanted, str):
