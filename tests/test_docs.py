@@ -84,6 +84,9 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     optional = set(evaluation(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
     optional |= {"loss_val_ema", "verdict", "verdict/spike"}
+    # Of steps that are not finite: tests/test_nonfinite.py.
+    optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped", "optim/batches_passed"}
+    optional |= {"skipped_steps", "rewinds"}
     pictures = {"delta/heatmap", "delta_without/heatmap"}
     missing = {name for name in explained if not name.startswith("grad_without")} - logged - summary.keys()
     assert missing <= optional | pictures

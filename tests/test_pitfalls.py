@@ -79,8 +79,9 @@ def test_delta_never_stands_alone(tiny):
     depths = [tag.rsplit("/", 1)[1] for tag in tags if tag.startswith("delta/norm_log10/")]
     assert len(depths) == 3
     for depth in depths:
-        product = tags[f"delta/norm_log10/{depth}"] + np.log10(tags[f"act/rms/{depth}"])
-        assert tags[f"delta/rms_weighted_log10/{depth}"] == pytest.approx(product, rel=1e-6)
+        delta, rms = tags[f"delta/norm_log10/{depth}"], tags[f"act/rms/{depth}"]
+        assert delta is not None and rms is not None
+        assert tags[f"delta/rms_weighted_log10/{depth}"] == pytest.approx(delta + math.log10(rms), rel=1e-6)
 
 
 def test_a_tied_table_is_of_neither_layer(x64):

@@ -206,9 +206,9 @@ def test_a_run_whose_loss_is_no_number_says_so_and_keeps_no_promise(folder, tmp_
     promise = "expect={main: {loss/val: [0, 100], accuracy/val: [0, 1]}}"
     assert main(["train", "tiny.yaml", f"runs_dir={tmp_path}/runs", "train.steps=8", *diverging, promise]) == 1
     out = "".join(capsys.readouterr())
-    assert "main: loss/train is not a finite number at step" in out and "loss/val: expected" in out
+    assert "main: stopped by a step that is not finite, step" in out and "loss/val: expected" in out
     summary = json.loads((tmp_path / "runs" / "tiny" / "main" / "summary.json").read_text())
-    assert summary["loss_train"] is None and summary["loss_val"] is None
+    assert summary["exit_reason"] == "nonfinite" and summary["loss_val"] is None
     assert 0 < summary["first_nonfinite_step"] <= 8 and summary["best_val"] > 0
 
 

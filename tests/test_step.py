@@ -17,7 +17,7 @@ from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, transformation
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
-from train.core.step import _dropout_key, _micro, train_step
+from train.core.step import dropout_key, micro, train_step
 from train.core.tags import watched_scalars
 from train.gradflow.norms import Norm, named, parameter_norms, total_norm, value
 
@@ -356,25 +356,25 @@ def test_twins_drop_the_same_units(tiny):
 
     def key(step, **keys):
         config = tiny({"model.dropout": 0.1} | keys).variants[0].config
-        return jax.random.key_data(_dropout_key(config, hparams_of(config), jnp.int32(step))).tolist()
+        return jax.random.key_data(dropout_key(config, hparams_of(config), jnp.int32(step))).tolist()
 
     base = key(3)
     assert base == key(3, **{"model.residual": "none"}) == key(3, **{"model.norm": "none", "model.skip_scale": 0.5})
     assert base == key(3, **{"optimizer.lr": 0.5, "model.layers": 3, "data.seed": 5})
     assert base != key(4) and base != key(3, seed=1)
     config = tiny().variants[0].config
-    assert _dropout_key(config, hparams_of(config), jnp.int32(3)) is None
+    assert dropout_key(config, hparams_of(config), jnp.int32(3)) is None
 
 
 def test_micro_batches_are_the_batch_in_order_and_drop_different_units(tiny):
     config = tiny({"optimizer.accumulate": 2}).variants[0].config
     windows = np.arange(36).reshape(4, 9)
-    parts, keys = _micro(config, windows, jax.random.key(0))
+    parts, keys = micro(config, windows, jax.random.key(0))
     np.testing.assert_array_equal(np.concatenate(list(parts)), windows)
     assert keys is not None
     one, other = np.asarray(jax.random.key_data(keys))
     assert (one != other).any()
-    assert _micro(config, windows, None)[1] is None
+    assert micro(config, windows, None)[1] is None
 
 
 @pytest.mark.parametrize(("parts", "watched"), [(2, True), (4, True), (4, False)])

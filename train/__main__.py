@@ -1,8 +1,6 @@
 """`python -m train` is `deltaflow`."""
 
-import sys
-
-from train.cli import main
+from train.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
+
+from train.run.signals import Stop, Stopped, listening
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
 COMMANDS = {
@@ -23,8 +26,35 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+def script() -> NoReturn:
+    """The whole life of a process: `main`, and its exit code."""
+    try:
+        code = main(hard=True)
+    except KeyboardInterrupt:  # after the handlers were put back
+        code = 130
+    if code in (130, 143):  # a compilation in progress would be waited for, and there is nothing more to do
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # closed, or a pipe that nobody reads
+                pass
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None, hard: bool = False) -> int:
+    """Runs one command; returns its exit code. `hard`: the process is ended where a signal gets no other answer."""
+    stop = Stop()
+    try:
+        with listening(stop, hard):
+            return _run(arguments, stop)
+    except KeyboardInterrupt as error:  # also Stopped, in which nothing is lost
+        how = "stopped" if isinstance(error, Stopped) else "interrupted"
+        print(f"deltaflow: {how}{f' during {stop.doing}' if stop.doing else ''}", file=sys.stderr)
+        return stop.exit_code or 130
+
+
+def _run(arguments: Sequence[str] | None, stop: Stop) -> int:
     parser = argparse.ArgumentParser(
         prog="deltaflow", description="Train tiny transformers and see where the gradient goes."
     )
@@ -44,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:  # argparse takes no more positional arguments once it has seen an option
         parsed.overrides = [*parsed.overrides, *rest]
+    parsed.stop = stop
     return _guarded(parsed)
 
 
@@ -62,9 +93,6 @@ def _guarded(parsed: argparse.Namespace) -> int:
     except (RunError, ReportError) as error:
         print(f"deltaflow: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("deltaflow: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `deltaflow probe ... | head`
         sys.stderr.close()
         return 1
@@ -84,4 +112,4 @@ def _guarded(parsed: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -28,6 +28,7 @@ SWEEPS: tuple[str, ...] = (
     "powercuts",
     "disks",
     "bits",
+    "signals",
     "topology",
     "configs",
     "hostile",

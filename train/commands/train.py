@@ -16,18 +16,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Trains; 1 when a promise of `expect:` was broken. Raises ConfigError, DataError, RunError."""
+    """Trains; 1 when a variant stopped at a step that is not finite, or a promise of `expect:` was broken.
+
+    Raises ConfigError, DataError, RunError, and Stopped where a signal finds nothing to save.
+    """
+    parsed.stop.doing = "the check of the config"
     experiment = load(parsed.config, parsed.overrides)  # before JAX starts
     from train.run.console import Console
     from train.run.experiment import train
-    from train.run.signals import listening
 
-    console = Console()
-    with listening(lambda: console.warn("stopping after this window; again to stop at once")) as stop:
-        outcome = train(experiment, console, stop, parsed.allow_data_change)
-    if stop.signal is not None:
-        console.note("stopped and saved; the same command goes on from here")
-        return stop.exit_code
-    for line in outcome.unmet:
-        console.warn(f"expect: {line}")
-    return 1 if outcome.unmet else 0
+    with Console() as console:
+        outcome = train(experiment, console, parsed.stop, parsed.allow_data_change)
+        if parsed.stop.signal is not None:
+            console.note("stopped and saved; the same command goes on from here")
+            return parsed.stop.exit_code
+        for line in outcome.unmet:
+            console.warn(f"expect: {line}")
+    return 1 if outcome.unmet or outcome.stopped else 0

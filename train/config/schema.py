@@ -15,6 +15,9 @@ from model.traced import Traced
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
 # Where a run is put and what it is called says nothing about what it computes.
 LABELS = ("name", "runs_dir")
+# What may change when a run goes on: it decides on what follows a step that is not finite, and on nothing before. (The
+# program of `skip` is another one, so up to that step the rounding may differ.)
+CHANGEABLE = ("train.on_nonfinite",)
 OptimizerRule = Literal[
     "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
 ]
@@ -154,6 +157,11 @@ class TrainConfig(Section):
     )
     checkpoint_every: int = Field(
         default=500, ge=1, description="steps between checkpoints; the last step is always saved"
+    )
+    on_nonfinite: Literal["stop", "skip", "rewind"] = Field(
+        default="stop",
+        description="when a loss or gradient is not a finite number: stop the variant, skip the update, or rewind to "
+        "the last checkpoint and past the batches that led there (docs/stopping.md)",
     )
     steps_per_call: Literal["auto"] | int = Field(
         default="auto",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from data.source import Batch
 from model.network import Network, Params
@@ -15,6 +15,7 @@ from train.config.schema import RunConfig
 from train.core.batch import Feed, batch_of
 from train.core.clipping import clipped
 from train.core.directions import Numbers
+from train.core.finite import all_finite, sound
 from train.core.groups import unfrozen
 from train.core.loss import micro_total, tapped_loss
 from train.core.optimizer import HParams, averaged, rate, transformation
@@ -28,6 +29,7 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     lr: Float[Array, ""]
+    finite: Bool[Array, ""]  # the loss and the gradient; under `on_nonfinite: skip` also what the update would leave
 
 
 class Watched(NamedTuple):
@@ -44,18 +46,24 @@ class Watched(NamedTuple):
 def train_step(
     network: Network, config: RunConfig, state: State, hp: HParams, feed: Feed, watched: bool
 ) -> tuple[State, Metrics, Watched | None]:
-    """One step on one batch. `network`, `config` and `watched` are static."""
-    key, batch = _dropout_key(config, hp, state.step), batch_of(feed)
+    """One step on one batch. `network`, `config` and `watched` are static.
+
+    With `train.on_nonfinite: skip` a step that is not finite leaves all but the count of steps as it was.
+    """
+    key, batch = dropout_key(config, hp, state.step), batch_of(feed)
     if watched:
-        loss, result = _tapped(network, config, state.params, batch, hp.model, key)
+        loss, result = tapped(network, config, state.params, batch, hp.model, key)
         grads, seen = true_gradients(result), flow(result)
     else:
-        loss, grads = _plain(network, config, state.params, batch, hp.model, key)
+        loss, grads = plain(network, config, state.params, batch, hp.model, key)
         seen = None
     # The same sums in the same order, watched or not, so that watching changes the training by rounding alone.
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
     trained = unfrozen(config.optimizer, grads)
     trained_norm = total_norm(parameter_norms(trained), trained) if config.optimizer.freeze else norm
+    # Before clipping, which would make nan of an infinite entry or hide it. A norm factors its largest entry out, so it
+    # is finite exactly where every entry is; but that of a tapped gradient has no limit, and the gradient has one.
+    finite = jnp.isfinite(loss) & (jnp.isfinite(trained_norm.mantissa) if seen is None else all_finite(trained))
     trained, factor = clipped(trained, state.params, trained_norm, hp.optimizer)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
@@ -65,7 +73,11 @@ def train_step(
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
     count = state.step + 1
     ema = None if state.ema is None else averaged(state.ema, params, hp.optimizer["ema"], count)
-    metrics = Metrics(loss, rate(config.optimizer, hp.optimizer, state.step, config.train.steps))
+    after = State(params, optimizer_state, count, ema)
+    if config.train.on_nonfinite == "skip":
+        finite = finite & sound(after)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)._replace(step=count)
+    metrics = Metrics(loss, rate(config.optimizer, hp.optimizer, state.step, config.train.steps), finite)
     measured = None
     if seen is not None:
         without = None
@@ -73,7 +85,7 @@ def train_step(
             # Runs seldom, so a short compile matters more than a fast loop over blocks.
             rolled = dataclasses.replace(network, unroll=1)
             same = None if rule_of(config.model).draws else key
-            without = flow(_tapped(rolled, config, state.params, batch, without_skip(hp.model), same)[1])
+            without = flow(tapped(rolled, config, state.params, batch, without_skip(hp.model), same)[1])
         measured = Watched(
             seen,
             without,
@@ -82,10 +94,10 @@ def train_step(
             norm,
             factor,
         )
-    return State(params, optimizer_state, count, ema), metrics, measured
+    return after, metrics, measured
 
 
-def _dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array | None:
+def dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array | None:
     """A pure function of (seed, step), so that resuming needs nothing else; None when nothing is dropped."""
     if not config.model.drops:
         return None
@@ -93,16 +105,17 @@ def _dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array 
     return jax.random.fold_in(base, step)
 
 
-def _micro(config: RunConfig, batch: Batch, key: Array | None):
-    """Micro-batches, leaves [M, B/M, ...], and their dropout keys."""
+def micro(config: RunConfig, batch: Batch, key: Array | None):
+    """(micro-batches with leaves [M, B/M, ...], their dropout keys)."""
     parts = config.optimizer.accumulate
     split = jax.tree.map(lambda leaf: leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), batch)
     return split, None if key is None else jax.random.split(key, parts)
 
 
-def _tapped(
+def tapped(
     network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Backward]:
+    """The loss of a batch, and the gradients and delta of a watched step."""
     depth = config.model.layers
     if config.optimizer.accumulate == 1:
         loss, result, _ = backward(tapped_loss(network, batch, numbers, key), params, depth)
@@ -113,13 +126,14 @@ def _tapped(
         loss, result, _ = backward(tapped_loss(network, part[0], numbers, part[1], total), params, depth)
         return None, (loss, result)
 
-    _, (losses, results) = jax.lax.scan(one, None, _micro(config, batch, key))
+    _, (losses, results) = jax.lax.scan(one, None, micro(config, batch, key))
     return jnp.mean(losses), mean_of_microbatches(results)
 
 
-def _plain(
+def plain(
     network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Params]:
+    """The loss and the gradients of all other steps."""
     total = micro_total(batch, config.optimizer.accumulate)
 
     def one_batch(part: Batch, part_key: Array | None) -> tuple[Array, Params]:
@@ -132,7 +146,7 @@ def _plain(
     def one(done, part):
         return jax.tree.map(jnp.add, done, one_batch(*part)), None
 
-    parts, keys = _micro(config, batch, key)
+    parts, keys = micro(config, batch, key)
     first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
     zero = jax.eval_shape(one_batch, *first)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zero)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Int
 from model.network import Network
 from train.config.schema import RunConfig
 from train.core.batch import Feed, batch_of
+from train.core.finite import sound
 from train.core.optimizer import HParams
 from train.core.state import State
 from train.core.step import Metrics, Watched, train_step
@@ -23,7 +24,8 @@ def run_window(
 ) -> tuple[State, Metrics, Watched | None]:
     """Runs the K steps of `batches`, leaves [K, B, ...] (train/core/batch.py).
 
-    Returns the state, metrics [K], and what the watched steps measured, [ceil(K/every), ...].
+    Returns the state, metrics [K], and what the watched steps measured, [ceil(K/every), ...]. The last step counts as
+    finite only if it leaves a finite state: an optimizer's averages may overflow where no gradient did.
 
     The first step of a window is watched, and then every `watch_every`-th; 0 watches none. Each watched step is
     peeled off the scan of plain steps, since a condition inside a vmapped scan would pay for both sides every time.
@@ -50,7 +52,7 @@ def run_window(
 
     if watch_every == 0:
         state, metrics = plain(state, batches)
-        return state, metrics, None
+        return state, _checked(config, metrics, state), None
     every = min(watch_every, K)
     whole = K // every
     split = jax.tree.map(lambda leaf: leaf[: whole * every].reshape(whole, every, *leaf.shape[1:]), batches)
@@ -60,4 +62,10 @@ def run_window(
         state, (last, last_watched) = segment(state, jax.tree.map(lambda leaf: leaf[whole * every :], batches))
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, last)
         watched = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), watched, last_watched)
-    return state, metrics, watched
+    return state, _checked(config, metrics, state), watched
+
+
+def _checked(config: RunConfig, metrics: Metrics, state: State) -> Metrics:
+    if config.train.on_nonfinite == "skip":  # no step left a state that is not finite
+        return metrics
+    return metrics._replace(finite=metrics.finite.at[-1].set(metrics.finite[-1] & sound(state)))

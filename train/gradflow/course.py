@@ -26,14 +26,15 @@ class Course(NamedTuple):
     best: float | None = None  # the best possible loss
     spikes: tuple[tuple[int, float], ...] = ()  # (step at which it was seen, greatest height)
     in_spike: bool = False  # at the end
-    nonfinite: int | None = None  # the first step whose loss was not a finite number
+    nonfinite: int | None = None  # the first step whose loss was not a finite number, or which ended the run
     update: float | None = None  # median over blocks of log10(|dW| / |W|), last watched step
 
 
 def course_of(series: Mapping[str, Series]) -> Course:
     """The course of a run from what it has logged under the tags of docs/tags.md."""
     steps, losses = series.get("loss/train", (np.zeros(0, np.int64), np.zeros(0)))
-    bad = steps[~np.isfinite(losses)]
+    ended, _ = series.get("optim/nonfinite", (steps[:0], losses[:0]))
+    bad = np.sort(np.concatenate([steps[~np.isfinite(losses)], ended]))
     spikes, in_spike = _spikes(*series.get("loss/spike", (steps[:0], losses[:0])))
     known = {name: _last(series, f"loss/floor_{name}") for name in CONSTANT}
     return Course(
@@ -52,7 +53,7 @@ def course_of(series: Mapping[str, Series]) -> Course:
 def instability(course: Course) -> str | None:
     """Why the losses are called unstable, or None: one spike that is over is none."""
     if course.nonfinite is not None:
-        return f"the loss is not a finite number at step {course.nonfinite}"
+        return f"the loss or its gradient is not a finite number at step {course.nonfinite}"
     if not course.spikes or (len(course.spikes) == 1 and not course.in_spike):
         return None
     step, height = course.spikes[-1]

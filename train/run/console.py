@@ -89,6 +89,10 @@ class Console:
             self._draw()
             self._next[""] = now + LIVE_S
 
+    def over(self, variant: str) -> None:
+        """This variant makes no more progress, though it is not at its end."""
+        self._running.discard(variant)
+
     def close(self) -> None:
         """Ends the live lines, leaving their last state on the screen."""
         if self._live is not None:

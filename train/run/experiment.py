@@ -27,9 +27,9 @@ from train.run.loop import GroupRun
 from train.run.own import adopt
 from train.run.platform import Platform
 from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
-from train.run.resume import abreast, steps_per_call_of
+from train.run.resume import abreast, standing, steps_per_call_of
 from train.run.rundir import directory_of
-from train.run.signals import Stop
+from train.run.signals import Stop, Stopped
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Outcome:
 
     summaries: list[dict[str, Any]]
     unmet: list[str]  # promises of `expect:` that did not come true, a line each
+    stopped: list[str]  # variants that a step that is not finite has stopped
 
 
 def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
@@ -83,8 +84,18 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
     """Trains every variant and prints the closing table. allow_data_change: runs that were trained on other data go
-    on all the same, where it has the same tokens. Raises DataError, RunError, ConfigError."""
+    on all the same, where it has the same tokens. Raises DataError, RunError, ConfigError, Stopped."""
+    try:
+        return _train(experiment, console, stop, allow_data_change)
+    except Stopped:
+        console.note(f"saved: {'; '.join(standing(experiment.variants))}")
+        raise
+
+
+def _train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool) -> Outcome:
+    stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
+    stop.doing = "the start of JAX"
     platform = platforms.select(experiment.variants[0].config.train)
     _start_block(experiment, sources, platform, console)
     summaries: dict[str, dict[str, Any]] = {}
@@ -96,6 +107,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     for source, group in groups:
         if stop.signal is not None:
             break
+        stop.doing = "set-up and compilation"
         guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
         K = steps_per_call_of(directory_of(group.variants[0]), guess)
         run = GroupRun(group, source, platform, console, stop, K, time.perf_counter() - began, allow_data_change)
@@ -105,17 +117,29 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     console.table(f"{experiment.name}: results", *closing_table(ordered))
     for summary in ordered:
         if (step := summary["first_nonfinite_step"]) is not None:
-            console.warn(f"{summary['variant']}: loss/train is not a finite number at step {step}")
+            console.warn(f"{summary['variant']}: {_after(summary)}; the first that was not finite was step {step}")
         if summary["verdict"] is not None:
             for line in verdict_lines(summary["variant"], summary["verdict"]):
                 console.note(line)
     root = directory_of(experiment.variants[0]).parent
-    console.note(f"compare in TensorBoard: deltaflow tensorboard {root}")
-    ending.write_report(root, console)
     if stop.signal is not None:
-        return Outcome(ordered, [])
+        console.note(f"saved: {'; '.join(standing(experiment.variants))}")
+        return Outcome(ordered, [], [])
+    console.note(f"compare in TensorBoard: deltaflow tensorboard {root}")
+    stop.doing = "the report, with all training done"
+    ending.write_report(root, console)
     logged = {v.name: _last_logged(directory_of(v)) for v in experiment.variants if v.name in experiment.expect}
-    return Outcome(ordered, unmet(experiment.expect, ordered, logged))
+    stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
+    return Outcome(ordered, unmet(experiment.expect, ordered, logged), stopped)
+
+
+def _after(summary: Mapping[str, Any]) -> str:
+    """What `train.on_nonfinite` has done."""
+    if summary["exit_reason"] == "nonfinite":
+        return f"stopped by a step that is not finite, step {summary['steps']}"
+    if "skipped_steps" in summary:
+        return f"{summary['skipped_steps']} updates were left out"
+    return f"rewound {len(summary['rewinds'])} times"
 
 
 def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform: Platform, console: Console):
@@ -158,8 +182,9 @@ def unmet(
             for tag, wanted in promises.items():
                 got = _measured(summary, tag)
                 last = logged.get(name, {})
-                got = last.get(tag) if got is None else got
-                if got is None and tag not in summary and tag not in _SUMMARY_KEYS:
+                if got is None and summary.get("exit_reason") != "nonfinite":  # its last figures are not of its end
+                    got = last.get(tag)
+                if got is None and tag not in {*summary, *_SUMMARY_KEYS, *last}:
                     lines.append(f"{name}: {tag}: was never logged{did_you_mean(tag, {*last, *_SUMMARY_KEYS})}")
                     continue
                 if isinstance(wanted, str):

@@ -26,11 +26,14 @@ from train.run.console import Console
 from train.run.layout import chart_layout
 from train.run.lock import locked
 from train.run.memory import Budget
+from train.run.nonfinite import MOST_SKIPPED, first_bad
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, model_flops, shapes_of
 from train.run.record import Record, evaluation
+from train.run.replay import Replay
 from train.run.resume import finished_run, remember_choices, same_origin
 from train.run.rundir import claim, own_directory_of, remember_data, write_json
+from train.run.setbacks import Rewound, Setbacks
 from train.run.signals import Stop
 from train.run.transfer import Source as Weights
 from train.run.transfer import open_source, started_from
@@ -55,6 +58,7 @@ class GroupRun:
     _window_s: list[float] = field(default_factory=list)
     _clock: float | None = None
     _budget: Budget = field(init=False)
+    _given: Weights | None = None  # what the first state takes over
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises RunError, also when another process writes the same run."""
@@ -70,7 +74,7 @@ class GroupRun:
         checkpoints = [Checkpoints(directory) for directory in directories]
         first = config.train.steps if over else newest_common(checkpoints, self.console.warn) or 0
         other = None if first or not config.train.init_from else Path(config.train.init_from)
-        given = None if other is None else open_source(other, self.platform.device)
+        self._given = None if other is None else open_source(other, self.platform.device)
         for variant, directory in zip(self.group.variants, directories, strict=True):
             claim(variant)
             kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
@@ -93,19 +97,26 @@ class GroupRun:
             for variant, directory in zip(self.group.variants, directories, strict=True)
         ]
         try:
-            states = self._start(programs, first, directories)
-            states = states if given is None else self._transferred(programs, states, given)
+            states = self._start(programs, first)
             programs.wait()
             self._budget.check()
             compile_s = time.perf_counter() - started
             timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
             self._describe(programs, compile_s, first)
-            self._train(programs, states, first)
+            while True:
+                try:
+                    self._train(programs, states, first)
+                    break
+                except Rewound as back:
+                    first = back.step
+                    self._reopen(first)
+                    states = self._start(programs, first)
             return self._finish(timing, started)
         except Exception as error:
             self._budget.explain(error)
             raise
         finally:
+            programs.abandon()
             for record in self.records:
                 record.tracker.close()
 
@@ -165,24 +176,63 @@ class GroupRun:
         train, val = (jax.device_put(np.asarray(tokens), self.platform.device) for tokens in self.source.resident)
         return train, val
 
-    def _start(self, programs: Programs, first: int, directories: list[Path]) -> list[State]:
+    def _start(self, programs: Programs, first: int) -> list[Any]:
         if not first:
-            return programs.init()
-        self.console.note(f"resuming at step {first} of {self.group.config.train.steps}")
-        like = programs.abstract_state
-        if self.group.vmapped:
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
-        return programs.joined(
-            [record.checkpoints.restore(first, like, self.platform.device) for record in self.records]
-        )
+            states = self._initial(programs, self.console)
+        else:
+            self.console.note(f"resuming at step {first} of {self.group.config.train.steps}")
+            device, like = self.platform.device, programs.abstract_single
+            restored = {index: record.checkpoints.restore(first, like, device) for index, record in self._live()}
+            some = next(iter(restored.values()))  # in one call of them all, what has ended needs some state too
+            states = programs.joined([restored.get(index, some) for index in range(len(self.records))])
+        self._rest(states)
+        return states
 
-    def _transferred(self, programs: Programs, states: list[State], given: Weights) -> list[State]:
-        """The initial states with what the other run has in common with them."""
+    def _initial(self, programs: Programs, console: Console | None) -> list[Any]:
+        """The states after 0 steps, with what they take over of another run; says so on the console."""
+        states, given = programs.init(), self._given
+        if given is None:
+            return states
         fresh = programs.each([jax.device_get(state) for state in states])
         tokenizer = {} if self.source.tokenizer is None else self.source.tokenizer.to_json()
         singles, transfer = started_from(given, self.group.config, self.group.hparams, fresh, tokenizer)
-        self.console.block(f"parameters from {given.directory}, step {given.step}", transfer.rows())
+        if console is not None:
+            console.block(f"parameters from {given.directory}, step {given.step}", transfer.rows())
         return programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
+
+    def _live(self) -> list[tuple[int, Record]]:
+        """The variants that still train."""
+        return [(index, record) for index, record in enumerate(self.records) if record.ended is None]
+
+    def _rest(self, states: list[Any]) -> None:
+        """Calls of variants that have ended are not made. (One call of all of them takes them along, unheard.)"""
+        for index, record in enumerate(self.records):
+            if record.ended is not None and not self.group.vmapped:
+                states[index] = None
+
+    def _reopen(self, first: int) -> None:
+        """The log goes on from step `first` again, as after a crash; what is known of bad steps is kept."""
+        self._pending.clear()
+        self._clock = None
+        for index, record in self._live():
+            record.tracker.close()
+            self.records[index] = Record(record.variant, record.directory, first)
+            self.records[index].history = record.history
+
+    def _setbacks(self, programs: Programs) -> Setbacks:
+        def good(index: int) -> tuple[int, State]:
+            checkpoints = self.records[index].checkpoints
+            step = checkpoints.newest(self.console.warn) or 0
+            if not step:
+                return 0, programs.each(jax.device_get(self._initial(programs, None)))[index]
+            return step, checkpoints.restore(step, programs.abstract_single, self.platform.device)
+
+        def replay(index: int) -> Replay:
+            every = self.group.config.watch.every
+            stopping = lambda: self.stop.signal is not None  # noqa: E731
+            return Replay(programs, index, self._batches, lambda start: _is_watched(start, every), stopping)
+
+        return Setbacks(self.records, self.console, replay, good, self._windows)
 
     def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
         group, config = self.group, self.group.config
@@ -211,44 +261,58 @@ class GroupRun:
 
     # -- the loop
 
-    def _train(self, programs: Programs, states: list[State], first: int) -> None:
-        config = self.group.config
-        steps = config.train.steps
-        if first == 0:
-            self._evaluate(programs, states, 0)
-            self._measure(programs, states, 0)
+    def _train(self, programs: Programs, states: list[Any], first: int) -> None:
+        if first == 0 or any(record.due for record in self.records):
+            self._look(programs, states, first)
         else:  # TensorBoard drops what it has from `first` on; the figures of that row are in the checkpoint
             self._measure(programs, states, first, pictured=True)
+        with self.stop.deferred():  # from here on there is something to save
+            self._windows_of(programs, states, first)
+            self._settle(programs, leave=0)
+
+    def _windows_of(self, programs: Programs, states: list[Any], first: int) -> None:
+        config = self.group.config
         drawn_at = time.perf_counter()
         for start, end in self._windows(first):
+            self.stop.doing = f"steps {start + 1} to {end}"
             measured = programs.window(states, self._batches(start, end), _is_watched(start, config.watch.every))
             self._pending.append(("window", start, end, measured))
             self._settle(programs, leave=1)
+            # Part 5: with several processes, all of them agree on this answer here, so that they save the same step.
             stopping = self.stop.signal is not None
-            if end % config.train.eval_every == 0 or end == steps:
-                self._evaluate(programs, states, end)
-            self._measure(programs, states, end)
-            if end % config.train.checkpoint_every == 0 or end == steps or stopping:
+            if not stopping:  # else the resumed run does it
+                self._look(programs, states, end)
+            if end % config.train.checkpoint_every == 0 or end == config.train.steps or stopping:
                 self._settle(programs, leave=0)
-                self._save(programs, states)
+                self._save(programs, states, due=stopping)
                 self._clock = None
-            if stopping:
-                break
+            if stopping or not self._live():
+                return
+            self._rest(states)
             if time.perf_counter() - drawn_at > _PICTURES_EVERY_S:
-                for record in self.records:
+                for _, record in self._live():
                     record.pictures()
                 drawn_at, self._clock = time.perf_counter(), None
-        self._settle(programs, leave=0)
+
+    def _look(self, programs: Programs, states: list[Any], step: int) -> None:
+        """What is due at a step: the evaluation, and instruments."""
+        config = self.group.config
+        if step % config.train.eval_every == 0 or step == config.train.steps:
+            self._evaluate(programs, states, step)
+        self._measure(programs, states, step)
 
     def _batches(self, start: int, end: int) -> list[Feed]:
-        """Leaves [end - start, B, ...], one entry a variant; the same batches wherever the data seed is the same."""
-        by_seed: dict[int | None, Feed] = {}
-        for variant in self.group.variants:
-            data = variant.config.data
-            if data.seed not in by_seed:
-                assert data.seed is not None  # expansion resolves it
-                by_seed[data.seed] = self.source.train_batches(data.batch, data.seed, start, end - start)
-        return [by_seed[variant.config.data.seed] for variant in self.group.variants]
+        """Leaves [end - start, B, ...], one entry a variant; the same batches wherever the data seed is the same, and
+        the batches that were left behind by rewinding."""
+        known: dict[tuple[int, int], Feed] = {}
+        keys = []
+        for index, variant in enumerate(self.group.variants):
+            data, past = variant.config.data, self.records[index].history.offset(start) if self.records else 0
+            assert data.seed is not None  # expansion resolves it
+            keys.append((data.seed, past))
+            if keys[-1] not in known:
+                known[keys[-1]] = self.source.train_batches(data.batch, data.seed, start + past, end - start)
+        return [known[key] for key in keys]
 
     def _evaluate(self, programs: Programs, states: list[State], step: int) -> None:
         self._pending.append(("val", step, step, programs.evaluate(states, *self._heldout)))
@@ -274,16 +338,20 @@ class GroupRun:
             kind, start, end, measured = self._pending.popleft()
             results = programs.each(jax.device_get(measured))
             if kind == "window":
-                self._log_window(start, end, results)
+                if bad := self._log_window(start, end, results):
+                    self._clock = None
+                    self._setbacks(programs).attend(bad)
                 continue
             self._clock = None
-            for record, result in zip(self.records, results, strict=True):
+            for index, record in self._live():
+                result = results[index]
                 if kind == "instrument":
                     record.readings(end, result)
                 else:
                     record.add(end, evaluation(result, self.source, self.group.network.task, kind))
 
-    def _log_window(self, start: int, end: int, results: list[Any]) -> None:
+    def _log_window(self, start: int, end: int, results: list[Any]) -> list[tuple[int, int]]:
+        """Returns (variant, step) of those that need attention, of a step that is not finite."""
         now = time.perf_counter()
         rate = None
         if self._clock is not None:
@@ -291,19 +359,38 @@ class GroupRun:
             rate = self._calls / self._window_s[-1]
         self._clock = now
         config = self.group.config
-        for record, (metrics, watched) in zip(self.records, results, strict=True):
+        policy = config.train.on_nonfinite
+        bad = []
+        for index, record in self._live():
+            metrics, watched = results[index]
+            step = first_bad(metrics.finite, start)
+            if policy == "skip":
+                told = record.history.cause is not None
+                record.history = record.history.skipping(metrics.finite, start)
+                record.add(end, {"optim/skipped": float(np.sum(~metrics.finite))})
+                if step is not None and (not told or record.history.in_a_row >= MOST_SKIPPED):
+                    bad.append((index, step if not told else end))
+            elif step is not None:
+                bad.append((index, step))
+            until = end if step is None or policy == "skip" else step  # what comes after a bad step is not logged
             if watched is not None:
-                record.watched(range(start, end, min(config.watch.every, end - start)), watched)
-            for line in record.losses(start, metrics.loss):
+                steps = range(start, end, min(config.watch.every, end - start))
+                record.watched([step for step in steps if step < until], watched)
+            kept = slice(until - start)
+            for line in record.losses(start, metrics.loss[kept], metrics.finite[kept]):
                 self.console.warn(f"{record.variant.name}: {line}")
-            row = {"optim/lr": float(metrics.lr[-1])}
+            row = {"optim/lr": float(metrics.lr[until - start - 1])}
+            if policy == "rewind":
+                row["optim/batches_passed"] = float(record.history.offset(start))
             if rate is not None:
                 row |= {"perf/steps_per_s": rate, "perf/tokens_per_s": rate * config.data.batch * config.data.context}
-            record.add(end, row)
-            record.write_before(end)
+            record.add(until, row)
+            record.write_before(until)
         seconds = float(np.median(self._window_s[-20:])) if self._window_s else None
         tokens = config.data.batch * config.data.context
-        for record in self.records:
+        for index, record in self._live():
+            if policy != "skip" and any(index == other for other, _ in bad):
+                continue
             self.console.progress(
                 record.variant.name,
                 end,
@@ -312,11 +399,12 @@ class GroupRun:
                 None if seconds is None else self._calls * tokens / seconds,
                 None if seconds is None else seconds * (config.train.steps - end),
             )
+        return bad
 
-    def _save(self, programs: Programs, states: list[State]) -> None:
+    def _save(self, programs: Programs, states: list[Any], due: bool) -> None:
         singles = programs.each([jax.device_get(state) for state in states])
-        for record, state in zip(self.records, singles, strict=True):
-            record.save(state)
+        for index, record in self._live():
+            record.save(singles[index], due)
 
     # -- after the last step
 
@@ -338,10 +426,12 @@ class GroupRun:
         }
         summaries = []
         for record in self.records:
-            if complete:
+            whole = complete or record.ended is not None
+            if whole:
                 record.write_before(float("inf"))
-            summary = record.summary(timing, "done" if complete else f"signal {self.stop.signal}")
-            if complete:
+            reason = "done" if complete else f"signal {self.stop.signal}"
+            summary = record.summary(timing, reason if record.ended is None else "nonfinite")
+            if whole:
                 record.pictures()
                 if summary["verdict"] is not None:
                     record.tracker.text("verdict", summary["steps"], verdict_text(summary["verdict"]))

@@ -12,15 +12,15 @@ from typing import Any
 import jax
 
 from train.config.load import flatten, load
-from train.config.schema import LABELS, RunConfig
+from train.config.schema import CHANGEABLE, LABELS, RunConfig
 from train.run.errors import RunError
 from train.run.platform import kind_of, versions
 from train.run.rundir import differences, listed
 
 
 def config_sum(config: RunConfig) -> str:
-    """sha256 of the resolved config but for where the run is put and what it is called."""
-    kept = {key: value for key, value in flatten(config).items() if key not in LABELS}
+    """sha256 of the resolved config but for where the run is put and what it is called, and what may change."""
+    kept = {key: value for key, value in flatten(config).items() if key not in (*LABELS, *CHANGEABLE)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -132,6 +132,10 @@ class Programs:
         """Each program with its feed; waits for those that are being compiled."""
         return {key: (future.result(), self.feeds[key]) for key, future in self._compiled.items()}
 
+    def abandon(self) -> None:
+        """Nothing more is compiled; what is being compiled cannot be stopped, and is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     @cached_property
     def abstract_state(self) -> State:
         """Shapes and dtypes of one call's state: [variants, ...] when vmapped."""
@@ -177,15 +181,19 @@ class Programs:
             ("window", tuple(leaf.shape for leaf in jax.tree.leaves(batches)), watched), mapped, arguments, donate=(0,)
         )
 
-    def window(self, states: list[State], batches: list[Feed], watched: bool) -> list[Any]:
+    def window(self, states: list[Any], batches: list[Feed], watched: bool) -> list[Any]:
         """Runs a window of every variant, replaces `states` in place, returns what was measured, still on the device.
 
-        batches: leaves [K, B, ...], one entry a variant.
+        batches: leaves [K, B, ...], one entry a variant. A call whose state is None rests, here and in what is below:
+        it measures None.
         """
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
         measured = []
         for index, batch in enumerate(batches):
+            if states[index] is None:
+                measured.append(None)
+                continue
             program = self.prepare_window(shapes_of(batch), watched).result()
             batch = jax.device_put(batch)
             states[index], metrics, seen = program(states[index], self._hp(index), self.corpus, batch)
@@ -198,13 +206,13 @@ class Programs:
         mapped = self._mapped(function, (0, 0, None, 0))
         return self.prepare(("instrument", name), mapped, (self.abstract_state, self._hp(0), self.corpus, batches))
 
-    def instrument(self, name: str, states: list[State], batches: list[Feed]) -> list[Any]:
+    def instrument(self, name: str, states: list[Any], batches: list[Feed]) -> list[Any]:
         """What an instrument reads of every variant, still on the device; `batches` as for `window`."""
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
         program = self.prepare_instrument(name, shapes_of(batches[0])).result()
         return [
-            program(state, self._hp(index), self.corpus, jax.device_put(batch))
+            None if state is None else program(state, self._hp(index), self.corpus, jax.device_put(batch))
             for index, (state, batch) in enumerate(zip(states, batches, strict=True))
         ]
 
@@ -215,15 +223,26 @@ class Programs:
         return self.prepare("evaluate", mapped, arguments)
 
     def evaluate(
-        self, states: list[State], corpus: Any, batches: Feed, weights: np.ndarray, averaged: bool = False
+        self, states: list[Any], corpus: Any, batches: Feed, weights: np.ndarray, averaged: bool = False
     ) -> list[Any]:
         """Held-out scores of the parameters, or of their moving averages; on the device, one entry a call."""
         program = self.prepare_evaluation(corpus, batches, weights).result()
         batches, weights = jax.device_put((batches, weights))
-        return [
-            program(state.ema if averaged else state.params, self._hp(index).model, corpus, batches, weights)
-            for index, state in enumerate(states)
-        ]
+
+        def scores(index: int, state: State | None) -> Any:
+            if state is None:
+                return None
+            return program(state.ema if averaged else state.params, self._hp(index).model, corpus, batches, weights)
+
+        return [scores(index, state) for index, state in enumerate(states)]
+
+    @property
+    def abstract_single(self) -> State:
+        """Shapes and dtypes of one variant's state."""
+        like = self.abstract_state
+        if not self.group.vmapped:
+            return like
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
 
     def each(self, fetched: list[Any]) -> list[Any]:
         """One entry a variant, from host arrays that have one entry a call."""
@@ -232,6 +251,6 @@ class Programs:
         count = len(self.group.variants)
         return [jax.tree.map(lambda leaf, index=index: leaf[index], fetched[0]) for index in range(count)]
 
-    def joined(self, states: list[State]) -> list[State]:
+    def joined(self, states: list[State]) -> list[Any]:
         """The inverse of `each`: the states of single variants as those of calls."""
         return [jax.tree.map(lambda *leaves: np.stack(leaves), *states)] if self.group.vmapped else states

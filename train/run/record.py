@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from data.source import Source
 from model.residual import rule_of
@@ -28,6 +28,7 @@ from train.gradflow.spikes import Watch, follow
 from train.gradflow.verdict import Verdict, judge, over_run
 from train.report.read import ReportError, depth_series, read_run
 from train.run.checkpoint import Checkpoints
+from train.run.nonfinite import History
 from train.run.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ class Record:
     watch: Watch = Watch()  # for loss spikes
     spikes: int = 0  # seen so far
     last_loss: float = math.nan
+    history: History = History()  # of steps that were not finite
+    ended: int | None = None  # the step at which it stopped for good because of one
+    due: bool = False  # whether the checkpoint it goes on from was saved before its evaluation and instruments
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.directory, first_step=self.first_step, warn=self.warn)
@@ -69,7 +73,9 @@ class Record:
         self.open_rows.setdefault(step, {}).update(values)
 
     def watched(self, steps: Sequence[int], stacked: Watched) -> None:
-        """What a window measured, stacked [steps]."""
+        """What a window measured at `steps`, stacked [steps or more]."""
+        if not steps:
+            return
         each = [jax.tree.map(lambda leaf, index=index: leaf[index], stacked) for index in range(len(steps))]
         for step, measured in zip(steps, each, strict=True):
             self.add(step, watched_scalars(measured))
@@ -77,12 +83,15 @@ class Record:
         self.first = self.first or _judged(each[0], parts)
         self.last, self.last_watched = _judged(each[-1], parts), steps[-1]
 
-    def losses(self, start: int, losses: Float[np.ndarray, " K"]) -> list[str]:
-        """The training losses of a window of K steps from `start` on. Returns a line for each spike that began."""
+    def losses(self, start: int, losses: Float[np.ndarray, " K"], made: Bool[np.ndarray, " K"]) -> list[str]:
+        """The training losses of a window of K steps from `start` on. Returns a line for each spike that began.
+
+        `made`: whether a step's update was; the mean is over these, if there are any.
+        """
         end = start + len(losses)
         inside = self.watch.level is not None
         self.watch, heights = follow(self.watch, losses)
-        self.last_loss = float(np.mean(losses, dtype=np.float64))
+        self.last_loss = float(np.mean(losses[made] if made.any() else losses, dtype=np.float64))
         self.add(end, {"loss/train": self.last_loss, "loss/spike": float(np.max(heights))})
         began = np.flatnonzero((heights > 0) & ~np.append(inside, heights[:-1] > 0)).tolist()
         told = [self._spike(start + i + 1, float(heights[i])) for i in began[: max(0, SPIKES_TOLD - self.spikes)]]
@@ -119,8 +128,11 @@ class Record:
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
 
-    def save(self, state: State) -> None:
-        """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError."""
+    def save(self, state: State, due: bool = False) -> None:
+        """A checkpoint with what the log still needs to go on as if nothing had happened. Raises RunError.
+
+        `due`: what is to be evaluated and measured at this step has not been.
+        """
         self.tracker.drain()
         step = int(state.step)
         meta = {
@@ -129,6 +141,8 @@ class Record:
             "watched": self.last_watched,
             "watch": self.watch.as_json(),
             "spikes": self.spikes,
+            "nonfinite": self.history.as_json(),
+            "due": due,
         }
         self.checkpoints.save(state, meta)
 
@@ -139,6 +153,14 @@ class Record:
         if "watch" in meta:
             self.last_watched, self.spikes = meta["watched"], meta["spikes"]
             self.watch = Watch.from_json(meta["watch"])
+        if "nonfinite" in meta:
+            self.history, self.due = History.from_json(meta["nonfinite"]), meta["due"]
+
+    def end(self, step: int) -> None:
+        """Nothing is logged of what comes after `step`, at which training stopped for good."""
+        self.ended = step
+        self.add(step, {"optim/nonfinite": 1.0})
+        self.write_before(math.inf)
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
@@ -176,7 +198,6 @@ class Record:
             return next((v for v in values(tag)[-1:] if math.isfinite(v)), None)
 
         losses = values("loss/train")
-        bad = [int(step) for step, v in zip(*series.get("loss/train", ([], [])), strict=True) if not math.isfinite(v)]
         config = self.variant.config
         steps = int(series["loss/train"][0][-1]) if "loss/train" in series else 0
         still_open = max((step for step, row in self.open_rows.items() if "loss/train" in row), default=0)
@@ -201,13 +222,22 @@ class Record:
             **({"loss_val_ema": at_the_end("loss/val_ema")} if "loss/val_ema" in series else {}),
             "accuracy_val": at_the_end("accuracy/val"),
             "floors": {tag.removeprefix("loss/"): last(tag) for tag in series if tag.startswith("loss/floor")},
-            "first_nonfinite_step": bad[0] if bad else None,
+            "first_nonfinite_step": self.history.first,
+            "nonfinite": self.history.cause,
+            **self._policy(),
             **timing,
             "verdict": None if verdict is None else verdict.as_json(),
             "verdict_start": None if self.first is None else self.first.as_json(),
             "verdict_end": None if self.last is None else self.last.as_json(),
             "exit_reason": reason,
         }
+
+    def _policy(self) -> dict[str, Any]:
+        """What `train.on_nonfinite` has done, where it does more than stop."""
+        policy, history = self.variant.config.train.on_nonfinite, self.history
+        if policy == "skip":
+            return {"skipped_steps": history.skipped}
+        return {"rewinds": history.as_json()["rewinds"]} if policy == "rewind" else {}
 
 
 def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, float | None]:

@@ -45,6 +45,17 @@ def _has(variant: Variant, step: int) -> bool:
     return step in checkpoints.steps() and checkpoints.damage(step) is None
 
 
+def standing(variants: Sequence[Variant]) -> list[str]:
+    """Where each variant can go on from, those that stand alike together."""
+    by_state: dict[str, list[str]] = {}
+    for variant in variants:
+        step = newest(variant)
+        state = f"at step {step}" if step else "not begun"
+        state = "finished" if finished_run(directory_of(variant)) else state
+        by_state.setdefault(state, []).append(variant.name)
+    return [f"{', '.join(names)} {state}" for state, names in by_state.items()]
+
+
 def finished_run(directory: Path) -> dict[str, Any] | None:
     """The summary of a run that came to its end, else None. Raises RunError.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.files import json_of
 from train.config.load import Variant, flatten, load, to_yaml
-from train.config.schema import LABELS, RunConfig
+from train.config.schema import CHANGEABLE, LABELS, RunConfig
 from train.run.disk import refusal
 from train.run.durable import sync_folder
 from train.run.errors import RunError
@@ -153,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(old), flatten(new)
-    keys = [key for key in {**a, **b} if key not in LABELS]
+    keys = [key for key in {**a, **b} if key not in (*LABELS, *CHANGEABLE)]
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
 

@@ -1,0 +1,47 @@
+"""Compiled programs shared by all runs of one process, so that a trial costs a training and no compilation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import jax
+
+from train.config.schema import RunConfig
+from train.core.compile import compiled
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """For the time of the `with`, a program that was compiled for a run is also that of later runs of its structure.
+
+    All else is as it is: the runs are traced no more, and nothing but the compiler is left out.
+    """
+    known: dict[Any, Any] = {}
+
+    def once_each(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
+        key = (_key(function), str(jax.tree.map(_shape, arguments)), donate, once)
+        if key not in known:
+            known[key] = compiled(function, arguments, donate, once)
+        return known[key]
+
+    def called(function: Callable, *arguments: Any) -> Any:
+        return once_each(function, arguments, once=True)(*arguments)
+
+    with patch("train.run.programs.compiled", once_each), patch("train.run.replay.called_once", called):
+        yield
+
+
+def _shape(leaf: Any) -> str:
+    return f"{getattr(leaf, 'dtype', type(leaf))}{getattr(leaf, 'shape', ())}"
+
+
+def _key(function: Any) -> tuple:
+    """What a partial function, vmapped or not, is and holds; names and folders of a config decide on no program."""
+    inner = getattr(function, "__wrapped__", function)
+    assert isinstance(inner, partial), function
+    held = [
+        arg.model_copy(update={"name": "", "runs_dir": ""}) if isinstance(arg, RunConfig) else arg for arg in inner.args
+    ]
+    return (inner is function, inner.func.__module__, inner.func.__name__, *map(repr, held))
