@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,29 @@ from data.tokenizer import DataError
 from model.residual import rule_of
 from train.core.batch import Feed
 from train.core.instruments import INSTRUMENTS
-from train.core.state import State, parameter_count
+from train.core.state import State
 from train.gradflow.norms import named
-from train.report.tables import verdict_text
 from train.run import platform as platforms
 from train.run import process
-from train.run.checkpoint import Checkpoints, newest_common
+from train.run.closing import closed
 from train.run.console import Console
 from train.run.layout import chart_layout
 from train.run.lock import locked
 from train.run.memory import Budget
 from train.run.nonfinite import MOST_SKIPPED, first_bad
+from train.run.opening import described, opened
+from train.run.pace import Pace
 from train.run.platform import Platform
-from train.run.programs import Group, Programs, model_flops, shapes_of
+from train.run.programs import Group, Programs, shapes_of
 from train.run.record import Record, evaluation
 from train.run.replay import Replay
-from train.run.resume import finished_run, remember_choices, same_origin
-from train.run.rundir import claim, own_directory_of, remember_data, write_json
+from train.run.resume import remember_choices
+from train.run.rundir import own_directory_of
 from train.run.setbacks import Rewound, Setbacks
 from train.run.signals import Stop
 from train.run.transfer import Source as Weights
 from train.run.transfer import open_source, started_from
+from train.run.windows import is_watched, kinds, windows
 
 _PICTURES_EVERY_S = 30.0
 
@@ -55,10 +56,12 @@ class GroupRun:
     allow_data_change: bool = False
     records: list[Record] = field(default_factory=list)
     _pending: deque = field(default_factory=deque)
-    _window_s: list[float] = field(default_factory=list)
-    _clock: float | None = None
+    _pace: Pace = field(init=False)
     _budget: Budget = field(init=False)
     _given: Weights | None = None  # what the first state takes over
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(1 if self.group.vmapped else len(self.group.variants))
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises RunError, also when another process writes the same run."""
@@ -69,27 +72,11 @@ class GroupRun:
     def _run(self, directories: list[Path]) -> list[dict[str, Any]]:
         started = time.perf_counter()
         config = self.group.config
-        done = [summary for directory in directories if (summary := finished_run(directory))]
-        over = len(done) == len(directories)
-        checkpoints = [Checkpoints(directory) for directory in directories]
-        first = config.train.steps if over else newest_common(checkpoints, self.console.warn) or 0
+        first, done = opened(self.group, self.source, directories, self.console, self.allow_data_change)
+        if done is not None:
+            return done
         other = None if first or not config.train.init_from else Path(config.train.init_from)
         self._given = None if other is None else open_source(other, self.platform.device)
-        for variant, directory in zip(self.group.variants, directories, strict=True):
-            claim(variant)
-            kept = None if self.source.tokenizer is None else self.source.tokenizer.to_json()
-            if over and self.allow_data_change:
-                continue  # it reads no more data
-            data, allow = self.source, self.allow_data_change
-            if said := remember_data(directory, data.sha256, data.source, kept, first, allow):
-                self.console.warn(said)
-        if over:
-            self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
-            return done
-        if first:
-            for said in dict.fromkeys(same_origin(variant, first) for variant in self.group.variants):
-                if said:
-                    self.console.warn(said)
         remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [
@@ -120,10 +107,6 @@ class GroupRun:
             for record in self.records:
                 record.tracker.close()
 
-    @property
-    def _calls(self) -> int:
-        return 1 if self.group.vmapped else len(self.group.variants)
-
     # -- before the first step
 
     def _programs(self, first: int) -> Programs:
@@ -136,7 +119,7 @@ class GroupRun:
         lead = (len(self.group.variants),) if self.group.vmapped else ()
         first_batch = self._batches(0, 1)[0]
         first_batch = jax.tree.map(lambda leaf: leaf[None], first_batch) if lead else first_batch
-        for length, watched in self._kinds(first):
+        for length, watched in kinds(self.group.config, first, self.K):
             programs.prepare_window(shapes_of(first_batch, *lead, length), watched)
         for name in self._instruments:
             some = self._batches(0, INSTRUMENTS[name].batches(self.group.config.watch))[0]
@@ -148,20 +131,7 @@ class GroupRun:
         return programs
 
     def _windows(self, first: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of every window to come; ends are multiples of K wherever the run was resumed."""
-        steps = self.group.config.train.steps
-        while first < steps:
-            end = min(first + self.K - first % self.K, steps)
-            yield first, end
-            first = end
-
-    def _kinds(self, first: int) -> set[tuple[int, bool]]:
-        """(steps, whether watched) of the windows to come: they repeat after watch.every steps, but for the last."""
-        config = self.group.config
-        some = list(islice(self._windows(first), 2 + config.watch.every // self.K))
-        last = config.train.steps - 1
-        some += self._windows(max(first, last - last % self.K))
-        return {(end - start, _is_watched(start, config.watch.every)) for start, end in some}
+        return windows(first, self.group.config.train.steps, self.K)
 
     @property
     def _instruments(self) -> dict[str, int]:
@@ -213,7 +183,7 @@ class GroupRun:
     def _reopen(self, first: int) -> None:
         """The log goes on from step `first` again, as after a crash; what is known of bad steps is kept."""
         self._pending.clear()
-        self._clock = None
+        self._pace.pause()
         for index, record in self._live():
             record.tracker.close()
             self.records[index] = Record(record.variant, record.directory, first)
@@ -230,30 +200,15 @@ class GroupRun:
         def replay(index: int) -> Replay:
             every = self.group.config.watch.every
             stopping = lambda: self.stop.signal is not None  # noqa: E731
-            return Replay(programs, index, self._batches, lambda start: _is_watched(start, every), stopping)
+            return Replay(programs, index, self._batches, lambda start: is_watched(start, every), stopping)
 
         return Setbacks(self.records, self.console, replay, good, self._windows)
 
     def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
         group, config = self.group, self.group.config
-        mode = "vmapped in one call" if group.vmapped else "called in turn"
-        count = parameter_count(group.network.shapes())
-        flops = model_flops(group.network, config.data.batch)
-        self.console.block(
-            f"group of {len(group.variants)}" if len(group.variants) > 1 else "variant",
-            [
-                (
-                    "variants",
-                    ", ".join(v.name for v in group.variants) + (f" ({mode})" if len(group.variants) > 1 else ""),
-                ),
-                ("parameters", f"{count:,} ({group.network.param_dtype}), compute in {group.network.dtype}"),
-                ("work a step", f"{flops / 1e9:.3g} GFLOP, {config.data.batch * config.data.context:,} tokens"),
-                ("steps", f"{config.train.steps - first:,}, {self.K} a dispatch, scan unroll {group.network.unroll}"),
-                ("compiled in", f"{compile_s:.1f} s"),
-                ("memory", self._budget.line),
-                ("run directory", str(self.records[0].directory.parent)),
-            ],
-        )
+        steps = f"{config.train.steps - first:,}, {self.K} a dispatch, scan unroll {group.network.unroll}"
+        folder = self.records[0].directory.parent
+        self.console.block(*described(group, steps, compile_s, self._budget.line, folder))
         without = config.watch.counterfactual and rule_of(config.model).additive
         matrices = list(named(group.network.shapes()["blocks"]))
         for record in self.records:
@@ -275,7 +230,7 @@ class GroupRun:
         drawn_at = time.perf_counter()
         for start, end in self._windows(first):
             self.stop.doing = f"steps {start + 1} to {end}"
-            measured = programs.window(states, self._batches(start, end), _is_watched(start, config.watch.every))
+            measured = programs.window(states, self._batches(start, end), is_watched(start, config.watch.every))
             self._pending.append(("window", start, end, measured))
             self._settle(programs, leave=1)
             # Part 5: with several processes, all of them agree on this answer here, so that they save the same step.
@@ -285,14 +240,15 @@ class GroupRun:
             if end % config.train.checkpoint_every == 0 or end == config.train.steps or stopping:
                 self._settle(programs, leave=0)
                 self._save(programs, states, due=stopping)
-                self._clock = None
+                self._pace.pause()
             if stopping or not self._live():
                 return
             self._rest(states)
             if time.perf_counter() - drawn_at > _PICTURES_EVERY_S:
                 for _, record in self._live():
                     record.pictures()
-                drawn_at, self._clock = time.perf_counter(), None
+                drawn_at = time.perf_counter()
+                self._pace.pause()
 
     def _look(self, programs: Programs, states: list[Any], step: int) -> None:
         """What is due at a step: the evaluation, and instruments."""
@@ -339,10 +295,10 @@ class GroupRun:
             results = programs.each(jax.device_get(measured))
             if kind == "window":
                 if bad := self._log_window(start, end, results):
-                    self._clock = None
+                    self._pace.pause()
                     self._setbacks(programs).attend(bad)
                 continue
-            self._clock = None
+            self._pace.pause()
             for index, record in self._live():
                 result = results[index]
                 if kind == "instrument":
@@ -352,12 +308,7 @@ class GroupRun:
 
     def _log_window(self, start: int, end: int, results: list[Any]) -> list[tuple[int, int]]:
         """Returns (variant, step) of those that need attention, of a step that is not finite."""
-        now = time.perf_counter()
-        rate = None
-        if self._clock is not None:
-            self._window_s.append((now - self._clock) / (end - start))
-            rate = self._calls / self._window_s[-1]
-        self._clock = now
+        rate = self._pace.lap(end - start)
         config = self.group.config
         policy = config.train.on_nonfinite
         bad = []
@@ -386,7 +337,7 @@ class GroupRun:
                 row |= {"perf/steps_per_s": rate, "perf/tokens_per_s": rate * config.data.batch * config.data.context}
             record.add(until, row)
             record.write_before(until)
-        seconds = float(np.median(self._window_s[-20:])) if self._window_s else None
+        seconds = self._pace.recent
         tokens = config.data.batch * config.data.context
         for index, record in self._live():
             if policy != "skip" and any(index == other for other, _ in bad):
@@ -396,7 +347,7 @@ class GroupRun:
                 end,
                 config.train.steps,
                 record.last_loss,
-                None if seconds is None else self._calls * tokens / seconds,
+                None if seconds is None else self._pace.calls * tokens / seconds,
                 None if seconds is None else seconds * (config.train.steps - end),
             )
         return bad
@@ -409,14 +360,11 @@ class GroupRun:
     # -- after the last step
 
     def _finish(self, timing: dict[str, Any], started: float) -> list[dict[str, Any]]:
-        config = self.group.config
-        complete = self.stop.signal is None
-        seconds = float(np.median(self._window_s)) / self._calls if self._window_s else None
-        tokens = config.data.batch * config.data.context
+        config, seconds = self.group.config, self._pace.call
         timing |= {
             # Of one call: variants called in turn share the time of a step, vmapped ones each take all of it.
             "steps_per_s": None if seconds is None else 1.0 / seconds,
-            "tokens_per_s": None if seconds is None else tokens / seconds,
+            "tokens_per_s": None if seconds is None else config.data.batch * config.data.context / seconds,
             "wall_s": time.perf_counter() - started,
             "peak_bytes": platforms.peak_bytes(self.platform),
             "mfu": None,
@@ -424,27 +372,4 @@ class GroupRun:
             "platform": self.platform.label,
             "versions": platforms.versions(),
         }
-        summaries = []
-        for record in self.records:
-            whole = complete or record.ended is not None
-            if whole:
-                record.write_before(float("inf"))
-            reason = "done" if complete else f"signal {self.stop.signal}"
-            summary = record.summary(timing, reason if record.ended is None else "nonfinite")
-            if whole:
-                record.pictures()
-                if summary["verdict"] is not None:
-                    record.tracker.text("verdict", summary["steps"], verdict_text(summary["verdict"]))
-                record.tracker.finish(_final_metrics(summary))
-            write_json(record.directory / "summary.json", summary)
-            summaries.append(summary)
-        return summaries
-
-
-def _is_watched(start: int, every: int) -> bool:
-    return every > 0 and start % every == 0
-
-
-def _final_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    names = {"loss/train": "loss_train", "loss/val": "loss_val", "accuracy/val": "accuracy_val"}
-    return {tag: summary[key] for tag, key in names.items() if summary[key] is not None}
+        return closed(self.records, timing, self.stop.signal)
