@@ -369,7 +369,8 @@ def test_variants_without_a_whole_step_in_common_go_on_apart(saved, tiny, tmp_pa
     assert abreast(variants) == [tuple(variants)]  # all have 20
     flip(files_of(one, 20)[0])
     assert abreast(variants) == [(variants[1], variants[2]), (variants[0],)]
-    write_json(two / "summary.json", {"exit_reason": "done"})
+    done = {"variant": two.name, "exit_reason": "done", "first_nonfinite_step": None, "verdict": None}
+    write_json(two / "summary.json", done)
     assert abreast(variants)[0] == (variants[2],)
     flip(files_of(two, 30)[0])
     assert finished_run(two) is None  # its last part is trained again

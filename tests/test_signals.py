@@ -293,7 +293,7 @@ def test_a_process_ends_that_does_not_get_round_to_it(within, numbers, code, sai
 @pytest.fixture
 def swept(tmp_path, monkeypatch):
     def rows():
-        return list(sweep.inside(tmp_path, 0.04, 1))
+        return list(sweep.inside(tmp_path, 0.02, 1))
 
     return rows
 

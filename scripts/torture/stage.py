@@ -175,7 +175,7 @@ def keep_programs(cls: Any, folder: Path) -> None:
             if not file.exists():
                 future.add_done_callback(lambda done: write(file, done.result()))
             return future
-        self._compiled[key] = Future()
+        self._compiled[key], self.feeds[key] = Future(), arguments[3:]
         # Pickled by this very process's parent or sibling, into a folder of its own: nobody else's.
         self._compiled[key].set_result(deserialize_and_load(*pickle.loads(file.read_bytes())))
         return self._compiled[key]
