@@ -25,7 +25,7 @@ from train.run.layout import chart_layout
 from train.run.lock import locked
 from train.run.memory import Budget
 from train.run.nonfinite import MOST_SKIPPED, first_bad
-from train.run.opening import described, opened
+from train.run.opening import admit, described, stands
 from train.run.pace import Pace
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, shapes_of
@@ -72,11 +72,14 @@ class GroupRun:
     def _run(self, directories: list[Path]) -> list[dict[str, Any]]:
         started = time.perf_counter()
         config = self.group.config
-        first, done = opened(self.group, self.source, directories, self.console, self.allow_data_change)
-        if done is not None:
-            return done
+        first, done = stands(self.group, directories, self.console)
         other = None if first or not config.train.init_from else Path(config.train.init_from)
         self._given = None if other is None else open_source(other, self.platform.device)
+        over, allow = done is not None, self.allow_data_change
+        admit(self.group, self.source, directories, self.console, first, over, allow)
+        if done is not None:
+            self.console.note(f"{', '.join(v.name for v in self.group.variants)}: finished before; nothing to do")
+            return done
         remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
         self.records = [

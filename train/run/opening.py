@@ -13,32 +13,35 @@ from train.run.resume import finished_run, same_origin
 from train.run.rundir import claim, remember_data
 
 
-def opened(
-    group: Group, source: Source, directories: Sequence[Path], console: Console, allow_data_change: bool
-) -> tuple[int, list[dict[str, Any]] | None]:
-    """(the step to go on from, the summaries of a group that is over). Their locks are held.
+def stands(group: Group, directories: Sequence[Path], console: Console) -> tuple[int, list[dict[str, Any]] | None]:
+    """(the step to go on from, the summaries of a group that is over). Changes nothing.
 
-    Raises RunError when a directory holds another run, other data, or no checkpoint that is whole.
+    Raises RunError when there are checkpoints and none is whole.
     """
     done = [summary for directory in directories if (summary := finished_run(directory))]
-    over = len(done) == len(directories)
-    checkpoints = [Checkpoints(directory) for directory in directories]
-    first = group.config.train.steps if over else newest_common(checkpoints, console.warn) or 0
+    if len(done) == len(directories):
+        return group.config.train.steps, done
+    return newest_common([Checkpoints(directory) for directory in directories], console.warn) or 0, None
+
+
+def admit(
+    group: Group, source: Source, directories: Sequence[Path], console: Console, first: int, over: bool, allow: bool
+) -> None:
+    """Makes the directories this group's, which goes on from step `first` or is `over`; their locks are held.
+
+    Raises RunError when one holds another run, or one of other data and `allow` does not let it go on with these.
+    """
     for variant, directory in zip(group.variants, directories, strict=True):
         claim(variant)
         kept = None if source.tokenizer is None else source.tokenizer.to_json()
-        if over and allow_data_change:
+        if over and allow:
             continue  # it reads no more data
-        if said := remember_data(directory, source.sha256, source.source, kept, first, allow_data_change):
+        if said := remember_data(directory, source.sha256, source.source, kept, first, allow):
             console.warn(said)
-    if over:
-        console.note(f"{', '.join(v.name for v in group.variants)}: finished before; nothing to do")
-        return first, done
-    if first:
+    if first and not over:
         for said in dict.fromkeys(same_origin(variant, first) for variant in group.variants):
             if said:
                 console.warn(said)
-    return first, None
 
 
 def described(group: Group, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:

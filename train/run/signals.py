@@ -8,6 +8,7 @@ has nothing to save.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,9 +77,12 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop, heard, over, hard), name="signals", daemon=True)
     watcher.start()
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lost.exc_type is Stopped else unraisable(lost)  # `check` finds it
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(others)
