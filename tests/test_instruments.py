@@ -235,7 +235,7 @@ def test_every_tag_is_documented(whole):
 def test_every_chart_in_tensorboard_has_something_to_draw(whole):
     """And a tag is on one chart at most."""
     tags = list(read_run(whole).steps)
-    charts = chart_layout(2, ["attn_q"], True, NAMES)["instruments"]
+    charts = chart_layout(["attn_q"], True, NAMES)["instruments"]
     drawn = {title: [tag for tag in tags if re.match(chart[1][0], tag)] for title, chart in charts.items()}
     assert {title for title, found in drawn.items() if not found} == set()
     assert len(charts) == 18
@@ -244,7 +244,7 @@ def test_every_chart_in_tensorboard_has_something_to_draw(whole):
     (event,) = events_of(whole).Tensors("custom_scalars__config__")
     written = event.tensor_proto.string_val[0].decode(errors="replace")
     assert all(title in written for title in charts)
-    assert "instruments" not in chart_layout(2, ["attn_q"])
+    assert "instruments" not in chart_layout(["attn_q"])
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])

@@ -191,23 +191,23 @@ def test_each_tag_is_on_one_chart():
         *("grad/norm/layer_000", "delta/norm_log10/layer_000/attn_q"),
         *("grad/norm_log10/embed", "my/gain/layer_000"),
     ]
-    charts = charts_of(tags + matrices + strangers, chart_layout(2, ("attn_q", "attn_q_2")))
+    charts = charts_of(tags + matrices + strangers, chart_layout(("attn_q", "attn_q_2")))
     assert len(charts) == 15
     groups = list(charts.values())
     assert all(len(group) == 3 for group in groups)
     assert sorted(sum(groups, [])) == sorted(tags + matrices)
-    assert charts["attn_q: log10 |grad|, l = 0 to 1"] == [f"grad/norm_log10/{layer}/attn_q" for layer in layers]
-    fewer = charts_of(tags + matrices, chart_layout(2, ("attn_q", "attn_q_2"), without=False))
+    assert charts["attn_q: log10 |grad|, by block"] == [f"grad/norm_log10/{layer}/attn_q" for layer in layers]
+    fewer = charts_of(tags + matrices, chart_layout(("attn_q", "attn_q_2"), without=False))
     assert charts.keys() - fewer.keys() == {title for title in charts if "without" in title} and len(fewer) == 13
-    assert charts["log10 |delta_l|, l = 0 to 2"] == [f"delta/norm_log10/{layer}" for layer in layers]
+    assert charts["log10 |delta_l|"] == [f"delta/norm_log10/{layer}" for layer in layers]
 
 
 def test_layout_reaches_tensorboard(tmp_path):
     with Tracker(tmp_path) as run:
-        run.layout(chart_layout(4, ["attn_q"]))
+        run.layout(chart_layout(["attn_q"]))
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])  # pyright: ignore[reportAttributeAccessIssue]
-    assert layout.category[0].chart[2].title == "gain |delta_l| / |delta_(l+1)|, l = 0 to 3"
+    assert layout.category[0].chart[2].title == "gain |delta_l| / |delta_(l+1)|, by block"
     assert list(layout.category[0].chart[2].multiline.tag) == [r"^gain/layer_\d+$"]
 
 

@@ -215,7 +215,7 @@ class GroupRun:
         without = config.watch.counterfactual and rule_of(config.model).additive
         matrices = list(named(group.network.shapes()["blocks"]))
         for record in self.records:
-            record.tracker.layout(chart_layout(config.model.layers, matrices, without, list(self._instruments)))
+            record.tracker.layout(chart_layout(matrices, without, list(self._instruments)))
 
     # -- the loop
 
