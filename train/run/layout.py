@@ -30,7 +30,7 @@ _INSTRUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "noise": (
         ("gradient noise scale, windows", "noise/scale"),
-        ("its parts: |G|^2 and the noise's trace", "noise/(gradient_square|trace)"),
+        ("gradient noise: |G|^2 and the noise's trace", "noise/(gradient_square|trace)"),
     ),
     "sharpness": (("Hessian: ends of its spectrum and threshold", "sharpness/(top|bottom|threshold)"),),
     "sharpness_adam": (
