@@ -189,7 +189,7 @@ class GroupRun:
         self._pace.pause()
         for index, record in self._live():
             record.tracker.close()
-            self.records[index] = Record(record.variant, record.directory, first)
+            self.records[index] = Record(record.variant, record.directory, first, record.warn)
             self.records[index].history = record.history
 
     def _setbacks(self, programs: Programs) -> Setbacks:
