@@ -21,6 +21,7 @@ from train.run.disk import free_bytes, refusal
 from train.run.errors import RunError
 from train.run.quiet import quiet_storage
 from train.run.rundir import write_json
+from train.run.signals import Stop, listening
 from train.run.tracker import Tracker
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -106,7 +107,7 @@ def test_storage_is_quiet_for_its_time(capsys, monkeypatch):
     logger = logging.getLogger("absl")
     logger.addHandler(handler)
     try:
-        with quiet_storage():
+        with listening(Stop()), quiet_storage():  # whose end takes no other hook away
             logger.error("inside")
         logger.error("outside")
     finally:
@@ -115,7 +116,7 @@ def test_storage_is_quiet_for_its_time(capsys, monkeypatch):
 
     class Unraisable:
         def __init__(self, error):
-            self.exc_value = error
+            self.exc_type, self.exc_value = type(error), error
 
     def raised():
         for text in ("Event loop is closed", "another"):

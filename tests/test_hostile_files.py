@@ -19,7 +19,7 @@ from data.config import DataConfig
 from data.files import content_of, json_of
 from data.open import open_source
 from data.tokenizer import DataError
-from scripts.torture import hostile
+from scripts.torture import audit, hostile, pickles
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,12 +42,12 @@ def test_the_sweep_in_small():
 def test_the_sweep_notices_what_is_executed_and_what_is_written(tmp_path):
     for part in ("runs", "work"):
         (tmp_path / part).mkdir()
-    evil = pickle.dumps(hostile.Marker(tmp_path / "executed"))
-    row = hostile._sweep("", "", [("a", lambda: str(pickle.loads(evil))[:0])], tmp_path)
+    evil = pickle.dumps(pickles.Marker(tmp_path / "executed"))
+    row = audit.sweep("", "", [("a", lambda: str(pickle.loads(evil))[:0])], tmp_path)
     assert row.held == 0 and row.broken == ("a: was executed",)
 
     def trial(call):
-        row = hostile._sweep("", "", [("a", lambda: (call(), "")[1])], tmp_path)
+        row = audit.sweep("", "", [("a", lambda: (call(), "")[1])], tmp_path)
         return row.held, row.broken
 
     assert trial(lambda: (tmp_path / "runs" / "x").write_text("x")) == (1, ())

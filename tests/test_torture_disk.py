@@ -225,8 +225,9 @@ def test_power_cuts_in_small(made):
     assert row.trials >= 2 and row.held == row.trials, row.broken
 
 
-def test_failing_disks_in_small(made):
-    row = disks.failing(made, errno.ENOSPC, 60.0, 0.003, 0)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_failing_disks_in_small(made, code):
+    row = disks.failing(made, code, 60.0, 0.003, 0)
     assert row.trials >= 2 and row.held == row.trials, row.broken
 
 

@@ -1,4 +1,4 @@
-"""A disk that fails: ENOSPC, EIO and EFBIG at every call of save, log and prune, and a real disk that is full.
+"""A disk that fails: ENOSPC, EIO, EFBIG and EROFS at every call of save, log and prune, and a real disk that is full.
 
 A trial: the run of tiny.py, in which one call fails (and all after it, or this one alone; with a full disk half of a
 write is done first). It must end by itself, with 0 or with 1 and one clear line, and leave the bytes of every older
@@ -30,27 +30,30 @@ _FAILURES = (
     (errno.EIO, Action.ONCE),
     (errno.EFBIG, Action.FROM),
     (errno.EFBIG, Action.ONCE),
+    (errno.EROFS, Action.FROM),  # as a system turns a disk that has failed
 )
+_SHARES = {errno.EROFS: 0.3}  # of the places; of the others all
 
 
 def rows(scale: float, seed: int) -> Iterable[Row]:
     with bench(1) as made:
         limit = HANG_S + made.train(made.folder / "timed").seconds
         shutil.rmtree(made.folder / "timed")
-        for code in (errno.ENOSPC, errno.EIO, errno.EFBIG):
+        for code in dict.fromkeys(code for code, _ in _FAILURES):
             yield failing(made, code, limit, scale, seed)
         yield from full(made, limit, scale)
 
 
 def failing(made: Bench, code: int, limit: float, scale: float, seed: int) -> Row:
-    """Every call that can fail so does: at even numbers alone, at odd ones with all after it."""
+    """Every call that can fail so does, or a share of them; in turn alone and with all after it, where both happen."""
     broken, trials, stopped = [], 0, 0
     ways = [action for number, action in _FAILURES if number == code]
     for part in made.parts:
         places = [call for call in part.calls if code != errno.EFBIG or call.operation in ("write", "truncate")]
-        for place in some(round(scale * len(places)), len(places), seed + code):
+        count = round(scale * _SHARES.get(code, 1.0) * len(places))
+        for place in some(count, len(places), seed + code):
             at = places[place - 1].number
-            action = ways[(at + 1) % 2]
+            action = ways[(at + 1) % len(ways)]
             with made.copy(part) as runs:
                 trials += 1
                 ended, found = _one(made, part, runs, Fault(str(runs), at, action, code), limit)
@@ -60,7 +63,8 @@ def failing(made: Bench, code: int, limit: float, scale: float, seed: int) -> Ro
                         f"{action.name.lower()} at call {at} of {part.calls[at - 1].path}: {'; '.join(found)}"
                     )
     note = f"{stopped:,} stopped with a line, {trials - stopped:,} went on"
-    fault = f"{errno.errorcode[code]} at every call, once or from then on"
+    where = "every call" if code not in _SHARES else "some calls"
+    fault = f"{errno.errorcode[code]} at {where}, {'once or ' if len(ways) > 1 else ''}from then on"
     return Row(fault, PROMISE, trials, trials - len(broken), note, tuple(broken[:TOLD]))
 
 

@@ -5,37 +5,31 @@ and print one traceback each, some of them later.
 """
 
 import logging
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from train.run.unraisable import drop
 
 
 @contextmanager
 def quiet_storage() -> Iterator[None]:
     """For the time of a save or a restore; what its threads print afterwards is held back for good."""
-    if not isinstance(sys.unraisablehook, _Hook):
-        sys.unraisablehook = _Hook(sys.unraisablehook)
+    drop(_loop_is_closed)
     logger = logging.getLogger("absl")
-    logger.addFilter(_drop)
+    logger.addFilter(_none)
     try:
         yield
     finally:
-        logger.removeFilter(_drop)
+        logger.removeFilter(_none)
 
 
-def _drop(record: logging.LogRecord) -> bool:
+def _none(record: logging.LogRecord) -> bool:
     return False
 
 
-class _Hook:
-    """TensorStore hands what is raised in its own threads to sys.unraisablehook."""
-
-    def __init__(self, before: Callable[[Any], Any]) -> None:
-        self.before = before
-
-    def __call__(self, unraisable: Any) -> None:
-        error, elsewhere = unraisable.exc_value, threading.current_thread() is not threading.main_thread()
-        if not (elsewhere and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            self.before(unraisable)
+def _loop_is_closed(lost: Any) -> bool:
+    """What TensorStore's own threads hand on; in the main thread nobody but we are the cause."""
+    error, elsewhere = lost.exc_value, threading.current_thread() is not threading.main_thread()
+    return elsewhere and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"

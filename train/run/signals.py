@@ -8,11 +8,13 @@ has nothing to save.
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+from train.run.unraisable import drop
 
 GRACE_S = 2.0  # from a signal that stops at once to the end of a process that does not get round to it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -77,12 +79,10 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop, heard, over, hard), name="signals", daemon=True)
     watcher.start()
-    unraisable = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if lost.exc_type is Stopped else unraisable(lost)  # `check` finds it
+    drop(_is_stopped)
     try:
         yield
     finally:
-        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(others)
@@ -90,6 +90,11 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
         os.close(tell)
         watcher.join()
         os.close(heard)
+
+
+def _is_stopped(lost: Any) -> bool:
+    """Raised by a handler inside of a callback; `Stop.check` finds it."""
+    return lost.exc_type is Stopped
 
 
 def _watch(stop: Stop, heard: int, over: threading.Event, hard: bool) -> None:
