@@ -1,5 +1,6 @@
 """Runs side by side: intervals, groups, differences, the tables, the page, the command."""
 
+import json
 import re
 from typing import Any
 
@@ -185,6 +186,24 @@ def test_what_is_not_finite_is_said(sweep):
     assert rows[0][columns.index("loss/train")] == "not finite in 1 of 3"
     columns, rows = final_table(groups_of(sweep / "with,seed=1"))
     assert rows[0][columns.index("loss/train")] == "nan"
+
+
+def test_a_step_that_was_not_finite_is_told_with_what_followed(sweep):
+    def told(name, **changed):
+        path = sweep / name / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "steps": 30, **changed}))
+        groups = groups_of(sweep / name)
+        return final_table(groups)[1][0][1:3], verdict_table(groups)[1][0][2]
+
+    bad = {"first_nonfinite_step": 30, "nonfinite": "the loss went bad first", "exit_reason": "nonfinite"}
+    steps, why = told("with,seed=0", **bad)
+    assert "100 of 100, stopped, not finite" in steps
+    assert why.endswith("; step 30 was not finite: the loss went bad first; the run stopped at step 30")
+    _, why = told("with,seed=1", **{**bad, "exit_reason": "done", "skipped_steps": 2})
+    assert why.endswith("went bad first; 2 updates left out")
+    _, why = told("with,seed=2", **{**bad, "exit_reason": "done", "rewinds": [[8, 2], [8, 1]]})
+    assert why.endswith("went bad first; 2 rewinds")
+    assert "not finite" not in told("without,seed=0")[1]
 
 
 def test_an_exact_zero_is_not_left_out(tmp_path):

@@ -18,6 +18,7 @@ from train.core.step import train_step
 from train.core.task import network_of
 from train.core.window import run_window
 from train.gradflow.spikes import Watch
+from train.report.compare import as_markdown, compare
 from train.run.checkpoint import Checkpoints
 from train.run.console import Console
 from train.run.nonfinite import MOST_REWINDS, History, Rewind, first_bad
@@ -160,6 +161,8 @@ def test_stop_ends_one_variant_and_leaves_the_others_alone(train, folder, alone,
     assert ended["exit_reason"] == "nonfinite" and 1 <= step <= 3 and ended["steps"] == step
     assert f"bad: step {step}: the " in out and "pass went bad first" in out and ended["nonfinite"] in out
     assert f"bad: stops at step {step}; no checkpoint was there yet" in out
+    report = as_markdown(compare([root]))
+    assert ended["nonfinite"] in report and f"the run stopped at step {step}" in report
     assert [row["step"] for row in logged] == [0, step] and logged[-1]["optim/nonfinite"] == 1
     assert Checkpoints(root / "bad").steps() == []
     assert ended["verdict"]["state"] == "unstable" and f"at step {step}" in ended["verdict"]["why"]

@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -141,10 +142,15 @@ def _cell(group: Group, figure: Callable[[Run], float | None]) -> str:
 def steps_of(group: Group) -> str:
     """Optimizer steps; of an unfinished run, out of how many; of a group, how many of its seeds are unfinished."""
     if not group.done:
-        return ", ".join(f"{run.step} of {number(_planned(run))}, unfinished" for run in group.runs)
+        return ", ".join(f"{run.step} of {number(_planned(run))}, {_left_at(run)}" for run in group.runs)
     steps = str(group.done[0].step)
     left = len(group.runs) - len(group.done)
     return steps if not left else f"{steps} ({left} more unfinished)"
+
+
+def _left_at(run: Run) -> str:
+    stopped = run.summary is not None and run.summary.get("exit_reason") == "nonfinite"
+    return "stopped, not finite" if stopped else "unfinished"
 
 
 def _planned(run: Run) -> int | None:
@@ -174,12 +180,17 @@ def verdict_table(groups: Sequence[Group]) -> Table:
         [
             group.name if len(group.runs) == 1 else f"{group.name}, seed {number(flat(run.config).get('seed'))}",
             str(verdict.get("state", MISSING)),
-            str(verdict.get("why") or ("no verdict yet: unfinished" if not run.done else "nothing was watched")),
+            _why(run, verdict),
             *([str(verdict.get("try") or MISSING)] if tries else []),
         ]
         for group, run, verdict in found
     ]
     return ["run", "verdict", "why", *(["what to try"] if tries else [])], rows
+
+
+def _why(run: Run, verdict: Mapping[str, Any]) -> str:
+    evidence = str(verdict.get("why") or ("nothing was watched" if run.done else f"no verdict yet: {_left_at(run)}"))
+    return evidence if run.setback is None else f"{evidence}; {run.setback}"
 
 
 def loss_unit(groups: Sequence[Group]) -> str:

@@ -44,6 +44,21 @@ class Run:
         return self.summary is not None and self.summary.get("exit_reason") == "done"
 
     @property
+    def setback(self) -> str | None:
+        """Of the first step that was not finite: where it went wrong, what has followed; None when there was none."""
+        told = self.summary or {}
+        if told.get("first_nonfinite_step") is None:
+            return None
+        parts = [f"step {told['first_nonfinite_step']} was not finite: {told.get('nonfinite')}"]
+        if told.get("exit_reason") == "nonfinite":
+            parts.append(f"the run stopped at step {told.get('steps')}")
+        if skipped := told.get("skipped_steps"):
+            parts.append(f"{skipped} updates left out")
+        if rewinds := told.get("rewinds"):
+            parts.append(f"{len(rewinds)} rewinds")
+        return "; ".join(parts)
+
+    @property
     def step(self) -> int:
         """Optimizer steps done, as far as is logged."""
         return max((int(at[-1]) for at, _ in self.steps.values() if len(at)), default=0)
@@ -155,6 +170,9 @@ class _Summary(BaseModel):
     loss_val: float | None = None
     accuracy_val: float | None = None
     first_nonfinite_step: int | None = None
+    nonfinite: str | None = None
+    skipped_steps: int = 0
+    rewinds: list[list[int]] | None = None
     floors: dict[str, float | None] | None = None
     versions: dict[str, str] | None = None
     verdict: _Said | None = None
