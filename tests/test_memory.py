@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,10 +12,13 @@ import numpy as np
 import pytest
 
 from train.cli import main
-from train.run import memory
+from train.run import budget, room
 from train.run import programs as compiling
-from train.run.memory import Advisor, Need, Setting, _of_groups, _of_machine, complaint
+from train.run.advisor import Advisor, Setting
+from train.run.budget import complaint
+from train.run.memory import Need, bytes_of
 from train.run.programs import Programs
+from train.run.room import _of_groups, _of_limits, _of_machine
 
 CONFIG = """
 name: m
@@ -23,6 +29,7 @@ optimizer: {{name: adamw}}
 train: {{steps: 2, eval_every: 2, eval_batches: 1, checkpoint_every: 2, unroll: 1}}
 watch: {{every: 0}}
 """
+ROOT = Path(__file__).parents[1]
 OTHERS = ("optimizer.accumulate", "data.context")
 
 
@@ -41,8 +48,8 @@ def refused(capsys, *arguments) -> str:
     return err
 
 
-def room(monkeypatch, megabytes: float) -> None:
-    monkeypatch.setattr(memory, "available", lambda platform: int(megabytes * 1e6))
+def roomy(monkeypatch, megabytes: float) -> None:
+    monkeypatch.setattr(budget, "available", lambda platform: int(megabytes * 1e6))
 
 
 def estimated(out: str) -> float:
@@ -57,11 +64,11 @@ def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_advised_
     """Scores of attention [B, H, T, T] decide here, so a step's memory is nearly in proportion to B and to T^2."""
     with monkeypatch.context() as patch:
         patch.setattr(Advisor, "advice", lambda self: [])
-        room(patch, 0.15)  # the states alone would fit
+        roomy(patch, 0.15)  # the states alone would fit
         whole = float(re.search(r"needs about ([\d.]+) MB \(", refused(capsys, config))[1])  # pyright: ignore
     scores = 12 * 2 * 64 * 64 * 4 / 1e6
     assert scores < whole < 20 * scores
-    room(monkeypatch, 0.6 * whole)
+    roomy(monkeypatch, 0.6 * whole)
     err = refused(capsys, config)
     assert f"needs about {whole:.3g} MB (" in err
     assert not (config.parent / "runs" / "m" / "main" / "ckpt").exists()
@@ -94,15 +101,15 @@ def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
     assert "TB for parameters, optimizer and tokens, 0 bytes for a step), and there are" in err
     assert "lower model.width, model.layers or the number of variants" in err
-    room(monkeypatch, 0.01)
+    roomy(monkeypatch, 0.01)
     assert "and there are 9,999 bytes" in refused(capsys, config) or "and there are 1" in refused(capsys, config)
 
 
 def test_held_bytes_by_hand(config, monkeypatch, capsys):
     """adamw: parameters, two averages of them, two counts of steps; twice for two variants; and the tokens."""
-    room(monkeypatch, 1e-6)
+    roomy(monkeypatch, 1e-6)
     seen = []
-    monkeypatch.setattr(memory, "complaint", lambda need, *_: seen.append(need) or "not enough memory")
+    monkeypatch.setattr(budget, "complaint", lambda need, *_: seen.append(need) or "not enough memory")
     refused(capsys, config, "variants={a: {}, b: {seed: 1}}")
     width, tokens, context = 16, 24, 64
     blocks = 4 * width**2 + 2 * 4 * width**2 + 2 * width
@@ -129,7 +136,7 @@ def test_a_device_that_refuses_is_answered_by_the_same_advice(config, monkeypatc
             return exhausted() if large(arguments) else real(function, arguments, *options)
 
         monkeypatch.setattr(compiling, "compiled", small_alone)
-        room(monkeypatch, 10.0)
+        roomy(monkeypatch, 10.0)
     asked = []
 
     def advice(self):
@@ -156,7 +163,7 @@ def test_other_errors_are_left_as_they_are(config, monkeypatch):
 
 
 def test_a_device_that_tells_nothing_is_trained_on(config, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "available", lambda platform: None)
+    monkeypatch.setattr(budget, "available", lambda platform: None)
     assert main(["train", str(config)]) == 0
     assert re.search(r"memory +estimated [\d.]+ MB\n", capsys.readouterr().out)
     summary = json.loads((config.parent / "runs" / "m" / "main" / "summary.json").read_text(encoding="utf-8"))
@@ -165,10 +172,10 @@ def test_a_device_that_tells_nothing_is_trained_on(config, monkeypatch, capsys):
 
 def test_what_a_device_has_left():
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 300})
-    assert memory.available(SimpleNamespace(device=device, kind="gpu")) == 700
+    assert room.available(SimpleNamespace(device=device, kind="gpu")) == 700
     silent = SimpleNamespace(memory_stats=lambda: None)
-    assert memory.available(SimpleNamespace(device=silent, kind="tpu")) is None
-    here = memory.available(SimpleNamespace(device=silent, kind="cpu"))
+    assert room.available(SimpleNamespace(device=silent, kind="tpu")) is None
+    here = room.available(SimpleNamespace(device=silent, kind="cpu"))
     assert here is None or 2**20 < here < 2**50
 
 
@@ -206,9 +213,52 @@ def test_what_control_groups_leave(tmp_path):
     assert list(_of_groups(tmp_path, tmp_path / "none")) == []
 
 
+def test_what_the_limits_of_a_process_leave(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    status = tmp_path / "status"
+    status.write_text("Name:\tx\nVmSize:\t    1000 kB\nVmData:\t 300 kB\n")
+    limits = {resource.RLIMIT_AS: 2_000_000, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], resource.RLIM_INFINITY))
+    assert list(_of_limits(status)) == [2_000_000 - 1_024_000, None]
+    limits[resource.RLIMIT_DATA] = 500_000
+    assert list(_of_limits(status)) == [976_000, 500_000 - 307_200]
+    status.write_text("Name:\tx\n")
+    assert list(_of_limits(status)) == list(_of_limits(tmp_path / "none")) == []
+
+
+LIMITED = """
+import resource, sys
+import jax, orbax.checkpoint
+from train.cli import main
+from train.run import budget
+if sys.argv[1] == "deaf":
+    budget.available = lambda platform: None
+jax.numpy.ones(3).block_until_ready()
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (1024 * used + 1_600_000_000, resource.RLIM_INFINITY))
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+@pytest.mark.parametrize("ear", ["hears", "deaf"])
+def test_a_real_limit_is_heard_and_a_real_refusal_answered(tmp_path, config, ear):
+    """1.6 GB for a step that takes 3.5: one line with what would fit, and nothing that could be taken for a run."""
+    name = [f"runs_dir={tmp_path}/{ear}", "data.kind=copy", "data.path=null", "data.context=1024", "data.batch=128"]
+    command = [sys.executable, "-c", LIMITED, ear, str(config), *name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("deltaflow: not enough memory: training needs about 3.")
+    assert ("and there are" in line) == (ear == "hears")
+    assert re.search("; what fits: .*data.batch=", line)
+    assert not list(tmp_path.rglob("ckpt"))
+
+
 def test_bytes_of_arrays_and_of_their_shapes():
     tree = {"a": np.zeros((3, 4), np.float32), "b": [jax.ShapeDtypeStruct((5,), np.uint8), None]}
-    assert memory.bytes_of(tree) == 3 * 4 * 4 + 5
+    assert bytes_of(tree) == 3 * 4 * 4 + 5
 
 
 def test_the_complaint():

@@ -233,6 +233,24 @@ def test_a_deferred_signal_is_noted_and_another_is_not():
     assert stop.exit_code == 130
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_handlers_are_put_back_when_a_signal_comes_at_that_very_moment(monkeypatch, number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    real, stop, sent = signal.set_wakeup_fd, Stop(), []
+
+    def put_back(fd, **more):
+        if not more and len(sent) < 2:
+            sent.append(number if not sent else signal.SIGINT)
+            os.kill(os.getpid(), sent[-1])
+        return real(fd, **more)
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", put_back)
+    with listening(stop):
+        pass
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert stop.signal == number and len(sent) == 2
+
+
 def test_handlers_and_the_wakeup_file_are_put_back_also_where_they_cannot_be_set():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     count = threading.active_count()

@@ -32,7 +32,7 @@ _FAILURES = (
     (errno.EFBIG, Action.ONCE),
     (errno.EROFS, Action.FROM),  # as a system turns a disk that has failed
 )
-_SHARES = {errno.EROFS: 0.3}  # of the places; of the others all
+_SHARES = {errno.EROFS: 0.1}  # of the places; of the others all
 
 
 def rows(scale: float, seed: int) -> Iterable[Row]:

@@ -5,10 +5,14 @@ class RunError(Exception):
     """Something outside the config went wrong: exit code 1, one clear line and no traceback."""
 
 
+# How a device says that it has no memory; XLA's matrix products on a CPU (YNNPACK) give no reason when they get none.
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether it says that there was no memory: Python's or numpy's, or a device's, which is known by its name here."""
-    refused = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error)
-    return refused or isinstance(error, MemoryError)
+    of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return isinstance(error, MemoryError) or (of_device and any(text in str(error) for text in _NO_MEMORY))
 
 
 def first_line(error: BaseException) -> str:

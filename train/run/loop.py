@@ -19,11 +19,11 @@ from train.core.state import State
 from train.gradflow.norms import named
 from train.run import platform as platforms
 from train.run import process
+from train.run.budget import Budget
 from train.run.closing import closed
 from train.run.console import Console
 from train.run.layout import chart_layout
 from train.run.lock import locked
-from train.run.memory import Budget
 from train.run.nonfinite import MOST_SKIPPED, first_bad
 from train.run.opening import admit, described, stands
 from train.run.pace import Pace

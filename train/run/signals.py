@@ -83,9 +83,14 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(others)
+        while True:
+            try:
+                signal.set_wakeup_fd(others)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                break
+            except KeyboardInterrupt:  # of a signal that comes now, when all is over: our handlers must not stay
+                continue
         over.set()
         os.close(tell)
         watcher.join()
