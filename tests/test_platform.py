@@ -53,7 +53,7 @@ def test_auto_is_the_fastest_dtype_that_the_device_has(kind, capability, dtype):
 )
 def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, capability, said):
     updates = []
-    monkeypatch.setattr(jax, "devices", lambda backend=None: [device(platform, capability)])
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [device(platform, capability)])
     monkeypatch.setattr(jax.config, "update", lambda *item: updates.append(item))
     with pytest.raises(RunError, match=f"train.dtype: {said}"):
         select(TrainConfig(dtype=dtype))
@@ -61,7 +61,7 @@ def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, cap
 
 
 def test_where_nothing_is_known_of_bfloat16_it_is_taken_at_its_word(monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda backend=None: [device("rocm", "gfx942")])
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [device("rocm", "gfx942")])
     monkeypatch.setattr(jax.config, "update", lambda *item: None)
     config = TrainConfig(dtype="bfloat16")
     assert compute_dtype(config, select(config)) == "bfloat16"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,11 +21,12 @@ from scripts.torture.left import compared
 from scripts.torture.row import Row
 from scripts.torture.shim import Action, Fault, calls
 from scripts.torture.stage import FLAGS, ROOT
-from scripts.torture.tiny import Bench, arguments, bench, lefts, saved, sites, some
+from scripts.torture.tiny import Bench, Part, arguments, bench, lefts, saved, sites, some
 
 PROMISE = "parameters bitwise and logged values as of an unbroken run, each step once"
 RANDOM, FRESH = 200, 30
 TOLD = 5
+AGAIN = 5  # times that a place is tried again which was not met
 
 
 def rows(scale: float, seed: int) -> Iterable[Row]:
@@ -37,32 +39,51 @@ def rows(scale: float, seed: int) -> Iterable[Row]:
 
 
 def at_calls(made: Bench, scale: float, seed: int, operations: Sequence[str] = ()) -> Row:
-    """At the calls of these operations; of all without."""
-    broken, trials, reached, known = [], 0, set(), set()
-    log = made.folder / "killed.log"
+    """At the calls of these operations; of all without. In full, places that were missed are tried again: the threads
+    that write take their turns differently each time, so that a number may be another call's."""
+    known, killing = set(), _Killing(made)
     for part in made.parts:
         wanted = [call for call in part.calls if not operations or call.operation in operations]
         known |= sites(wanted, part.runs)
         places = [(call.number, Action.BEFORE) for call in wanted]
         places += [(call.number, Action.DURING) for call in wanted if call.operation == "write"]
         for place in some(round(scale * len(places)), len(places), seed):
-            at, action = places[place - 1]
-            with made.copy(part) as runs:
-                ended = made.train(runs, Fault(str(runs), at, action, log=str(log)))
-                noted = calls(log)
-                last = noted[-1]
-                log.unlink()
-                if ended.code != -9 or ended.late:  # it had fewer calls this time: no trial
-                    continue
-                trials += 1
-                reached |= sites([last], runs)
-                if found := made.again(runs, saved(noted, runs, part.step)):
-                    broken.append(f"{action.name.lower()} call {at} ({last.operation} {last.path}): {'; '.join(found)}")
-    note = f"{len(reached & known)} of {len(known)} different places"
-    held = trials - len(broken)
+            killing.trial(part, *places[place - 1])
+        for _ in range(AGAIN if scale >= 1 else 0):
+            for call in wanted:
+                if not sites([call], part.runs) <= killing.reached:
+                    killing.trial(part, call.number, Action.BEFORE)
+    note = f"{len(killing.reached & known)} of {len(known)} different places"
     fault = f"kill -9 at every {', '.join(operations) or 'write, fsync, rename, unlink, rmdir, mkdir, truncate'}"
     fault += f" of {len(made.whole)} variants" if len(made.whole) > 1 else ""
-    return Row(fault, PROMISE, trials, held, note, tuple(broken[:TOLD]))
+    held = killing.trials - len(killing.broken)
+    return Row(fault, PROMISE, killing.trials, held, note, tuple(killing.broken[:TOLD]))
+
+
+@dataclass
+class _Killing:
+    """What the trials so far have shown. `reached`: the places at which a run was killed."""
+
+    made: Bench
+    broken: list[str] = field(default_factory=list)
+    trials: int = 0
+    reached: set[tuple[str, str]] = field(default_factory=set)
+
+    def trial(self, part: Part, at: int, action: Action) -> None:
+        log = self.made.folder / "killed.log"
+        with self.made.copy(part) as runs:
+            ended = self.made.train(runs, Fault(str(runs), at, action, log=str(log)))
+            noted = calls(log)
+            last = noted[-1]
+            log.unlink()
+            if ended.code != -9 or ended.late:  # it had fewer calls this time: no trial
+                return
+            self.trials += 1
+            self.reached |= sites([last], runs)
+            if found := self.made.again(runs, saved(noted, runs, part.step)):
+                self.broken.append(
+                    f"{action.name.lower()} call {at} ({last.operation} {last.path}): {'; '.join(found)}"
+                )
 
 
 def _at_random(made: Bench, scale: float, seed: int) -> Row:

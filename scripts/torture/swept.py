@@ -20,7 +20,11 @@ def swept(name: str, scale: float, seed: int) -> Swept:
     """`name`: a module beside this one."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     began = time.monotonic()
-    rows = list(importlib.import_module(f"scripts.torture.{name}").rows(scale, seed))
+    rows: list[Row] = []
+    try:
+        rows += importlib.import_module(f"scripts.torture.{name}").rows(scale, seed)
+    except BaseException as error:  # the other sweeps go on
+        rows.append(Row(f"the sweep {name} itself", "ends", 1, 0, broken=(f"{type(error).__name__}: {error}",)))
     told = [f"{name}: {time.monotonic() - began:.0f} s"]
     for row in rows:
         told.append(f"  {row.fault}: {row.held:,} of {row.trials:,} held{row.note and '; '}{row.note}")

@@ -35,6 +35,7 @@ from train.run.resume import remember_choices
 from train.run.rundir import own_directory_of
 from train.run.setbacks import Rewound, Setbacks
 from train.run.signals import Stop
+from train.run.together import agreed
 from train.run.transfer import Source as Weights
 from train.run.transfer import open_source, started_from
 from train.run.windows import is_watched, kinds, windows
@@ -236,8 +237,9 @@ class GroupRun:
             measured = programs.window(states, self._batches(start, end), is_watched(start, config.watch.every))
             self._pending.append(("window", start, end, measured))
             self._settle(programs, leave=1)
-            # Part 5: with several processes, all of them agree on this answer here, so that they save the same step.
-            stopping = self.stop.signal is not None
+            stopping = (signal := agreed(self.stop.signal)) is not None  # so that all processes save the same step
+            if stopping:
+                self.stop.signal = signal
             if not stopping:  # else the resumed run does it
                 self._look(programs, states, end)
             if end % config.train.checkpoint_every == 0 or end == config.train.steps or stopping:

@@ -18,7 +18,7 @@ _UNROLLED_CPU = 12  # deeper than this, compile time outgrows what unrolling sav
 
 @dataclass(frozen=True)
 class Platform:
-    """The first device of the kind that was asked for."""
+    """The first of this process's devices of the kind that was asked for."""
 
     device: Any  # jax.Device
     kind: str  # cpu, gpu or tpu
@@ -36,7 +36,7 @@ def select(config: TrainConfig) -> Platform:
     if config.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     try:
-        devices = jax.devices(None if config.device == "auto" else config.device)
+        devices = jax.local_devices(backend=None if config.device == "auto" else config.device)
     except RuntimeError as error:
         why = first_line(error)[:100]
         raise RunError(f"train.device: no {config.device} here; JAX sees {_seen()} ({why})") from None
@@ -68,7 +68,7 @@ def kind_of(device: Any) -> str:
 
 def _seen() -> str:
     try:
-        return ", ".join(sorted({kind_of(device) for device in jax.devices()}))
+        return ", ".join(sorted({kind_of(device) for device in jax.local_devices()}))
     except RuntimeError:
         return "no device at all"
 
