@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 CONFIGS ?= $(wildcard configs/*.yaml)
 
-.PHONY: quickstart test torture lint types unit configs bench clean
+.PHONY: quickstart test slow torture lint types unit configs bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/deltaflow train configs/quickstart.yaml
@@ -22,10 +22,13 @@ types: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not tpu_aot"
 
-# The slow tests: the full grid of laws; then thousands of faults (docs/faults.md), TORTURE='--write docs/faults.md'
-# to put what was counted into that page.
-torture: $(VENV)/.installed-dev
+# The full grid of laws, and what takes minutes.
+slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+
+# The slow tests; then thousands of faults (docs/faults.md), TORTURE='--write docs/faults.md' to put what was counted
+# into that page.
+torture: slow
 	$(BIN)/python scripts/torture --jobs $(WORKERS) $(TORTURE)
 
 # Runs every config and checks what it promises under `expect:`; goes on after one that fails, and fails then.

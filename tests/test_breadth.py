@@ -116,10 +116,11 @@ def test_the_table_has_every_word_that_a_key_may_be():
     assert words - used - {"auto", "causal", "char", "device", "lm", "classification"} == set()
 
 
+# Two halves, each a minute and a half of compilation; parts of them are in the tests of what they are about.
 HALVES = {name: index % 2 for index, name in enumerate(table())}
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[0, 1])
 def runs(request, tmp_path_factory, corpus):
     """The run directories of one half of the table."""
     pytest.importorskip("sklearn")
@@ -157,6 +158,7 @@ def runs(request, tmp_path_factory, corpus):
     return [folder / "runs" / "breadth" / name for name in variants]
 
 
+@pytest.mark.slow
 def test_it_trains_from_yaml(runs):
     assert len(runs) >= 9
     for folder in runs:

@@ -381,6 +381,7 @@ def test_a_checkpoint_is_measured_at_its_weights(trained, tmp_path, capsys, prob
     assert code == 1 and err == f"deltaflow: variant with: expected positions [6, 16], got [8, 16] in {run}\n"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_measured_in_the_dtype_of_the_config(x64, trained, tmp_path, capsys):
     """Whatever the run was trained in."""
     config, run = trained

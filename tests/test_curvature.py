@@ -135,6 +135,7 @@ def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
         assert np.isnan(value(two.median)) and two.residual < 0.05
 
 
+@pytest.mark.slow
 def test_the_stack_of_a_deep_plain_network_has_no_range(monkeypatch, x64):
     """A product of 40 Jacobians far below float32's smallest number, in float32 and float64, exact and iterated."""
     small, logs = {"layers": 40, "residual": "none", "norm": "none"}, {}

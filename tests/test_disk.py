@@ -149,7 +149,7 @@ def test_the_names_of_logs_are_synced(tmp_path, monkeypatch):
     """Or a power cut could take the whole file, whose bytes are safe."""
     synced: list[Path] = []
     monkeypatch.setattr(eventfile, "sync_folder", synced.append)
-    monkeypatch.setattr("train.run.tracker.sync_folder", lambda path: synced.append(path / "rows"))
+    monkeypatch.setattr("train.run.rows.sync_folder", lambda path: synced.append(path / "rows"))
     with Tracker(tmp_path) as run:
         run.log(0, {"x": 1.0})
         assert run.drain()

@@ -260,6 +260,7 @@ def rows(directory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_on_learns_and_resumes(trains):
     keys = ["optimizer.name=muon", "optimizer.ema=0.9", "optimizer.freeze=[positions]", "optimizer.clip_value=0.5"]
     keys += ["optimizer.lr_factors={embed: 0.1, blocks/attn/*: 2.0}", "optimizer.clip_matrix=0.1"]

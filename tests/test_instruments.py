@@ -101,6 +101,7 @@ def _train(**more):
     return {"steps": 8, "eval_every": 4, "eval_batches": 2, "checkpoint_every": 4, "unroll": 1} | more
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_each_step_once(whole, folder, corpus):
     """A copy that has lost its last checkpoint. What was compiled for `whole` serves again."""
     directory = folder / "again" / "tiny" / "main"

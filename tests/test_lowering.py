@@ -68,7 +68,14 @@ def few(path: Path):
     return programs if len(programs) <= 2 else programs[:: len(programs) - 1]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+ONCE = {"quickstart", "shakespeare_char", "deep_100", "attnres", "sharpness"}  # in every run; the others are slow
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[] if p.stem in ONCE else [pytest.mark.slow]) for p in CONFIGS],
+    ids=[p.stem for p in CONFIGS],
+)
 def test_the_window_lowers_and_stays_on_the_device(path):
     lowers(few(path))
 

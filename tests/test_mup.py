@@ -320,7 +320,7 @@ def sized(width: int, base: int | None, name: str = "sgd", lr: float = 1.0) -> R
 # Small steps for the stream, whose norm hides larger ones; large ones for the logits, whose part from the initial head
 # goes to zero as m^-1/2. (optimizer, lr, init_std, 0 the stream or 1 the logits)
 COORDINATES = [
-    ("adamw", 3e-4, 0.02, 0),
+    pytest.param("adamw", 3e-4, 0.02, 0, marks=pytest.mark.slow),
     ("adamw", 1e-2, 0.02, 1),
     pytest.param("sgd", 0.1, 0.1, 0, marks=pytest.mark.slow),
     pytest.param("sgd", 0.3, 0.02, 1, marks=pytest.mark.slow),

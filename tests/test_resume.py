@@ -16,6 +16,7 @@ from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.console import Console
 from train.run.errors import RunError
+from train.run.journal import Journal
 from train.run.programs import steps_per_call
 from train.run.resume import abreast
 from train.run.rundir import directory_of, write_json
@@ -101,18 +102,18 @@ def test_a_stop_saves_where_it_is_and_the_rest_follows(folder, monkeypatch, caps
     monkeypatch.chdir(folder)
     experiment = load("tiny.yaml", ["runs_dir=stopped"])
     stop = Stop()
-    log = experiments.GroupRun._log_window
+    log = Journal.window
 
     def stop_after_the_first(self, start, end, results):
         log(self, start, end, results)
         stop.signal = 15
 
-    monkeypatch.setattr(experiments.GroupRun, "_log_window", stop_after_the_first)
+    monkeypatch.setattr(Journal, "window", stop_after_the_first)
     experiments.train(experiment, Console(), stop)
     assert stop.exit_code == 143
     at = Checkpoints(Path("stopped/tiny/with")).steps()
     assert len(at) == 1 and 0 < at[0] < 12 and at[0] % 2 == 0
-    monkeypatch.setattr(experiments.GroupRun, "_log_window", log)
+    monkeypatch.setattr(Journal, "window", log)
     assert main(["train", "tiny.yaml", "runs_dir=stopped"]) == 0
     assert f"resuming at step {at[0]} of 12" in capsys.readouterr().out
     for variant in ("with", "without"):
@@ -134,6 +135,7 @@ def test_another_config_is_refused_and_named(folder, monkeypatch, capsys):
     assert "optimizer.lr: 0.01 there, 0.005 here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_host_and_device_corpora_train_alike(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DELTAFLOW_CACHE", str(folder / "cache"))
@@ -188,6 +190,7 @@ def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
     assert seeds == [[3], [2], [0, 1]]
 
 
+@pytest.mark.slow
 def test_a_start_that_failed_makes_room_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     arguments = ["train", "tiny.yaml", f"runs_dir={tmp_path}/runs", "train.steps=4", "variants={}"]
@@ -200,6 +203,7 @@ def test_a_start_that_failed_makes_room_and_leaves_nothing(folder, tmp_path, mon
     assert rows(tmp_path / "runs" / "tiny" / "main")[-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_is_no_number_says_so_and_keeps_no_promise(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     diverging = ["variants={}", "optimizer={name: sgd, lr: 1e30, min_lr: 1e30, warmup: 0, clip: null}"]

@@ -362,6 +362,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(tmp_path, monke
 # What a run was trained on, and what it promised
 
 
+@pytest.mark.slow
 def test_a_run_is_not_gone_on_with_on_other_text(trained, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh " * 300, encoding="utf-8")

@@ -20,6 +20,7 @@ from scripts.torture.programs import shared
 from train.cli import main
 from train.run import experiment, programs
 from train.run.checkpoint import Checkpoints
+from train.run.journal import Journal
 from train.run.loop import GroupRun
 from train.run.record import Record
 from train.run.signals import Stop, Stopped, listening
@@ -138,7 +139,7 @@ def test_a_compilation_is_not_waited_for(folder, monkeypatch, run, capsys):
 def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_the_next(
     folder, monkeypatch, run, capsys, number
 ):
-    once(monkeypatch, GroupRun, "_log_window", before=lambda: kill(number))
+    once(monkeypatch, Journal, "window", before=lambda: kill(number))
     assert run() == 128 + number
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
     assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
@@ -189,7 +190,7 @@ def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
 
 
 def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypatch, run):
-    original = GroupRun._log_window
+    original = Journal.window
 
     def at_the_end(self, start, end, results):
         if start == 10:
@@ -197,7 +198,7 @@ def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypa
         return original(self, start, end, results)
 
     once(monkeypatch, GroupRun, "_finish")
-    monkeypatch.setattr(GroupRun, "_log_window", at_the_end)
+    monkeypatch.setattr(Journal, "window", at_the_end)
     code = run()  # the last window is looked at when all is evaluated and saved: it was over
     assert code in (0, 143)
     goes_on(folder, monkeypatch, run)
@@ -311,7 +312,7 @@ def test_a_process_ends_that_does_not_get_round_to_it(within, numbers, code, sai
 @pytest.fixture
 def swept(tmp_path, monkeypatch):
     def rows():
-        return list(sweep.inside(tmp_path, 0.02, 1))
+        return list(sweep.inside(tmp_path, 0.02, 1, sweep.CONFIG.partition("variants:")[0]))
 
     return rows
 

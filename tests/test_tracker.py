@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 import threading
 import time
@@ -17,6 +18,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from train.run import eventfile, tracker
+from train.run import rows as logs
+from train.run.errors import RunError
 from train.run.layout import chart_layout
 from train.run.tracker import Tracker
 
@@ -32,6 +35,12 @@ def points(directory, tag):
 
 def rows(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match="metrics.jsonl: not a regular file$"):
+        Tracker(tmp_path)
 
 
 def full_disk(*_):
@@ -324,7 +333,7 @@ def test_a_row_cut_by_a_full_disk_is_written_whole_when_there_is_room(tmp_path, 
 
 def test_rows_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path, monkeypatch):
     warnings = []
-    monkeypatch.setattr(tracker, "MAX_UNWRITTEN", 40)
+    monkeypatch.setattr(logs, "MAX_UNWRITTEN", 40)
     run = Tracker(tmp_path, warn=warnings.append)
     file = run._rows._file
 
@@ -372,7 +381,7 @@ def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):
 def test_a_log_is_cut_without_room_for_a_copy(tmp_path, monkeypatch):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step":1}\n{"step":2}\n{"st')
-    monkeypatch.setattr(tracker.os, "replace", full_disk)
+    monkeypatch.setattr(logs.os, "replace", full_disk)
     Tracker(tmp_path, first_step=2).close()
     assert rows(tmp_path) == [{"step": 1}]
     log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as nobody writes it

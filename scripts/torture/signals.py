@@ -53,8 +53,8 @@ def rows(scale: float, seed: int) -> Iterable[Row]:
         yield processes(Path(folder), max(1, round(10 * scale)), seed)
 
 
-def inside(folder: Path, scale: float, seed: int) -> Iterator[Row]:
-    _prepare(folder)
+def inside(folder: Path, scale: float, seed: int, config: str = CONFIG) -> Iterator[Row]:
+    _prepare(folder, config)
     with _ours(folder), shared():
         _train("warm")  # compiles
         began = time.monotonic()
@@ -99,9 +99,9 @@ def processes(folder: Path, trials: int, seed: int) -> Row:
     return Row("the same, whole processes", PROMISE, trials, trials - len(broken), note, tuple(broken[:5]))
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, config: str = CONFIG) -> None:
     (folder / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")
-    (folder / "t.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "t.yaml").write_text(config, encoding="utf-8")
 
 
 @contextmanager

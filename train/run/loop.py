@@ -22,14 +22,14 @@ from train.run import process
 from train.run.budget import Budget
 from train.run.closing import closed
 from train.run.console import Console
+from train.run.journal import Journal
 from train.run.layout import chart_layout
 from train.run.lock import locked
-from train.run.nonfinite import MOST_SKIPPED, first_bad
 from train.run.opening import admit, described, stands
 from train.run.pace import Pace
 from train.run.platform import Platform
 from train.run.programs import Group, Programs, shapes_of
-from train.run.record import Record, evaluation
+from train.run.record import Record
 from train.run.replay import Replay
 from train.run.resume import remember_choices
 from train.run.rundir import own_directory_of
@@ -58,11 +58,13 @@ class GroupRun:
     records: list[Record] = field(default_factory=list)
     _pending: deque = field(default_factory=deque)
     _pace: Pace = field(init=False)
+    _journal: Journal = field(init=False)
     _budget: Budget = field(init=False)
     _given: Weights | None = None  # what the first state takes over
 
     def __post_init__(self) -> None:
         self._pace = Pace(1 if self.group.vmapped else len(self.group.variants))
+        self._journal = Journal(self.group, self.source, self.console, self.records, self._pace)
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises RunError, also when another process writes the same run."""
@@ -83,7 +85,7 @@ class GroupRun:
             return done
         remember_choices(directories[0], self.K)
         programs = self._programs(first)  # compile while the rest is set up
-        self.records = [
+        self.records[:] = [
             Record(variant, directory, first, self.console.warn)
             for variant, directory in zip(self.group.variants, directories, strict=True)
         ]
@@ -156,7 +158,9 @@ class GroupRun:
         else:
             self.console.note(f"resuming at step {first} of {self.group.config.train.steps}")
             device, like = self.platform.device, programs.abstract_single
-            restored = {index: record.checkpoints.restore(first, like, device) for index, record in self._live()}
+            restored = {
+                index: record.checkpoints.restore(first, like, device) for index, record in self._journal.live()
+            }
             some = next(iter(restored.values()))  # in one call of them all, what has ended needs some state too
             states = programs.joined([restored.get(index, some) for index in range(len(self.records))])
         self._rest(states)
@@ -174,10 +178,6 @@ class GroupRun:
             console.block(f"parameters from {given.directory}, step {given.step}", transfer.rows())
         return programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
 
-    def _live(self) -> list[tuple[int, Record]]:
-        """The variants that still train."""
-        return [(index, record) for index, record in enumerate(self.records) if record.ended is None]
-
     def _rest(self, states: list[Any]) -> None:
         """Calls of variants that have ended are not made. (One call of all of them takes them along, unheard.)"""
         for index, record in enumerate(self.records):
@@ -188,7 +188,7 @@ class GroupRun:
         """The log goes on from step `first` again, as after a crash; what is known of bad steps is kept."""
         self._pending.clear()
         self._pace.pause()
-        for index, record in self._live():
+        for index, record in self._journal.live():
             record.tracker.close()
             self.records[index] = Record(record.variant, record.directory, first, record.warn)
             self.records[index].history = record.history
@@ -246,11 +246,11 @@ class GroupRun:
                 self._settle(programs, leave=0)
                 self._save(programs, states, due=stopping)
                 self._pace.pause()
-            if stopping or not self._live():
+            if stopping or not self._journal.live():
                 return
             self._rest(states)
             if time.perf_counter() - drawn_at > _PICTURES_EVERY_S:
-                for _, record in self._live():
+                for _, record in self._journal.live():
                     record.pictures()
                 drawn_at = time.perf_counter()
                 self._pace.pause()
@@ -299,67 +299,16 @@ class GroupRun:
             kind, start, end, measured = self._pending.popleft()
             results = programs.each(jax.device_get(measured))
             if kind == "window":
-                if bad := self._log_window(start, end, results):
+                if bad := self._journal.window(start, end, results):
                     self._pace.pause()
                     self._setbacks(programs).attend(bad)
                 continue
             self._pace.pause()
-            for index, record in self._live():
-                result = results[index]
-                if kind == "instrument":
-                    record.readings(end, result)
-                else:
-                    record.add(end, evaluation(result, self.source, self.group.network.task, kind))
-
-    def _log_window(self, start: int, end: int, results: list[Any]) -> list[tuple[int, int]]:
-        """Returns (variant, step) of those that need attention, of a step that is not finite."""
-        rate = self._pace.lap(end - start)
-        config = self.group.config
-        policy = config.train.on_nonfinite
-        bad = []
-        for index, record in self._live():
-            metrics, watched = results[index]
-            step = first_bad(metrics.finite, start)
-            if policy == "skip":
-                told = record.history.cause is not None
-                record.history = record.history.skipping(metrics.finite, start)
-                record.add(end, {"optim/skipped": float(np.sum(~metrics.finite))})
-                if step is not None and (not told or record.history.in_a_row >= MOST_SKIPPED):
-                    bad.append((index, step if not told else end))
-            elif step is not None:
-                bad.append((index, step))
-            until = end if step is None or policy == "skip" else step  # what comes after a bad step is not logged
-            if watched is not None:
-                steps = range(start, end, min(config.watch.every, end - start))
-                record.watched([step for step in steps if step < until], watched)
-            kept = slice(until - start)
-            for line in record.losses(start, metrics.loss[kept], metrics.finite[kept]):
-                self.console.warn(f"{record.variant.name}: {line}")
-            row = {"optim/lr": float(metrics.lr[until - start - 1])}
-            if policy == "rewind":
-                row["optim/batches_passed"] = float(record.history.offset(start))
-            if rate is not None:
-                row |= {"perf/steps_per_s": rate, "perf/tokens_per_s": rate * config.data.batch * config.data.context}
-            record.add(until, row)
-            record.write_before(until)
-        seconds = self._pace.recent
-        tokens = config.data.batch * config.data.context
-        for index, record in self._live():
-            if policy != "skip" and any(index == other for other, _ in bad):
-                continue
-            self.console.progress(
-                record.variant.name,
-                end,
-                config.train.steps,
-                record.last_loss,
-                None if seconds is None else self._pace.calls * tokens / seconds,
-                None if seconds is None else seconds * (config.train.steps - end),
-            )
-        return bad
+            self._journal.measured(kind, end, results)
 
     def _save(self, programs: Programs, states: list[Any], due: bool) -> None:
         singles = programs.each([jax.device_get(state) for state in states])
-        for index, record in self._live():
+        for index, record in self._journal.live():
             record.save(singles[index], due)
 
     # -- after the last step
