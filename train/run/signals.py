@@ -90,7 +90,7 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
                     signal.signal(number, handler)
                 break
             except KeyboardInterrupt:  # of a signal that comes now, when all is over: our handlers must not stay
-                continue
+                pass
         over.set()
         os.close(tell)
         watcher.join()
