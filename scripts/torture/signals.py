@@ -2,9 +2,10 @@
 
 A trial of the first two rows is a training through the command line's own function, in this process and its main
 thread, with its own handlers; a thread sends the process a real signal at a moment drawn evenly from the time that an
-unbroken run takes, its report included. Then the same command is given once more. Programs are compiled once for all
-trials, so no signal falls into a compilation there. A trial of the last row is a process of its own, from its start to
-its end, compilation included, and another one that goes on from what it left.
+unbroken run takes; every fourth run draws its report, for which it takes as long again. Then the same command is given
+once more. Programs are compiled once for all trials, so no signal falls into a compilation there. A trial of the last
+row is a process of its own, from its start to its end, compilation included, and another one that goes on from what it
+left.
 
 Held: the exit code is 130 or 143 (0 when the run was over before), it came within 5 seconds of the signal, and the
 second command ends with bitwise the parameters and values of the unbroken run, each step once.
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
@@ -32,6 +33,7 @@ from scripts.torture.row import Row
 from train.cli import main
 
 LIMIT_S = 5.0
+REPORTS = 4  # one trial in so many draws the report
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 name: t
@@ -57,18 +59,17 @@ def inside(folder: Path, scale: float, seed: int, config: str = CONFIG) -> Itera
     _prepare(folder, config)
     with _ours(folder), shared():
         _train("warm")  # compiles
-        began = time.monotonic()
-        assert _train("whole") == 0, "the unbroken run failed"
-        life = time.monotonic() - began
+        life = {report: _life(runs, report) for runs, report in (("bare", False), ("whole", True))}
         rng = random.Random(seed)
         for fault, count, twice in (("SIGTERM or SIGINT at a random moment", 100, False), ("SIGINT twice", 20, True)):
             broken, slowest, over = [], 0.0, 0
             trials = max(1, round(count * scale))
             for trial in range(trials):
                 number = signal.SIGINT if twice else rng.choice((signal.SIGINT, signal.SIGTERM))
-                at = rng.uniform(0, life)
+                report = trial % REPORTS == 0
+                at = rng.uniform(0, life[report])
                 again = at + rng.uniform(0, 0.3) if twice else None
-                code, took = _signalled(f"r{trial}", number, at, again)
+                code, took = _signalled(f"r{trial}", number, at, again, report)
                 why = _judged(code, number, took) or _gone_on(folder, f"r{trial}")
                 slowest, over = max(slowest, took), over + (code == 0)
                 broken += [f"seed {seed}, trial {trial}, {number.name} after {at:.3f} s: {why}"] if why else []
@@ -118,12 +119,20 @@ def _ours(folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _train(runs: str) -> int:
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+def _train(runs: str, report: bool = False) -> int:
+    drawn = nullcontext() if report else patch("train.run.ending.write_report", lambda *_: None)
+    with drawn, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         return main(["train", "t.yaml", f"runs_dir={runs}"])
 
 
-def _signalled(runs: str, number: signal.Signals, at: float, again: float | None) -> tuple[int, float]:
+def _life(runs: str, report: bool) -> float:
+    """Seconds of an unbroken run."""
+    began = time.monotonic()
+    assert _train(runs, report) == 0, "the unbroken run failed"
+    return time.monotonic() - began
+
+
+def _signalled(runs: str, number: signal.Signals, at: float, again: float | None, report: bool) -> tuple[int, float]:
     """(exit code, seconds from the last signal to the end); at most 0 when the end came first."""
     sent: list[float] = []
 
@@ -138,7 +147,7 @@ def _signalled(runs: str, number: signal.Signals, at: float, again: float | None
     began = time.monotonic()
     sender.start()
     try:
-        code = _train(runs)
+        code = _train(runs, report)
     except BaseException as error:  # what a user would see as a traceback
         code = f"a traceback: {error!r}"
     ended = time.monotonic()
@@ -154,8 +163,7 @@ def _judged(code: int, number: signal.Signals, took: float) -> str:
 
 
 def _gone_on(folder: Path, runs: str) -> str:
-    with patch("train.run.ending.write_report", lambda *_: None):
-        code = _train(runs)
+    code = _train(runs)
     return f"the second command ended with {code}" if code else _different(folder / "whole", folder / runs)
 
 
