@@ -24,7 +24,7 @@ from scripts.torture.stage import FLAGS, ROOT
 from scripts.torture.tiny import Bench, Part, arguments, bench, lefts, saved, sites, some
 
 PROMISE = "parameters bitwise and logged values as of an unbroken run, each step once"
-RANDOM, FRESH = 200, 30
+RANDOM, FRESH = 200, 10
 TOLD = 5
 AGAIN = 5  # times that a place is tried again which was not met
 

@@ -6,9 +6,12 @@ device or a disk. A second thread hears of a signal all the same: it says what i
 has nothing to save.
 """
 
+import _thread
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from train.run.unraisable import drop
 
 GRACE_S = 2.0  # from a signal that stops at once to the end of a process that does not get round to it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOST = 0  # in the watcher's pipe, where Python writes the numbers of signals
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,7 +42,7 @@ class Stop:
         return 0 if self.signal is None else 128 + self.signal
 
     def check(self) -> None:
-        """Raises Stopped if a signal has arrived: an exception that a handler raises may be lost in a callback."""
+        """Raises Stopped if a signal has arrived: what a handler raises may be lost in a callback for a moment."""
         if self.signal is not None:
             raise Stopped
 
@@ -59,28 +63,20 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
 
     `hard`: this process is ours, and is ended when it does not stop by itself.
     """
-
-    def handle(number: int, _) -> None:
-        if stop.signal is None:
-            stop.signal = number
-            if not stop.saves:
-                raise Stopped
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-
-    try:
-        before = {number: signal.signal(number, handle) for number in SIGNALS}
-    except ValueError:  # not the main thread
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard, tell = os.pipe()
     os.set_blocking(tell, False)
-    others = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(stop, heard, over, hard), name="signals", daemon=True)
+    handlers = _Handlers(stop, hard, heard, tell)
+    watcher = threading.Thread(target=handlers.watch, name="signals", daemon=True)
     watcher.start()
     drop(_is_stopped)
-    try:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    others = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    try:  # from here on: the first handler may be called before the second one is there
+        for number in SIGNALS:
+            signal.signal(number, handlers.handle)
         yield
     finally:
         while True:
@@ -91,32 +87,73 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
                 break
             except KeyboardInterrupt:  # of a signal that comes now, when all is over: our handlers must not stay
                 pass
-        over.set()
+        handlers.over = True
         os.close(tell)
         watcher.join()
         os.close(heard)
 
 
-def _is_stopped(lost: Any) -> bool:
-    """Raised by a handler inside of a callback; `Stop.check` finds it."""
-    return lost.exc_type is Stopped
+@dataclass
+class _Handlers:
+    """What the main thread does about a signal, and what the watcher's thread does."""
 
+    stop: Stop
+    hard: bool
+    heard: int  # the ends of the pipe through which Python tells the watcher each signal's number
+    tell: int
+    over: bool = False
+    lost: bool = False
 
-def _watch(stop: Stop, heard: int, over: threading.Event, hard: bool) -> None:
-    """Says what a signal waits for; printing is not for a handler, which may interrupt another print."""
-    seen: list[int] = []
-    while number := os.read(heard, 1):
-        if number[0] not in SIGNALS:
-            continue
-        seen.append(number[0])
-        if len(seen) == 1 and stop.saves:
-            about = f" ({stop.doing})" if stop.doing else ""
-            _say(f"stopping after this window{about}; SIGINT (Ctrl-C) again stops at once")
-        elif hard and (len(seen) == 1 or number[0] == signal.SIGINT):
-            if over.wait(GRACE_S) or (len(seen) == 1 and stop.saves):
+    def handle(self, number: int, _: Any) -> None:
+        first = self.stop.signal is None
+        if first:
+            self.stop.signal = number
+        if self.lost or (first and not self.stop.saves):
+            self.lost = False
+            raise Stopped(self)
+        if not first and number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def again(self) -> None:
+        """What the handler raised was lost in a callback: it is called once more, when that is over."""
+        self.lost = True
+        os.write(self.tell, bytes([_LOST]))
+
+    def watch(self) -> None:
+        """Says what a signal waits for; printing is not for a handler, which may interrupt another print."""
+        stop, until = self.stop, None
+        seen: list[int] = []  # stop.signal is set by the main thread, which may not get round to it
+        while True:
+            wait = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self.heard], [], [], wait)[0]:
+                until = None
+                if len(seen) > 1 or not stop.saves:
+                    _say(f"stopped{f' during {stop.doing}' if stop.doing else ''}; what was saved before is kept")
+                    os._exit(128 + seen[0])
                 continue
-            _say(f"stopped{f' during {stop.doing}' if stop.doing else ''}; what was saved before is kept")
-            os._exit(128 + seen[0])
+            number = os.read(self.heard, 1)
+            if not number:
+                return
+            if number[0] == _LOST:
+                time.sleep(0.01)
+                if not self.over:
+                    _thread.interrupt_main(seen[0])
+            elif number[0] in SIGNALS:
+                seen.append(number[0])
+                if len(seen) == 1 and stop.saves:
+                    about = f" ({stop.doing})" if stop.doing else ""
+                    _say(f"stopping after this window{about}; SIGINT (Ctrl-C) again stops at once")
+                elif self.hard and until is None and (len(seen) == 1 or number[0] == signal.SIGINT):
+                    until = time.monotonic() + GRACE_S
+
+
+def _is_stopped(lost: Any) -> bool:
+    """Raised by a handler inside of a callback."""
+    if lost.exc_type is Stopped:
+        for handlers in lost.exc_value.args:
+            if not handlers.over:
+                handlers.again()
+    return lost.exc_type is Stopped
 
 
 def _say(text: str) -> None:
