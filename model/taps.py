@@ -2,13 +2,14 @@
 
 The gradient that reaches depth l of a plain network can be 1e-60: float32 flushes it to zero long before it reaches
 the first layer, and a sum of squares does so at 1e-19. A tap therefore divides the passing cotangent by the power of
-two of its largest entry and hands the exponent on, so the range is unlimited and, a power of two being exact,
-nothing else changes. (Of a carry of several parts the largest entry of all counts: the range between its parts is that
-of the dtype.) Gradients of what lies below a tap come out scaled by known powers of two
+two of its norm, or of its largest entry, and hands the exponent on, so the range is unlimited and, a power of two
+being exact, nothing else changes. (Of a carry of several parts the largest entry of all counts: the range between its
+parts is that of the dtype.) Gradients of what lies below a tap come out scaled by known powers of two
 (train/gradflow/delta.py multiplies them back).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,6 +51,37 @@ def scaled(x: Float[Array, "..."], k: Float[Array, "..."]) -> Float[Array, "..."
     return x * power.astype(x.dtype)
 
 
+def root_sums(sums_at: Callable[[Float[Array, ""]], Float[Array, "..."]]) -> tuple[Array, Array]:
+    """(mantissa, k) of norms mantissa * 2^k, with no limit of range. sums_at(s): sums of squares of entries * 2^s.
+
+    Tries s = 0, and others only while a sum is not right to its last digits: below the root of the dtype's smallest
+    number, where squares that underflow may count (of up to 2^30 entries none does above it), or not finite. One pass
+    over the entries where two are needed to factor the largest one out; for a CPU, since an accelerator would stop
+    at the loop's condition.
+    """
+    sums = jax.eval_shape(sums_at, jnp.zeros((), jnp.float32))
+    limit, least = jnp.finfo(sums.dtype).maxexp, float(jnp.finfo(sums.dtype).tiny) ** 0.5
+    # For float32 good from 2^-31 to 2^64; to 2^-155, below all there is; from 2^-95 to 1; and from 2^48 to 2^144.
+    scales = jnp.asarray([0, limit - 4, limit // 2, -limit * 5 // 8], jnp.float32)
+
+    def unsettled(state: tuple[Array, ...]) -> Array:
+        index, _, _, settled = state
+        return (index < len(scales)) & ~jnp.all(settled)
+
+    def tried(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        index, mantissa, k, settled = state
+        found = sums_at(scales[index])
+        holds = (found > least) & jnp.isfinite(found)
+        # What comes first stands where nothing holds: an infinity, nan, or zero, which is one at the second scale too.
+        take = ~settled & (holds | (index == 0))
+        mantissa, k = jnp.where(take, jnp.sqrt(found), mantissa), jnp.where(take, -scales[index], k)
+        return index + 1, mantissa, k, settled | holds | jnp.isnan(found) | ((index == 1) & (found == 0))
+
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(sums.shape, sums.dtype), jnp.zeros(sums.shape, jnp.float32))
+    _, mantissa, k, _ = jax.lax.while_loop(unsettled, tried, (*start, jnp.zeros(sums.shape, bool)))
+    return mantissa, k
+
+
 def _layout(dtype: jax.typing.DTypeLike) -> tuple[int, int, type]:
     """(bits of the mantissa, bias of the exponent, an integer as wide) of the IEEE type that sums over x run in."""
     return (52, 1023, jnp.int64) if wide(dtype) == jnp.dtype("float64") else (23, 127, jnp.int32)
@@ -62,7 +94,7 @@ def tap(
 
     - the cotangent of `slot` is (mantissa, e) with |delta|_F = mantissa * 2^e, delta the true cotangent of what
       `stream` picks from the carry (None: the carry is one array);
-    - the cotangent of the carry leaves scaled to a largest entry in [0.5, 1), all leaves by the same 2^-e;
+    - the cotangent of the carry leaves scaled to a norm or a largest entry in [0.5, 1), all leaves by the same 2^-e;
     - the cotangent of `exponent` carries e to the taps below, so thread it from tap to tap, starting at 0.
 
     `slot` has the dtype of sums over the stream (float32, or float64 for a float64 stream). It must be an input of the
@@ -83,6 +115,26 @@ def _forward(carry, exponent, slot, stream):
 
 def _backward(stream, _, cotangents):
     delta, above = cotangents
+    by_largest = partial(_by_largest, delta, stream)
+    if stream is None and isinstance(delta, jax.Array):
+        k, mantissa = jax.lax.platform_dependent(cpu=partial(_by_norm, delta), default=by_largest)
+    else:
+        k, mantissa = by_largest()
+    e = above + k
+    return jax.tree.map(lambda leaf: scaled(leaf, -k), delta), e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
+
+
+def _by_norm(delta: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(k, |delta| * 2^-k): 2^-k brings delta into range."""
+    dtype = wide(delta.dtype)
+    mantissa, exponent = root_sums(lambda s: jnp.sum(jnp.square(scaled(delta.astype(dtype), s))))
+    limit = exponent_limit(delta.dtype)
+    k = jnp.clip(exponent_of(mantissa) + exponent, -limit, limit)
+    return k, scaled(mantissa, exponent - k)
+
+
+def _by_largest(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(k, |what the stream is in delta| * 2^-k)."""
     leaves = jax.tree.leaves(delta)
     k = power_of_two(leaves[0]) if len(leaves) == 1 else _largest_power(leaves)
     delta = jax.tree.map(lambda leaf: scaled(leaf, -k), delta)
@@ -90,9 +142,7 @@ def _backward(stream, _, cotangents):
     # The other parts may be far larger: squares of what is left of the stream are taken at its own scale.
     own = power_of_two(seen)
     mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(seen, -own).astype(wide(seen.dtype)))))
-    mantissa = scaled(mantissa, own)
-    e = above + k
-    return delta, e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
+    return k, scaled(mantissa, own)
 
 
 def _largest_power(leaves: list[Array]) -> Float[Array, ""]:

@@ -67,6 +67,17 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.fixture(scope="module", params=["cpu", "accelerator"])
+def both_paths(request):
+    """What a CPU computes, and what a GPU or TPU does, where the code chooses by platform; both of them here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "accelerator":
+            patch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+        jax.clear_caches()
+        yield request.param
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> str:
     """The path of a text of 5,000 characters, 24 different ones."""

@@ -8,6 +8,8 @@ import pytest
 from train.gradflow import norms
 from train.gradflow.norms import Norm, gains, log10, named, tag_of, value
 
+pytestmark = pytest.mark.usefixtures("both_paths")
+
 frobenius = jax.jit(norms.frobenius)
 stacked_frobenius = jax.jit(norms.stacked_frobenius)
 inner = jax.jit(norms.inner)
@@ -53,6 +55,24 @@ def test_frobenius(entries):
     assert log10(result) == pytest.approx(np.log10(exact(x)), abs=1e-6)
     assert result.mantissa.dtype == jnp.float32
     assert float(result.exponent).is_integer()
+
+
+def test_every_size_is_right_alone_and_under_vmap():
+    entries = RNG.normal(size=(3, 50))
+    exponents = np.arange(-36, 38, 0.5)
+    x = float32(10.0 ** exponents[:, None, None] * entries)
+    together = jax.jit(jax.vmap(norms.frobenius))(x)
+    for one in x:
+        assert value(frobenius(one)) == pytest.approx(exact(one), rel=2e-6, abs=0)
+    np.testing.assert_allclose(value(together), [exact(one) for one in x], rtol=2e-6)
+
+
+def test_one_small_matrix_among_large_ones_keeps_its_norm():
+    sizes = {"a": 1.0, "b": 1e-25, "c": 1e30, "d": 0.0}
+    blocks = {name: {"kernel": float32(size * np.ones((2, 3, 3)))} for name, size in sizes.items()}
+    found = matrix_norms(blocks)
+    for name, size in sizes.items():
+        np.testing.assert_allclose(value(found[name]), np.full(2, 3 * size), rtol=1e-6)
 
 
 def test_only_denormals_may_be_flushed_to_zero():

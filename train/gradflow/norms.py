@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from model.layers import wide
-from model.taps import exponent_of, power_of_two, scaled
+from model.taps import exponent_of, power_of_two, root_sums, scaled
 
 
 class Norm(NamedTuple):
@@ -87,16 +87,23 @@ def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
     compile and to start."""
     axes = [tuple(range(len(kept), leaf.ndim)) for leaf in leaves]
     dtype = jnp.result_type(*(wide(leaf.dtype) for leaf in leaves))
-    tops = [jnp.max(jnp.abs(leaf), axis=axis).astype(dtype) for leaf, axis in zip(leaves, axes, strict=True)]
-    k = exponent_of(jnp.stack(tops, axis=-1))
 
-    def sum_of_squares(leaf: Array, axis: tuple[int, ...], k: Array) -> Array:
-        # Wide before squaring: a bfloat16 square keeps three digits.
-        unit = scaled(leaf.astype(dtype), -k.reshape(k.shape + (1,) * len(axis)))
-        return jnp.sum(jnp.square(unit), axis=axis)
+    def sums_of_squares(k: Array) -> Array:
+        """Of the leaves times 2^k; k [] or [*kept, leaves]."""
+        sums = []
+        for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
+            own = k[..., i] if k.ndim else k
+            # Wide before squaring: a bfloat16 square keeps three digits.
+            unit = scaled(leaf.astype(dtype), own.reshape(own.shape + (1,) * (leaf.ndim - own.ndim)))
+            sums.append(jnp.sum(jnp.square(unit), axis=axis))
+        return jnp.stack(sums, axis=-1)
 
-    sums = [sum_of_squares(leaf, axis, k[..., i]) for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
-    return Norm(jnp.sqrt(jnp.stack(sums, axis=-1)), k)
+    def largest_factored_out() -> Norm:
+        tops = [jnp.max(jnp.abs(leaf), axis=axis).astype(dtype) for leaf, axis in zip(leaves, axes, strict=True)]
+        k = exponent_of(jnp.stack(tops, axis=-1))
+        return Norm(jnp.sqrt(sums_of_squares(-k)), k)
+
+    return jax.lax.platform_dependent(cpu=lambda: Norm(*root_sums(sums_of_squares)), default=largest_factored_out)
 
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
