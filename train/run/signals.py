@@ -137,7 +137,7 @@ class _Handlers:
             if number[0] == _LOST:
                 time.sleep(0.01)
                 if not self.over:
-                    _thread.interrupt_main(seen[0])
+                    _thread.interrupt_main(signal.Signals(seen[0]))
             elif number[0] in SIGNALS:
                 seen.append(number[0])
                 if len(seen) == 1 and stop.saves:
