@@ -44,42 +44,47 @@ def exponent_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where((bits == 0) | ~jnp.isfinite(largest), 0, k).astype(jnp.float32)
 
 
-def scaled(x: Float[Array, "..."], k: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * 2^k exactly, for integers k within the limit of x's dtype."""
+def scaled(x: Float[Array, "..."], k: Float[Array, "..."] | None) -> Float[Array, "..."]:
+    """x * 2^k exactly, for integers k within the limit of x's dtype; x for None."""
+    if k is None:
+        return x
     mantissa, bias, integer = _layout(x.dtype)
     power = jax.lax.bitcast_convert_type((k.astype(integer) + bias) << mantissa, wide(x.dtype))
     return x * power.astype(x.dtype)
 
 
-def root_sums(sums_at: Callable[[Float[Array, ""]], Float[Array, "..."]]) -> tuple[Array, Array]:
-    """(mantissa, k) of norms mantissa * 2^k, with no limit of range. sums_at(s): sums of squares of entries * 2^s.
+def root_sums(sums_at: Callable[[Float[Array, ""] | None], Float[Array, "..."]]) -> tuple[Array, Array]:
+    """(mantissa, k) of norms mantissa * 2^k, with no limit of range. sums_at(s): sums of squares of entries * 2^s, of
+    the entries for None.
 
-    Tries s = 0, and others only while a sum is not right to its last digits: below the root of the dtype's smallest
-    number, where squares that underflow may count (of up to 2^30 entries none does above it), or not finite. One pass
-    over the entries where two are needed to factor the largest one out; for a CPU, since an accelerator would stop
-    at the loop's condition.
+    Scales are tried only while a sum is not right to its last digits: below the root of the dtype's smallest number,
+    where squares that underflow may count (of up to 2^30 entries none does above it), or not finite. One pass over the
+    entries where two are needed to factor the largest one out; for a CPU, since an accelerator would stop at the
+    loop's condition.
     """
-    sums = jax.eval_shape(sums_at, jnp.zeros((), jnp.float32))
+    sums = sums_at(None)
     limit, least = jnp.finfo(sums.dtype).maxexp, float(jnp.finfo(sums.dtype).tiny) ** 0.5
-    # For float32 good from 2^-31 to 2^64; to 2^-155, below all there is; from 2^-95 to 1; and from 2^48 to 2^144.
-    scales = jnp.asarray([0, limit - 4, limit // 2, -limit * 5 // 8], jnp.float32)
+    # For float32 the first is good from 2^-31 to 2^64; these to 2^-155, below all there is; 2^-95 to 1; 2^48 to 2^144.
+    scales = jnp.asarray([limit - 4, limit // 2, -limit * 5 // 8], jnp.float32)
+
+    def good(found: Array) -> Array:
+        return (found > least) & jnp.isfinite(found)
 
     def unsettled(state: tuple[Array, ...]) -> Array:
         index, _, _, settled = state
         return (index < len(scales)) & ~jnp.all(settled)
 
     def tried(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        index, mantissa, k, settled = state
+        index, best, k, settled = state
         found = sums_at(scales[index])
-        holds = (found > least) & jnp.isfinite(found)
-        # What comes first stands where nothing holds: an infinity, nan, or zero, which is one at the second scale too.
-        take = ~settled & (holds | (index == 0))
-        mantissa, k = jnp.where(take, jnp.sqrt(found), mantissa), jnp.where(take, -scales[index], k)
-        return index + 1, mantissa, k, settled | holds | jnp.isnan(found) | ((index == 1) & (found == 0))
+        take = ~settled & good(found)
+        best, k = jnp.where(take, found, best), jnp.where(take, -scales[index], k)
+        return index + 1, best, k, settled | take | (found == 0)  # zero at the first scale is one
 
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(sums.shape, sums.dtype), jnp.zeros(sums.shape, jnp.float32))
-    _, mantissa, k, _ = jax.lax.while_loop(unsettled, tried, (*start, jnp.zeros(sums.shape, bool)))
-    return mantissa, k
+    # Where no scale is good the unscaled sum stands: zero, an infinity or nan.
+    start = (jnp.zeros((), jnp.int32), sums, jnp.zeros(sums.shape, jnp.float32), good(sums) | jnp.isnan(sums))
+    _, best, k, _ = jax.lax.while_loop(unsettled, tried, start)
+    return jnp.sqrt(best), k
 
 
 def _layout(dtype: jax.typing.DTypeLike) -> tuple[int, int, type]:

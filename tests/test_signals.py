@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -273,21 +275,46 @@ def test_handlers_are_put_back_when_a_signal_comes_as_the_first_one_is_set(monke
     assert stop.signal == number and signal.set_wakeup_fd(-1) == -1
 
 
-def test_what_is_lost_in_a_callback_is_raised_again():
-    class Dropped:
-        def __del__(self):  # Python prints, or hands to a hook, what is raised in here
-            os.kill(os.getpid(), signal.SIGTERM)
-            for _ in range(100):
-                pass
+@dataclass
+class Dropped:
+    number: int
 
+    def __del__(self):  # Python prints, or hands to a hook, what is raised in here
+        os.kill(os.getpid(), self.number)
+        for _ in range(100):
+            pass
+
+
+def short_sleeps() -> None:
+    for _ in range(1000):  # not one long sleep: it would be waited for
+        time.sleep(0.01)
+
+
+def test_what_is_lost_in_a_callback_is_raised_again():
     stop, after = Stop(), []
     with pytest.raises(Stopped), listening(stop):
-        dropped = Dropped()
+        dropped = Dropped(signal.SIGTERM)
         del dropped
         after.append("goes on")
-        for _ in range(1000):  # not one long sleep: it would be waited for
-            time.sleep(0.01)
+        short_sleeps()
     assert after == ["goes on"] and stop.exit_code == 143
+
+
+def test_a_second_signal_raises_what_was_lost_only_once(monkeypatch):
+    def second(_: float) -> None:  # comes before the watcher asks for it
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+    monkeypatch.setattr("train.run.signals.time", SimpleNamespace(sleep=second, monotonic=time.monotonic))
+    stop = Stop()
+    with listening(stop):
+        with pytest.raises(Stopped):
+            dropped = Dropped(signal.SIGINT)
+            del dropped
+            short_sleeps()
+        for _ in range(30):
+            time.sleep(0.01)
+    assert stop.exit_code == 130
 
 
 def test_handlers_and_the_wakeup_file_are_put_back_also_where_they_cannot_be_set():

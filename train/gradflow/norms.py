@@ -88,13 +88,14 @@ def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
     axes = [tuple(range(len(kept), leaf.ndim)) for leaf in leaves]
     dtype = jnp.result_type(*(wide(leaf.dtype) for leaf in leaves))
 
-    def sums_of_squares(k: Array) -> Array:
+    def sums_of_squares(k: Array | None) -> Array:
         """Of the leaves times 2^k; k [] or [*kept, leaves]."""
         sums = []
         for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
-            own = k[..., i] if k.ndim else k
-            # Wide before squaring: a bfloat16 square keeps three digits.
-            unit = scaled(leaf.astype(dtype), own.reshape(own.shape + (1,) * (leaf.ndim - own.ndim)))
+            unit = leaf.astype(dtype)  # wide before squaring: a bfloat16 square keeps three digits
+            if k is not None:
+                own = k[..., i] if k.ndim else k
+                unit = scaled(unit, own.reshape(own.shape + (1,) * (leaf.ndim - own.ndim)))
             sums.append(jnp.sum(jnp.square(unit), axis=axis))
         return jnp.stack(sums, axis=-1)
 

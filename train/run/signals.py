@@ -136,7 +136,7 @@ class _Handlers:
                 return
             if number[0] == _LOST:
                 time.sleep(0.01)
-                if not self.over:
+                if self.lost and not self.over:  # else a second signal has done it
                     _thread.interrupt_main(signal.Signals(seen[0]))
             elif number[0] in SIGNALS:
                 seen.append(number[0])
