@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from model.config import ModelConfig
 from model.init import Init
-from model.layers import Linear, dropout, joined, normalize, soft_cap, wide
+from model.layers import Linear, dropout, joined, normalize, soft_cap, softmax, wide
 from model.positions import alibi, rotate
 
 
@@ -68,7 +67,7 @@ class Attention(nnx.Module):
         seen_TS = visible(config, T)
         if seen_TS is not None:
             scores_BGRTS = jnp.where(seen_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
-        weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(h.dtype)
+        weights_BGRTS = softmax(scores_BGRTS).astype(h.dtype)
         if observe is not None:
             observe("attention", scores_BGRTS.reshape(B, G * R, T, T))
         place = config.dropout_at("attention")

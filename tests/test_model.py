@@ -13,7 +13,7 @@ from networks import B, D, L, T, V, parameters
 from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
 from model import attention as attention_module
-from model import transformer
+from model import layers, transformer
 from model.attention import Attention
 from model.config import InitGain, ModelConfig, Rule, problems
 from model.init import Init
@@ -139,6 +139,38 @@ def test_scores_are_divided_by_the_root_of_the_head_width(x64):
     x, eye = np.asarray([[1.0, 1, 1, 1], [-1, -1, -1, 1]]), np.eye(4)
     weights = softmax(x @ x.T / 2)  # sqrt(4)
     np.testing.assert_allclose(attention(config, x, q=eye, k=eye, v=eye, o=eye), weights @ x, rtol=1e-14)
+
+
+def test_the_softmax_s_derivative_is_its_jacobian_forwards_and_backwards(x64):
+    x = jnp.asarray([[1.0, -2.0, 0.5], [30.0, 0.0, -1e3]])
+    y = np.asarray(layers.softmax(x))
+    np.testing.assert_allclose(y, softmax(np.asarray(x)), rtol=1e-14)
+    wanted = np.zeros((2, 3, 2, 3))
+    for row in (0, 1):
+        wanted[row, :, row] = np.diag(y[row]) - np.outer(y[row], y[row])
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(jacobian(layers.softmax)(x), wanted, rtol=0, atol=1e-15)
+
+
+def test_saturated_scores_have_no_gradient_not_even_a_rounded_one():
+    """What rounding left of it would grow by these large scores in each of the blocks below."""
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(size=(6, D)), jnp.float32) for _ in range(2))
+    config = ModelConfig(layers=1, width=D, heads=1)
+
+    def out(kernels):
+        module = Attention(config, Init(jax.random.key(0), "normal", numbers_of(config), jnp.dtype("float32")), 0)
+        for name, kernel in kernels.items():
+            getattr(module, name).kernel[...] = kernel
+        return jnp.sum(cotangent * module(x, (1, 6), {}, None)[0])
+
+    def gradient(size: float):
+        kernels = {name: size * jnp.eye(D, dtype=jnp.float32) for name in ("q", "k")}
+        return jax.tree.map(lambda g: float(jnp.abs(g).max()), jax.grad(out)(kernels | {"v": jnp.eye(D) * 3}))
+
+    assert all(found > 1e-6 for found in gradient(1.0).values())
+    saturated = gradient(1e3)
+    assert saturated["v"] > 1e-6 and saturated["q"] == saturated["k"] == 0
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])

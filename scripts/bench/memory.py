@@ -1,0 +1,58 @@
+"""What a training step takes of a CPU's memory, beside what was estimated before it ran (docs/limits.md).
+
+    python -m scripts.bench.memory configs/shakespeare_char_cpu.yaml data.batch=512 train.steps_per_call=1
+
+Resident memory is read every 5 ms while the step's program runs, less what there was before it.
+"""
+
+import ctypes
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from data.batches import window_starts
+from train.run.memory import need, size
+
+from .project import TOKENS, programs_of
+
+INTERVAL_S = 0.005
+PAGE = 4096
+
+
+def main(argv: Sequence[str]) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    programs, variant, K = programs_of(*argv)
+    data, watched = variant.config.data, variant.config.watch.every > 0
+    batches = window_starts(TOKENS, data.context, data.batch, 0, 0, K)
+    programs.prepare_window(jax.ShapeDtypeStruct(batches.shape, batches.dtype), watched)
+    estimated = need(programs, programs.corpus).passing
+    states = jax.block_until_ready(programs.init())
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has freed would be used again, and not seen
+    before, highest, done = resident(), 0, threading.Event()
+
+    def read() -> None:
+        nonlocal highest
+        while not done.wait(INTERVAL_S):
+            highest = max(highest, resident())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    jax.block_until_ready(programs.window(states, [batches], watched))
+    done.set()
+    reader.join()
+    used = highest - before
+    print(
+        f"a call of {K} steps: estimated {size(estimated)}, used {size(used)}, {used / estimated:.2f} of the estimate"
+    )
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
