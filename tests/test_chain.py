@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_html import Reader
 
 import train.chain.claims
 import train.chain.subject
 from data.source import Form
+from test_html import Reader
 from train.chain import clip, losses, optimizers, scalars, transformer
 from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare, evidence
 from train.chain.claims import claims_of

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from runs import write_run
 from test_html import Reader
-
 from train.cli import main
 from train.report.compare import as_html, as_markdown, compare
 from train.report.final import ABOVE, final_table, gain, log10_ratio, verdict_table

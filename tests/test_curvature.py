@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from networks import B, T, V, network, parameters
 
+from networks import B, T, V, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import jacobian
 from train.gradflow.curvature import lanczos, preconditioned_sharpness, sharpness

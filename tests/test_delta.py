@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from networks import B, D, L, T, V, network, parameters
 
 from model.config import ModelConfig
 from model.network import Network
 from model.residual import Context, numbers_of
+from networks import B, D, L, T, V, network, parameters
 from train.core.batch import batch_of
 from train.core.loss import tapped_loss
 from train.gradflow import delta

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runs import write_run
 from train.cli import main
 from train.report.compare import compare
 from train.report.read import read_run

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import B, L, T, V, network, parameters
 
+from networks import B, L, T, V, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import delta, gradients
 from train.gradflow.delta import Backward, backward

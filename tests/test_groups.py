@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_optimizers import applied, leaves, numbers, tree
 
 from model.network import Network
+from test_optimizers import applied, leaves, numbers, tree
 from train.cli import main
 from train.config.load import ConfigError, from_mapping, load, to_yaml
 from train.config.schema import OptimizerConfig

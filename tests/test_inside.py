@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import FEW_RULES, B, L, T, V, network, parameters
 
 from model.residual import numbers_of
+from networks import FEW_RULES, B, L, T, V, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import inside
 from train.gradflow.delta import backward

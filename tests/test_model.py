@@ -6,12 +6,10 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
-from networks import B, D, L, T, V, parameters
-from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
+import networks
 from model import attention as attention_module
 from model import layers, transformer
 from model.attention import Attention
@@ -23,6 +21,8 @@ from model.network import Network
 from model.positions import rotate
 from model.residual import RULES, numbers_of
 from model.sampling import draw, filtered, next_token_logits
+from networks import B, D, L, T, V, parameters
+from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
 TOKENS: Any = np.random.default_rng(0).integers(0, V, size=(B, T)).astype(np.int32)
 SIGMAS = 5  # a statistical test fails by chance once in two million

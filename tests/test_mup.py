@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_config_load import lines
 
 from data.source import Batch
 from model.config import ModelConfig, problems
 from model.network import Network
 from model.residual import RULES
+from test_config_load import lines
 from train.config.load import from_mapping
 from train.config.schema import OptimizerRule, RunConfig
 from train.core.loss import cross_entropy

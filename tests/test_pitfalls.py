@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from networks import B, T, V, network, parameters
 
 from model.network import Network
+from networks import B, T, V, network, parameters
 from train.config.schema import OptimizerConfig
 from train.core.batch import batch_of
 from train.core.instruments import INSTRUMENTS, read

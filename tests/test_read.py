@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from runs import write_run
 
+from runs import write_run
 from train.report.compare import as_html, as_markdown, compare
 from train.report.read import ReportError, read_run
 

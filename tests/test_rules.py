@@ -5,18 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import networks
 import numpy as np
 import pytest
 from flax import nnx
-from networks import EACH_RULE, FEW_RULES, B, D, L, T, V, parameters
-from reference import Reference
 
+import networks
 from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
 from model.network import Network
 from model.residual import RULES, Context, Sublayer, numbers_of, rule_of, structure_of
 from model.residual.attnres import mix
 from model.residual.streams import sinkhorn
+from networks import EACH_RULE, FEW_RULES, B, D, L, T, V, parameters
+from reference import Reference
 from train.core.loss import tapped_loss
 from train.gradflow.delta import backward, true_gradients
 from train.gradflow.norms import log10, value

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from networks import FEW_RULES
 
 from data.open import open_source
 from model.network import Network
+from networks import FEW_RULES
 from train.core.state import hparams_of, initial_state
 from train.core.window import run_window
 
