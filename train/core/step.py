@@ -61,8 +61,8 @@ def train_step(
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
     trained = unfrozen(config.optimizer, grads)
     trained_norm = total_norm(parameter_norms(trained), trained) if config.optimizer.freeze else norm
-    # Before clipping, which would make nan of an infinite entry or hide it. A norm factors its largest entry out, so it
-    # is finite exactly where every entry is; but that of a tapped gradient has no limit, and the gradient has one.
+    # Before clipping, which would make nan of an infinite entry or hide it. Norms have no limit of range, so one
+    # is finite exactly where every entry is; but a tapped gradient has none either, and the true one has.
     finite = jnp.isfinite(loss) & (jnp.isfinite(trained_norm.mantissa) if seen is None else all_finite(trained))
     trained, factor = clipped(trained, state.params, trained_norm, hp.optimizer)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.

@@ -2,8 +2,8 @@
 
 A float32 sum of squares is flushed to zero for entries below 1e-19, and the entries themselves at 1e-38. So a norm is
 a pair (mantissa, exponent) with value mantissa * 2^exponent: the power of two of the largest entry is taken out
-first, and exponents that a tap took out of the cotangent (model/taps.py) are simply added. Nothing is floored; an
-exact zero is mantissa 0.
+first (on a CPU only where the plain sum leaves its range), and exponents that a tap took out of the cotangent
+(model/taps.py) are simply added. Nothing is floored; an exact zero is mantissa 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
