@@ -244,13 +244,13 @@ sys.exit(main(["train", *sys.argv[2:]]))
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 @pytest.mark.parametrize("ear", ["hears", "deaf"])
 def test_a_real_limit_is_heard_and_a_real_refusal_answered(tmp_path, config, ear):
-    """1.6 GB for a step that takes 3.5: one line with what would fit, and nothing that could be taken for a run."""
+    """1.6 GB for a step that takes 2.2: one line with what would fit, and nothing that could be taken for a run."""
     name = [f"runs_dir={tmp_path}/{ear}", "data.kind=copy", "data.path=null", "data.context=1024", "data.batch=128"]
     command = [sys.executable, "-c", LIMITED, ear, str(config), *name]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("deltaflow: not enough memory: training needs about 3.")
+    assert line.startswith("deltaflow: not enough memory: training needs about 2.")
     assert ("and there are" in line) == (ear == "hears")
     assert re.search("; what fits: .*data.batch=", line)
     assert not list(tmp_path.rglob("ckpt"))
