@@ -72,18 +72,11 @@ def root_mean_square(x: Array) -> Float[Array, ""]:
     return largest * jnp.sqrt(jnp.mean(jnp.square(x / jnp.where(largest > 0, largest, 1))))
 
 
-@jax.custom_jvp
 def softmax(x: Float[Array, "... S"]) -> Float[Array, "... S"]:
-    """exp(x) / sum(exp(x)) along the last axis, with its Jacobian diag(y) - y y^T written by hand: through the quotient
-    XLA:CPU takes 1.05 times as long for a whole training step."""
-    unnormalized = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
-    return unnormalized / jnp.sum(unnormalized, axis=-1, keepdims=True)
-
-
-@softmax.defjvp
-def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, (dx,) = softmax(*primals), tangents
-    return y, y * (dx - jnp.sum(y * dx, axis=-1, keepdims=True))
+    """Along the last axis, differentiated by its Jacobian diag(y) - y y^T: through the quotient, which is what JAX does
+    by default, XLA:CPU takes 1.07 times as long for a whole training step."""
+    with jax.softmax_custom_jvp(True):
+        return jax.nn.softmax(x, axis=-1)
 
 
 def dropout(x: Array, rate: Float[Array, ""] | None, key: Key[Array, ""] | None) -> Array:

@@ -306,7 +306,7 @@ def test_a_corpus_on_the_host_gives_the_same_losses(trained, tmp_path, monkeypat
     assert host.keys() == device.keys()
     for step, row in timeless_rows(host).items():
         # Two programs, which a compiler may round differently; training makes that grow, with some processors to 2e-5.
-        tolerance = 1e-5 if step <= 10 else 1e-3
+        tolerance = 1e-5 if step <= 10 else 1e-4
         for tag, value in row.items():
             assert value == pytest.approx(device[step][tag], rel=tolerance, abs=tolerance), (step, tag)
 

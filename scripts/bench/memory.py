@@ -5,26 +5,37 @@
 Resident memory is read every 5 ms while the step's program runs, less what there was before it.
 """
 
+import argparse
 import ctypes
+import os
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from data.batches import window_starts
+from train.config.load import ConfigError
 from train.run.memory import need, size
 
 from .project import TOKENS, programs_of
 
 INTERVAL_S = 0.005
-PAGE = 4096
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench.memory", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    programs, variant, K = programs_of(*argv)
+    try:
+        programs, variant, K = programs_of(options.config, *options.overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     data, watched = variant.config.data, variant.config.watch.every > 0
     batches = window_starts(TOKENS, data.context, data.batch, 0, 0, K)
     programs.prepare_window(jax.ShapeDtypeStruct(batches.shape, batches.dtype), watched)
@@ -47,12 +58,13 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"a call of {K} steps: estimated {size(estimated)}, used {size(used)}, {used / estimated:.2f} of the estimate"
     )
+    return 0
 
 
 def resident() -> int:
     """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())
