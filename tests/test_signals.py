@@ -26,7 +26,8 @@ from train.run.checkpoint import Checkpoints
 from train.run.journal import Journal
 from train.run.loop import GroupRun
 from train.run.record import Record
-from train.run.signals import SIGNALS, Stop, Stopped, listening
+from train.run.signals import SIGNALS, Interrupted, Stop, Stopped, listening
+from train.run.unraisable import _Hook, drop
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -300,9 +301,25 @@ def test_what_is_lost_in_a_callback_is_raised_again():
     assert after == ["goes on"] and stop.exit_code == 143
 
 
+def test_a_second_interrupt_that_is_lost_in_a_callback_is_raised_again_and_not_printed(capfd):
+    stop = Stop()
+    with listening(stop), stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted) as raised:
+            dropped = Dropped(signal.SIGINT)
+            del dropped
+            short_sleeps()
+    assert raised.type is Interrupted and stop.exit_code == 143
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_second_signal_raises_what_was_lost_only_once(monkeypatch):
+    sent = []
+
     def second(_: float) -> None:  # comes before the watcher asks for it
-        os.kill(os.getpid(), signal.SIGINT)
+        if not sent:
+            os.kill(os.getpid(), signal.SIGINT)
+            sent.append("once")
         time.sleep(0.1)
 
     monkeypatch.setattr("train.run.signals.time", SimpleNamespace(sleep=second, monotonic=time.monotonic))
@@ -314,7 +331,37 @@ def test_a_second_signal_raises_what_was_lost_only_once(monkeypatch):
             short_sleeps()
         for _ in range(30):
             time.sleep(0.01)
-    assert stop.exit_code == 130
+    assert stop.exit_code == 130 and sent
+
+
+class Fails:
+    def __del__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("lost", [Fails, lambda: Dropped(signal.SIGINT)])
+def test_a_signal_while_something_lost_is_reported_is_raised_when_that_is_over(lost, number, monkeypatch):
+    told = []
+
+    def meanwhile(_: object) -> bool:
+        os.kill(os.getpid(), number)
+        for _ in range(100):
+            pass
+        told.append("to its end")
+        return False
+
+    monkeypatch.setattr(sys, "unraisablehook", _Hook(lambda _: None))
+    drop(meanwhile)
+    stop = Stop()
+    with listening(stop):
+        with pytest.raises(Stopped):
+            dropped = lost()
+            del dropped
+            short_sleeps()
+        for _ in range(30):
+            time.sleep(0.01)
+    assert told == ["to its end"]
 
 
 def test_handlers_and_the_wakeup_file_are_put_back_also_where_they_cannot_be_set():

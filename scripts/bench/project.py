@@ -1,5 +1,6 @@
 """This project's own training program, as `deltaflow train` runs it: with its logging, without evaluation."""
 
+import atexit
 import os
 import tempfile
 import time
@@ -50,7 +51,9 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
     programs.prepare_window(windows, watch_every > 0)  # as the training loop does, beside the initial draws
     states = programs.init()
     step = 0
-    tracker = Tracker(Path(tempfile.mkdtemp(prefix="deltaflow-bench-")))
+    folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")
+    tracker = Tracker(Path(folder.name))
+    atexit.register(folder.cleanup)
 
     def run(n: int) -> float:
         nonlocal step

@@ -15,17 +15,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
-from train.run.unraisable import drop
+from train.run.unraisable import drop, reporting
 
 GRACE_S = 2.0  # from a signal that stops at once to the end of a process that does not get round to it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOST = 0  # in the watcher's pipe, where Python writes the numbers of signals
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal came where nothing is to be saved. No Exception: nothing that goes on after an error may catch it."""
+class Interrupted(KeyboardInterrupt):
+    """A second SIGINT. No Exception: nothing that goes on after an error may catch it."""
+
+
+class Stopped(Interrupted):
+    """A signal came where nothing is to be saved."""
 
 
 @dataclass
@@ -71,7 +76,7 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     handlers = _Handlers(stop, hard, heard, tell)
     watcher = threading.Thread(target=handlers.watch, name="signals", daemon=True)
     watcher.start()
-    drop(_is_stopped)
+    drop(_is_ours)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     others = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     try:  # from here on: the first handler may be called before the second one is there
@@ -102,21 +107,23 @@ class _Handlers:
     heard: int  # the ends of the pipe through which Python tells the watcher each signal's number
     tell: int
     over: bool = False
-    lost: bool = False
+    lost: type[Interrupted] | None = None  # what was raised in a callback, and is to be raised again
 
-    def handle(self, number: int, _: Any) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         first = self.stop.signal is None
         if first:
             self.stop.signal = number
-        if self.lost or (first and not self.stop.saves):
-            self.lost = False
-            raise Stopped(self)
-        if not first and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        second = not first and number == signal.SIGINT
+        raised = self.lost or (Interrupted if second else Stopped if first and not self.stop.saves else None)
+        if raised and reporting(frame):
+            self.again(raised)
+        elif raised:
+            self.lost = None
+            raise raised(self)
 
-    def again(self) -> None:
+    def again(self, lost: type[Interrupted]) -> None:
         """What the handler raised was lost in a callback: it is called once more, when that is over."""
-        self.lost = True
+        self.lost = lost
         os.write(self.tell, bytes([_LOST]))
 
     def watch(self) -> None:
@@ -137,7 +144,7 @@ class _Handlers:
             if number[0] == _LOST:
                 time.sleep(0.01)
                 if self.lost and not self.over:  # else a second signal has done it
-                    _thread.interrupt_main(signal.Signals(seen[0]))
+                    _thread.interrupt_main(signal.SIGTERM)  # one too many does nothing; of SIGINT it would
             elif number[0] in SIGNALS:
                 seen.append(number[0])
                 if len(seen) == 1 and stop.saves:
@@ -147,13 +154,14 @@ class _Handlers:
                     until = time.monotonic() + GRACE_S
 
 
-def _is_stopped(lost: Any) -> bool:
+def _is_ours(lost: Any) -> bool:
     """Raised by a handler inside of a callback."""
-    if lost.exc_type is Stopped:
+    ours = issubclass(lost.exc_type, Interrupted)
+    if ours:
         for handlers in lost.exc_value.args:
             if not handlers.over:
-                handlers.again()
-    return lost.exc_type is Stopped
+                handlers.again(lost.exc_type)
+    return ours
 
 
 def _say(text: str) -> None:
