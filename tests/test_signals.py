@@ -30,6 +30,15 @@ from train.run.signals import SIGNALS, Interrupted, Stop, Stopped, listening
 from train.run.unraisable import _Hook, drop
 
 ROOT = Path(__file__).parents[1]
+# What is cut short in this process, which goes on: files, half an event loop, coroutines that nobody awaits.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{each}")
+    for each in (
+        ":ResourceWarning",
+        "coroutine .* was never awaited:RuntimeWarning",
+        "Exception ignored in. <(function BaseEventLoop.__del__|coroutine):pytest.PytestUnraisableExceptionWarning",
+    )
+]
 CONFIG = """
 name: s
 model: {layers: 1, width: 8, heads: 1, dropout: 0.1}
@@ -418,6 +427,30 @@ def test_a_process_ends_that_does_not_get_round_to_it(within, numbers, code, sai
         assert said in child.stderr.read().decode()
 
 
+CUT_SHORT = """
+import os, signal
+from train import cli
+
+class Half:
+    def __del__(self):
+        raise AttributeError("half made")
+
+def cut_short(arguments, stop):
+    half = Half()
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):
+        pass
+
+cli._run = cut_short
+cli.script()
+"""
+
+
+def test_what_is_cut_short_has_no_say():
+    child = subprocess.run([sys.executable, "-c", CUT_SHORT], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (child.returncode, child.stdout, child.stderr) == (143, b"", b"deltaflow: stopped\n")
+
+
 # The sweep, in small
 
 
@@ -429,7 +462,6 @@ def swept(tmp_path, monkeypatch):
     return rows
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_random_signals(swept):
     for row in swept():
         assert row.held == row.trials >= 1, row.broken

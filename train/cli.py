@@ -25,6 +25,10 @@ COMMANDS = {
     "devices": "what JAX sees, versions, memory, measured matmul peak",
 }
 
+# What a signal ended at once, to the end of the process: let go, half an event loop and coroutines that nobody awaits
+# would complain.
+_CUT_SHORT: list[KeyboardInterrupt] = []
+
 
 def script() -> NoReturn:
     """The whole life of a process: `main`, and its exit code."""
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str] | None = None, hard: bool = False) -> int:
         with listening(stop, hard):
             return _run(arguments, stop)
     except KeyboardInterrupt as error:  # also Stopped, in which nothing is lost
+        if hard:
+            _CUT_SHORT.append(error)
         how = "stopped" if isinstance(error, Stopped) else "interrupted"
         print(f"deltaflow: {how}{f' during {stop.doing}' if stop.doing else ''}", file=sys.stderr)
         return stop.exit_code or 130
