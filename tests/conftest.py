@@ -1,5 +1,6 @@
 """JAX made strict for every test: no implicit rank or dtype promotion, several CPU devices, warnings are errors."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,10 +8,12 @@ import tempfile
 from importlib.metadata import version
 
 # Nearly all the time of a test is the compilation of a tiny program that runs a few times: optimization level 0, and
-# XLA's old emitters, which compile in half the time (0.11 has them no more, and an unknown flag ends the process).
+# XLA's old emitters, which compile in half the time (0.11 has them no more, and an unknown flag ends the process), in
+# one piece (splitting it costs a twentieth, and both cores have work anyway).
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_cpu_use_fusion_emitters=false" if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else "",
         os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts
     )
@@ -32,6 +35,7 @@ import pytest
 from train.config.load import Experiment, from_mapping
 from train.run import ending
 
+gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
 _WRITE_REPORT = ending.write_report
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
