@@ -68,7 +68,7 @@ def few(path: Path):
     return programs if len(programs) <= 2 else programs[:: len(programs) - 1]
 
 
-ONCE = {"quickstart", "shakespeare_char", "deep_100", "attnres", "sharpness"}  # in every run; the others are slow
+ONCE = {"quickstart", "shakespeare_char", "attnres"}  # in every run; the others are slow
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def sized(width: int, base: int | None, name: str = "sgd", lr: float = 1.0) -> R
 # goes to zero as m^-1/2. (optimizer, lr, init_std, 0 the stream or 1 the logits)
 COORDINATES = [
     pytest.param("adamw", 3e-4, 0.02, 0, marks=pytest.mark.slow),
-    ("adamw", 1e-2, 0.02, 1),
+    pytest.param("adamw", 1e-2, 0.02, 1, marks=pytest.mark.slow),
     pytest.param("sgd", 0.1, 0.1, 0, marks=pytest.mark.slow),
     pytest.param("sgd", 0.3, 0.02, 1, marks=pytest.mark.slow),
 ]

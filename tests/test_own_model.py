@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "own_model.md").read_text(encoding=
 NUMBER = r"\d+\.?\d*(?:e[+-]\d+)?"
 
 
+@pytest.mark.slow
 def test_the_page_prints_what_it_says(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     (said,) = re.findall(r"```text\n(.*?)```", PAGE, re.S)

@@ -142,6 +142,7 @@ def test_no_query_of_attnres_has_one_source_alone(x64, residual):
         assert np.isfinite(log10(found.grad[name])).all()
 
 
+@pytest.mark.slow
 def test_devices_are_reduced_over_before_a_norm_is_taken(x64, tiny):
     """The step on a batch that is spread over four devices measures what it does on one: neither the mean of their
     norms nor a delta that is four times too large."""

@@ -6,14 +6,17 @@ import pytest
 
 from data.open import open_source
 from model.network import Network
-from networks import FEW_RULES
+from model.residual import RULES
 from train.core.state import hparams_of, initial_state
 from train.core.window import run_window
 
 STEPS = 250
 
 
-@pytest.mark.parametrize("rule", FEW_RULES)
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=[] if rule in ("pre_ln", "none", "attnres") else pytest.mark.slow) for rule in RULES],
+)
 def test_it_learns_to_copy(tiny, rule):
     """Knowing the task but not the question costs ln 4 = 1.386 nats a symbol; looking it up costs nothing."""
     config = (

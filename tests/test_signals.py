@@ -462,6 +462,7 @@ def swept(tmp_path, monkeypatch):
     return rows
 
 
+@pytest.mark.slow
 def test_random_signals(swept):
     for row in swept():
         assert row.held == row.trials >= 1, row.broken

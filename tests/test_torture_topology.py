@@ -1,10 +1,12 @@
 """The sweep over device counts, in small: one to four and no more; and that it sees a run that is not gone on with."""
 
 import numpy as np
+import pytest
 
 from scripts.torture import topology
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices():
     (row,) = topology.rows(0.01, seed=0)
     assert (row.trials, row.held, row.broken) == (1, 1, ())
