@@ -152,6 +152,12 @@ def test_scores_that_are_no_numbers_are_not_taken_for_masked():
     assert np.isnan(seen.entropy).all() and np.isnan(seen.logit_max).all()
 
 
+def test_one_score_that_is_nan_is_seen_in_its_head():
+    scores = np.random.default_rng(0).normal(size=(12, 4, 64, 64)).astype(np.float32)
+    scores[5, 2, 40, 17] = np.nan
+    assert np.isnan(jax.jit(inside.attention)(scores).logit_max).tolist() == [False, False, True, False]
+
+
 def test_a_branch_that_rounding_swallows_is_not_told():
     """Beside 1e-7 of delta float32 knows nothing; layerscale starts with 1e-6 beyond 24 blocks."""
     found = []

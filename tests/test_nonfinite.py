@@ -390,6 +390,19 @@ def test_an_optimizer_whose_averages_overflow_leaves_no_good_state(tiny):
     assert all_finite({"ids": np.arange(3)}) and not all_finite([jnp.ones(2), jnp.array([jnp.inf])])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3,), (65, 128), (4, 128, 128)], ids=str)
+def test_one_entry_anywhere_is_seen(shape, dtype):
+    """Of a maximum on a CPU nan may be lost (jax 0.10 to 0.12)."""
+    rng = np.random.default_rng(0)
+    huge = jnp.asarray(rng.normal(size=shape) * 1e37, dtype)
+    ask = jax.jit(lambda tree: all_finite([jnp.ones(2), tree]))
+    assert ask(huge)
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in (0, huge.size // 2, huge.size - 1, *rng.integers(0, huge.size, 5)):
+            assert not ask(huge.reshape(-1).at[at].set(bad).reshape(shape)), (bad, at)
+
+
 def test_the_spike_watch_counts_what_is_not_finite_as_infinite():
     from train.gradflow.spikes import follow
 

@@ -57,7 +57,9 @@ def attention(scores: Float[Array, "B H T T"]) -> Attention:
     counts = count_BHT > 1
     share = entropy_BHT / jnp.where(counts, jnp.log(count_BHT.astype(entropy_BHT.dtype)), 1)
     mean = jnp.sum(jnp.where(counts, share, 0), axis=(0, 2)) / jnp.sum(counts.astype(share.dtype), axis=(0, 2))
-    return Attention(mean, jnp.max(jnp.where(visible, scores, -jnp.inf), axis=(0, 2, 3)))
+    top = jnp.max(jnp.where(visible, scores, -jnp.inf), axis=(0, 2, 3))
+    unknown = jnp.any(jnp.isnan(scores), axis=(0, 2, 3))  # which the maximum loses on a CPU (docs/pitfalls.md)
+    return Attention(mean, jnp.where(unknown, jnp.nan, top))
 
 
 def dead_units(hidden: Float[Array, "N F"]) -> Float[Array, ""]:
