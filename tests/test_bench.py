@@ -172,6 +172,14 @@ def fake_worker(tmp_path: Path) -> Callable[[str], Worker]:
     return start
 
 
+def test_what_a_worker_writes_goes_with_it(fake_worker: Callable[[str], Worker]) -> None:
+    worker = fake_worker("import tempfile; file = tempfile.mkstemp()[0]; run = lambda n: len(tempfile.gettempdir())")
+    folder = Path(worker._folder.name)
+    assert worker.run(1) == len(str(folder)) and len(list(folder.iterdir())) == 1
+    worker.close()
+    assert not folder.exists()
+
+
 def test_a_worker_answers_and_ends(fake_worker: Callable[[str], Worker]) -> None:
     worker = fake_worker("print('noise'); run = lambda n: n / 4")
     assert worker.facts == Facts("v", "d", "float32", window=5)

@@ -53,11 +53,12 @@ class Worker:
         start = time.perf_counter()
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
+        self._folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")  # what it writes; it is killed in the end
         request = json.dumps({"module": entry.module, "arguments": entry.arguments})
         self._process = subprocess.Popen(
             [sys.executable, "-m", "scripts.bench.worker", request],
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "TMPDIR": self._folder.name, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -115,6 +116,7 @@ class Worker:
                 pipe.close()
             except BrokenPipeError:
                 continue
+        self._folder.cleanup()
 
 
 class Here:
