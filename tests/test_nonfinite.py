@@ -387,12 +387,12 @@ def test_an_optimizer_whose_averages_overflow_leaves_no_good_state(tiny):
     assert not sound(state)
     assert sound(state._replace(optimizer={"best": np.float32(np.inf), "count": np.int32(3)}))
     assert not sound(state._replace(optimizer=(), ema={"w": np.array([np.nan], np.float32)}))
-    assert all_finite({"ids": np.arange(3)}) and not all_finite([jnp.ones(2), jnp.array([jnp.inf])])
+    assert all_finite({"ids": np.arange(3)}) and all_finite(()) and not all_finite([jnp.ones(2), jnp.array([jnp.inf])])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(3,), (65, 128), (4, 128, 128)], ids=str)
-def test_one_entry_anywhere_is_seen(shape, dtype):
+def test_one_entry_anywhere_is_seen(both_paths, shape, dtype):
     """Of a maximum on a CPU nan may be lost (jax 0.10 to 0.12)."""
     rng = np.random.default_rng(0)
     huge = jnp.asarray(rng.normal(size=shape) * 1e37, dtype)
