@@ -19,7 +19,7 @@ from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
 from train.core.step import dropout_key, micro, train_step
 from train.core.tags import watched_scalars
-from train.gradflow.norms import Norm, named, parameter_norms, total_norm, value
+from train.gradflow.norms import Norm, log10, named, parameter_norms, total_norm, value
 
 VOCAB = 11
 run_step = jax.jit(train_step, static_argnums=(0, 1, 5))  # shared, so that equal configs compile once
@@ -405,7 +405,7 @@ def test_the_logged_update_is_what_the_optimizer_added(x64, make):
     state, _, _ = run_step(network, config, state, hp, windows, True)
     after, _, seen = run_step(network, config, state, hp, windows, True)
     before, changed = named(state.params["blocks"]), named(after.params["blocks"])
-    tags = watched_scalars(jax.device_get(seen))
+    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], jax.device_get(seen)))
     for tag, old in before.items():
         old, new = np.asarray(old), np.asarray(changed[tag])
         axes = tuple(range(1, old.ndim))
@@ -418,6 +418,22 @@ def test_the_logged_update_is_what_the_optimizer_added(x64, make):
             assert tags[f"weight/norm/layer_{layer:03d}/{tag}"] == pytest.approx(size[layer], rel=1e-12)
     whole = np.sqrt(sum(value(norm) ** 2 for tag, norm in seen.update.items() if tag != "layer"))
     np.testing.assert_allclose(value(seen.update["layer"]), whole, rtol=1e-12)
+
+
+def test_the_steps_of_a_window_are_logged_as_each_alone(x64, make):
+    network, config, hp, state, windows = make({}, "float64")
+    seen = []
+    for _ in range(3):
+        state, _, measured = run_step(network, config, state, hp, windows, True)
+        seen.append(jax.device_get(measured))
+    together = watched_scalars(jax.tree.map(lambda *leaves: np.stack(leaves), *seen))
+    alone = [row for one in seen for row in watched_scalars(jax.tree.map(lambda leaf: leaf[None], one))]
+    assert together == alone
+    assert together[0]["delta/norm_log10/layer_000"] != together[1]["delta/norm_log10/layer_000"]
+    for row, one in zip(together, seen, strict=True):
+        assert row["delta/norm_log10/layer_001"] == log10(one.flow.delta)[1]
+        assert row["grad/norm_log10/layer_000/attn_q"] == log10(one.flow.grad["attn_q"])[0]
+        assert row["grad/clip_factor"] == float(one.clip_factor)
 
 
 def test_gradients_are_logged_before_clipping(x64, make):

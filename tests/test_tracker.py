@@ -61,6 +61,22 @@ def test_scalars_are_one_event_a_step_and_one_line(tmp_path):
     ]
 
 
+def test_rows_with_the_same_tags_and_with_others_keep_their_own_values(tmp_path):
+    """An event is filled in again when the same tags come back, and there may be more sets of tags than are kept."""
+    logged = {}
+    with Tracker(tmp_path) as run:
+        for step in range(3 * tracker.SHAPES_OF_ROWS):
+            others = {f"tag_{i}": float(step + i) for i in range(1 + step // 2)}
+            logged[step] = {"a": -float(step), "b": None if step % 3 else step / 4} | others
+            run.log(step, logged[step])
+    tags = {tag for row in logged.values() for tag in row}
+    assert set(read(tmp_path).Tags()["scalars"]) == tags
+    for tag in tags:
+        expected = [(step, row[tag]) for step, row in logged.items() if row.get(tag) is not None]
+        assert points(tmp_path, tag) == expected, tag
+    assert rows(tmp_path) == [{"step": step} | row for step, row in logged.items()]
+
+
 def test_values_that_are_not_finite(tmp_path):
     with Tracker(tmp_path) as run:
         run.log(3, {"a": math.nan, "b": -math.inf, "c": 1.0, "d": 1e300})

@@ -73,10 +73,8 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
 
 def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
     metrics, watched = jax.device_get(measured[0])
-    rows = []
-    for index in range(0 if watched is None else len(watched.clip_factor)):
-        one = jax.tree.map(lambda leaf, index=index: leaf[index], watched)
-        rows.append((step + index * watch_every, watched_scalars(one)))
+    found = [] if watched is None else watched_scalars(watched)
+    rows = [(step + index * watch_every, row) for index, row in enumerate(found)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
 
 

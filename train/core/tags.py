@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -28,49 +28,61 @@ def _names(prefix: str, count: int, suffix: str) -> tuple[str, ...]:
     return tuple(f"{prefix}/{layer(index)}{suffix}" for index in range(count))
 
 
-def _finite(x: float) -> float | None:
-    """A log10 as a scalar: None for an exact zero, whose logarithm is not a number to draw."""
-    return None if x == -math.inf else x
+# Tags, and their values at several steps, [steps, tags]: many at once, since a call for each would take the host longer
+# than a step of a small model takes the device.
+Columns: TypeAlias = list[tuple[tuple[str, ...], np.ndarray]]
 
 
-def _depths(prefix: str, values: np.ndarray, suffix: str = "") -> Scalars:
-    return dict(zip(_names(prefix, len(values), suffix), map(_finite, values.tolist()), strict=True))
+def _rows(columns: Columns) -> list[Scalars]:
+    """One a step. None stands for a log10 of minus infinity: an exact zero, whose logarithm is not a number to draw."""
+    names = tuple(name for group, _ in columns for name in group)
+    table = np.concatenate([np.asarray(values, np.float64) for _, values in columns], axis=1)
+    return [dict(zip(names, [None if x == -math.inf else x for x in row], strict=True)) for row in table.tolist()]
 
 
-def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Scalars:
-    out: Scalars = {}
+def _depths(prefix: str, values: np.ndarray, suffix: str = "") -> Columns:
+    """values: [steps, depths]."""
+    return [(_names(prefix, values.shape[1], suffix), values)]
+
+
+def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
+    """logs: by name, [steps, L] of what each layer has, [steps] of what there is once."""
+    out: Columns = []
     for name, values in logs.items():
-        if values.ndim == 0:
-            out[f"{prefix}/{name}"] = _finite(float(values))
+        if values.ndim == 1:
+            out.append(((f"{prefix}/{name}",), values[:, None]))
         else:
-            out |= _depths(prefix, values, "" if name == "layer" else f"/{name}")
+            out += _depths(prefix, values, "" if name == "layer" else f"/{name}")
     return out
 
 
-def watched_scalars(watched: Watched) -> Scalars:
-    """Every tag of one watched step, from host arrays. What spans decades is a base-10 logarithm."""
+def watched_scalars(watched: Watched) -> list[Scalars]:
+    """Every tag of the watched steps of a window, one entry a step, from host arrays [steps, ...].
+
+    What spans decades is a base-10 logarithm.
+    """
     flows = {"": watched.flow} | ({} if watched.without is None else {"_without": watched.without})
     weight, update = watched.weight.log10(), watched.update.log10()
-    out: Scalars = {}
+    out: Columns = []
     for suffix, flow in flows.items():
-        out |= _depths(f"delta{suffix}/norm_log10", log10(flow.delta))
-        out |= _matrices(f"grad{suffix}/norm_log10", flow.grad.log10())
-    out |= _depths("gain", gains(log10(watched.flow.delta)))
+        out += _depths(f"delta{suffix}/norm_log10", log10(flow.delta))
+        out += _matrices(f"grad{suffix}/norm_log10", flow.grad.log10())
+    out += _depths("gain", gains(log10(watched.flow.delta)))
     # A weight of exactly zero, such as a bias at the start, has no ratio.
     moved = {name: np.where(np.isneginf(weight[name]), -np.inf, update[name]) for name in weight}
     held = {name: np.where(np.isneginf(weight[name]), 0.0, weight[name]) for name in weight}
-    out |= _matrices("update/ratio_log10", {name: moved[name] - held[name] for name in weight})
+    out += _matrices("update/ratio_log10", {name: moved[name] - held[name] for name in weight})
     with np.errstate(over="ignore", under="ignore"):
-        out |= _matrices("weight/norm", {name: 10.0**values for name, values in weight.items()})
+        out += _matrices("weight/norm", {name: 10.0**values for name, values in weight.items()})
     if watched.flow.seen is not None:
         rms = np.asarray(watched.flow.seen.rms, np.float64)
-        out |= _depths("act/rms", rms)
+        out += _depths("act/rms", rms)
         with np.errstate(divide="ignore", invalid="ignore"):
-            out |= _depths("delta/rms_weighted_log10", log10(watched.flow.delta) + np.log10(rms))
-        out |= _depths("act/rank", np.asarray(watched.flow.seen.rank))
-    out["grad/global_preclip_log10"] = _finite(float(log10(watched.grad_global)))
-    out["grad/clip_factor"] = float(watched.clip_factor)
-    return out
+            out += _depths("delta/rms_weighted_log10", log10(watched.flow.delta) + np.log10(rms))
+        out += _depths("act/rank", np.asarray(watched.flow.seen.rank))
+    out.append((("grad/global_preclip_log10",), log10(watched.grad_global)[:, None]))
+    out.append((("grad/clip_factor",), np.asarray(watched.clip_factor)[:, None]))
+    return _rows(out)
 
 
 def reading_scalars(readings: Mapping[str, Reading]) -> Scalars:
@@ -96,13 +108,14 @@ def reading_scalars(readings: Mapping[str, Reading]) -> Scalars:
 
 def _reading(name: str, reading: Any, part: str) -> Scalars:
     name, values = plain(name, reading)
-    if values.ndim == 2:
-        heads = range(values.shape[1])
-        columns = {f"head_{head:02d}": values[:, head] for head in heads}
+    if values.ndim == 0:
+        columns: Columns = [((name if part == "layer" else f"{name}/{part}",), values.reshape(1, 1))]
+    elif values.ndim == 1:
+        columns = _matrices(name, {part: values[None]})
     else:
-        columns = {part: values}
-    out = _matrices(name, columns) if values.ndim else {name if part == "layer" else f"{name}/{part}": float(values)}
-    return {tag: x if x is None else _finite(x) for tag, x in out.items() if x is None or not math.isnan(x)}
+        columns = _matrices(name, {f"head_{head:02d}": column[None] for head, column in enumerate(values.T)})
+    (row,) = _rows(columns)
+    return {tag: x for tag, x in row.items() if x is None or not math.isnan(x)}
 
 
 def plain(name: str, reading: Any) -> tuple[str, np.ndarray]:

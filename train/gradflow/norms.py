@@ -224,6 +224,6 @@ def value(norm: Norm) -> np.ndarray:
 
 
 def gains(delta_log10: np.ndarray) -> np.ndarray:
-    """g_l = |delta_l| / |delta_(l+1)|, [L], from log10 norms [L+1]; nan where both are exactly zero."""
+    """g_l = |delta_l| / |delta_(l+1)|, [..., L], from log10 norms [..., L+1]; nan where both are exactly zero."""
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        return 10.0 ** (delta_log10[:-1] - delta_log10[1:])
+        return 10.0 ** (delta_log10[..., :-1] - delta_log10[..., 1:])

@@ -76,12 +76,12 @@ class Record:
         """What a window measured at `steps`, stacked [steps or more]."""
         if not steps:
             return
-        each = [jax.tree.map(lambda leaf, index=index: leaf[index], stacked) for index in range(len(steps))]
-        for step, measured in zip(steps, each, strict=True):
-            self.add(step, watched_scalars(measured))
+        for step, row in zip(steps, watched_scalars(stacked), strict=False):
+            self.add(step, row)
         parts = rule_of(self.variant.config.model).parts
-        self.first = self.first or _judged(each[0], parts)
-        self.last, self.last_watched = _judged(each[-1], parts), steps[-1]
+        first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], stacked) for at in (0, len(steps) - 1))
+        self.first = self.first or _judged(first, parts)
+        self.last, self.last_watched = _judged(last, parts), steps[-1]
 
     def losses(self, start: int, losses: Float[np.ndarray, " K"], made: Bool[np.ndarray, " K"]) -> list[str]:
         """The training losses of a window of K steps from `start` on. Returns a line for each spike that began.
