@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int, Key
 from model.attention import Attention
 from model.config import ModelConfig
 from model.init import Init
-from model.layers import Norm, dropout, soft_cap
+from model.layers import Norm, dropout, soft_cap, wide
 from model.mlp import MLP
 from model.positions import sinusoidal
 from model.residual import Carry, Context, Residual, Sublayer, rule_of
-from model.taps import tap
+from model.taps import power_of_two, scaled, tap
 
 
 class Own(nnx.Module):
@@ -229,11 +229,13 @@ class Transformer(nnx.Module):
 
 
 def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> Seen:
-    x = jax.lax.stop_gradient(x).reshape(*shape, -1)
+    x = jax.lax.stop_gradient(x).astype(wide(x.dtype)).reshape(*shape, -1)
     # The largest entry comes out first: the squares of a plain network's activations may underflow.
-    largest = jnp.max(jnp.abs(x))
-    unit = x / jnp.where(largest > 0, largest, 1)
-    square = jnp.sum(jnp.square(unit), axis=(1, 2))
-    spread = jnp.sum(jnp.square(unit - jnp.mean(unit, axis=1, keepdims=True)), axis=(1, 2))
-    rank = jnp.mean(jnp.sqrt(spread / jnp.where(square > 0, square, 1)))
-    return Seen(rms=largest * jnp.sqrt(jnp.mean(square) / (x.shape[1] * x.shape[2])), rank=rank)
+    k = power_of_two(x)
+    unit = scaled(x, -k)
+    mean_BD = jnp.mean(unit, axis=1)
+    spread_B = jnp.sum(jnp.square(unit - mean_BD[:, None]), axis=(1, 2))
+    # The rest of |X|^2 is that of the mean: one pass over the stream less than to square it.
+    square_B = spread_B + x.shape[1] * jnp.sum(jnp.square(mean_BD), axis=1)
+    rank = jnp.mean(jnp.sqrt(spread_B / jnp.where(square_B > 0, square_B, 1)))
+    return Seen(rms=scaled(jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), k), rank=rank)

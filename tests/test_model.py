@@ -495,6 +495,18 @@ def test_rms_of_tiny_and_empty_streams():
     np.testing.assert_array_equal(found.rank, 0)
 
 
+@pytest.mark.parametrize("largest", [1e-37, 1e-20, 1e20, 1.5e38, 3e38])
+def test_rms_and_rank_at_the_ends_of_the_range(largest):
+    net = network(norm="none", positions="none")
+    params = parameters(net)
+    params["embed"] = params["embed"] / jnp.max(jnp.abs(params["embed"])) * jnp.float32(largest)
+    stream = np.asarray(params["embed"], np.float64)[TOKENS]
+    found = seen(net, params, TOKENS)
+    assert float(found.rms[0]) == pytest.approx(np.sqrt((stream**2).mean()), rel=1e-5, abs=0)
+    spread = np.linalg.norm(stream - stream.mean(axis=1, keepdims=True), axis=(1, 2))
+    assert float(found.rank[0]) == pytest.approx((spread / np.linalg.norm(stream, axis=(1, 2))).mean(), rel=1e-5)
+
+
 # --- config ---
 
 
