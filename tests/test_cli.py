@@ -1,5 +1,6 @@
 """The command line: exit codes, errors in one line, what `sample` and `probe` print and write."""
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from model.network import Network
+from model.residual import RULES
 from train.cli import COMMANDS, main
 from train.core.loss import tapped_loss
 from train.core.probe import _delta, _sizes, finite, number, numbers
@@ -128,10 +130,11 @@ def test_all_that_is_wrong_is_said_at_once(folder, capsys):
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
-def test_wrong_usage_is_2_with_the_usage(folder, capsys, arguments, said):
+def test_wrong_usage_is_2_in_one_line(folder, capsys, arguments, said):
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("usage: deltaflow") and said in err
+    assert err.startswith("deltaflow: ") and said.rstrip("\n") in err
+    assert err.count("\n") == 1 and err.endswith(" --help)\n")
     assert not (folder / "p.json").exists()
 
 
@@ -154,10 +157,16 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("arguments", [["sample"], ["probe", "good.yaml", "--checkpoint"]], ids=" ".join)
 def test_a_folder_that_is_no_run_is_1_in_one_line(folder, capsys, arguments):
-    for where in (".", "nothing"):
+    (folder / "experiment" / "main").mkdir(parents=True)
+    (folder / "experiment" / "main" / "config.yaml").touch()
+    for where, said in (
+        (".", "not a run directory (no config.yaml in it)"),
+        ("experiment", "not a run directory (no config.yaml in it; the runs in it are main)"),
+        ("nothing", "no such folder"),
+        ("experiment/mian", "no such folder; did you mean experiment/main?"),
+    ):
         code, out, err = call(capsys, *arguments, where)
-        assert (code, out) == (1, "")
-        assert err == f"deltaflow: {where}: not a run directory (no config.yaml in it)\n"
+        assert (code, out, err) == (1, "", f"deltaflow: {where}: {said}\n")
 
 
 @pytest.mark.parametrize("path", ["", ".", "hollow", "good.yaml/p.json"])
@@ -310,6 +319,22 @@ def test_what_probe_writes_is_what_the_schema_says(probed):
             validate([probed[0] | wrong])
     with pytest.raises(AssertionError):
         validate({key: field for key, field in probed[0].items() if key != "delta"})
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_what_probe_writes_of_every_rule_is_what_the_schema_says(trained, tmp_path, capsys, rule):
+    file = tmp_path / "p.json"
+    code, _, err = call(capsys, "probe", trained[0], "variants={}", f"model.residual={rule}", "--json", file)
+    assert (code, err) == (0, "")
+    validate(json.loads(file.read_text(encoding="utf-8")))
+
+
+def test_text_that_an_output_cannot_show_is_no_error(trained, monkeypatch):
+    monkeypatch.setattr(Generator, "text", lambda *_: iter(["δ", " a"]))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    assert main(["sample", str(trained[1]), "--prompt", "b"]) == 0
+    assert shown.getvalue() == b"b? a\n"
 
 
 def test_a_config_without_variants_gives_an_object_and_a_table(trained, tmp_path, capsys, probed):

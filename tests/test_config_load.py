@@ -151,7 +151,10 @@ def test_fields_that_are_refused(tmp_path, text, expected):
         ),
         (
             "optimizer: {lr: 1e-5}",
-            ["a.yaml:2: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, got 0.0001"],
+            [
+                "a.yaml:2: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, "
+                "got 0.0001 (its default): set both"
+            ],
         ),
         ("optimizer: {lr: 1e-5, schedule: constant}", []),
         (
@@ -305,6 +308,52 @@ def test_many_problems_are_counted_not_all_printed():
 )
 def test_overrides_that_are_refused(tmp_path, overrides, expected):
     assert lines(tmp_path, "name: a\nvariants: {with: {}}\n", *overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("residual", "model.residual is where residual lives"),
+        ("block_size", "did you mean data.context?"),
+        ("model.n_embd", "did you mean model.width?"),
+        ("model.depth", "did you mean model.layers?"),
+        ("optimizer.type", "did you mean optimizer.name?"),
+        ("train.epochs", "did you mean train.steps?"),
+        ("learning_rate", "did you mean optimizer.lr?"),
+    ],
+)
+def test_what_others_call_it(tmp_path, key, meant):
+    (line,) = lines(tmp_path, "name: a", f"{key}=1")
+    assert line.startswith(f"command line: {key}: unknown key; {meant}")
+
+
+def test_a_default_that_no_longer_fits_is_called_one(tmp_path):
+    (line,) = lines(tmp_path, "name: a", "optimizer.lr=1e-5")
+    assert line.endswith("got 0.0001 (its default): set both")
+    (line,) = lines(tmp_path, "name: a\noptimizer: {min_lr: 1e-3}", "optimizer.lr=1e-5")
+    assert line.endswith("got 0.001")
+
+
+def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\ndata: {corpus: shakespeare}")
+    data = load(path, ["data.path=x.txt"]).variants[0].config.data
+    assert (data.corpus, data.path) == (None, "x.txt")
+    assert load(path, ["data.path=null"]).variants[0].config.data.corpus == "shakespeare"
+    path.write_text("name: a\ndata: {path: x.txt}")
+    data = load(path, ["data.corpus=shakespeare"]).variants[0].config.data
+    assert (data.corpus, data.path) == ("shakespeare", None)
+    both = ["data.corpus=shakespeare", "data.path=x.txt"]
+    assert "give corpus or path, not both" in lines(tmp_path, "name: a", *both)[0]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\nruns_dir: ~/runs\ndata: {path: ~/x.txt}\ntrain: {init_from: ~/runs/b/main}")
+    config = load(path).variants[0].config
+    assert config.runs_dir == f"{tmp_path}/runs" and config.data.path == f"{tmp_path}/x.txt"
+    assert config.train.init_from == f"{tmp_path}/runs/b/main"
 
 
 def test_overrides_set_values_and_the_last_one_wins(tmp_path):

@@ -1,15 +1,18 @@
 """What a run goes on from: its own config and data, the newest checkpoint that is whole, on whatever machine."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train.cli import main
-from train.run import manifest
+from train.run import loop, manifest
 from train.run.checkpoint import Checkpoints
 from train.run.rundir import write_json
 
@@ -169,6 +172,52 @@ def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):
     assert code == 1 and "ckpt/00000008: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
     assert main(["sample", str(run), "--top", "1"]) == 1  # heads, say, change what arrays of the same shapes compute
     assert "ckpt/00000008: was saved under another config (optimizer.warmup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_config_that_was_lost_is_known_by_the_checkpoint(run, whole, capsys, finished):
+    if not finished:
+        cut_back(run)
+    (run / "config.yaml").unlink()
+    code, _, err = train(capsys, "model.layers=2")
+    assert code == 1 and "was saved under another config (model.layers: 1 there, 2 here)" in err
+    assert not (run / "config.yaml").exists()
+    assert train(capsys)[0] == 0
+    assert (run / "config.yaml").read_text() == (whole / run / "config.yaml").read_text()
+    assert logged(run) == logged(whole / run)
+
+
+def test_training_goes_on_when_nobody_reads_what_it_prints(run, whole):
+    command = [sys.executable, "-m", "train", "train", "tiny.yaml", "name=unread"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        said = child.stderr.read()
+    assert (child.returncode, said) == (0, "deltaflow: nobody reads the output any more; training goes on\n")
+    assert json.loads(Path("runs/unread/main/summary.json").read_text())["exit_reason"] == "done"
+
+
+def test_the_share_of_the_peak_that_a_long_training_reached(run, capsys, monkeypatch):
+    """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
+    assert json.loads((run / "summary.json").read_text())["mfu"] is None  # a short one measures no peak
+    monkeypatch.setattr(loop, "_WORTH_A_PEAK_S", 0.0)
+    monkeypatch.setattr(loop.platforms, "matmul_peak", lambda dtype: {"float32": 1e9}[dtype])
+    assert train(capsys, "name=long", "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
+    summary = json.loads(Path("runs/long/main/summary.json").read_text())
+    width, context, tokens, vocabulary = 8, 8, 32, len(set(TEXT))
+    flops = tokens * (6 * (12 * width**2 + vocabulary * width) + 12 * context * width)
+    assert summary["mfu"] == pytest.approx(flops * summary["steps_per_s"] / 1e9, rel=1e-9)
+    rows = [json.loads(line) for line in Path("runs/long/main/metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["perf/mfu"]) for row in rows if "perf/mfu" in row] == [(12, summary["mfu"])]
+
+
+def test_a_closed_output_is_no_error(run):
+    command = f'exec "{sys.executable}" -m train compare runs/tiny/main >&-'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_other_names_are_no_other_config(run, whole, capsys):

@@ -46,19 +46,16 @@ def _text(cell) -> str:
     return "".join(output.get("text", "") for output in cell.get("outputs", []))
 
 
-@pytest.mark.slow
 def test_it_says_loudly_which_device_it_got(notebook):
     assert "THIS IS A CPU: no accelerator" in _text(notebook.cells[3])
 
 
-@pytest.mark.slow
 def test_it_keeps_the_runtimes_jax(notebook):
     import jax
 
     assert f"'jax': '{jax.__version__}'" in _text(notebook.cells[1])
 
 
-@pytest.mark.slow
 def test_it_ends_with_the_table_of_all_variants(notebook):
     table = notebook.cells[-1]["outputs"][-1]["data"]["text/markdown"]
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]

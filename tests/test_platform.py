@@ -67,6 +67,22 @@ def test_where_nothing_is_known_of_bfloat16_it_is_taken_at_its_word(monkeypatch)
     assert compute_dtype(config, select(config)) == "bfloat16"
 
 
+def test_what_the_environment_asks_for_is_named(monkeypatch):
+    """JAX asserts, without a word, that a platform it was told to start is there."""
+
+    def started(backend=None):
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "local_devices", started)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(RunError) as refused:
+        select(TrainConfig())
+    assert str(refused.value) == (
+        "train.device: no device here; JAX sees no device at all (AssertionError); the environment says "
+        "JAX_PLATFORMS=cuda, without which JAX looks for itself"
+    )
+
+
 def test_a_device_that_is_not_there():
     with pytest.raises(RunError, match="train.device: no tpu here; JAX sees cpu"):
         select(TrainConfig(device="tpu"))

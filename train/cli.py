@@ -1,6 +1,6 @@
 """The command line: `deltaflow COMMAND ...`, also `python -m train`.
 
-Exit codes: 0 done, 1 failure, 2 bad config or usage, 130 SIGINT and 143 SIGTERM after saving.
+Exit codes: 0 done, 1 failure, 2 bad config or usage; after saving 129 SIGHUP, 130 SIGINT, 143 SIGTERM.
 """
 
 import argparse
@@ -31,14 +31,23 @@ COMMANDS = {
 _CUT_SHORT: list[KeyboardInterrupt] = []
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2."""
+        self.exit(2, f"deltaflow: {message} (see {self.prog} --help)\n")
+
+
 def script() -> NoReturn:
     """The whole life of a process: `main`, and its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it (>&-)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     gc.set_threshold(50_000, 20, 50)  # of what imports and tracing make nearly all stays: looking for garbage was 5 %
     try:
         code = main(hard=True)
     except KeyboardInterrupt:  # after the handlers were put back
         code = 130
-    if code in (130, 143):  # a compilation in progress would be waited for, and there is nothing more to do
+    if code in (129, 130, 143):  # a compilation in progress would be waited for, and there is nothing more to do
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -63,9 +72,7 @@ def main(arguments: Sequence[str] | None = None, hard: bool = False) -> int:
 
 
 def _run(arguments: Sequence[str] | None, stop: Stop) -> int:
-    parser = argparse.ArgumentParser(
-        prog="deltaflow", description="Train tiny transformers and see where the gradient goes."
-    )
+    parser = _Parser(prog="deltaflow", description="Train tiny transformers and see where the gradient goes.")
     parser.add_argument("--version", action="version", version=f"deltaflow {version('deltaflow')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     argv = list(sys.argv[1:] if arguments is None else arguments)

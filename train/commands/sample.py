@@ -1,6 +1,7 @@
 """`deltaflow sample RUN --prompt TEXT`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from train.commands.types import integer, prompt, temperature
@@ -18,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints the prompt and what follows, or a table of probabilities. Raises DataError, RunError, ConfigError."""
-    from train.run.console import Console
+    from train.run.console import Console, printable
     from train.run.generate import Generator
 
     generator = Generator(Path(parsed.run_directory))
@@ -28,8 +29,8 @@ def run(parsed: argparse.Namespace) -> int:
         Console().table(f"after {parsed.prompt!r}", ["token", "probability"], rows)
         return 0
     generator.tokenizer.encode(parsed.prompt)  # refuses what it does not know before anything is printed
-    print(parsed.prompt, end="", flush=True)
+    print(printable(parsed.prompt, sys.stdout), end="", flush=True)
     for piece in generator.text(parsed.prompt, parsed.tokens, parsed.temperature, parsed.top_k, parsed.seed):
-        print(piece, end="", flush=True)
+        print(printable(piece, sys.stdout), end="", flush=True)
     print()
     return 0

@@ -25,7 +25,7 @@ def run(parsed: argparse.Namespace) -> int:
     from train.run.console import Console
     from train.run.experiment import train
 
-    with Console() as console:
+    with Console(lasting=True) as console:
         outcome = train(experiment, console, parsed.stop, parsed.allow_data_change)
         if parsed.stop.signal is not None:
             console.note("stopped and saved; the same command goes on from here")

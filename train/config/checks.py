@@ -83,7 +83,8 @@ def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
     if low > high and config.optimizer.schedule != "constant":
         yield (
             "optimizer.min_lr",
-            f"expected at most optimizer.lr {show(high)} unless schedule is constant, got {show(low)}",
+            f"expected at most optimizer.lr {show(high)} unless schedule is constant, got {show(low)}"
+            + ("" if "min_lr" in config.optimizer.model_fields_set else " (its default): set both"),
         )
 
 

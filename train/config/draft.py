@@ -9,6 +9,9 @@ from train.config.yaml12 import BAD, Node, Place, Problem, clean, show
 FIXED = ("name", "runs_dir", *SPECIAL)  # what all variants of an experiment share
 
 
+RIVALS = (("data.path", "data.corpus"),)  # of which a config has one
+
+
 @dataclass(frozen=True)
 class Overrides:
     """What a variant sets: its nodes by dotted key; `variant` is its name before the sweep added to it."""
@@ -57,6 +60,7 @@ class Draft:
         self.reshaped = self.reshaped or first in ("variants", "sweep")
         if first not in SPECIAL:
             above = self.spread(Node({key: node}, node.place, ""))
+            self._drop_rivals(above)
             same = {name: old for name, old in self.base.items() if old.place.source == node.place.source}
             self.base = {**merged(self.base, above), **same, **above}
         elif first == "sweep" and rest:
@@ -72,6 +76,14 @@ class Draft:
             self._assign_expect(rest, node)
         else:
             self.expect = dict(self._mapping(node, "variants and their results"))
+
+    def _drop_rivals(self, above: dict[str, Node]) -> None:
+        """What the command line sets takes the place of what the file says in its stead."""
+        for one, other in RIVALS:
+            for key, rival in ((one, other), (other, one)):
+                given, old = above.get(key), self.base.get(rival)
+                if given and given.value is not None and old and old.place.source != given.place.source:
+                    del self.base[rival]
 
     def _assign_variant(self, rest: str, node: Node) -> None:
         name, key = split(rest, self.variants)

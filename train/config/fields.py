@@ -35,6 +35,26 @@ SECTIONS: dict[str, list[str]] = {"": [*RunConfig.model_fields, *SPECIAL]} | {
 SHORT = {"model.residual": "rule"}
 
 
+# What other programs call it.
+_ELSEWHERE = {
+    "data.context": ("block_size", "seq_len", "max_seq_len", "seq_length", "sequence_length", "context_length"),
+    "data.batch": ("batch_size",),
+    "data.path": ("file", "filename", "data_path"),
+    "data.corpus": ("dataset",),
+    "model.layers": ("n_layer", "n_layers", "num_layers", "depth"),
+    "model.heads": ("n_head", "n_heads", "num_heads"),
+    "model.width": ("n_embd", "d_model", "hidden_size", "embed_dim", "dim"),
+    "optimizer.lr": ("learning_rate",),
+    "optimizer.clip": ("grad_clip", "clip_norm", "max_grad_norm"),
+    "optimizer.warmup": ("warmup_iters", "warmup_steps"),
+    "optimizer.name": ("type",),
+    "train.steps": ("step", "epochs", "max_iters", "max_steps", "num_steps", "iterations"),
+    "train.eval_every": ("eval_interval",),
+    "watch.every": ("log_interval", "log_every"),
+}
+_SYNONYMS = {other: key for key, others in _ELSEWHERE.items() for other in others}
+
+
 def related(key: str, reads: Collection[str]) -> bool:
     """Whether a key is one of these keys and sections, or lies in one, or holds one."""
     return any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in reads)
@@ -61,7 +81,9 @@ def unknown(key: str, full: bool) -> tuple[str, str]:
     section, _, last = key.rpartition(".")
     if section in FIELDS:
         return f"unknown key; {section} expects {expected(FIELDS[section])}", section
-    homes = [home for home in FIELDS if home.rpartition(".")[2] == last]
+    homes = [home for home in (*SHORT, *FIELDS) if home.rpartition(".")[2] == last]
+    if not homes and (meant := _SYNONYMS.get(last.lower())):
+        return f"unknown key; did you mean {meant}?", meant
     if section not in SECTIONS:
         meant = nearest(section, SECTIONS)
         if meant and f"{meant}.{last}" in FIELDS:

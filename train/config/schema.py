@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from data.config import DataConfig
+from data.config import DataConfig, at_home
 from model.config import ModelConfig, Section
 from model.traced import Traced
 
@@ -143,7 +143,7 @@ class TrainConfig(Section):
     """How long, how often, on what, in which precision."""
 
     steps: int = Field(default=2000, ge=1, lt=2**31, description="optimizer steps")
-    init_from: str | None = Field(
+    init_from: Annotated[str | None, AfterValidator(at_home)] = Field(
         default=None,
         min_length=1,
         description="run directory (runs/NAME/VARIANT) whose newest checkpoint gives the initial parameters, as far as "
@@ -233,7 +233,9 @@ class RunConfig(Section):
 
     name: str = Field(min_length=1, max_length=100, description="runs go to runs_dir/name/variant")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of init and dropout")
-    runs_dir: str = Field(default="runs", min_length=1, description="where runs go, relative to the current folder")
+    runs_dir: Annotated[str, AfterValidator(at_home)] = Field(
+        default="runs", min_length=1, description="where runs go, relative to the current folder"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()

@@ -30,7 +30,8 @@ def _vanishing(config: RunConfig, update: float | None) -> str:
         return "a lower model.residual.bias, whose gates carry more of the stream, or model.residual: pre_ln"
     if model.init == "normal":
         return f"model.init: xavier, or a larger model.init_std (it is {show(model.init_std)})"
-    return f"fewer model.layers (there are {model.layers}), or model.residual: pre_ln"
+    other = "" if model.residual.rule == "pre_ln" else ", or model.residual: pre_ln"
+    return f"fewer model.layers (there are {model.layers}){other}"
 
 
 def _exploding(config: RunConfig, update: float | None) -> str:

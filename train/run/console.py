@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
 from types import TracebackType
 from typing import TextIO
@@ -17,9 +18,13 @@ PLAIN_S = 5.0  # between plain lines, for each variant that is training
 
 
 class Console:
-    """Prints to `stream` (stdout unless given); a context manager, so that the terminal is left as it was found."""
+    """Prints to `stream` (stdout unless given); a context manager, so that the terminal is left as it was found.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    `lasting`: what it tells of goes on when a pipe's reader has gone, in place of BrokenPipeError.
+    """
+
+    def __init__(self, stream: TextIO | None = None, lasting: bool = False) -> None:
+        self._lasting = lasting
         self._stream = sys.stdout if stream is None else stream
         self._rich = None
         self._live = None
@@ -96,7 +101,8 @@ class Console:
     def close(self) -> None:
         """Ends the live lines, leaving their last state on the screen."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
             atexit.unregister(self.close)
         self._bars.clear()
@@ -122,26 +128,43 @@ class Console:
         for variant, (fraction, texts) in self._bars.items():
             bar = ProgressBar(total=1.0, completed=fraction, width=20) if width >= 110 else ""
             lines.add_row(_plain(variant), bar, *map(_plain, texts))
-        if self._live is None:
-            self._live = Live(lines, console=self._rich, auto_refresh=False)
-            self._live.start()
-            atexit.register(self.close)  # a terminal without a cursor is no way to leave
-        self._live.update(lines, refresh=True)
+        with suppress(OSError):
+            if self._live is None:
+                self._live = Live(lines, console=self._rich, auto_refresh=False)
+                self._live.start()
+                atexit.register(self.close)  # a terminal without a cursor is no way to leave
+            self._live.update(lines, refresh=True)
 
     def _print(self, text: str, *, style: str = "", hang: int = 0) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        text = text.encode(encoding, "replace").decode(encoding)
+        text = printable(text, self._stream)
         if self._rich is None:
             try:
                 print(text, file=self._stream, flush=True)
             except BrokenPipeError:
-                raise
+                if not self._lasting:
+                    raise
+                self._stream = unread(self._stream)
             except OSError:  # the disk that a log is on is full, say: no reason to stop training
                 pass
             return
         if hang and len(text) > self._rich.width > 2 * hang:
             text = textwrap.fill(text, self._rich.width, subsequent_indent=" " * hang, break_on_hyphens=False)
-        self._rich.print(_plain(text, style), soft_wrap=True)
+        with suppress(OSError):  # a terminal that was closed
+            self._rich.print(_plain(text, style), soft_wrap=True)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """The text, with ? for what the stream's encoding does not have."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def unread(stream: TextIO) -> TextIO:
+    """What to print to in place of a pipe that nobody reads any more; says so once on stderr."""
+    print("deltaflow: nobody reads the output any more; training goes on", file=sys.stderr)
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    os.dup2(nowhere.fileno(), stream.fileno())  # the rest of the stream's buffer is flushed at exit
+    return nowhere
 
 
 def _plain(text: str, style: str = ""):

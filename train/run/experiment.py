@@ -1,5 +1,6 @@
 """A whole experiment: its data, its device, its groups one after the other, and what came out."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,13 +58,13 @@ def data_key(config: RunConfig) -> str:
 
 
 def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
-    """Raises RunError when the data is not for the config's task; DataError, ConfigError: of its optimizer."""
+    """Raises ConfigError when the data is not for the config's task, or of its optimizer; RunError, DataError."""
     config = variants[0].config
     dtype, unroll = platforms.compute_dtype(config.train, platform), platforms.unroll(config, platform)
     try:
         network = network_of(config, form, dtype, unroll)
     except TaskError as error:
-        raise RunError(str(error)) from None
+        raise ConfigError([Problem(Place(f"variant {variants[0].name}"), "", str(error))]) from None
     if form.context != config.data.context:
         raise RunError(f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that")
     adopt(config.optimizer)
@@ -125,7 +126,7 @@ def _train(experiment: Experiment, console: Console, stop: Stop, allow_data_chan
     if stop.signal is not None:
         console.note(f"saved: {'; '.join(standing(experiment.variants))}")
         return Outcome(ordered, [], [])
-    console.note(f"compare in TensorBoard: deltaflow tensorboard {root}")
+    console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
     stop.doing = "the report, with all training done"
     ending.write_report(root, console)
     logged = {v.name: _last_logged(directory_of(v)) for v in experiment.variants if v.name in experiment.expect}

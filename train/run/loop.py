@@ -28,7 +28,7 @@ from train.run.lock import locked
 from train.run.opening import admit, described, stands
 from train.run.pace import Pace
 from train.run.platform import Platform
-from train.run.programs import Group, Programs, shapes_of
+from train.run.programs import Group, Programs, model_flops, shapes_of
 from train.run.record import Record
 from train.run.replay import Replay
 from train.run.resume import remember_choices
@@ -41,6 +41,7 @@ from train.run.transfer import open_source, started_from
 from train.run.windows import is_watched, kinds, windows
 
 _PICTURES_EVERY_S = 30.0
+_WORTH_A_PEAK_S = 30.0  # of a shorter training the device's peak is not measured, which takes about a second
 
 
 @dataclass
@@ -315,13 +316,21 @@ class GroupRun:
 
     def _finish(self, timing: dict[str, Any], started: float) -> list[dict[str, Any]]:
         config, seconds = self.group.config, self._pace.call
+        wall_s = time.perf_counter() - started
+        mfu = None
+        if seconds is not None and wall_s >= _WORTH_A_PEAK_S and self.stop.signal is None:
+            calls = len(self.group.variants) if self.group.vmapped else 1
+            flops = calls * model_flops(self.group.network, config.data.batch) / seconds
+            mfu = flops / platforms.matmul_peak(self.group.network.dtype)
+            for _, record in self._journal.live():
+                record.add(config.train.steps, {"perf/mfu": mfu})
         timing |= {
             # Of one call: variants called in turn share the time of a step, vmapped ones each take all of it.
             "steps_per_s": None if seconds is None else 1.0 / seconds,
             "tokens_per_s": None if seconds is None else config.data.batch * config.data.context / seconds,
-            "wall_s": time.perf_counter() - started,
+            "wall_s": wall_s,
             "peak_bytes": platforms.peak_bytes(self.platform),
-            "mfu": None,
+            "mfu": mfu,
             "task": self.group.network.task,
             "platform": self.platform.label,
             "versions": platforms.versions(),

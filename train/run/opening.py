@@ -9,7 +9,7 @@ from train.core.state import parameter_count
 from train.run.checkpoint import Checkpoints, newest_common
 from train.run.console import Console
 from train.run.programs import Group, model_flops
-from train.run.resume import finished_run, same_origin
+from train.run.resume import finished_run, same_origin, saved_alike
 from train.run.rundir import claim, remember_data
 
 
@@ -32,6 +32,8 @@ def admit(
     Raises RunError when one holds another run, or one of other data and `allow` does not let it go on with these.
     """
     for variant, directory in zip(group.variants, directories, strict=True):
+        if not (directory / "config.yaml").exists():
+            saved_alike(variant)
         claim(variant)
         kept = None if source.tokenizer is None else source.tokenizer.to_json()
         if over and allow:

@@ -1,8 +1,11 @@
 """The device a run computes on, the dtype it computes in, and what else depends on the platform."""
 
+import os
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -37,9 +40,13 @@ def select(config: TrainConfig) -> Platform:
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     try:
         devices = jax.local_devices(backend=None if config.device == "auto" else config.device)
-    except RuntimeError as error:
-        why = first_line(error)[:100]
-        raise RunError(f"train.device: no {config.device} here; JAX sees {_seen()} ({why})") from None
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that a backend it was told to start is there
+        why = textwrap.shorten(first_line(error), 100, placeholder=" ...")
+        said = f" ({why})" if why else ""
+        if setting := os.environ.get("JAX_PLATFORMS"):
+            said += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
+        wanted = "device" if config.device == "auto" else config.device
+        raise RunError(f"train.device: no {wanted} here; JAX sees {_seen()}{said}") from None
     platform = Platform(devices[0], kind_of(devices[0]), len(devices))
     if config.dtype == "float64" and platform.kind != "cpu":
         raise RunError(
@@ -69,7 +76,7 @@ def kind_of(device: Any) -> str:
 def _seen() -> str:
     try:
         return ", ".join(sorted({kind_of(device) for device in jax.local_devices()}))
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
         return "no device at all"
 
 
@@ -120,6 +127,7 @@ def peak_bytes(platform: Platform) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@cache
 def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:
     """FLOP/s of a [size, size] product on the default device, best of repeats that fill `seconds`."""
     a = jnp.ones((size, size), dtype)

@@ -88,6 +88,13 @@ def same_origin(variant: Variant, step: int) -> str | None:
     return changed and f"saved with {changed}: what follows is not bitwise what it would have been"
 
 
+def saved_alike(variant: Variant) -> None:
+    """Where config.yaml is lost the newest checkpoint knows the config. Raises RunError when it is another."""
+    if step := newest(variant):
+        checkpoints = Checkpoints(directory_of(variant))
+        same_config(checkpoints.folder(step), checkpoints.manifest(step).origin, variant.config)
+
+
 def steps_per_call_of(directory: Path, guess: int) -> int:
     """K as it was when the run first started, so that its windows are cut at the same steps. Raises RunError."""
     path = directory / "choices.json"

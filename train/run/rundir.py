@@ -1,5 +1,6 @@
 """The run directory of one variant: runs_dir/name/variant/."""
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -167,8 +168,22 @@ def read_config(directory: Path) -> RunConfig:
     """The resolved config of a run. Raises RunError when the folder is no run, ConfigError when it was edited badly."""
     path = directory / "config.yaml"
     if not path.is_file():
-        raise RunError(f"{directory}: not a run directory (no config.yaml in it)")
+        if not directory.exists():
+            raise RunError(f"{directory}: no such folder{_similar(directory)}")
+        within = sorted(found.parent.name for found in directory.glob("*/config.yaml"))
+        instead = f"; the runs in it are {', '.join(within[:5])}" if within else ""
+        raise RunError(f"{directory}: not a run directory (no config.yaml in it{instead})")
     return load(path).variants[0].config
+
+
+def _similar(directory: Path) -> str:
+    """`; did you mean RUN?` for a folder beside one that is not there."""
+    try:
+        names = sorted(entry.name for entry in directory.parent.iterdir() if entry.is_dir())[:1000]
+    except (OSError, ValueError):
+        return ""
+    found = difflib.get_close_matches(directory.name, names, 1)
+    return f"; did you mean {directory.parent / found[0]}?" if found else ""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM. While there is a state worth saving they wait for the end of the current window; everywhere else
-they stop at once, for nothing is lost by it. A second SIGINT stops at once everywhere.
+"""SIGINT, SIGTERM, and SIGHUP, which a terminal sends when it is closed. While there is a state worth saving they wait
+for the end of the current window; everywhere else they stop at once, for nothing is lost by it. A second SIGINT stops
+at once everywhere.
 
 Python runs a handler only between two of its own instructions, so not while the main thread waits for a compiler, a
 device or a disk. A second thread hears of a signal all the same: it says what is waited for, and ends a process that
@@ -21,7 +22,7 @@ from typing import Any
 from train.run.unraisable import drop, reporting
 
 GRACE_S = 2.0  # from a signal that stops at once to the end of a process that does not get round to it
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _LOST = 0  # in the watcher's pipe, where Python writes the numbers of signals
 
 
@@ -43,7 +44,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT and 143 for SIGTERM, as a shell reports a process that they ended."""
+        """129 for SIGHUP, 130 for SIGINT and 143 for SIGTERM, as a shell reports a process that they ended."""
         return 0 if self.signal is None else 128 + self.signal
 
     def check(self) -> None:
@@ -78,9 +79,11 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     watcher.start()
     drop(_is_ours)
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before.get(getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:  # nohup: it is not to end with the terminal
+        del before[signal.SIGHUP]
     others = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     try:  # from here on: the first handler may be called before the second one is there
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, handlers.handle)
         yield
     finally:
