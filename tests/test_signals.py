@@ -82,6 +82,14 @@ def run(folder, monkeypatch, request):
     shutil.rmtree(folder / name, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def from_a_terminal():
+    """Where the suite itself runs under nohup, SIGHUP is ignored, here and in every child."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def kill(number: int = signal.SIGTERM) -> None:
     """The handler runs before this returns."""
     os.kill(os.getpid(), number)
