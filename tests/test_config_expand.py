@@ -215,7 +215,7 @@ def test_a_conflict_in_a_sweep_is_reported_at_its_value(tmp_path):
     ]
     assert problems(tmp_path, text) == [
         "a.yaml:6: optimizer.min_lr: expected at most optimizer.lr 1e-5 unless schedule is constant, "
-        "got 0.0001 (variant x,lr=1e-5 and 1 more)",
+        "got 0.0001 (its default): set both (variant x,lr=1e-5 and 1 more)",
     ]
 
 
