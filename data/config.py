@@ -1,9 +1,8 @@
 """What the `data:` section of a config may say."""
 
-from os.path import expanduser
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _Row = Annotated[tuple[float, ...], Field(strict=False)]
 _Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
@@ -14,11 +13,6 @@ MOST_CONTEXT = 2**20
 MOST_DRAWN = 2**14  # context of a task whose held-out windows are drawn, 4096 of them
 MOST_STATES = 1000  # of a chain whose eigenvalues are looked at
 DRAWN = ("markov", "copy", "reverse", "sort", "induction", "linear_regression")
-
-
-def at_home(path: str | None) -> str | None:
-    """A path whose ~ is the home folder, as in a shell."""
-    return path if path is None else expanduser(path)
 
 
 class DataConfig(BaseModel):
@@ -51,7 +45,7 @@ class DataConfig(BaseModel):
         description="text: a known corpus; python-docs ships with Python, shakespeare is downloaded; "
         "null = python-docs",
     )
-    path: Annotated[str | None, AfterValidator(at_home)] = Field(
+    path: str | None = Field(
         default=None,
         min_length=1,
         description="text: a UTF-8 text file, a folder (its .txt files) or a pattern such as books/*.txt, "

@@ -1,7 +1,6 @@
 """Where a corpus comes from, and its bytes as checked text."""
 
 import codecs
-import difflib
 import io
 import logging
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.config import DataConfig
-from data.files import kind_of
+from data.files import beside, kind_of
 from data.tokenizer import DataError
 
 _CHUNK = 2**20
@@ -117,11 +116,10 @@ def _file(name: str, label: str, where: str, expected: str = _TEXT) -> Corpus:
 
 
 def _nearest(path: Path) -> str:
-    try:
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
-    except OSError:
+    if not path.parent.is_dir():
         return f"; nor does its folder {str(path.parent)!r}"
-    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+    near = beside(path)
+    return f"; did you mean {str(near)!r}?" if near else ""
 
 
 def cache_folder() -> Path:

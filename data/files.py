@@ -1,8 +1,10 @@
 """Files that somebody else may have written, opened with care: regular ones only, of a size that was agreed on."""
 
+import difflib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,16 @@ def content_of(path: str | os.PathLike[str], at_most: int | None = None) -> byte
     if at_most is not None and len(content) > at_most:
         raise ValueError(f"expected at most {at_most} bytes")
     return content
+
+
+def beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | None:
+    """What `fits` in the same folder and has the name most like this one's; None where nothing comes close."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir() if fits(entry))[:1000]
+    except (OSError, ValueError):
+        return None
+    found = difflib.get_close_matches(path.name, names, 1)
+    return path.parent / found[0] if found else None
 
 
 def json_of(path: Path, at_most: int = _MOST_JSON) -> Any:

@@ -350,10 +350,9 @@ def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "a.yaml"
-    path.write_text("name: a\nruns_dir: ~/runs\ndata: {path: ~/x.txt}\ntrain: {init_from: ~/runs/b/main}")
+    path.write_text("name: a\nruns_dir: ~/runs\ntrain: {init_from: ~/runs/b/main}")
     config = load(path).variants[0].config
-    assert config.runs_dir == f"{tmp_path}/runs" and config.data.path == f"{tmp_path}/x.txt"
-    assert config.train.init_from == f"{tmp_path}/runs/b/main"
+    assert (config.runs_dir, config.train.init_from) == (f"{tmp_path}/runs", f"{tmp_path}/runs/b/main")
 
 
 def test_overrides_set_values_and_the_last_one_wins(tmp_path):

@@ -439,7 +439,7 @@ def test_a_process_ends_that_does_not_get_round_to_it(within, numbers, code, sai
 def test_under_nohup_a_closed_terminal_is_not_heard():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with listening(Stop()) as _:
+        with listening(Stop()):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -7,9 +7,7 @@ from train.config.fields import FIELDS, SECTIONS, SHORT, SPECIAL, did_you_mean, 
 from train.config.yaml12 import BAD, Node, Place, Problem, clean, show
 
 FIXED = ("name", "runs_dir", *SPECIAL)  # what all variants of an experiment share
-
-
-RIVALS = (("data.path", "data.corpus"),)  # of which a config has one
+RIVALS = {"data.path": "data.corpus", "data.corpus": "data.path"}  # of which a config has one
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,12 @@ class Draft:
         else:
             self.expect = dict(self._mapping(node, "variants and their results"))
 
-    def _drop_rivals(self, above: dict[str, Node]) -> None:
+    def _drop_rivals(self, above: Mapping[str, Node]) -> None:
         """What the command line sets takes the place of what the file says in its stead."""
-        for one, other in RIVALS:
-            for key, rival in ((one, other), (other, one)):
-                given, old = above.get(key), self.base.get(rival)
-                if given and given.value is not None and old and old.place.source != given.place.source:
-                    del self.base[rival]
+        for key, given in above.items():
+            old = self.base.get(RIVALS.get(key, ""))
+            if old and given.value is not None and old.place.source != given.place.source:
+                del self.base[RIVALS[key]]
 
     def _assign_variant(self, rest: str, node: Node) -> None:
         name, key = split(rest, self.variants)

@@ -1,6 +1,5 @@
 """Reads an experiment from YAML, and says everything that is wrong with it at once, each thing in one line."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.files import content_of
+from data.files import beside, content_of
 from train.config import checks
 from train.config.draft import Draft, merged
 from train.config.expand import expand, expectations
@@ -124,13 +123,8 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
 
 def _similar(path: str | os.PathLike[str]) -> str:
     """`; did you mean FILE?` for a file of the same folder."""
-    wanted = Path(os.fsdecode(path))
-    try:
-        names = [entry.name for entry in wanted.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
-    except (OSError, ValueError):
-        return ""
-    found = difflib.get_close_matches(wanted.name, sorted(names)[:1000], 1, 0.6)
-    return f"; did you mean {clean(str(wanted.parent / found[0]), 1000)}?" if found else ""
+    found = beside(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
+    return f"; did you mean {clean(str(found), 1000)}?" if found else ""
 
 
 def _draft(root: Node | None, problems: list[Problem], source: str) -> Draft:

@@ -3,11 +3,12 @@
 No JAX here: a config is loaded and checked before JAX starts.
 """
 
+from os.path import expanduser
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from data.config import DataConfig, at_home
+from data.config import DataConfig
 from model.config import ModelConfig, Section
 from model.traced import Traced
 
@@ -139,11 +140,15 @@ class TaskConfig(Section):
     )
 
 
+def _at_home(path: str | None) -> str | None:
+    return None if path is None else expanduser(path)
+
+
 class TrainConfig(Section):
     """How long, how often, on what, in which precision."""
 
     steps: int = Field(default=2000, ge=1, lt=2**31, description="optimizer steps")
-    init_from: Annotated[str | None, AfterValidator(at_home)] = Field(
+    init_from: Annotated[str | None, AfterValidator(_at_home)] = Field(
         default=None,
         min_length=1,
         description="run directory (runs/NAME/VARIANT) whose newest checkpoint gives the initial parameters, as far as "
@@ -233,7 +238,7 @@ class RunConfig(Section):
 
     name: str = Field(min_length=1, max_length=100, description="runs go to runs_dir/name/variant")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of init and dropout")
-    runs_dir: Annotated[str, AfterValidator(at_home)] = Field(
+    runs_dir: Annotated[str, AfterValidator(expanduser)] = Field(
         default="runs", min_length=1, description="where runs go, relative to the current folder"
     )
     model: ModelConfig = ModelConfig()

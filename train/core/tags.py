@@ -28,8 +28,8 @@ def _names(prefix: str, count: int, suffix: str) -> tuple[str, ...]:
     return tuple(f"{prefix}/{layer(index)}{suffix}" for index in range(count))
 
 
-# Tags, and their values at several steps, [steps, tags]: many at once, since a call for each would take the host longer
-# than a step of a small model takes the device.
+# Tags, and their values at several steps, [steps, tags]: many at once, since what the host does for a step takes cores
+# from the next one where the device is a CPU.
 Columns: TypeAlias = list[tuple[tuple[str, ...], np.ndarray]]
 
 

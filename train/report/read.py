@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.files import content_of
+from data.files import beside, content_of
 from train.config.load import MAX_BYTES
 from train.config.yaml12 import Place, clean, read, show
 from train.gradflow.course import Series
@@ -112,13 +112,21 @@ def depth_series(
     return steps, values
 
 
+def no_run(folder: Path, lacks: str) -> str:
+    """What to say of a folder without the file that a run has, and of one that is not there."""
+    if not folder.exists():
+        near = beside(folder, Path.is_dir)
+        return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
+    runs = sorted(found.parent.name for found in folder.glob(f"*/{lacks}"))
+    instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
+    return f"{folder}: not a run directory (no {lacks} in it{instead})"
+
+
 def _text(path: Path, at_most: int) -> str:
     try:
         return content_of(path, at_most).decode("utf-8", errors="replace")
     except FileNotFoundError:
-        runs = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
-        instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
-        raise ReportError(f"{path.parent}: not a run directory (no {path.name} in it{instead})") from None
+        raise ReportError(no_run(path.parent, path.name)) from None
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # no regular file, or too large

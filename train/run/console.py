@@ -161,9 +161,12 @@ def printable(text: str, stream: TextIO) -> str:
 
 def unread(stream: TextIO) -> TextIO:
     """What to print to in place of a pipe that nobody reads any more; says so once on stderr."""
-    print("deltaflow: nobody reads the output any more; training goes on", file=sys.stderr)
     nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     os.dup2(nowhere.fileno(), stream.fileno())  # the rest of the stream's buffer is flushed at exit
+    try:
+        print("deltaflow: nobody reads the output any more; training goes on", file=sys.stderr, flush=True)
+    except OSError:  # `2>&1 | head`
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     return nowhere
 
 

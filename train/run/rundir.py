@@ -1,6 +1,5 @@
 """The run directory of one variant: runs_dir/name/variant/."""
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 from data.files import json_of
 from train.config.load import Variant, flatten, load, to_yaml
 from train.config.schema import CHANGEABLE, LABELS, RunConfig
+from train.report.read import no_run
 from train.run.disk import refusal
 from train.run.durable import sync_folder
 from train.run.errors import RunError
@@ -168,22 +168,8 @@ def read_config(directory: Path) -> RunConfig:
     """The resolved config of a run. Raises RunError when the folder is no run, ConfigError when it was edited badly."""
     path = directory / "config.yaml"
     if not path.is_file():
-        if not directory.exists():
-            raise RunError(f"{directory}: no such folder{_similar(directory)}")
-        within = sorted(found.parent.name for found in directory.glob("*/config.yaml"))
-        instead = f"; the runs in it are {', '.join(within[:5])}" if within else ""
-        raise RunError(f"{directory}: not a run directory (no config.yaml in it{instead})")
+        raise RunError(no_run(directory, path.name))
     return load(path).variants[0].config
-
-
-def _similar(directory: Path) -> str:
-    """`; did you mean RUN?` for a folder beside one that is not there."""
-    try:
-        names = sorted(entry.name for entry in directory.parent.iterdir() if entry.is_dir())[:1000]
-    except (OSError, ValueError):
-        return ""
-    found = difflib.get_close_matches(directory.name, names, 1)
-    return f"; did you mean {directory.parent / found[0]}?" if found else ""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

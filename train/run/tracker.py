@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PUT_S = 1.0  # longest that one call waits for a place in the queue
 DRAIN_S = 30.0  # longest that drain and close wait for the disk
-SHAPES_OF_ROWS = 16  # sets of tags, each kept as an event to fill in: to name them takes ten times as long
+SHAPES_OF_ROWS = 16  # sets of tags, each kept as an event to fill in: to name them takes six times as long
 
 
 class Tracker:
