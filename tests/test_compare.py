@@ -376,6 +376,7 @@ def test_variants_come_in_the_order_of_their_numbers(tmp_path):
         (["broken/log"], "metrics.jsonl:1: expected an object with step and numbers"),
         (["broken/summary"], "summary.json: not JSON"),
         (["broken/config"], "config.yaml"),
+        (["broken"], "broken: left out, cannot be read: broken/config/config.yaml"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
@@ -393,6 +394,20 @@ def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, me
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("deltaflow: ") and err.count("\n") == 1 and message in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "summary.json", "config.yaml"])
+def test_a_run_that_cannot_be_read_costs_an_experiment_that_run_only(sweep, capsys, file):
+    (sweep / "with,seed=1" / file).write_text("{\n\n")
+    assert main(["compare", str(sweep)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"warning: left out, cannot be read: {sweep}/with,seed=1/{file}" in said
+    assert [len(group.runs) for group in compare([sweep]).groups] == [2, 3]
+
+
+def test_a_copy_of_the_yaml_beside_the_runs_makes_the_experiment_no_run(sweep):
+    (sweep / "config.yaml").write_text("name: sweep\n")
+    assert [len(group.runs) for group in compare([sweep]).groups] == [3, 3]
 
 
 def test_the_command_prints_tables_and_writes_what_is_asked_for(sweep, tmp_path, monkeypatch, capsys):

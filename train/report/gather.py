@@ -7,13 +7,15 @@ from pathlib import Path
 from train.config.yaml12 import clean
 from train.report.read import ReportError, Run, read_run
 
+_UNREAD = "left out, cannot be read: "
+
 
 def gather(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     """The runs, an experiment's in the order of their names (numbers by size), and a line for each left out of one.
 
     Raises:
-        ReportError: a folder is missing or holds no run, two are the same run, a file of one cannot be read, or
-            nothing has been logged.
+        ReportError: a folder is missing or holds no run, two are the same run, a file of one that was named itself
+            cannot be read, or nothing has been logged.
     """
     runs: list[Run] = []
     left_out: list[str] = []
@@ -24,8 +26,14 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             if twin := seen.get(directory.resolve()):
                 raise ReportError(f"{where}: expected different runs, got the same folder as {twin}")
             seen[directory.resolve()] = where
-            # Before its first row a run has an empty log, or none.
-            run = read_run(directory) if (directory / "metrics.jsonl").exists() else None
+            try:
+                # Before its first row a run has an empty log, or none.
+                run = read_run(directory) if (directory / "metrics.jsonl").exists() else None
+            except ReportError as error:
+                if alone:
+                    raise
+                left_out.append(f"{_UNREAD}{clean(str(error), 400)}")
+                continue
             if run is not None and run.steps:
                 runs.append(run)
             elif alone:
@@ -33,7 +41,9 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             else:
                 left_out.append(f"{where}: left out, nothing logged yet")
     if not runs:
-        raise ReportError(f"{', '.join(clean(str(f), 200) for f in folders)}: nothing to show yet, no run has logged")
+        said = "; ".join(line for line in left_out if line.startswith(_UNREAD))
+        where = ", ".join(clean(str(folder), 200) for folder in folders)
+        raise ReportError(f"{where}: {said or 'nothing to show yet, no run has logged'}")
     return runs, left_out
 
 
@@ -55,12 +65,12 @@ def _directories(folder: Path) -> Iterator[tuple[Path, bool]]:
     """(run directory, whether the folder is one itself)."""
     where = clean(str(folder), 200)
     try:
-        if (folder / "config.yaml").is_file():
+        found = [path for path in folder.iterdir() if (path / "config.yaml").is_file()] if folder.is_dir() else []
+        if (folder / "config.yaml").is_file() and not found:  # a copy of its YAML makes no experiment a run
             yield folder, True
             return
         if not folder.is_dir():
             raise ReportError(f"{where}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
-        found = [path for path in folder.iterdir() if (path / "config.yaml").is_file()]
     except (OSError, ValueError) as error:
         raise ReportError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not found:

@@ -10,6 +10,7 @@ from typing import Any
 from data.open import open_source
 from data.source import Form, Source
 from model.network import Network
+from train.config.doubts import doubts
 from train.config.fields import did_you_mean
 from train.config.load import ConfigError, Experiment, Problem, Variant
 from train.config.schema import RunConfig
@@ -151,6 +152,8 @@ def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform
     console.block(f"deltaflow {experiment.name}", rows)
     if platform.count > 1:
         console.warn(f"one of {platform.count} devices is used: {platform.device}")
+    for line in doubts(experiment.variants):
+        console.warn(line)
 
 
 _SUMMARY_KEYS = {

@@ -1,0 +1,30 @@
+"""What a config may say, and hardly anybody means."""
+
+from collections.abc import Iterable
+
+from train.config.load import Variant
+from train.config.schema import RunConfig
+from train.config.yaml12 import show
+
+
+def doubts(variants: Iterable[Variant]) -> list[str]:
+    """A line for each thing that is allowed and unlikely, with the variants it is true of."""
+    said: dict[str, list[str]] = {}
+    for variant in variants:
+        for line in _doubts(variant.config):
+            said.setdefault(line, []).append(variant.name)
+    return [f"{', '.join(names)}: {line}" for line, names in said.items()]
+
+
+def _doubts(config: RunConfig) -> list[str]:
+    optimizer, steps = config.optimizer, config.train.steps
+    lines = []
+    if optimizer.lr == 0:  # min_lr is at most that, or is not used
+        lines.append("optimizer.lr 0 leaves every parameter as it was drawn")
+    elif optimizer.warmup >= steps:
+        reached = show(round(steps / (optimizer.warmup + 1), 3))
+        lines.append(
+            f"optimizer.warmup {optimizer.warmup} is not over within train.steps {steps}: the last step's learning "
+            f"rate is {reached} of what the warm-up leads to"
+        )
+    return lines
