@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from model.double import in_double
 from model.layers import wide
 
 
@@ -44,47 +45,18 @@ def exponent_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where((bits == 0) | ~jnp.isfinite(largest), 0, k).astype(jnp.float32)
 
 
-def scaled(x: Float[Array, "..."], k: Float[Array, "..."] | None) -> Float[Array, "..."]:
-    """x * 2^k exactly, for integers k within the limit of x's dtype; x for None."""
-    if k is None:
-        return x
+def scaled(x: Float[Array, "..."], k: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * 2^k exactly, for integers k within the limit of x's dtype."""
     mantissa, bias, integer = _layout(x.dtype)
     power = jax.lax.bitcast_convert_type((k.astype(integer) + bias) << mantissa, wide(x.dtype))
     return x * power.astype(x.dtype)
 
 
-def root_sums(sums_at: Callable[[Float[Array, ""] | None], Float[Array, "..."]]) -> tuple[Array, Array]:
-    """(mantissa, k) of norms mantissa * 2^k, with no limit of range. sums_at(s): sums of squares of entries * 2^s, of
-    the entries for None.
-
-    Scales are tried only while a sum is not right to its last digits: below the root of the dtype's smallest number,
-    where squares that underflow may count (of up to 2^30 entries none does above it), or not finite. One pass over the
-    entries where two are needed to factor the largest one out; for a CPU, since an accelerator would stop at the
-    loop's condition.
-    """
-    sums = sums_at(None)
-    limit, least = jnp.finfo(sums.dtype).maxexp, float(jnp.finfo(sums.dtype).tiny) ** 0.5
-    # For float32 the first is good from 2^-31 to 2^64; these to 2^-155, below all there is; 2^-95 to 1; 2^48 to 2^144.
-    scales = jnp.asarray([limit - 4, limit // 2, -limit * 5 // 8], jnp.float32)
-
-    def good(found: Array) -> Array:
-        return (found > least) & jnp.isfinite(found)
-
-    def unsettled(state: tuple[Array, ...]) -> Array:
-        index, _, _, settled = state
-        return (index < len(scales)) & ~jnp.all(settled)
-
-    def tried(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        index, best, k, settled = state
-        found = sums_at(scales[index])
-        take = ~settled & good(found)
-        best, k = jnp.where(take, found, best), jnp.where(take, -scales[index], k)
-        return index + 1, best, k, settled | take | (found == 0)  # zero at the first scale is one
-
-    # Where no scale is good the unscaled sum stands: zero, an infinity or nan.
-    start = (jnp.zeros((), jnp.int32), sums, jnp.zeros(sums.shape, jnp.float32), good(sums) | jnp.isnan(sums))
-    _, best, k, _ = jax.lax.while_loop(unsettled, tried, start)
-    return jnp.sqrt(best), k
+def rooted(sums: Float[Array, "..."]) -> tuple[Array, Array]:
+    """(mantissa, k), float32, of the norms mantissa * 2^k with these sums of squares, mantissas in [0.5, 1) or 0."""
+    root = jnp.sqrt(sums)
+    k = exponent_of(root)
+    return scaled(root, -k).astype(jnp.float32), k
 
 
 def _layout(dtype: jax.typing.DTypeLike) -> tuple[int, int, type]:
@@ -121,21 +93,23 @@ def _forward(carry, exponent, slot, stream):
 def _backward(stream, _, cotangents):
     delta, above = cotangents
     by_largest = partial(_by_largest, delta, stream)
-    if stream is None and isinstance(delta, jax.Array):
-        k, mantissa = jax.lax.platform_dependent(cpu=partial(_by_norm, delta), default=by_largest)
-    else:
+    if any(wide(leaf.dtype) == jnp.dtype("float64") for leaf in jax.tree.leaves(delta)):
         k, mantissa = by_largest()
+    else:
+        by_norm = partial(in_double, partial(_by_norm, delta, stream))
+        k, mantissa = jax.lax.platform_dependent(cpu=by_norm, default=by_largest)
     e = above + k
     return jax.tree.map(lambda leaf: scaled(leaf, -k), delta), e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 
 
-def _by_norm(delta: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(k, |delta| * 2^-k): 2^-k brings delta into range."""
-    dtype = wide(delta.dtype)
-    mantissa, exponent = root_sums(lambda s: jnp.sum(jnp.square(scaled(delta.astype(dtype), s))))
-    limit = exponent_limit(delta.dtype)
-    k = jnp.clip(exponent_of(mantissa) + exponent, -limit, limit)
-    return k, scaled(mantissa, exponent - k)
+def _by_norm(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`_by_largest` with the norm of all of delta in place of its largest entry. Run it in `in_double`."""
+    limit = min(exponent_limit(leaf.dtype) for leaf in jax.tree.leaves(delta))
+    delta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), delta)
+    seen = delta if stream is None else stream(delta)
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(delta)]
+    k = jnp.clip(exponent_of(jnp.sqrt(sum(squares))), -limit, limit)
+    return k, scaled(jnp.sqrt(jnp.sum(jnp.square(seen))), -k).astype(jnp.float32)
 
 
 def _by_largest(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from model.attention import Attention
 from model.config import ModelConfig
+from model.double import in_double
 from model.init import Init
 from model.layers import Norm, dropout, soft_cap, wide
 from model.mlp import MLP
@@ -157,6 +158,8 @@ class Transformer(nnx.Module):
         """
         config, rule = self.config, rule_of(self.config)
         carry, context = self.begin(tokens, numbers, key)
+        if min(unroll, config.layers) > 1:
+            context = context._replace(one=1 + 0 * context.numbers["skip_scale"])
         graph, stacked = nnx.split(self.blocks)
 
         def look(carry: Carry) -> Seen | None:
@@ -229,13 +232,25 @@ class Transformer(nnx.Module):
 
 
 def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> Seen:
-    x = jax.lax.stop_gradient(x).astype(wide(x.dtype)).reshape(*shape, -1)
-    # The largest entry comes out first: the squares of a plain network's activations may underflow.
-    k = power_of_two(x)
-    unit = scaled(x, -k)
-    mean_BD = jnp.mean(unit, axis=1)
-    spread_B = jnp.sum(jnp.square(unit - mean_BD[:, None]), axis=(1, 2))
+    x = jax.lax.stop_gradient(x).reshape(*shape, -1)
+
+    def in_one_scale() -> Seen:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _statistics(x.astype(jnp.float64)))
+
+    def largest_factored_out() -> Seen:  # the squares of a plain network's activations may underflow
+        k = power_of_two(x)
+        seen = _statistics(scaled(x.astype(wide(x.dtype)), -k))
+        return seen._replace(rms=scaled(seen.rms, k))
+
+    if wide(x.dtype) == jnp.dtype("float64"):
+        return largest_factored_out()
+    return jax.lax.platform_dependent(cpu=partial(in_double, in_one_scale), default=largest_factored_out)
+
+
+def _statistics(x: Float[Array, "B T D"]) -> Seen:
+    mean_BD = jnp.mean(x, axis=1)
+    spread_B = jnp.sum(jnp.square(x - mean_BD[:, None]), axis=(1, 2))
     # The rest of |X|^2 is that of the mean: one pass over the stream less than to square it.
     square_B = spread_B + x.shape[1] * jnp.sum(jnp.square(mean_BD), axis=1)
     rank = jnp.mean(jnp.sqrt(spread_B / jnp.where(square_B > 0, square_B, 1)))
-    return Seen(rms=scaled(jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), k), rank=rank)
+    return Seen(rms=jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), rank=rank)

@@ -76,8 +76,18 @@ def test_a_training_ends_with_a_report(trained, capsys):
     assert "without_skip" in page.read_text()
 
 
-def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
+def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep, capsys):
     (sweep / "alone" / "summary.json").write_text("{")
+    ending.write_report(sweep, Console())
+    out = capsys.readouterr().out
+    assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: not JSON")
+    assert out.splitlines()[-1] == f"report: {sweep}/report.html"
+    assert f"left out, cannot be read: {sweep}/alone" in (sweep / "report.md").read_text()
+
+
+def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
+    for run in sweep.iterdir():
+        (run / "summary.json").write_text("{")
     ending.write_report(sweep, Console())
     out = capsys.readouterr().out
     assert out.startswith("warning: no report: ") and "summary.json: not JSON" in out and out.count("\n") == 1

@@ -5,6 +5,7 @@ the last block, before the final norm. (Textbooks write delta for dL/d pre-activ
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -90,27 +91,21 @@ def true_gradients(result: Backward) -> Params:
 def _unscaled(result: Backward) -> Params:
     """`params` of the result with its powers of two multiplied back."""
     exponents = exponents_of(result)
-
-    def unscaled(name: str) -> Any:
-        exponent = exponents[name]
-        if exponent.ndim:  # stacked blocks: one exponent a layer
-            return jax.tree.map(
-                jax.vmap(_shift, in_axes=(0, 0)), result.params[name], _like(result.params[name], exponent)
-            )
-        return jax.tree.map(lambda leaf: _shift(leaf, exponent), result.params[name])
-
-    return {name: unscaled(name) for name in result.params}
+    return {
+        name: jax.tree.map(partial(_shift, exponent=exponents[name]), leaves) for name, leaves in result.params.items()
+    }
 
 
-def _like(tree: Any, leaf: Array) -> Any:
-    return jax.tree.map(lambda _: leaf, tree)
-
-
-def _shift(x: Array, exponent: Float[Array, ""]) -> Array:
+def _shift(x: Float[Array, "..."], exponent: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * 2^exponent; the exponents are of x's leading axes."""
     # In two halves: 2^exponent alone may be out of range where x * 2^exponent is not.
     limit = exponent_limit(x.dtype)
     half = jnp.clip(jnp.trunc(exponent / 2), -limit, limit)
-    return scaled(scaled(x, half), jnp.clip(exponent - half, -limit, limit))
+    for k in (half, jnp.clip(exponent - half, -limit, limit)):
+        # A quotient, which is exact here: XLA:CPU fuses whatever is cheaper into the kernel of every parameter.
+        power = 1 / scaled(jnp.ones_like(k, wide(x.dtype)), -k)
+        x = x * power.astype(x.dtype).reshape(k.shape + (1,) * (x.ndim - k.ndim))
+    return x
 
 
 class Flow(NamedTuple):

@@ -2,11 +2,12 @@
 
 A float32 sum of squares is flushed to zero for entries below 1e-19, and the entries themselves at 1e-38. So a norm is
 a pair (mantissa, exponent) with value mantissa * 2^exponent: the power of two of the largest entry is taken out
-first (on a CPU only where the plain sum leaves its range), and exponents that a tap took out of the cotangent
-(model/taps.py) are simply added. Nothing is floored; an exact zero is mantissa 0.
+first (a CPU sums in float64 instead), and exponents that a tap took out of the cotangent (model/taps.py) are simply
+added. Nothing is floored; an exact zero is mantissa 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from model.double import in_double
 from model.layers import wide
-from model.taps import exponent_of, power_of_two, root_sums, scaled
+from model.taps import exponent_of, power_of_two, rooted, scaled
 
 
 class Norm(NamedTuple):
@@ -88,23 +90,22 @@ def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
     axes = [tuple(range(len(kept), leaf.ndim)) for leaf in leaves]
     dtype = jnp.result_type(*(wide(leaf.dtype) for leaf in leaves))
 
-    def sums_of_squares(k: Array | None) -> Array:
-        """Of the leaves times 2^k; k [] or [*kept, leaves]."""
-        sums = []
-        for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
-            unit = leaf.astype(dtype)  # wide before squaring: a bfloat16 square keeps three digits
-            if k is not None:
-                own = k[..., i] if k.ndim else k
-                unit = scaled(unit, own.reshape(own.shape + (1,) * (leaf.ndim - own.ndim)))
-            sums.append(jnp.sum(jnp.square(unit), axis=axis))
-        return jnp.stack(sums, axis=-1)
+    def sums_of_squares(units: list[Array]) -> Array:
+        return jnp.stack([jnp.sum(jnp.square(unit), axis=axis) for unit, axis in zip(units, axes, strict=True)], -1)
 
     def largest_factored_out() -> Norm:
         tops = [jnp.max(jnp.abs(leaf), axis=axis).astype(dtype) for leaf, axis in zip(leaves, axes, strict=True)]
         k = exponent_of(jnp.stack(tops, axis=-1))
-        return Norm(jnp.sqrt(sums_of_squares(-k)), k)
+        units = [leaf.astype(dtype) for leaf in leaves]  # wide before squaring: a bfloat16 square keeps three digits
+        own = [-k[..., i].reshape(kept + (1,) * (leaf.ndim - len(kept))) for i, leaf in enumerate(leaves)]
+        return Norm(jnp.sqrt(sums_of_squares([scaled(*pair) for pair in zip(units, own, strict=True)])), k)
 
-    return jax.lax.platform_dependent(cpu=lambda: Norm(*root_sums(sums_of_squares)), default=largest_factored_out)
+    def in_one_pass() -> Norm:
+        return Norm(*rooted(sums_of_squares([leaf.astype(jnp.float64) for leaf in leaves])))
+
+    if dtype == jnp.dtype("float64"):
+        return largest_factored_out()
+    return jax.lax.platform_dependent(cpu=partial(in_double, in_one_pass), default=largest_factored_out)
 
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:

@@ -20,6 +20,8 @@ def write_report(root: Path, console: Console) -> None:
             console.note(f"no report yet ({size / 1e6:.0f} MB of logs): deltaflow compare {root} --html {page}")
             return
         comparison = compare([root])
+        for line in comparison.left_out:
+            console.warn(line)
         write_atomically(root / "report.md", as_markdown(comparison))
         write_atomically(page, as_html(comparison))
         if named := write_means(root, comparison.groups):
