@@ -252,5 +252,5 @@ def _statistics(x: Float[Array, "B T D"]) -> Seen:
     spread_B = jnp.sum(jnp.square(x - mean_BD[:, None]), axis=(1, 2))
     # The rest of |X|^2 is that of the mean: one pass over the stream less than to square it.
     square_B = spread_B + x.shape[1] * jnp.sum(jnp.square(mean_BD), axis=1)
-    rank = jnp.mean(jnp.sqrt(spread_B / jnp.where(square_B > 0, square_B, 1)))
+    rank = jnp.mean(jnp.sqrt(spread_B / jnp.where(square_B > 0, square_B, jnp.ones_like(square_B))))
     return Seen(rms=jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), rank=rank)
