@@ -92,18 +92,14 @@ def _forward(carry, exponent, slot, stream):
 
 def _backward(stream, _, cotangents):
     delta, above = cotangents
-    by_largest = partial(_by_largest, delta, stream)
-    if any(wide(leaf.dtype) == jnp.dtype("float64") for leaf in jax.tree.leaves(delta)):
-        k, mantissa = by_largest()
-    else:
-        by_norm = partial(in_double, partial(_by_norm, delta, stream))
-        k, mantissa = jax.lax.platform_dependent(cpu=by_norm, default=by_largest)
+    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(delta)))
+    k, mantissa = in_double(dtype, partial(_by_norm, delta, stream), partial(_by_largest, delta, stream))
     e = above + k
     return jax.tree.map(lambda leaf: scaled(leaf, -k), delta), e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 
 
 def _by_norm(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`_by_largest` with the norm of all of delta in place of its largest entry. Run it in `in_double`."""
+    """`_by_largest` with the norm of all of delta in place of its largest entry, for `in_double`."""
     limit = min(exponent_limit(leaf.dtype) for leaf in jax.tree.leaves(delta))
     delta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), delta)
     seen = delta if stream is None else stream(delta)

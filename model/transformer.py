@@ -242,9 +242,7 @@ def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> Seen:
         seen = _statistics(scaled(x.astype(wide(x.dtype)), -k))
         return seen._replace(rms=scaled(seen.rms, k))
 
-    if wide(x.dtype) == jnp.dtype("float64"):
-        return largest_factored_out()
-    return jax.lax.platform_dependent(cpu=partial(in_double, in_one_scale), default=largest_factored_out)
+    return in_double(x.dtype, in_one_scale, largest_factored_out)
 
 
 def _statistics(x: Float[Array, "B T D"]) -> Seen:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from train.config.load import Variant
 from train.config.schema import RunConfig
-from train.config.yaml12 import show
 
 
 def doubts(variants: Iterable[Variant]) -> list[str]:
@@ -22,7 +21,7 @@ def _doubts(config: RunConfig) -> list[str]:
     if optimizer.lr == 0:  # min_lr is at most that, or is not used
         lines.append("optimizer.lr 0 leaves every parameter as it was drawn")
     elif optimizer.warmup >= steps:
-        reached = show(round(steps / (optimizer.warmup + 1), 3))
+        reached = f"{steps / (optimizer.warmup + 1):.3g}"
         lines.append(
             f"optimizer.warmup {optimizer.warmup} is not over within train.steps {steps}: the last step's learning "
             f"rate is {reached} of what the warm-up leads to"

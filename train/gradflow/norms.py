@@ -7,7 +7,6 @@ added. Nothing is floored; an exact zero is mantissa 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -103,9 +102,7 @@ def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
     def in_one_pass() -> Norm:
         return Norm(*rooted(sums_of_squares([leaf.astype(jnp.float64) for leaf in leaves])))
 
-    if dtype == jnp.dtype("float64"):
-        return largest_factored_out()
-    return jax.lax.platform_dependent(cpu=partial(in_double, in_one_pass), default=largest_factored_out)
+    return in_double(dtype, in_one_pass, largest_factored_out)
 
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
