@@ -276,6 +276,7 @@ def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    monkeypatch.setattr(project, "tune", lambda: None)
     monkeypatch.setattr(project, "make", lambda *given: (asked.append(given), 2))
     monkeypatch.setattr(depth, "programs_of", lambda *given: asked.append(given))
     assert project.contestant("a.yaml", 3, TINY, "bfloat16").facts.window == 2

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failure, 2 bad config or usage; after saving 129 SIGHUP, 1
 """
 
 import argparse
-import gc
 import importlib
 import os
 import sys
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from train.run.process import tune
 from train.run.signals import Stop, Stopped, listening
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
@@ -42,7 +42,7 @@ def script() -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the shell closed it (>&-)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-    gc.set_threshold(50_000, 20, 50)  # of what imports and tracing make nearly all stays: looking for garbage was 5 %
+    tune()
     try:
         code = main(hard=True)
     except KeyboardInterrupt:  # after the handlers were put back

@@ -16,6 +16,7 @@ from train.config.load import Variant, load
 from train.core.tags import watched_scalars
 from train.run import platform as platforms
 from train.run.experiment import build_group
+from train.run.process import tune
 from train.run.programs import Programs, assumed_step_seconds, steps_per_call
 from train.run.tracker import Tracker
 
@@ -81,6 +82,7 @@ def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
 def contestant(config: str, watch_every: int, shapes: Shapes, dtype: str) -> Contestant:
     if not config:
         raise Unavailable("no config was given")
+    tune()  # as the command does
     run, K = make(config, watch_every, f"train.dtype={dtype}")
     facts = Facts(
         versions=machine.versions("deltaflow", "jax"),
