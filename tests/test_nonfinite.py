@@ -12,11 +12,12 @@ import pytest
 from scripts.torture.programs import shared
 from train.cli import main
 from train.core.autopsy import cause_of, look
-from train.core.finite import all_finite, sound
+from train.core.finite import all_finite, finite_by_norm, sound
 from train.core.state import State, hparams_of, initial_state
 from train.core.step import train_step
 from train.core.task import network_of
 from train.core.window import run_window
+from train.gradflow.norms import frobenius
 from train.gradflow.spikes import Watch
 from train.report.compare import as_markdown, compare
 from train.run.checkpoint import Checkpoints
@@ -401,6 +402,25 @@ def test_one_entry_anywhere_is_seen(both_paths, shape, dtype):
     for bad in (np.nan, np.inf, -np.inf):
         for at in (0, huge.size // 2, huge.size - 1, *rng.integers(0, huge.size, 5)):
             assert not ask(huge.reshape(-1).at[at].set(bad).reshape(shape)), (bad, at)
+
+
+def test_a_norm_tells_whether_its_entries_are_finite(both_paths):
+    """Where it is near the end of their range, or beyond it while they are not, they are asked themselves."""
+
+    def ask(x, exponent=0):
+        x = jnp.asarray(x, jnp.float32)
+        norm = frobenius(x).times(exponent)
+        return bool(
+            jax.jit(lambda x, norm: finite_by_norm(norm, lambda: {"w": x * jnp.float32(2.0**exponent)}))(x, norm)
+        )
+
+    assert all(ask(np.full((30, 30), size)) for size in (0.0, 1e-40, 1.0, 1e36, 1e37, 3e38))
+    for size in (1.0, 3e38):
+        for bad in (np.nan, np.inf, -np.inf):
+            assert not ask(np.where(np.arange(900) == 450, bad, size))
+    # 2^127.9 and 2^128.1, out of entries that are in range.
+    assert ask([2**27.9], 100) and ask([2**27.9] * 100, 100)
+    assert not ask([2**28.1], 100) and not ask([0, 2**28.1], 100)
 
 
 def test_the_spike_watch_counts_what_is_not_finite_as_infinite():

@@ -15,7 +15,7 @@ from train.config.schema import RunConfig
 from train.core.batch import Feed, batch_of
 from train.core.clipping import clipped
 from train.core.directions import Numbers
-from train.core.finite import all_finite, sound
+from train.core.finite import finite_by_norm, sound
 from train.core.groups import unfrozen
 from train.core.loss import micro_total, tapped_loss
 from train.core.optimizer import HParams, averaged, rate, transformation
@@ -56,14 +56,18 @@ def train_step(
         grads, seen = true_gradients(result), flow(result)
     else:
         loss, grads = plain(network, config, state.params, batch, hp.model, key)
-        seen = None
+        result = seen = None
     # The same sums in the same order, watched or not, so that watching changes the training by rounding alone.
     norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
     trained = unfrozen(config.optimizer, grads)
     trained_norm = total_norm(parameter_norms(trained), trained) if config.optimizer.freeze else norm
     # Before clipping, which would make nan of an infinite entry or hide it. Norms have no limit of range, so one
     # is finite exactly where every entry is; but a tapped gradient has none either, and the true one has.
-    finite = jnp.isfinite(loss) & (jnp.isfinite(trained_norm.mantissa) if seen is None else all_finite(trained))
+    if result is None:
+        finite = jnp.isfinite(trained_norm.mantissa)
+    else:
+        finite = finite_by_norm(trained_norm, lambda: unfrozen(config.optimizer, true_gradients(result)))
+    finite = jnp.isfinite(loss) & finite
     trained, factor = clipped(trained, state.params, trained_norm, hp.optimizer)
     # optax's adamw computes bias corrections across dtypes, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
