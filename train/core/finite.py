@@ -40,7 +40,7 @@ def _by_sums(*leaves: Array) -> Bool[Array, ""]:
     """An entry less itself is 0, or nan where it is not finite. (0 times an entry does not tell: of (x c) 0 XLA makes
     x (c 0), and an overflow is gone.) XLA:CPU compiles a sum in half the time of a conjunction; a maximum would be
     cheaper still, but loses nan there (jax 0.10 to 0.12)."""
-    sums = [jnp.sum(leaf - leaf).astype(jnp.float32) for leaf in leaves]
+    sums = [jnp.sum(jnp.subtract(leaf, leaf)).astype(jnp.float32) for leaf in leaves]
     return ~jnp.any(jnp.isnan(jnp.stack(sums)))
 
 
