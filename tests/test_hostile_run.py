@@ -131,6 +131,18 @@ def test_a_summary_that_is_gone_or_another_variant_s_is_written_anew(run, capsys
     }
 
 
+@pytest.mark.parametrize("content", ["", '{"steps_per', '{"steps_per_call": 0}', '{"steps_per_call": true}', "[8]"])
+def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_anew_where_that_file_is_gone(run, capsys, content):
+    config, directory = run
+    path = directory / "choices.json"
+    path.write_text(content, encoding="utf-8")
+    code, err = call(capsys, "train", config)
+    assert code == 1 and f"{path}: cannot read: " in err
+    assert err.endswith("; without that file the same command chooses the steps of a dispatch anew\n")
+    path.unlink()
+    assert call(capsys, "train", config)[0] == 0
+
+
 @pytest.mark.parametrize(
     "row",
     [

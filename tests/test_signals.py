@@ -128,7 +128,7 @@ def test_where_nothing_is_to_be_saved_it_stops_at_once(folder, monkeypatch, run,
     once(monkeypatch, experiment, "open_source", before=kill)
     assert run() == 143
     out, err = capsys.readouterr()
-    assert "saved: a, b, c not begun" in out and err == "deltaflow: stopped during the reading of data\n"
+    assert "nothing saved: a, b, c not begun" in out and err == "deltaflow: stopped during the reading of data\n"
     assert not (folder / run.name).exists()
 
 

@@ -90,7 +90,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     try:
         return _train(experiment, console, stop, allow_data_change)
     except Stopped:
-        console.note(f"saved: {'; '.join(standing(experiment.variants))}")
+        console.note(standing(experiment.variants))
         raise
 
 
@@ -125,7 +125,7 @@ def _train(experiment: Experiment, console: Console, stop: Stop, allow_data_chan
                 console.note(line)
     root = directory_of(experiment.variants[0]).parent
     if stop.signal is not None:
-        console.note(f"saved: {'; '.join(standing(experiment.variants))}")
+        console.note(standing(experiment.variants))
         return Outcome(ordered, [], [])
     console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
     stop.doing = "the report, with all training done"

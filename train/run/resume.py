@@ -45,15 +45,16 @@ def _has(variant: Variant, step: int) -> bool:
     return step in checkpoints.steps() and checkpoints.damage(step) is None
 
 
-def standing(variants: Sequence[Variant]) -> list[str]:
-    """Where each variant can go on from, those that stand alike together."""
+def standing(variants: Sequence[Variant]) -> str:
+    """Where each variant can go on from, those that stand alike together: `saved: a, b at step 4; c not begun`."""
     by_state: dict[str, list[str]] = {}
     for variant in variants:
         step = newest(variant)
         state = f"at step {step}" if step else "not begun"
         state = "finished" if finished_run(directory_of(variant)) else state
         by_state.setdefault(state, []).append(variant.name)
-    return [f"{', '.join(names)} {state}" for state, names in by_state.items()]
+    where = "; ".join(f"{', '.join(names)} {state}" for state, names in by_state.items())
+    return f"{'nothing saved' if set(by_state) == {'not begun'} else 'saved'}: {where}"
 
 
 def finished_run(directory: Path) -> dict[str, Any] | None:
@@ -100,10 +101,14 @@ def steps_per_call_of(directory: Path, guess: int) -> int:
     path = directory / "choices.json"
     if not path.exists():
         return guess
-    known = read_json(path).get("steps_per_call")
+    advice = "without that file the same command chooses the steps of a dispatch anew"
+    try:
+        known = read_json(path).get("steps_per_call")
+    except RunError as error:
+        raise RunError(f"{error}; {advice}") from None
     if isinstance(known, int) and not isinstance(known, bool) and known > 0:
         return known
-    raise RunError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1")
+    raise RunError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1; {advice}")
 
 
 def remember_choices(directory: Path, steps_per_call: int) -> None:
