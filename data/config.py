@@ -125,6 +125,16 @@ def own_context(get: Any) -> int | None:
     return (8 // patch) ** 2 if kind == "digits" and patch in (1, 2, 4, 8) else None
 
 
+# What data of a task can be used for: classes are numbers too.
+SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
+
+
+def task_of(kind: str) -> str | None:
+    """What a kind is for, as its source's Form says; None for your own, which is not asked before it is opened."""
+    known = {"digits": "classification", "linear_regression": "regression"}
+    return None if ":" in kind else known.get(kind, "lm")
+
+
 # Which kinds each option belongs to. Your own class may read them all.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "corpus": ("text",),

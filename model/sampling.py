@@ -29,4 +29,5 @@ def draw(key: Key[Array, ""], logits: Float[Array, "V"], temperature: float, top
     """One token; the most likely one at temperature 0."""
     if temperature == 0.0:
         return jnp.argmax(logits)
-    return jax.random.categorical(key, filtered(logits, temperature, top_k))
+    # Less the largest, so that no temperature makes infinities of several.
+    return jax.random.categorical(key, filtered(logits - jnp.max(logits), temperature, top_k))

@@ -119,7 +119,14 @@ def test_all_that_is_wrong_is_said_at_once(folder, capsys):
         (["sample", ".", "--top", "0"], "--top: expected a whole number of at least 1, got '0'"),
         (["sample", ".", "--top", "some"], "--top: expected a whole number of at least 1, got 'some'"),
         (["sample", ".", "--tokens", "-1"], "--tokens: expected a whole number of at least 0, got '-1'"),
-        (["sample", ".", "--temperature", "nan"], "--temperature: expected a number of at least 0, got 'nan'"),
+        (
+            ["sample", ".", "--temperature", "nan"],
+            "--temperature: expected 0, or a number from 1e-30 to 1e30, got 'nan'",
+        ),
+        (
+            ["sample", ".", "--temperature", "1e300"],
+            "--temperature: expected 0, or a number from 1e-30 to 1e30, got '1e300'",
+        ),
         (["sample", ".", "--prompt", ""], "--prompt: expected at least one character"),
         (["sample", ".", "--seed", "4294967296"], "--seed: expected a whole number from 0 to 4294967295"),
         (["probe", "good.yaml", "--json", ""], "--json: expected a file, got ''"),
@@ -268,6 +275,21 @@ def test_draws_depend_on_the_seed_alone(trained, capsys):
 
     assert text(1) == text(1) != text(2)
     assert text(1, "--top-k", "1") == text(2, "--top-k", "1") == text(3, "--temperature", "0")
+    assert text(3, "--temperature", "1e-30") == text(3, "--temperature", "0")
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-k"])
+def test_the_most_likely_tokens_are_of_the_model_alone(capsys, option):
+    code, _, err = call(capsys, "sample", ".", "--top", "3", option, "1")
+    assert code == 2
+    assert err == f"deltaflow: command line: {option}: not with --top, whose probabilities are the model's own\n"
+
+
+def test_a_checkpoint_is_not_taken_for_its_run(trained, capsys):
+    _, run = trained
+    for inside in (run / "ckpt", next((run / "ckpt").iterdir())):
+        code, _, err = call(capsys, "sample", inside)
+        assert code == 1 and err == f"deltaflow: {inside}: not a run directory, but part of one; did you mean {run}?\n"
 
 
 def test_no_tokens_is_the_prompt(trained, capsys):

@@ -135,6 +135,9 @@ def test_fields_that_are_refused(tmp_path, text, expected):
     assert lines(tmp_path, text) == expected
 
 
+FLOAT32 = "expected 0 or a size from 1.2e-38 to 3.4e38 (float32's range)"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -230,6 +233,13 @@ def test_fields_that_are_refused(tmp_path, text, expected):
             ["a.yaml:2: train.dtype: float64 needs train.device auto or cpu, got gpu"],
         ),
         ("train: {dtype: float64, device: cpu}", []),
+        ("task: {kind: regression}", ["a.yaml:2: task.kind: data.kind text is for lm, got regression"]),
+        ("task: {kind: regression}\ndata: {kind: digits}", []),
+        ("optimizer: {lr: 3.5e38}", [f"a.yaml:2: optimizer.lr: {FLOAT32}, got 3.5e38"]),
+        ("model: {skip_scale: -1e39}", [f"a.yaml:2: model.skip_scale: {FLOAT32}, got -1e39"]),
+        ("model: {init_gain: {attn_v: 1e-50}}", [f"a.yaml:2: model.init_gain.attn_v: {FLOAT32}, got 1e-50"]),
+        ("model: {skip_scale: 3.4e38}", []),
+        ("model: {skip_scale: 1e300, init_gain: {attn_v: 1e-50}}\ntrain: {dtype: float64}", []),
         ("mesh: {data: 1}", []),
         ("mesh: {data: 4}", ["a.yaml:2: mesh.data: expected one of -1, 1, got 4"]),
     ],
@@ -492,6 +502,7 @@ TEXT = st.text(
 def test_to_yaml_reads_back_as_the_same_config(tmp_path_factory, text, lr, seed, clip):
     optimizer = {"lr": lr, "clip": clip, "schedule": "constant"}
     mapping = {"name": "a", "seed": seed, "runs_dir": text[:60], "data": {"path": text}, "optimizer": optimizer}
+    mapping["train"] = {"dtype": "float64"}  # or lr and clip have float32's range
     config = from_mapping(mapping).variants[0].config
     path = tmp_path_factory.getbasetemp() / "back.yaml"
     path.write_text(to_yaml(config), encoding="utf-8", newline="\n")

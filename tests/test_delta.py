@@ -25,6 +25,7 @@ from train.gradflow import delta
 from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches, true_gradients
 from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, log10, named, value
+from train.gradflow.verdict import judge, qk_rounded
 
 WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 jitted_flow = jax.jit(flow)
@@ -248,6 +249,31 @@ def test_float32_taps_see_what_float32_gradients_cannot(x64, deep):
     assert not np.any(plain["positions"])
     assert not any(np.any(leaf[0]) for leaf in jax.tree.leaves(plain["blocks"]))
     assert np.any(plain["blocks"]["mlp"]["out"]["kernel"][-1])
+
+
+def test_where_tokens_are_alike_q_and_k_are_rounding_and_said_to_be(x64):
+    """Float32's gradients of Q and K leave those of float64 just where act rank says so; V and O never do."""
+    narrow, exact = (network(dtype, layers=24, norm="rms") for dtype in ("float32", "float64"))
+    params = parameters(exact, scale=0.3)
+    windows = jnp.asarray(WINDOWS)
+    true = jitted_flow(tapped(exact, params, 0.0, windows)[1])
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    found = jitted_flow(tapped(narrow, single, jnp.float32(0.0), windows)[1])
+    assert found.seen is not None
+    rank = np.asarray(found.seen.rank)
+    rounded = qk_rounded(rank, "float32")
+    assert not rounded[:4].any() and rounded[-4:].all()
+    off = {name: np.abs(log10(found.grad[name]) - log10(true.grad[name])) for name in true.grad if "attn" in name}
+    for name, digits in off.items():
+        if settled(name):
+            assert digits.max() < 1e-3, name
+        else:
+            assert digits[~rounded].max() < 0.1 and digits[-1] > 2, name
+    assert not qk_rounded(rank, "float64")[:-4].any()
+    verdict = judge(log10(found.delta), found.grad.log10(), rank=rank)
+    assert verdict.state == "dead_qk" and verdict.qk_rounded == rounded.sum()
+    assert "Q and K are at most " in verdict.why
+    assert f"(in {rounded.sum()} of 24 blocks they are float32's" in verdict.why
 
 
 def test_float64_taps_give_the_gradients_at_any_depth(x64, deep):

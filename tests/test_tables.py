@@ -66,7 +66,7 @@ SUMMARIES = [
         "best_val": 1.74,
         "verdict": {"state": "healthy", "first_bad_layer": None, "why": "gains near 1"},
         "verdict_start": {"state": "healthy", "ratio": 0.834, "per_layer_gain": 0.9776, "qk_share": 0.12},
-        "verdict_end": {"state": "healthy", "ratio": 12.0, "per_layer_gain": 1.25, "qk_share": 0.5},
+        "verdict_end": {"state": "healthy", "ratio": 12.0, "per_layer_gain": 1.25, "qk_share": 0.5, "qk_rounded": 1},
     },
     {
         "variant": "without",
@@ -88,7 +88,7 @@ def test_closing_table():
             "loss/val": "1.750",
             "|δ_0|/|δ_L|: start → end": "8.3e-01 → 1.2e+01",
             "per-layer gain: start → end": "0.978 → 1.25",
-            "q,k share: start → end": "0.12 → 0.50",
+            "q,k share: start → end": "0.12 → ≤0.50",
             "verdict": "healthy",
         },
         {

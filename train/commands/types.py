@@ -66,13 +66,13 @@ def names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def temperature(text: str) -> float:
-    """An argparse type for finite numbers of at least 0."""
+    """An argparse type for 0 and what float32 can divide by."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (0 <= value < math.inf):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    if value and not (1e-30 <= value <= 1e30):
+        raise argparse.ArgumentTypeError(f"expected 0, or a number from 1e-30 to 1e30, got {text!r}")
     return value
 
 

@@ -1,8 +1,10 @@
 """What must hold between keys of a config, across its sections."""
 
 import math
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 import data.config
 import model.config
@@ -14,6 +16,7 @@ from train.config.yaml12 import show
 MAX_WIDTH = 2**15  # the search for the nearest divisor walks up to here
 MAX_HIDDEN = 10_000_000
 MOST_BATCHES = 100_000  # handed to the device at a time
+FLOAT32_LEAST, FLOAT32_BEYOND = 2.0**-126, 2.0**128  # normal sizes are from the first to below the second
 
 # One process has one of each.
 OF_THE_PROCESS = ("train.device", "train.matmul_precision")
@@ -72,10 +75,35 @@ def _causal(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _task(config: RunConfig) -> Iterator[tuple[str, str]]:
+    kind, known = config.data.kind, data.config.task_of(config.data.kind)
+    if known and config.task.kind and config.task.kind not in data.config.SERVES[known]:
+        yield "task.kind", f"data.kind {kind} is for {known}, got {config.task.kind}"
     squared = config.task.kind == "regression" or (config.task.kind is None and config.data.kind == "linear_regression")
     for key in ("label_smoothing", "z_loss"):
         if squared and getattr(config.task, key):
             yield f"task.{key}", f"regression has no classes, got {show(getattr(config.task, key))}"
+
+
+def _range(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Numbers that are handed to the programs become 0 or infinite outside float32's normal range."""
+    if config.train.dtype == "float64":
+        return
+    for section in ("model", "optimizer", "task"):
+        for key, value in _numbers(getattr(config, section), section):
+            if key != "model.mlp_ratio" and value and not FLOAT32_LEAST <= abs(value) < FLOAT32_BEYOND:
+                yield key, f"expected 0 or a size from 1.2e-38 to 3.4e38 (float32's range), got {show(value)}"
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    """The floats of a section, those of lists and mappings under the key that holds them."""
+    if isinstance(value, BaseModel):
+        for name, inner in value:
+            yield from _numbers(inner, f"{key}.{name}")
+    elif isinstance(value, float):
+        yield key, value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(inner, key)
 
 
 def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -198,6 +226,7 @@ _CHECKS = (
     (("data",), _data),
     (("model.attention", "data.kind"), _causal),
     (("task", "data.kind"), _task),
+    (("model", "optimizer", "task", "train.dtype"), _range),
     (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
     (("optimizer.decay_fraction", "optimizer.warmup", "optimizer.schedule", "train.steps"), _wsd),
     (("optimizer.betas",), _betas),

@@ -117,7 +117,7 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
     logs = probe.flow.grad.log10()
     delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
     without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
-    verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank))
+    verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank), network.dtype)
     rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
     doubt_without = without is not None and underflows(without, probe.weight, parts)
     return {

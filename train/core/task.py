@@ -1,11 +1,9 @@
 """From a config and the form of its data to the network that is trained on it."""
 
+from data.config import SERVES
 from data.source import Form
 from model.network import Network
 from train.config.schema import RunConfig
-
-# What data of a task can be used for: classes are numbers too.
-_SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
 
 
 class TaskError(ValueError):
@@ -15,7 +13,7 @@ class TaskError(ValueError):
 def network_of(config: RunConfig, form: Form, dtype: str, unroll: int = 1) -> Network:
     """The network of a config that computes in `dtype`, `unroll` blocks a scan iteration. Raises TaskError."""
     task = config.task.kind or form.task
-    if task not in _SERVES.get(form.task, ()):
+    if task not in SERVES.get(form.task, ()):
         raise TaskError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
     # The number of a class, as a real value, is one output.
     outputs = 1 if form.task != task else form.outputs

@@ -136,8 +136,9 @@ def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
     """Whether what is exactly zero in this backward pass may only be too small for the dtype.
 
     Delta has no limit between blocks (model/taps.py), but the stream and what is made of it has: the gradient of Q is
-    a product of three activations. A stream that is zero is so in earnest, as at rezero's alpha = 0 without the skip,
-    unless some weights are tiny. And where a carry has `parts` besides the stream, delta has the range between them.
+    a product of three activations, and of weights, which may be tiny. A stream that is zero is so in earnest otherwise,
+    as at rezero's alpha = 0 without the skip. And where a carry has `parts` besides the stream, delta has the range
+    between them.
     """
     assert flow.seen is not None
     rms = np.asarray(flow.seen.rms)
@@ -145,7 +146,7 @@ def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
     if small.any() or (parts and np.isneginf(log10(flow.delta)).any()):
         return True
     sizes = np.concatenate([log10(norm).ravel() for norm in weight.values()])
-    return bool((rms == 0).any() and (np.isfinite(sizes) & (sizes < TINY_WEIGHT)).any())
+    return bool((np.isfinite(sizes) & (sizes < TINY_WEIGHT)).any())
 
 
 def mean_of_microbatches(results: Backward) -> Backward:

@@ -17,6 +17,9 @@ DEAD_QK = -3.0
 # Median over the upper half of the stream of act rank, over that of the embedding's output.
 COLLAPSED = 1e-3
 DISTINCT = 1e-2  # act rank of an embedding's output whose tokens are not alike themselves
+# Act rank of the stream entering a block below which the gradients of its Q and K are rounding, by the dtype that is
+# computed in: they are differences between tokens, of second order in it (measured: docs/verdict.md).
+ALIKE_TO_ROUNDING = {"float64": 1e-7, "float32": 3e-3, "bfloat16": 3e-2}
 
 
 class Verdict(NamedTuple):
@@ -32,6 +35,7 @@ class Verdict(NamedTuple):
     why: str
     log10_gain: float | None = None  # of per_layer_gain
     rank_left: float | None = None  # median over the upper half of the stream of act rank, over that at its start
+    qk_rounded: int = 0  # blocks whose gradients of Q and K are rounding, so that qk_share is at most what it says
     advice: str | None = None  # what to try (train/gradflow/remedy.py); None for a healthy run
 
     def as_json(self) -> dict[str, Any]:
@@ -45,6 +49,7 @@ class Verdict(NamedTuple):
             "gain_at_100": None if hundred is None else _float(hundred),
             "log10_gain_at_100": hundred,
             "qk_share": self.qk_share,
+            "qk_rounded": self.qk_rounded,
             "rank_left": self.rank_left,
             "first_bad_layer": self.first_bad_layer,
             "why": self.why,
@@ -67,13 +72,14 @@ def judge(
     doubt: bool = False,
     rms: np.ndarray | None = None,
     rank: np.ndarray | None = None,
+    dtype: str = "float32",
 ) -> Verdict:
     """The verdict on one backward pass.
 
     delta_log10: log10|delta_l| [L+1], -inf for an exact zero. grad_log10: log10 Frobenius norms by tag, [L] each;
     attn_q, attn_k, attn_v and attn_o are read, if they are there. `doubt`: zeros may only be too small
     (train/gradflow/delta.py, `underflows`), so no share is made of them. rms, rank: of the stream [L+1]; without `rank`
-    nothing is collapsed.
+    nothing is collapsed. dtype: that the pass was computed in.
     """
     if doubt:
         grad_log10 = {name: np.where(np.isneginf(logs), np.nan, logs) for name, logs in grad_log10.items()}
@@ -94,10 +100,11 @@ def judge(
     comparable = starved[~np.isnan(starved)]
     middle = float(np.median(comparable)) if comparable.size else math.nan
     share = None if math.isnan(middle) else 0.0 if middle == -math.inf else _float(middle)
+    rounded = 0 if rank is None else int(np.sum(qk_rounded(rank, dtype)[: starved.size]))
     fall = f"|delta| at the first block is {power(ratio)} times that at the last, {power(gain)} a layer"
 
     def found(state: str, bad: int | None, why: str) -> Verdict:
-        return Verdict(state, _float(ratio), ratio, _float(gain), share, bad, why, gain, alike)
+        return Verdict(state, _float(ratio), ratio, _float(gain), share, bad, why, gain, alike, rounded)
 
     if ratio < VANISHING:
         return found("vanishing", _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall + stream)
@@ -105,8 +112,10 @@ def judge(
         return found("exploding", _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall + stream)
     collapsed = alike is not None and alike < COLLAPSED
     if middle < DEAD_QK:
-        how = "exactly zero, unlike" if middle == -math.inf else f"{power(middle)} times"
+        how = "exactly zero, unlike" if middle == -math.inf else f"{'at most ' * bool(rounded)}{power(middle)} times"
         why = f"delta arrives ({fall}), but the gradients of Q and K are {how} those of V and O"
+        if rounded:
+            why += f" (in {rounded} of {starved.size} blocks they are {dtype}'s rounding, for tokens that are so alike)"
         why += f"; the tokens have become alike (act rank {alike:.2g} of the input's)" if collapsed else ""
         return found("dead_qk", _last(starved < DEAD_QK), why)
     if collapsed:
@@ -164,6 +173,14 @@ def qk_share(grad_log10: Mapping[str, np.ndarray]) -> np.ndarray:
     below, above = together("attn_q", "attn_k"), together("attn_v", "attn_o")
     with np.errstate(invalid="ignore"):
         return np.where(np.isneginf(below) & np.isneginf(above), np.nan, below - above)
+
+
+def qk_rounded(rank: np.ndarray, dtype: str) -> np.ndarray:
+    """Whether the gradients of Q and K of each block are rounding and not what the mathematics gives, bool [L].
+
+    rank: of the stream [L+1]. What is measured is then what the optimizer gets, and far too large.
+    """
+    return rank[:-1] < ALIKE_TO_ROUNDING[dtype]
 
 
 def _alike(rank: np.ndarray | None) -> float | None:

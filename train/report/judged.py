@@ -11,8 +11,8 @@ from train.report.read import Run, depth_series
 def rejudged(run: Run) -> Verdict | None:
     """What `verdict` in summary.json would be today, without what to try; None when no step was watched.
 
-    Two things are not in a log: whether a zero may only be too small for its dtype (here all are in earnest), and the
-    spikes of a run that knew no `loss/spike` (none are found in it).
+    Three things are not in a log: what `train.dtype: auto` was (here float32), whether a zero may only be too small for
+    its dtype (here all are in earnest), and the spikes of a run that knew no `loss/spike` (none are found in it).
     """
     steps, _ = depth_series(run, "act/rms")
     if not steps.size:
@@ -25,7 +25,9 @@ def _at(run: Run, step: int) -> Verdict:
     """The verdict on one watched step."""
     grads = {name: _depths(run, step, "grad/norm_log10", name) for name in ("attn_q", "attn_k", "attn_v", "attn_o")}
     rms, rank = (_depths(run, step, f"act/{name}") for name in ("rms", "rank"))
-    return judge(_depths(run, step, "delta/norm_log10"), grads, False, rms, rank)
+    dtype = run.config["train"]["dtype"]
+    dtype = "float32" if dtype == "auto" else dtype
+    return judge(_depths(run, step, "delta/norm_log10"), grads, False, rms, rank, dtype)
 
 
 def _depths(run: Run, step: int, metric: str, leaf: str = "") -> Float64[np.ndarray, " layers"]:

@@ -117,9 +117,19 @@ def no_run(folder: Path, lacks: str) -> str:
     if not folder.exists():
         near = beside(folder, Path.is_dir)
         return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
+    if run := checkpoint_of(folder, lacks):
+        return f"{folder}: not a run directory, but part of one; did you mean {run}?"
     runs = sorted(found.parent.name for found in folder.glob(f"*/{lacks}"))
     instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
     return f"{folder}: not a run directory (no {lacks} in it{instead})"
+
+
+def checkpoint_of(folder: Path, has: str) -> Path | None:
+    """The run whose checkpoints, or one of them, lie in this folder; `has`: a file of every run."""
+    for run, checkpoints in ((folder.parent, folder), (folder.parent.parent, folder.parent)):
+        if checkpoints.name == "ckpt" and (run / has).is_file():
+            return run
+    return None
 
 
 def _text(path: Path, at_most: int) -> str:
@@ -158,6 +168,7 @@ class _Said(BaseModel):
     log10_ratio: float | None = None
     per_layer_gain: float | None = None
     qk_share: float | None = None
+    qk_rounded: int = 0
     gain_at_100: float | None = None
     log10_gain_at_100: float | None = None
 

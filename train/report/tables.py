@@ -89,10 +89,16 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         "per-layer gain: start → end": lambda summary: _both(
             summary, lambda v: number(v.get("per_layer_gain"), digits=3)
         ),
-        "q,k share: start → end": lambda summary: _both(summary, lambda v: number(v.get("qk_share"), digits=2)),
+        "q,k share: start → end": lambda summary: _both(summary, share),
         "verdict": lambda summary: str((summary.get("verdict") or {}).get("state", MISSING)),
     }
     return list(shown), [[cell(summary) for cell in shown.values()] for summary in summaries]
+
+
+def share(verdict: Mapping[str, Any]) -> str:
+    """The gradient of Q and K over that of V and O; at most so much where rounding has a part in it."""
+    text = number(verdict.get("qk_share"), digits=2)
+    return f"≤{text}" if verdict.get("qk_rounded") and text != MISSING else text
 
 
 def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> str:
@@ -180,7 +186,7 @@ def _flow_row(result: Mapping[str, Any], parts: Sequence[float]) -> list[str]:
         number(result["loss"]),
         *(_norm_at(delta, math.floor(part * last + 0.5)) for part in parts),
         number(verdict["per_layer_gain"], digits=3),
-        number(verdict["qk_share"], digits=2),
+        share(verdict),
         verdict["state"],
     ]
 
@@ -218,7 +224,7 @@ def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def _numeric(cell: str) -> bool:
     try:
-        float(cell.partition(" ± ")[0])
+        float(cell.partition(" ± ")[0].removeprefix("≤"))
     except ValueError:
         return cell == MISSING
     return True

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
 from train.run.advisor import Advisor
 from train.run.errors import RunError, out_of_memory
 from train.run.memory import Need, bytes_of, need, size
@@ -31,7 +33,7 @@ class Budget:
         budget = Budget(programs, resident, None if free is None else free + bytes_of(resident), say)
         held = need(programs, resident)  # nothing is prepared yet
         if budget.room is not None and held.total > budget.room:
-            raise RunError(complaint(held, budget.room, []))
+            raise RunError(complaint(held, budget.room, []) + _of_tables(programs, held))
         return budget
 
     def check(self) -> None:
@@ -61,6 +63,13 @@ class Budget:
         """`estimated 41.3 MB of 8.14 GB`"""
         of = "" if self.room is None else f" of {size(self.room)}"
         return "unknown" if self.need is None else f"estimated {size(self.need.total)}{of}"
+
+
+def _of_tables(programs: Programs, held: Need) -> str:
+    """Ids of a file may be of any size, and a vocabulary is as large as the largest."""
+    network = programs.group.network
+    tables = (network.vocab_size or 0) * network.config.width * jnp.dtype(network.param_dtype).itemsize
+    return f"; most of it is for a vocabulary of {network.vocab_size:,} tokens" if 2 * tables > held.total / 3 else ""
 
 
 def complaint(taken: Need | None, there: int | None, advice: list[str]) -> str:

@@ -75,5 +75,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     try:
         return from_json(json_of(path))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunError(f"{path}: cannot read: {error.strerror or error}") from None
+    except ValueError as error:
         raise RunError(f"{path}: cannot read: {error}") from None

@@ -55,7 +55,7 @@ class Journal:
             until = end if step is None or policy == "skip" else step  # what comes after a bad step is not logged
             if watched is not None:
                 steps = range(start, end, min(config.watch.every, end - start))
-                record.watched([step for step in steps if step < until], watched)
+                record.watched([step for step in steps if step < until], watched, self.group.network.dtype)
             kept = slice(until - start)
             for line in record.losses(start, metrics.loss[kept], metrics.finite[kept]):
                 self.console.warn(f"{record.variant.name}: {line}")

@@ -72,16 +72,16 @@ class Record:
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
         self.open_rows.setdefault(step, {}).update(values)
 
-    def watched(self, steps: Sequence[int], stacked: Watched) -> None:
-        """What a window measured at `steps`, stacked [steps or more]."""
+    def watched(self, steps: Sequence[int], stacked: Watched, dtype: str) -> None:
+        """What a window measured at `steps`, stacked [steps or more]; `dtype`: that it was computed in."""
         if not steps:
             return
         for step, row in zip(steps, watched_scalars(stacked), strict=False):
             self.add(step, row)
         parts = rule_of(self.variant.config.model).parts
         first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], stacked) for at in (0, len(steps) - 1))
-        self.first = self.first or _judged(first, parts)
-        self.last, self.last_watched = _judged(last, parts), steps[-1]
+        self.first = self.first or _judged(first, parts, dtype)
+        self.last, self.last_watched = _judged(last, parts, dtype), steps[-1]
 
     def losses(self, start: int, losses: Float[np.ndarray, " K"], made: Bool[np.ndarray, " K"]) -> list[str]:
         """The training losses of a window of K steps from `start` on. Returns a line for each spike that began.
@@ -254,9 +254,9 @@ def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, 
     return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}
 
 
-def _judged(measured: Watched, parts: bool) -> Verdict:
+def _judged(measured: Watched, parts: bool, dtype: str) -> Verdict:
     flow = measured.flow
     doubt = underflows(flow, measured.weight, parts)
     seen = flow.seen
     assert seen is not None
-    return judge(log10(flow.delta), flow.grad.log10(), doubt, np.asarray(seen.rms), np.asarray(seen.rank))
+    return judge(log10(flow.delta), flow.grad.log10(), doubt, np.asarray(seen.rms), np.asarray(seen.rank), dtype)

@@ -9,7 +9,8 @@ from typing import Any
 from data.files import json_of
 from train.config.load import Variant, flatten, load, to_yaml
 from train.config.schema import CHANGEABLE, LABELS, RunConfig
-from train.report.read import no_run
+from train.config.yaml12 import show
+from train.report.read import checkpoint_of, no_run
 from train.run.disk import refusal
 from train.run.durable import sync_folder
 from train.run.errors import RunError
@@ -145,7 +146,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that this project wrote. Raises RunError when it cannot be read or holds no mapping."""
     try:
         value = json_of(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunError(f"{path}: cannot read: {error.strerror or error}") from None
+    except ValueError as error:
         raise RunError(f"{path}: cannot read: {error}") from None
     if not isinstance(value, dict):
         raise RunError(f"{path}: cannot read: expected a mapping")
@@ -160,14 +163,19 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 def listed(different: Mapping[str, tuple[Any, Any]]) -> str:
     """`key: old there, new here` of the first few."""
-    some = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in list(different.items())[:5])
+    first = list(different.items())[:5]
+    some = "; ".join(f"{key}: {_plain(old)} there, {_plain(new)} here" for key, (old, new) in first)
     return some + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else show(value)
 
 
 def read_config(directory: Path) -> RunConfig:
     """The resolved config of a run. Raises RunError when the folder is no run, ConfigError when it was edited badly."""
     path = directory / "config.yaml"
-    if not path.is_file():
+    if not path.is_file() or checkpoint_of(directory, path.name):
         raise RunError(no_run(directory, path.name))
     return load(path).variants[0].config
 
