@@ -34,7 +34,7 @@ torture: slow
 # Runs every config and checks what it promises under `expect:`; goes on after one that fails, and fails then.
 # shakespeare_char wants a GPU. Without a network: make configs CONFIGS=configs/quickstart.yaml, or
 # make configs CONFIGS=configs/shakespeare_char_cpu.yaml SET='data.corpus=null data.path=FILE'.
-configs: $(VENV)/.installed
+configs: $(VENV)/.installed-dev  # digits need scikit-learn
 	@failed=; for config in $(CONFIGS); do \
 	  echo "== $$config"; $(BIN)/deltaflow train $$config $(SET) || failed="$$failed $$config"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
