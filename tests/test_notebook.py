@@ -1,9 +1,12 @@
 """scripts/colab_tpu.ipynb, run for real in smoke size."""
 
+import importlib.metadata
 import json
 import os
+import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,41 @@ def test_it_keeps_the_runtimes_jax(notebook):
     import jax
 
     assert f"'jax': '{jax.__version__}'" in _text(notebook.cells[1])
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_where_it_is_missing_it_is_installed_with_the_runtimes_versions(tmp_path, monkeypatch, replaces):
+    """git and pip are stand-ins; one pip does as it is told, the other puts another jax in its place."""
+    versions, commands = dict(jax="0.9.9", jaxlib="0.9.9", flax="1", optax="1", numpy="2"), []
+
+    def version(name):
+        if name == "deltaflow":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    class Pip:
+        stdout = ()
+
+        def __init__(self, command, **_):
+            commands.append(command)
+            versions["jax"] = "1.0" if replaces else versions["jax"]
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setenv("DELTAFLOW_HOME", str(tmp_path / "new"))
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(subprocess, "Popen", Pip)
+    source = nbformat.read(NOTEBOOK, as_version=4).cells[1].source
+    with pytest.raises(AssertionError, match="jax was replaced: 0.9.9 before") if replaces else nullcontext():
+        exec(source, {})
+    clone, install = commands
+    assert clone[:2] == ["git", "clone"] and clone[-1] == str(tmp_path / "new")
+    assert install[1:-1] == ("-m", "pip", "install", "-q", "-e", ".", "-c")
+    assert Path(install[-1]).read_text(encoding="utf-8").split() == [
+        f"{name}=={number}" for name, number in {**versions, "jax": "0.9.9"}.items()
+    ]
 
 
 def test_it_ends_with_the_table_of_all_variants(notebook):
