@@ -343,7 +343,7 @@ def test_a_model_of_the_users_own(tmp_path):
         (["--only", "scalar/slop"], 2, "no claim matches 'scalar/slop'; nearest: scalar/slope"),
         (["god.yaml"], 2, "god.yaml: no such file"),
         (["good.yaml", "model.layers=0"], 2, "command line: model.layers: expected"),
-        (["good.yaml", "data.kind=copy", "task.kind=regression"], 1, "task.kind: data.kind copy is for lm, got"),
+        (["good.yaml", "data.kind=copy", "task.kind=regression"], 2, "task.kind: data.kind copy is for lm, got"),
     ],
     ids=str,
 )
