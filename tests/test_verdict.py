@@ -125,8 +125,9 @@ def test_a_gain_at_depth_100_neither_overflows_nor_becomes_zero():
         said = judge(line(10, per_layer), grads(10)).as_json()
         assert said["gain_at_100"] is None and said["log10_gain_at_100"] == pytest.approx(100 * per_layer)
         assert said["per_layer_gain"] == pytest.approx(10**per_layer)
-    deep = judge(line(3, -400.0), grads(3))
-    assert deep.per_layer_gain is None and deep.log10_gain == pytest.approx(-400) and "1.0e-400 a layer" in deep.why
+    for rounding in (0.0, -4e-13, 4e-13):  # of the fit, which differs between machines
+        deep = judge(line(3, -400.0 + rounding), grads(3))
+        assert deep.per_layer_gain is None and deep.log10_gain == pytest.approx(-400) and "1.0e-400 a layer" in deep.why
     zero = judge(np.array([-np.inf, 0.0]), grads(1)).as_json()
     assert zero["gain_at_100"] is None and zero["log10_gain_at_100"] is None
 

@@ -198,13 +198,16 @@ def _first_alike(rank: np.ndarray) -> int:
 def power(log10: float) -> str:
     """A number given by its logarithm, also outside a float's range.
 
-    >>> power(-0.30103), power(-4.5), power(-364.1)
-    ('0.5', '3.2e-05', '7.9e-365')
+    >>> power(-0.30103), power(-4.5), power(-364.1), power(-400.0000000000004)
+    ('0.5', '3.2e-05', '7.9e-365', '1.0e-400')
     """
     if -3 <= log10 < 5:
         return f"{10.0**log10:.3g}"
     exponent = math.floor(log10)
-    return f"{10.0 ** (log10 - exponent):.1f}e{exponent:+03d}"
+    mantissa = f"{10.0 ** (log10 - exponent):.1f}"
+    if mantissa == "10.0":  # rounded up to the next power
+        mantissa, exponent = "1.0", exponent + 1
+    return f"{mantissa}e{exponent:+03d}"
 
 
 def _float(log10: float) -> float | None:
