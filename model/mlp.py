@@ -37,8 +37,13 @@ class MLP(nnx.Module):
         self.gate = linear("gate", config.width, config.hidden) if config.gated else None
         self.out = linear("out", config.hidden, config.width)
 
-    def __call__(self, h: Float[Array, "N D"], observe: Callable[..., None] | None = None) -> Float[Array, "N D"]:
-        """`observe` is told ("mlp", hidden [N, F]): what the output matrix multiplies."""
+    def __call__(
+        self,
+        h: Float[Array, "N D"],
+        observe: Callable[..., None] | None = None,
+        one: Float[Array, ""] | None = None,
+    ) -> Float[Array, "N D"]:
+        """`observe` is told ("mlp", hidden [N, F]): what the output matrix multiplies. `one`: see Linear."""
         act = ACTIVATIONS[self.activation]
         if self.gate is None:
             hidden = act(self.in_(h))
@@ -47,4 +52,4 @@ class MLP(nnx.Module):
             hidden = act(gate) * value
         if observe is not None:
             observe("mlp", hidden)
-        return self.out(hidden)
+        return self.out(hidden, one)

@@ -74,7 +74,7 @@ class Block(nnx.Module):
 
         def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
             del mix_value, mix_heads  # attention's
-            y = self.mlp(h.astype(dtype), context.observe)
+            y = self.mlp(h.astype(dtype), context.observe, context.one)
             return passed(dropout(y.astype(h.dtype), rate, keys[2])), None
 
         context = context._replace(key=keys[3])
