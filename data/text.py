@@ -112,6 +112,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     else:
         tokenizer = CharTokenizer(facts.vocab) if config.tokenizer == "char" else ByteTokenizer()
         n_train = split(config, corpus.label, facts.n_tokens, _unit(config))
+        if tokenizer.vocab_size < 2:
+            raise DataError(f"{corpus.label} holds no character but {facts.vocab!r}: nothing is there to be told apart")
     size = facts.n_tokens * token_dtype(tokenizer.vocab_size).itemsize
     placement = placed(config, size)
     tokens, behind = _on_host(corpus, facts, tokenizer) if placement == "host" else (None, None)

@@ -53,8 +53,11 @@ def folder(tmp_path, monkeypatch, corpus):
         "two.yaml": "name: t\nmodel: {layers: two}\ntrain:\n  stepz: 3\n",
         "cut.yaml": "name: t\nmodel: {layers: 2\n",
         "empty.yaml": "",
+        "lost.yaml": good.replace("data: {", "data: {\n  ") % "nowhere.txt",
+        "tpu.yaml": good % corpus + "train:\n  device: tpu\n",
         "empty.txt": "",
         "short.txt": "too short",
+        "same.txt": "a" * 1000,
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -82,6 +85,9 @@ def folder(tmp_path, monkeypatch, corpus):
         (["good.yaml", "data.path=short.txt"], 2, ["data.path: 'short.txt' is too short", "data.context + 1 = 9"]),
         (["good.yaml", "data.path=binary.txt"], 2, ["'binary.txt' is not UTF-8 text: byte 0x80 at offset 128"]),
         (["good.yaml", "data.path=hollow"], 2, ["data.path: 'hollow' holds no .txt file"]),
+        (["good.yaml", "data.path=same.txt"], 2, ["data.path: 'same.txt' holds no character but 'a'"]),
+        (["lost.yaml"], 2, ["lost.yaml:4: data.path: 'nowhere.txt' does not exist"]),
+        (["tpu.yaml"], 1, ["tpu.yaml:5: train.device: no tpu here; JAX sees cpu"]),
         (["good.yaml", "train.device=gpu"], 1, ["train.device: no gpu here; JAX sees cpu"]),
         (["good.yaml", "train.device=tpu"], 1, ["train.device: no tpu here; JAX sees cpu"]),
     ],

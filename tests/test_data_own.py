@@ -412,4 +412,5 @@ def test_a_class_of_your_own_is_trained_and_probed_and_its_context_must_be_the_c
     assert summary["loss_val"] > 0 and summary["task"] == "regression"
     capsys.readouterr()
     assert main(["train", str(config), "data.context=9", "name=other"]) == 1
-    assert "data.context: data.kind own_parity:Parity has windows of 8 tokens" in "".join(capsys.readouterr())
+    said = "command line: data.context: data.kind own_parity:Parity has windows of 8 tokens"
+    assert said in "".join(capsys.readouterr())

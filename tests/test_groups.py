@@ -298,7 +298,7 @@ def test_a_pattern_that_means_nothing_is_said_before_anything_trains(trains):
     code, error, directory = trains("variants={a: {}, b: {optimizer.freeze: [embedding]}}")
     assert code == 2
     assert error.splitlines()[-1] == (
-        "deltaflow: variant b: optimizer.freeze: no parameter matches 'embedding'; nearest: embed"
+        "deltaflow: command line: optimizer.freeze: no parameter matches 'embedding'; nearest: embed (variant b)"
     )
     assert not (directory.parent / "a" / "metrics.jsonl").exists()
 
@@ -359,6 +359,6 @@ def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_pa
         del sys.modules[module]
     code, error, _ = trains(f"optimizer.name={name}")
     assert code == 2
-    line = error.splitlines()[-1].replace("deltaflow: variant main: ", "deltaflow: ")
-    assert line == f"deltaflow: optimizer.name: {message.format(folder=tmp_path)}"
+    line = error.splitlines()[-1].removesuffix(" (variant main)")
+    assert line == f"deltaflow: command line: optimizer.name: {message.format(folder=tmp_path)}"
     assert "Traceback" not in error

@@ -69,7 +69,9 @@ def test_a_run_goes_on_from_another_s_loss(trained, tmp_path, capsys, group):
 def test_a_folder_that_is_no_run_is_one_line(trained, tmp_path, capsys):
     config, run = trained
     assert main(["train", str(config), f"runs_dir={tmp_path}", f"train.init_from={tmp_path}"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("not a run directory (no config.yaml in it)")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("deltaflow: command line: train.init_from: ")
+    assert said.endswith("not a run directory (no config.yaml in it)")
 
 
 def test_parameters_are_read_without_knowing_the_model(trained):

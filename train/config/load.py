@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ class Variant:
 
     name: str
     config: RunConfig
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)  # of the keys that are set
+
+    def problem(self, message: str) -> Problem:
+        """What was found wrong later on, where its key was written. `message` begins with that key and a colon."""
+        key, _, what = message.partition(": ")
+        if key in self.places:
+            return Problem(self.places[key], key, f"{what} (variant {clean(self.name)})")
+        return Problem(Place(f"variant {clean(self.name)}"), "", message)
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,8 @@ def _finished(draft: Draft) -> Experiment:
     between: dict[Problem, list[str]] = {}  # and the variants it is found in, where that is not said by its place
     variants = []
     for point in points:
-        config, wrong, bad = validated(merged(draft.base, point.keys), draft.source)
+        keys = merged(draft.base, point.keys)
+        config, wrong, bad = validated(keys, draft.source)
         problems.extend(wrong)
         for found in checks.findings(config, bad | doubtful):
             problem, key = _blame(found, draft, point.keys if found[:2] not in always else {})
@@ -172,7 +181,7 @@ def _finished(draft: Draft) -> Experiment:
                 names.append(point.name if key in draft.sweep else point.variant)
         if config.data.seed is None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
-        variants.append(Variant(point.name, config))
+        variants.append(Variant(point.name, config, {key: node.place for key, node in keys.items()}))
     for point, variant in zip(points[1:], variants[1:], strict=True):
         for key, message in checks.mixed(variants[0].config, variant.config):
             node = next((p.keys[key] for p in (point, points[0]) if key in p.keys), None)

@@ -1,8 +1,24 @@
 """A failure that the user is told about in one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from data.tokenizer import DataError
+from train.config.load import Variant
+
 
 class RunError(Exception):
     """Something outside the config went wrong: exit code 1, one clear line and no traceback."""
+
+
+@contextmanager
+def placed(variant: Variant) -> Iterator[None]:
+    """A DataError or RunError from within that begins with a key gets the place where the variant's key was written."""
+    try:
+        yield
+    except (DataError, RunError) as error:
+        place = variant.places.get(str(error).partition(": ")[0])
+        raise type(error)(str(error) if place is None else f"{place}: {error}") from None
 
 
 # How a device says that it has no memory; XLA's matrix products on a CPU (YNNPACK) give no reason when they get none.

@@ -12,9 +12,8 @@ from data.source import Form, Source
 from model.network import Network
 from train.config.doubts import doubts
 from train.config.fields import did_you_mean
-from train.config.load import ConfigError, Experiment, Problem, Variant
+from train.config.load import ConfigError, Experiment, Variant
 from train.config.schema import RunConfig
-from train.config.yaml12 import Place
 from train.core.custom import OptimizerError
 from train.core.optimizer import check
 from train.core.state import hparams_of
@@ -24,7 +23,7 @@ from train.report.tables import closing_table, verdict_lines
 from train.run import ending
 from train.run import platform as platforms
 from train.run.console import Console
-from train.run.errors import RunError
+from train.run.errors import RunError, placed
 from train.run.loop import GroupRun
 from train.run.own import adopt
 from train.run.platform import Platform
@@ -49,13 +48,21 @@ def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
     for variant in variants:
         key = data_key(variant.config)
         if key not in sources:
-            sources[key] = open_source(variant.config.data)
+            with placed(variant):
+                sources[key] = open_source(variant.config.data)
     return sources
 
 
 def data_key(config: RunConfig) -> str:
     """Equal for variants that read the same tokens: the batch size and the seed draw from them, and no more."""
     return config.data.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
+
+
+def device_of(experiment: Experiment) -> Platform:
+    """The device that all variants name, with JAX started on it. Raises RunError when there is none."""
+    first = experiment.variants[0]
+    with placed(first):
+        return platforms.select(first.config.train)
 
 
 def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
@@ -65,10 +72,12 @@ def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> 
     try:
         network = network_of(config, form, dtype, unroll)
     except TaskError as error:
-        raise ConfigError([Problem(Place(f"variant {variants[0].name}"), "", str(error))]) from None
+        raise ConfigError([variants[0].problem(str(error))]) from None
     if form.context != config.data.context:
-        raise RunError(f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that")
-    adopt(config.optimizer)
+        message = f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that"
+        raise RunError(str(variants[0].problem(message)))
+    with placed(variants[0]):
+        adopt(config.optimizer)
     if config.optimizer.patterned:
         for variant in variants:
             _check_optimizer(variant, network)
@@ -81,7 +90,7 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
     try:
         check(variant.config.optimizer, hp, network.shapes())
     except OptimizerError as error:
-        raise ConfigError([Problem(Place(f"variant {variant.name}"), "", str(error))]) from None
+        raise ConfigError([variant.problem(str(error))]) from None
 
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
@@ -98,7 +107,7 @@ def _train(experiment: Experiment, console: Console, stop: Stop, allow_data_chan
     stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
     stop.doing = "the start of JAX"
-    platform = platforms.select(experiment.variants[0].config.train)
+    platform = device_of(experiment)
     _start_block(experiment, sources, platform, console)
     summaries: dict[str, dict[str, Any]] = {}
     groups = []  # all of them first: what is wrong with one is said before another has trained

@@ -22,6 +22,7 @@ from train.run import process
 from train.run.budget import Budget
 from train.run.closing import closed
 from train.run.console import Console
+from train.run.errors import placed
 from train.run.journal import Journal
 from train.run.layout import chart_layout
 from train.run.lock import locked
@@ -77,8 +78,9 @@ class GroupRun:
         started = time.perf_counter()
         config = self.group.config
         first, done = stands(self.group, directories, self.console)
-        other = None if first or not config.train.init_from else Path(config.train.init_from)
-        self._given = None if other is None else open_source(other, self.platform.device)
+        if config.train.init_from and not first:
+            with placed(self.group.variants[0]):
+                self._given = open_source(Path(config.train.init_from), self.platform.device)
         over, allow = done is not None, self.allow_data_change
         admit(self.group, self.source, directories, self.console, first, over, allow)
         if done is not None:
@@ -174,7 +176,8 @@ class GroupRun:
             return states
         fresh = programs.each([jax.device_get(state) for state in states])
         tokenizer = {} if self.source.tokenizer is None else self.source.tokenizer.to_json()
-        singles, transfer = started_from(given, self.group.config, self.group.hparams, fresh, tokenizer)
+        with placed(self.group.variants[0]):
+            singles, transfer = started_from(given, self.group.config, self.group.hparams, fresh, tokenizer)
         if console is not None:
             console.block(f"parameters from {given.directory}, step {given.step}", transfer.rows())
         return programs.joined(jax.device_get(singles) if self.group.vmapped else singles)

@@ -23,10 +23,9 @@ from train.core.optimizer import HParams
 from train.core.paths import path_of
 from train.core.probe import as_json, measure, readings_json
 from train.core.state import State, initial_state, state_at
-from train.run import platform as platforms
 from train.run.checkpoint import Checkpoints
 from train.run.errors import RunError
-from train.run.experiment import build_group, data_key, open_all
+from train.run.experiment import build_group, data_key, device_of, open_all
 from train.run.origin import same_config
 from train.run.platform import Platform
 from train.run.programs import Group, grouped
@@ -40,7 +39,7 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
     Raises DataError, RunError, ConfigError.
     """
     sources = open_all(experiment.variants)
-    platform = platforms.select(experiment.variants[0].config.train)
+    platform = device_of(experiment)
     results, step = {}, 0
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]

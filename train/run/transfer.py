@@ -49,10 +49,13 @@ class Transfer:
 
 def open_source(directory: Path, device: Any) -> Source:
     """The newest checkpoint of a run. Raises RunError when there is none."""
-    read_config(directory)  # or it is no run
-    checkpoints = Checkpoints(directory)
-    step = checkpoints.only_newest()
-    params = checkpoints.params(step, device)
+    try:
+        read_config(directory)  # or it is no run
+        checkpoints = Checkpoints(directory)
+        step = checkpoints.only_newest()
+        params = checkpoints.params(step, device)
+    except RunError as error:
+        raise RunError(f"train.init_from: {error}") from None
     found = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return Source(directory, step, found, tokenizer_of(directory))
 
