@@ -32,6 +32,18 @@ def test_a_learning_rate_of_zero():
     assert said(sweep={"seed": [0, 1]}, optimizer={"lr": 0, "min_lr": 0}) == [f"main,seed=0, main,seed=1: {line}"]
 
 
+def test_intervals_that_leave_one_step_a_dispatch():
+    line = "no number of steps above 1 goes into all, so each is a dispatch of its own (slower)"
+    train = {"steps": 10, "eval_every": 7}
+    assert said(train=train) == [f"main: train.eval_every 7, train.checkpoint_every 500, watch.every 10: {line}"]
+    watch = {"every": 0, "instruments": {"noise": 3}}
+    keys = "train.eval_every 250, train.checkpoint_every 500, watch.instruments.noise 3"
+    assert said(watch=watch) == [f"main: {keys}: {line}"]
+    # Whoever asks for every step, or says how many, means it.
+    assert said(train=train | {"eval_every": 1}) == said(train=train | {"steps_per_call": 1}) == []
+    assert said(train=train | {"checkpoint_every": 70}, watch={"every": 14}) == []
+
+
 @pytest.mark.parametrize(
     "entries", [{}, {"optimizer": {"lr": 1e-9, "min_lr": 0, "warmup": 0}}, {"optimizer": {"warmup": 9}}]
 )

@@ -162,8 +162,7 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
     if calls > most:
         yield "train.steps_per_call", f"expected at most {most} with batches of that size, got {calls}"
         return
-    ends = {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
-    ends |= {f"watch.instruments.{name}": interval for name, interval in config.watch.intervals.items()}
+    ends = window_ends(config)
     shared = math.gcd(*ends.values())
     if calls < 1:
         yield "train.steps_per_call", f"expected auto or a whole number >= 1, got {calls}"
@@ -172,6 +171,20 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "train.steps_per_call", f"expected a divisor of {both} (the largest is {shared}), got {calls}"
     elif every and calls % every and every % calls:
         yield "train.steps_per_call", f"expected a divisor or a multiple of watch.every {every}, got {calls}"
+
+
+def window_ends(config: RunConfig) -> dict[str, int]:
+    """The steps between what has to wait for the end of a dispatch, by key."""
+    ends = {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
+    return ends | {f"watch.instruments.{name}": interval for name, interval in config.watch.intervals.items()}
+
+
+def strides(config: RunConfig, most: int) -> list[int]:
+    """The numbers up to `most` that may be train.steps_per_call, ascending: each divides `window_ends`, and divides
+    watch.every or is a multiple of it."""
+    shared, every = math.gcd(*window_ends(config).values()), config.watch.every
+    up_to = range(1, min(shared, most) + 1)
+    return [k for k in up_to if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
 
 
 def _curvature(config: RunConfig) -> Iterator[tuple[str, str]]:

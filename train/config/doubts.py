@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from train.config.checks import strides, window_ends
 from train.config.load import Variant
 from train.config.schema import RunConfig
 
@@ -26,4 +27,8 @@ def _doubts(config: RunConfig) -> list[str]:
             f"optimizer.warmup {optimizer.warmup} is not over within train.steps {steps}: the last step's learning "
             f"rate is {reached} of what the warm-up leads to"
         )
+    alone = {**window_ends(config), "watch.every": config.watch.every}
+    if config.train.steps_per_call == "auto" and strides(config, 100) == [1] and 1 not in alone.values():
+        both = ", ".join(f"{key} {interval}" for key, interval in alone.items() if interval)
+        lines.append(f"{both}: no number of steps above 1 goes into all, so each is a dispatch of its own (slower)")
     return lines

@@ -17,6 +17,7 @@ import numpy as np
 
 from model.network import Network
 from model.residual import rule_of
+from train.config.checks import strides
 from train.config.load import Variant
 from train.config.schema import RunConfig
 from train.core.batch import Feed
@@ -57,18 +58,11 @@ def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None
 
 
 def steps_per_call(config: RunConfig, step_seconds: float) -> int:
-    """K: the most steps a dispatch of at most about a second that watching, evaluations and checkpoints can share.
-
-    K divides eval_every, checkpoint_every and the intervals of instruments, and divides watch.every or is a multiple
-    of it.
-    """
+    """K: the most steps a dispatch of at most about a second that watching, evaluations and checkpoints can share."""
     if config.train.steps_per_call != "auto":
         return config.train.steps_per_call
-    shared = math.gcd(config.train.eval_every, config.train.checkpoint_every, *config.watch.intervals.values())
-    every = config.watch.every
     most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
-    shares = [k for k in range(1, min(shared, most) + 1) if shared % k == 0]
-    return max(k for k in shares if every == 0 or k % every == 0 or every % k == 0)
+    return strides(config, most)[-1]
 
 
 def model_flops(network: Network, batch: int) -> float:
