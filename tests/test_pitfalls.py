@@ -76,7 +76,7 @@ def test_delta_never_stands_alone(tiny):
     """Every depth that has delta has the stream's rms and their product beside it."""
     step, state, _, windows = step_of(tiny().variants[0].config, "float32")
     seen = jax.device_get(step(state, windows)[2])
-    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], seen))
+    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], seen), "float32")
     depths = [tag.rsplit("/", 1)[1] for tag in tags if tag.startswith("delta/norm_log10/")]
     assert len(depths) == 3
     for depth in depths:

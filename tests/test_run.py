@@ -40,7 +40,7 @@ def timeless(row: dict) -> dict:
 
 def watched_tags() -> set[str]:
     """docs/tags.md, for two layers of pre_ln with learned positions and a tied head."""
-    tags = {"grad/global_preclip_log10", "grad/clip_factor"}
+    tags = {"grad/global_preclip_log10", "grad/clip_factor", "grad/qk_rounded"}
     for suffix in ("", "_without"):
         tags |= {f"delta{suffix}/norm_log10/{layer}" for layer in ENDS}
         tags |= {f"grad{suffix}/norm_log10/{end}" for end in ("embed", "lookup", "head", "positions", "norm_f")}

@@ -405,7 +405,7 @@ def test_the_logged_update_is_what_the_optimizer_added(x64, make):
     state, _, _ = run_step(network, config, state, hp, windows, True)
     after, _, seen = run_step(network, config, state, hp, windows, True)
     before, changed = named(state.params["blocks"]), named(after.params["blocks"])
-    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], jax.device_get(seen)))
+    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], jax.device_get(seen)), "float32")
     for tag, old in before.items():
         old, new = np.asarray(old), np.asarray(changed[tag])
         axes = tuple(range(1, old.ndim))
@@ -426,14 +426,25 @@ def test_the_steps_of_a_window_are_logged_as_each_alone(x64, make):
     for _ in range(3):
         state, _, measured = run_step(network, config, state, hp, windows, True)
         seen.append(jax.device_get(measured))
-    together = watched_scalars(jax.tree.map(lambda *leaves: np.stack(leaves), *seen))
-    alone = [row for one in seen for row in watched_scalars(jax.tree.map(lambda leaf: leaf[None], one))]
+    together = watched_scalars(jax.tree.map(lambda *leaves: np.stack(leaves), *seen), "float32")
+    alone = [row for one in seen for row in watched_scalars(jax.tree.map(lambda leaf: leaf[None], one), "float32")]
     assert together == alone
     assert together[0]["delta/norm_log10/layer_000"] != together[1]["delta/norm_log10/layer_000"]
     for row, one in zip(together, seen, strict=True):
         assert row["delta/norm_log10/layer_001"] == log10(one.flow.delta)[1]
         assert row["grad/norm_log10/layer_000/attn_q"] == log10(one.flow.grad["attn_q"])[0]
         assert row["grad/clip_factor"] == float(one.clip_factor)
+
+
+@pytest.mark.parametrize(("dtype", "blocks"), [("float64", [0, 0]), ("float32", [1, 0]), ("bfloat16", [2, 2])])
+def test_blocks_whose_q_and_k_are_rounding_are_counted(x64, make, dtype, blocks):
+    """By the act rank of what enters them; what leaves the last one enters none."""
+    network, config, hp, state, windows = make(ADAM, "float64")
+    seen = jax.device_get(run_step(network, config, state, hp, windows, True)[2])
+    both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), seen)
+    rank = np.array([[1e-2, 1e-4, 1e-9], [1e-2, 1e-2, 1e-9]])
+    both = both._replace(flow=both.flow._replace(seen=both.flow.seen._replace(rank=rank)))
+    assert [row["grad/qk_rounded"] for row in watched_scalars(both, dtype)] == blocks
 
 
 def test_gradients_are_logged_before_clipping(x64, make):

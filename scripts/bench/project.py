@@ -51,7 +51,7 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
     windows = jax.ShapeDtypeStruct((K, data.batch), np.int32)
     programs.prepare_window(windows, watch_every > 0)  # as the training loop does, beside the initial draws
     states = programs.init()
-    step = 0
+    step, dtype = 0, programs.group.network.dtype
     folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")
     tracker = Tracker(Path(folder.name))
     atexit.register(folder.cleanup)
@@ -64,17 +64,17 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
             pending.append((step, programs.window(states, [batches], watch_every > 0 and step % watch_every == 0)))
             step += K
             if len(pending) > 1:
-                _log(tracker, watch_every, *pending.pop(0))
+                _log(tracker, dtype, watch_every, *pending.pop(0))
         for late in pending:
-            _log(tracker, watch_every, *late)
+            _log(tracker, dtype, watch_every, *late)
         return time.perf_counter() - start
 
     return run, K
 
 
-def _log(tracker: Tracker, watch_every: int, step: int, measured: list) -> None:
+def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: list) -> None:
     metrics, watched = jax.device_get(measured[0])
-    found = [] if watched is None else watched_scalars(watched)
+    found = [] if watched is None else watched_scalars(watched, dtype)
     rows = [(step + index * watch_every, row) for index, row in enumerate(found)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
 

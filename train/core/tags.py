@@ -11,6 +11,7 @@ from train.core.instruments import Curve, Reading, Signed
 from train.core.step import Watched
 from train.gradflow.gradients import Histogram
 from train.gradflow.norms import Norm, gains, log10, value
+from train.gradflow.verdict import qk_rounded
 
 Scalars = dict[str, float | None]
 
@@ -56,10 +57,10 @@ def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
     return out
 
 
-def watched_scalars(watched: Watched) -> list[Scalars]:
+def watched_scalars(watched: Watched, dtype: str) -> list[Scalars]:
     """Every tag of the watched steps of a window, one entry a step, from host arrays [steps, ...].
 
-    What spans decades is a base-10 logarithm.
+    What spans decades is a base-10 logarithm. dtype: that the steps were computed in.
     """
     flows = {"": watched.flow} | ({} if watched.without is None else {"_without": watched.without})
     weight, update = watched.weight.log10(), watched.update.log10()
@@ -79,7 +80,9 @@ def watched_scalars(watched: Watched) -> list[Scalars]:
         out += _depths("act/rms", rms)
         with np.errstate(divide="ignore", invalid="ignore"):
             out += _depths("delta/rms_weighted_log10", log10(watched.flow.delta) + np.log10(rms))
-        out += _depths("act/rank", np.asarray(watched.flow.seen.rank))
+        rank = np.asarray(watched.flow.seen.rank)
+        out += _depths("act/rank", rank)
+        out.append((("grad/qk_rounded",), np.sum(qk_rounded(rank, dtype), axis=-1)[:, None]))
     out.append((("grad/global_preclip_log10",), log10(watched.grad_global)[:, None]))
     out.append((("grad/clip_factor",), np.asarray(watched.clip_factor)[:, None]))
     return _rows(out)

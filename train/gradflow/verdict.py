@@ -176,11 +176,11 @@ def qk_share(grad_log10: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def qk_rounded(rank: np.ndarray, dtype: str) -> np.ndarray:
-    """Whether the gradients of Q and K of each block are rounding and not what the mathematics gives, bool [L].
+    """Whether the gradients of Q and K of each block are rounding and not what the mathematics gives, bool [..., L].
 
-    rank: of the stream [L+1]. What is measured is then what the optimizer gets, and far too large.
+    rank: of the stream [..., L+1]. What is measured is then what the optimizer gets, and far too large.
     """
-    return rank[:-1] < ALIKE_TO_ROUNDING[dtype]
+    return rank[..., :-1] < ALIKE_TO_ROUNDING[dtype]
 
 
 def _alike(rank: np.ndarray | None) -> float | None:

@@ -76,7 +76,7 @@ class Record:
         """What a window measured at `steps`, stacked [steps or more]; `dtype`: that it was computed in."""
         if not steps:
             return
-        for step, row in zip(steps, watched_scalars(stacked), strict=False):
+        for step, row in zip(steps, watched_scalars(stacked, dtype), strict=False):
             self.add(step, row)
         parts = rule_of(self.variant.config.model).parts
         first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], stacked) for at in (0, len(steps) - 1))
