@@ -374,8 +374,8 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch, caps
         assert main([command, config]) == 2
         assert capsys.readouterr() == (
             "",
-            f"deltaflow: {config}:3: data.tokenizer: bpe needs tokenizers; install it with pip install tokenizers, or -e "
-            "'.[bpe]'\n",
+            f"deltaflow: {config}:3: data.tokenizer: bpe needs tokenizers; "
+            "install it with pip install tokenizers, or -e '.[bpe]'\n",
         )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "c.yaml"]
 
