@@ -217,9 +217,6 @@ def _any_rate() -> Evidence:
     return evidence(distances[0], distances[-1])
 
 
-# What clipping keeps.
-
-
 CLAIMS = (
     Claim(
         "descent/steepest",
