@@ -1,17 +1,15 @@
 """Which windows of the tokens make a batch: pure functions of (seed, step), so that a resume needs only the step."""
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, Integer
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 _WORDS = 4  # 64-bit words that Philox gives per count
 MOST_TOKENS = 2**31  # every position in a window fits an int32
 
 
-def window_starts(
-    n_tokens: int, context: int, batch: int, seed: int, first_step: int, steps: int
-) -> Int32[np.ndarray, "steps B"]:
-    """Where the training windows of some steps start, uniform over [0, n_tokens - context - 1].
+def window_starts(n_tokens: int, context: int, batch: int, seed: int, first_step: int, steps: int) -> NDArray[np.int32]:
+    """Where the training windows of some steps start [steps, B], uniform over [0, n_tokens - context - 1].
 
     A step owns a fixed range of the counter of Philox 4x64-10 (Salmon et al., 2011, "Parallel random numbers: as easy
     as 1, 2, 3"), keyed by the seed. So its row is the same wherever a run was resumed, and however many steps are drawn
@@ -27,12 +25,11 @@ def window_starts(
     return (words[:, :batch] % np.uint64(n_tokens - context)).astype(np.int32)
 
 
-def gather(
-    tokens: Integer[np.ndarray, " n"], starts: Int32[np.ndarray, "*shape"], context: int
-) -> Integer[np.ndarray, "*shape W"]:
+def gather(tokens: NDArray[np.integer], starts: NDArray[np.int32], context: int) -> NDArray[np.integer]:
     """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens and this machine's bytes.
 
-    Of a memory-mapped corpus only the windows are read. Raises ValueError when a window would leave the tokens.
+    Tokens [n], starts [...], windows [..., T+1]. Of a memory-mapped corpus only the windows are read. Raises
+    ValueError when a window would leave the tokens.
 
     >>> gather(np.arange(10, 20), np.array([[0], [7]]), 2)
     array([[[10, 11, 12]],
@@ -48,8 +45,8 @@ def gather(
 
 def heldout_starts(
     n_tokens: int, context: int, batch: int, batches: int | None
-) -> tuple[Int32[np.ndarray, "N B"], Float32[np.ndarray, "N B"]]:
-    """Where the windows of an evaluation start, and their weights: 1, or 0 for what fills up the last batch.
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Where the windows of an evaluation start [S, B], and their weights: 1, or 0 for what fills up the last batch.
 
     The windows tile the split: window i reads [i T, (i + 1) T) and predicts each token's successor, so that no target
     counts twice, and with `batches` None all count but the first token and the last n - 1 mod T. With a number, that
@@ -66,8 +63,8 @@ def heldout_starts(
     return (index * context).astype(np.int32), weights
 
 
-def spread(n: int, batch: int, batches: int | None) -> tuple[Int64[np.ndarray, "S B"], Float32[np.ndarray, "S B"]]:
-    """Which of n rows make held-out batches, and their weights: 1, or 0 for what fills up the last batch.
+def spread(n: int, batch: int, batches: int | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which of n rows make held-out batches [S, B], and their weights: 1, or 0 for what fills up the last batch.
 
     With `batches` None all rows in order; with a number, at most that many batches of rows spread evenly over all.
 

@@ -3,18 +3,18 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from numpy.typing import NDArray
 
 BLOCK, BLOCKS = 2**16, 256  # tokens that are counted of a sequence: so many blocks, spread evenly over it
 
 
-def entropy(p: Float[np.ndarray, "*n S"]) -> Float[np.ndarray, "*n"]:
-    """-sum p ln p in nats, with 0 ln 0 = 0."""
+def entropy(p: NDArray[np.floating]) -> NDArray[np.floating]:
+    """-sum p ln p of each of p [..., S] in nats, [...], with 0 ln 0 = 0."""
     return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
-def counts(ids: Integer[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
-    """How often each id comes, up to the largest one; of more than BLOCK * BLOCKS ids in that many of them.
+def counts(ids: NDArray[np.integer]) -> NDArray[np.integer]:
+    """How often each of ids [n] comes, [m] up to the largest one; of more than BLOCK * BLOCKS ids in that many of them.
 
     A memory-mapped corpus may be larger than what can be read at every start.
     """
@@ -25,8 +25,8 @@ def counts(ids: Integer[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
     return np.sum([_padded(part, max(map(len, parts))) for part in parts], axis=0)
 
 
-def unigram(train: Int[np.ndarray, " m"], heldout: Int[np.ndarray, " k"], vocab_size: int) -> float:
-    """Mean loss, on tokens counted in `heldout`, of who knows only how often each came in `train`; nats a token.
+def unigram(train: NDArray[np.integer], heldout: NDArray[np.integer], vocab_size: int) -> float:
+    """Mean loss, on tokens counted in heldout [k], of who knows only how often each came in train [m]; nats a token.
 
     The cross-entropy -sum_i q_i ln p_i of the two distributions; p with one more of each id (Laplace's rule), so that
     one which never came in `train` costs something finite.

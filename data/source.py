@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
 
 from data.batches import spread
 from data.tokenizer import Tokenizer
@@ -73,8 +73,8 @@ class Source(Protocol):
         ...
 
     @property
-    def resident(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]] | None:
-        """Tokens (train, held out) that live on the device; batches are then starts of windows in them."""
+    def resident(self) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:
+        """Tokens (train [n], held out [m]) that live on the device; batches are then starts of windows in them."""
         ...
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Any:
@@ -84,13 +84,13 @@ class Source(Protocol):
         """
         ...
 
-    def heldout_batches(self, batch: int, batches: int | None) -> tuple[Any, Float32[np.ndarray, "S B"]]:
-        """At most `batches` held-out batches (None: all), as above with S for steps, and the weights of their rows."""
+    def heldout_batches(self, batch: int, batches: int | None) -> tuple[Any, NDArray[np.float32]]:
+        """At most `batches` held-out batches (None: all), as above with S for steps, and their rows' weights [S, B]."""
         ...
 
 
-def tiled(rows: Batch, batch: int, batches: int | None) -> tuple[Batch, Float[np.ndarray, "S B"]]:
-    """Rows [N, ...] as held-out batches [S, B, ...], the last filled up with rows of weight 0.
+def tiled(rows: Batch, batch: int, batches: int | None) -> tuple[Batch, NDArray[np.floating]]:
+    """Rows [N, ...] as held-out batches [S, B, ...] and weights [S, B], the last filled up with rows of weight 0.
 
     With `batches`, that many batches of rows spread evenly over all of them.
 

@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt
+from numpy.typing import NDArray
 
 from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from data.bpe import learn_from, parts
@@ -40,8 +40,8 @@ DEVICE_BYTES = 256 * 2**20  # of tokens, up to which placement auto means device
 class Windows:
     """One long sequence of tokens, split in two: windows of it are the batches. Both arrays are read-only."""
 
-    train: UInt[np.ndarray, " n"]
-    val: UInt[np.ndarray, " m"]  # the last val_fraction of the corpus
+    train: NDArray[np.unsignedinteger]  # [n]
+    val: NDArray[np.unsignedinteger]  # [m], the last val_fraction of the corpus
     sha256: str  # of the corpus's bytes
     source: str  # one line for people
     placement: str  # "device" or "host"; the arrays of the latter are memory-mapped
@@ -223,7 +223,7 @@ def _unit(config: DataConfig) -> str:
 # Where the tokens go
 
 
-def _in_memory(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> UInt[np.ndarray, " n"]:
+def _in_memory(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> NDArray[np.unsignedinteger]:
     tokens = np.empty(facts.n_tokens, token_dtype(tokenizer.vocab_size))
     done = 0
     for part in _encoded(corpus, facts, tokenizer):
@@ -233,7 +233,7 @@ def _in_memory(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> UInt[np.n
     return tokens
 
 
-def _encoded(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> Iterator[UInt[np.ndarray, " k"]]:
+def _encoded(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> Iterator[NDArray[np.unsignedinteger]]:
     """The tokens in parts, n_tokens in all. Raises DataError when the corpus is no longer the one that was scanned."""
     digest = hashlib.sha256()
     done = 0
@@ -251,7 +251,7 @@ def _encoded(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> Iterator[UI
         raise changed(corpus)
 
 
-def _on_host(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> tuple[UInt[np.ndarray, " n"], Mapped]:
+def _on_host(corpus: Corpus, facts: _Facts, tokenizer: Tokenizer) -> tuple[NDArray[np.unsignedinteger], Mapped]:
     """Memory-mapped tokens: the file itself when its bytes are the tokens, else a file of tokens made once."""
     if isinstance(tokenizer, ByteTokenizer) and corpus.path is not None:
         behind = Mapped.of(corpus.label, corpus.path)

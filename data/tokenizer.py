@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int, UInt
+from numpy.typing import NDArray
 
 CHAR_LIMIT = 65_536
 _CODE_POINTS = 0x110000
@@ -26,12 +26,12 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, text: str) -> UInt[np.ndarray, " n"]:
-        """Ids in the smallest unsigned dtype that holds the vocabulary. Raises DataError for a foreign character."""
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        """Ids [n], of the smallest unsigned dtype for the vocabulary. Raises DataError for a foreign character."""
         ...
 
-    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
-        """The text of these ids. Raises DataError for an id outside [0, vocab_size)."""
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """The text of these ids [n]. Raises DataError for an id outside [0, vocab_size)."""
         ...
 
     def token_text(self, token: int) -> str:
@@ -69,7 +69,7 @@ class CharTokenizer:
         table[code_points(self.vocab)] = np.arange(len(self.vocab))
         return table
 
-    def encode(self, text: str) -> UInt[np.ndarray, " n"]:
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         ids = np.empty(len(text), token_dtype(self.vocab_size))
         for start in range(0, len(text), _SLICE):
             part = self._id_of[code_points(text[start : start + _SLICE])]
@@ -88,7 +88,7 @@ class CharTokenizer:
             f"{hint}the corpus has {len(self.vocab):,} characters: {_listing(self.vocab)}"
         )
 
-    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         points = code_points(self.vocab)[_checked(ids, self.vocab_size)]
         return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
@@ -111,10 +111,10 @@ class ByteTokenizer:
     def vocab_size(self) -> int:
         return 256
 
-    def encode(self, text: str) -> UInt[np.ndarray, " n"]:
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         return np.frombuffer(utf8(text), np.uint8)
 
-    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """A sequence of bytes that isn't UTF-8, such as a sampled one, gives U+FFFD in place of what is broken."""
         return _checked(ids, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
@@ -172,13 +172,13 @@ class BpeTokenizer:
     def vocab_size(self) -> int:
         return len(self._ids)
 
-    def encode(self, text: str) -> UInt[np.ndarray, " n"]:
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         utf8(text)
         dtype = token_dtype(self.vocab_size)
         parts = self._encoder.encode_batch_fast(list(pieces([text], PIECE)))
         return np.concatenate([np.empty(0, dtype), *(np.array(part.ids, dtype) for part in parts)])
 
-    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """As of bytes: U+FFFD in place of what is not UTF-8."""
         return b"".join(self._tokens[index] for index in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
 
@@ -256,8 +256,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def code_points(text: str) -> UInt[np.ndarray, " n"]:
-    """uint32 code points, one a character; a lone surrogate passes as itself."""
+def code_points(text: str) -> NDArray[np.unsignedinteger]:
+    """uint32 code points [n], one a character; a lone surrogate passes as itself."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
@@ -294,7 +294,7 @@ def _listing(vocab: str, at_most: int = 100) -> str:
     return repr(vocab) if len(vocab) <= at_most else f"{vocab[:at_most]!r} and {len(vocab) - at_most:,} more"
 
 
-def _checked(ids: Sequence[int] | np.ndarray, vocab_size: int) -> Int[np.ndarray, " n"]:
+def _checked(ids: Sequence[int] | np.ndarray, vocab_size: int) -> NDArray[np.integer]:
     array = np.asarray(ids, dtype=None if len(ids) else np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"token ids must be a list of integers, got shape {array.shape} of {array.dtype}")

@@ -79,7 +79,7 @@ def test_model_knows_jax_and_nothing_of_us(module):
 
 @pytest.mark.parametrize("module", of("data"))
 def test_data_knows_neither_jax_nor_us(module):
-    assert foreign(module) <= {"numpy", "pydantic", "jaxtyping", "pooch", "requests", "sklearn", "tokenizers"}
+    assert foreign(module) <= {"numpy", "pydantic", "pooch", "requests", "sklearn", "tokenizers"}
     assert ours(module) <= {"data"}
 
 

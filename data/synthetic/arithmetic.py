@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int
+from numpy.typing import NDArray
 
 from data.source import Batch, Form
 from data.synthetic.base import Draws, Task, drawn_where, mixed, next_token
@@ -23,8 +23,8 @@ class Addition(Task):
     def form(self) -> Form:
         return Form("lm", 3 * self.config.digits + 2, 12, 12)
 
-    def heldout(self, pairs: Int[np.ndarray, "N 2"]) -> np.ndarray:
-        """Which pairs are held out."""
+    def heldout(self, pairs: NDArray[np.integer]) -> np.ndarray:
+        """Which of pairs [..., 2] are held out."""
         flat = pairs[..., 0] * 10**self.config.digits + pairs[..., 1]
         return mixed(flat, self.config.task_seed) < self.config.val_fraction
 
@@ -57,8 +57,8 @@ class Modular(Task):
         return Form("lm", 3, self.config.modulus + 1, self.config.modulus + 1)
 
     @cached_property
-    def split(self) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, "m 2"]]:
-        """The pairs (a, b) to train on, and those held out."""
+    def split(self) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """The pairs (a, b) to train on [n, 2], and those held out [m, 2]."""
         p = self.config.modulus
         order = np.argsort(self._once().uniform(p * p)[0], kind="stable")
         pairs = np.stack([order // p, order % p], axis=1)
@@ -74,7 +74,7 @@ class Modular(Task):
     def every_heldout_row(self) -> Batch:
         return self._strings(self.split[1])
 
-    def _strings(self, pairs: Int[np.ndarray, "N 2"]) -> Batch:
+    def _strings(self, pairs: NDArray[np.integer]) -> Batch:
         p = self.config.modulus
         a, b = pairs[:, 0], pairs[:, 1]
         c = {"add": a + b, "subtract": a - b, "multiply": a * b}[self.config.operation] % p

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from numpy.typing import NDArray
 
 from data.config import OPTIONS, DataConfig
 from data.floors import prior
@@ -32,18 +32,18 @@ class Draws:
         self._rows = rows
         self.count = steps * rows
 
-    def uniform(self, *shape: int) -> Float64[np.ndarray, "N *shape"]:
-        """In [0, 1), multiples of 2^-53: the raw words, whose stream numpy promises to keep."""
+    def uniform(self, *shape: int) -> NDArray[np.float64]:
+        """[N, *shape] in [0, 1), multiples of 2^-53: the raw words, whose stream numpy promises to keep."""
         size = self._rows * int(np.prod(shape, dtype=int))
         words = np.concatenate([bits.random_raw(size) for bits in self._bits])
-        return ((words >> np.uint64(11)) * 2.0**-53).reshape(self.count, *shape)
+        return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(self.count, *shape)
 
-    def integers(self, high: int, *shape: int) -> Int[np.ndarray, "N *shape"]:
-        """In [0, high)."""
+    def integers(self, high: int, *shape: int) -> NDArray[np.integer]:
+        """[N, *shape] in [0, high)."""
         return np.minimum((self.uniform(*shape) * high).astype(np.int64), high - 1)
 
-    def normal(self, *shape: int) -> Float64[np.ndarray, "N *shape"]:
-        """Standard normal, by Box and Muller's transform."""
+    def normal(self, *shape: int) -> NDArray[np.float64]:
+        """[N, *shape], standard normal, by Box and Muller's transform."""
         radius = np.sqrt(-2.0 * np.log1p(-self.uniform(*shape)))
         return radius * np.cos(2.0 * np.pi * self.uniform(*shape))
 
@@ -145,14 +145,15 @@ def _compact(rows: Batch) -> Batch:
     return Batch(*(None if x is None else x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for x in rows))
 
 
-def next_token(strings: Int[np.ndarray, "N T+1"], known: Bool[np.ndarray, "N T+1"] | None = None) -> Batch:
-    """Rows in which each token is to be told from those before it; only those that are `known` count."""
+def next_token(strings: NDArray[np.integer], known: NDArray[np.bool_] | None = None) -> Batch:
+    """Rows [N, T+1] in which each token is to be told from those before it; only those that are `known` count."""
     weights = None if known is None else known[:, 1:].astype(np.float64)
     return Batch(strings[:, :-1], strings[:, 1:], weights)
 
 
-def drawn_where(draws: Draws, good, high: int, *shape: int) -> Int[np.ndarray, "N *shape"]:
-    """Integers in [0, high), drawn again, whole rows, until `good(rows)` [N] holds of each. Draw nothing after it."""
+def drawn_where(draws: Draws, good, high: int, *shape: int) -> NDArray[np.integer]:
+    """Integers [N, *shape] in [0, high), whole rows drawn again until `good(rows)` [N] holds of each. Draw nothing
+    after it."""
     rows = draws.integers(high, *shape)
     for _ in range(_TRIES):
         bad = ~good(rows)
@@ -164,7 +165,7 @@ def drawn_where(draws: Draws, good, high: int, *shape: int) -> Int[np.ndarray, "
     )
 
 
-def mixed(values: Int[np.ndarray, "*n"], seed: int) -> Float[np.ndarray, "*n"]:
+def mixed(values: NDArray[np.integer], seed: int) -> NDArray[np.floating]:
     """A number in [0, 1) for each whole number, without a pattern (SplitMix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         z = np.asarray(values).astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)

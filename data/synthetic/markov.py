@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64
+from numpy.typing import NDArray
 
 from data.floors import entropy
 from data.source import Batch, Form
@@ -39,7 +39,8 @@ class Markov(Task):
         return Form("lm", self.config.context, states, states)
 
     @cached_property
-    def transition(self) -> Float64[np.ndarray, "S S"]:
+    def transition(self) -> NDArray[np.float64]:
+        """Each state's probabilities of the next, a row of [S, S]."""
         given = self.config.transition
         if given is not None:
             rows = np.array(given, np.float64)
@@ -50,8 +51,8 @@ class Markov(Task):
         return rows / rows.sum(axis=1, keepdims=True)
 
     @cached_property
-    def stationary(self) -> Float64[np.ndarray, " S"]:
-        """pi P = pi, sum pi = 1."""
+    def stationary(self) -> NDArray[np.float64]:
+        """pi [S]: pi P = pi, sum pi = 1."""
         size = len(self.transition)
         equations = np.vstack([self.transition.T - np.eye(size), np.ones((1, size))])
         solved = np.linalg.lstsq(equations, np.append(np.zeros(size), 1.0), rcond=None)[0]

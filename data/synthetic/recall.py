@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from numpy.typing import NDArray
 
 from data.source import Batch, Form
 from data.synthetic.base import Draws, Task, next_token
@@ -45,8 +45,8 @@ class _Answer(_Certain):
         strings = np.select([place < 0, place < n, place == n], [symbols + 1, question, symbols], answer)
         return next_token(strings, place > n)
 
-    def answer(self, symbols: Int[np.ndarray, "N M"], n: Int[np.ndarray, "N 1"]) -> Int[np.ndarray, "N M"]:
-        """The answer to the first n of `symbols`, in its first n places; what follows them is larger than any."""
+    def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The answer to the first n [N, 1] of symbols [N, M], in its first n places; what follows is above any."""
         raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ class _Answer(_Certain):
 class Copy(_Answer):
     """Say it again: n random symbols, a separator, the same symbols."""
 
-    def answer(self, symbols: Int[np.ndarray, "N M"], n: Int[np.ndarray, "N 1"]) -> Int[np.ndarray, "N M"]:
+    def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
         return symbols
 
 
@@ -62,7 +62,7 @@ class Copy(_Answer):
 class Reverse(_Answer):
     """Say it backwards."""
 
-    def answer(self, symbols: Int[np.ndarray, "N M"], n: Int[np.ndarray, "N 1"]) -> Int[np.ndarray, "N M"]:
+    def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
         return np.take_along_axis(symbols, np.maximum(n - 1 - np.arange(symbols.shape[1]), 0), axis=1)
 
 
@@ -70,7 +70,7 @@ class Reverse(_Answer):
 class Sort(_Answer):
     """Say it in order, the smallest first."""
 
-    def answer(self, symbols: Int[np.ndarray, "N M"], n: Int[np.ndarray, "N 1"]) -> Int[np.ndarray, "N M"]:
+    def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
         return np.sort(symbols, axis=1)
 
 
@@ -89,7 +89,7 @@ class Induction(_Certain):
         slots = width // 2  # of two tokens, counted from the end
         strings = draws.integers(symbols, width)
         answer = draws.integers(symbols, 1)
-        used: Bool[np.ndarray, "N slots"] = draws.uniform(slots) < _OFTEN
+        used: NDArray[np.bool_] = draws.uniform(slots) < _OFTEN
         used[:, 0] = True
         used[np.arange(len(used)), 1 + draws.integers(slots - 1)] = True
         triggers = width - 2 - 2 * np.arange(slots)

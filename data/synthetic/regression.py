@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from numpy.typing import NDArray
 
 from data.source import Batch, Form
 from data.synthetic.base import Draws, Task
@@ -45,9 +45,9 @@ class LinearRegression(Task):
         return {"": float(np.mean(np.concatenate(errors))), "zero": float(np.mean(y**2))}
 
 
-def posterior_error(x: Float64[np.ndarray, "N K d"], noise: float, d: int) -> Float64[np.ndarray, "N K"]:
-    """Expected squared error of the posterior mean at x_k after k examples: noise^2 + x^T S x, S the posterior
-    covariance of w, updated example by example (the Kalman filter of a constant state)."""
+def posterior_error(x: NDArray[np.float64], noise: float, d: int) -> NDArray[np.float64]:
+    """Expected squared error [N, K] of the posterior mean at x_k, of x [N, K, d], after k examples: noise^2 + x^T S x,
+    S the posterior covariance of w, updated example by example (the Kalman filter of a constant state)."""
     covariance = np.broadcast_to(np.eye(d) / d, (len(x), d, d)).copy()
     errors = np.empty(x.shape[:2])
     for k in range(x.shape[1]):

@@ -49,10 +49,15 @@ class Variant:
 
     def problem(self, message: str) -> Problem:
         """What was found wrong later on, where its key was written. `message` begins with that key and a colon."""
+        place, member = self.place(message), f"variant {clean(self.name)}"
+        if place is None:
+            return Problem(Place(member), "", message)
         key, _, what = message.partition(": ")
-        if key in self.places:
-            return Problem(self.places[key], key, f"{what} (variant {clean(self.name)})")
-        return Problem(Place(f"variant {clean(self.name)}"), "", message)
+        return Problem(place, key, f"{what} ({member})")
+
+    def place(self, message: str) -> Place | None:
+        """Where the key was written that `message` begins with; None of one that was not, or no key."""
+        return self.places.get(message.partition(": ")[0])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def placed(variant: Variant) -> Iterator[None]:
     try:
         yield
     except (DataError, RunError) as error:
-        place = variant.places.get(str(error).partition(": ")[0])
+        place = variant.place(str(error))
         raise type(error)(str(error) if place is None else f"{place}: {error}") from None
 
 

@@ -73,10 +73,10 @@ def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> 
         network = network_of(config, form, dtype, unroll)
     except TaskError as error:
         raise ConfigError([variants[0].problem(str(error))]) from None
-    if form.context != config.data.context:
-        message = f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that"
-        raise RunError(str(variants[0].problem(message)))
     with placed(variants[0]):
+        if form.context != config.data.context:
+            message = f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that"
+            raise RunError(message)
         adopt(config.optimizer)
     if config.optimizer.patterned:
         for variant in variants:
