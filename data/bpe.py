@@ -13,8 +13,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.corpus import Corpus, cache_folder, changed, replacing, texts
-from data.tokenizer import PIECE, BpeTokenizer, from_json, hf_tokenizers, pieces
+from .corpus import Corpus, cache_folder, changed, replacing, texts
+from .tokenizer import PIECE, BpeTokenizer, from_json, hf_tokenizers, pieces
 
 _LEAST = 2  # times that a pair occurs: merging one that occurs once shortens nothing but that place
 _STREAM = 1 << 20  # characters encoded at a time, PIECE by PIECE on as many threads as there are

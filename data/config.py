@@ -130,7 +130,7 @@ SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "re
 
 
 def task_of(kind: str) -> str | None:
-    """What a kind is for, as its source's Form says; None for your own, which is not asked before it is opened."""
+    """What a kind is for, as its source's DataSpec says; None for your own, which is not asked before it is opened."""
     known = {"digits": "classification", "linear_regression": "regression"}
     return None if ":" in kind else known.get(kind, "lm")
 

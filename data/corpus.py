@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.config import DataConfig
-from data.files import beside, kind_of
-from data.tokenizer import DataError
+from .config import DataConfig
+from .errors import DataError
+from .files import beside, kind_of
 
 _CHUNK = 2**20
 _SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from data.config import DataConfig
-from data.source import Batch, Form, Source, Whole
-from data.tokenizer import DataError, Tokenizer, from_json
+from .config import DataConfig
+from .errors import DataError
+from .source import Batch, DataSpec, Source, Whole
+from .tokenizer import Tokenizer, from_json
 
 _NEEDED = ("form", "source", "details", "sha256", "tokenizer", "floors", "resident", "train_batches", "heldout_batches")
 _TASKS = ("lm", "classification", "regression")
@@ -63,7 +64,7 @@ class OwnSource(Whole):
         self.config = config
 
     @property
-    def form(self) -> Form:
+    def form(self) -> DataSpec:
         raise NotImplementedError
 
     @property
@@ -124,7 +125,7 @@ class Checked:
 
     label: str
     own: Any
-    form: Form
+    form: DataSpec
     source: str
     details: str
     sha256: str
@@ -253,9 +254,9 @@ def _asked(label: str, where: str, ask: Callable[[], Any]) -> Any:
         raise DataError(f"{label}: {said(error)} {where}") from error
 
 
-def _form(label: str, form: Any) -> Form:
-    if not isinstance(form, Form) or form.task not in _TASKS:
-        raise DataError(f"{label}: form: expected a data.source.Form of {', '.join(_TASKS)}, got {form!r}")
+def _form(label: str, form: Any) -> DataSpec:
+    if not isinstance(form, DataSpec) or form.task not in _TASKS:
+        raise DataError(f"{label}: form: expected a data.source.DataSpec of {', '.join(_TASKS)}, got {form!r}")
     sizes = {name: getattr(form, name) for name in ("context", "outputs", "vocab_size", "channels")}
     if (form.vocab_size is None) == (form.channels is None):
         got = "neither" if form.channels is None else "both"

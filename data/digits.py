@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.config import DataConfig
-from data.floors import prior
-from data.source import Batch, Form, Whole, tiled
-from data.synthetic.base import Draws
-from data.tokenizer import DataError
+from .config import DataConfig
+from .errors import DataError
+from .floors import prior
+from .source import Batch, DataSpec, Whole, tiled
+from .synthetic.base import Draws
 
 _SPLIT, _ORDER = 4, 5  # streams, see Draws
 _SIDE = 8
@@ -25,7 +25,7 @@ class Digits(Whole):
 
     train: Batch  # inputs [N, T, patch^2], targets [N]
     val: Batch
-    form: Form
+    form: DataSpec
     details: str
     sha256: str
 
@@ -63,7 +63,7 @@ def open_digits(config: DataConfig) -> Digits:
         raise DataError(f"data.val_fraction: {config.val_fraction} of {n} images leaves a split empty")
     rows = Batch(patches.astype(np.float32)[order], labels.astype(np.int32)[order])
     train, val = (Batch(*(leaf[part] for leaf in rows[:2])) for part in (slice(n_train), slice(n_train, None)))
-    form = Form("classification", patches.shape[1], None, 10, channels=patches.shape[2], pooled=True)
+    form = DataSpec("classification", patches.shape[1], None, 10, channels=patches.shape[2], pooled=True)
     digest = hashlib.sha256(rows.inputs.tobytes() + rows.targets.tobytes()).hexdigest()
     details = f"{n_train:,} + {n - n_train:,} held-out images, {form.context} patches of {form.channels} pixels"
     return Digits(train, val, form, details, digest)

@@ -1,8 +1,8 @@
 """From the `data:` section of a config to its source."""
 
-from data.config import DataConfig, problems
-from data.source import Source
-from data.tokenizer import DataError
+from .config import DataConfig, problems
+from .errors import DataError
+from .source import Source
 
 
 def open_source(config: DataConfig) -> Source:
@@ -10,21 +10,21 @@ def open_source(config: DataConfig) -> Source:
     for key, what in problems(config):
         raise DataError(f"data.{key}: {what}")
     if ":" in config.kind:
-        from data.custom import open_own
+        from .custom import open_own
 
         return open_own(config)
     if config.kind == "text":
-        from data.text import open_dataset
+        from .text import open_dataset
 
         return open_dataset(config)
     if config.kind == "tokens":
-        from data.tokens import open_tokens
+        from .tokens import open_tokens
 
         return open_tokens(config)
     if config.kind == "digits":
-        from data.digits import open_digits
+        from .digits import open_digits
 
         return open_digits(config)
-    from data.synthetic import TASKS, Synthetic
+    from .synthetic import TASKS, Synthetic
 
     return Synthetic(TASKS[config.kind](config))

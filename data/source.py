@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.batches import spread
-from data.tokenizer import Tokenizer
+from .batches import spread
+from .tokenizer import Tokenizer
 
 
 class Batch(NamedTuple):
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     weights: Any = None  # of the targets, in their shape: 0 = masked; None = all 1
 
 
-class Form(NamedTuple):
+class DataSpec(NamedTuple):
     """The shape of what goes into a network and comes out of it."""
 
     task: str  # lm, classification or regression
@@ -45,7 +45,7 @@ class Source(Protocol):
     """Data a network can be trained on. Everything is a pure function, so that a resume needs nothing but the step."""
 
     @property
-    def form(self) -> Form: ...
+    def form(self) -> DataSpec: ...
 
     @property
     def source(self) -> str:

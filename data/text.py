@@ -17,21 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.batches import MOST_TOKENS, gather, heldout_starts, window_starts
-from data.bpe import learn_from, parts
-from data.config import BPE_VOCAB, DataConfig, problems
-from data.corpus import Corpus, Mapped, cache_folder, changed, find, reason, replacing, texts
-from data.floors import counts, unigram
-from data.source import Form
-from data.tokenizer import (
-    CHAR_LIMIT,
-    ByteTokenizer,
-    CharTokenizer,
-    DataError,
-    Tokenizer,
-    code_points,
-    token_dtype,
-)
+from .batches import MOST_TOKENS, gather, heldout_starts, window_starts
+from .bpe import learn_from, parts
+from .config import BPE_VOCAB, DataConfig, problems
+from .corpus import Corpus, Mapped, cache_folder, changed, find, reason, replacing, texts
+from .errors import DataError
+from .floors import counts, unigram
+from .source import DataSpec
+from .tokenizer import CHAR_LIMIT, ByteTokenizer, CharTokenizer, Tokenizer, code_points, token_dtype
 
 DEVICE_BYTES = 256 * 2**20  # of tokens, up to which placement auto means device
 
@@ -50,8 +43,8 @@ class Windows:
     mapped: Mapped | None  # what lies behind the arrays of the host
 
     @property
-    def form(self) -> Form:
-        return Form("lm", self.context, self.vocab_size, self.vocab_size)
+    def form(self) -> DataSpec:
+        return DataSpec("lm", self.context, self.vocab_size, self.vocab_size)
 
     @property
     def details(self) -> str:

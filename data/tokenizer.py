@@ -11,13 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import DataError
+
 CHAR_LIMIT = 65_536
 _CODE_POINTS = 0x110000
 _SLICE = 1 << 18  # characters encoded at a time: the work arrays stay in the processor's cache
-
-
-class DataError(ValueError):
-    """Data that can't be used as the config asks. The message is one line: where, what, and what would do."""
 
 
 class Tokenizer(Protocol):

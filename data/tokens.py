@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import DataConfig
-from data.corpus import Mapped, find, reason
-from data.files import json_of
-from data.text import Windows, mapped, placed, split
-from data.tokenizer import DataError
+from .config import DataConfig
+from .corpus import Mapped, find, reason
+from .errors import DataError
+from .files import json_of
+from .text import Windows, mapped, placed, split
 
 _CHUNK = 2**22
 _DTYPES = ("uint8", "uint16", "uint32")

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from model.config import ModelConfig
-from model.init import Init
-from model.layers import Linear, dropout, joined, normalize, soft_cap, softmax, wide
-from model.positions import alibi, rotate
+from .config import ModelConfig
+from .init import Init
+from .layers import Linear, dropout, joined, normalize, soft_cap, softmax, wide
+from .positions import alibi, rotate
 
 
 class Attention(nnx.Module):

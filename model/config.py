@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.traced import Traced
+from .traced import Traced
 
 Rule = Literal[
     "pre_ln",

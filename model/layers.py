@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from model.config import ModelConfig
-from model.init import Init
+from .config import ModelConfig
+from .init import Init
 
 
 class Linear(nnx.Module):
@@ -19,12 +19,12 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(init.constant(0.0, columns)) if bias else None
 
     def __call__(self, x: Float[Array, "N D"], one: Float[Array, ""] | None = None) -> Float[Array, "N F"]:
-        """`one`: for `settled`, where there is one."""
+        """`one`: for `fusion_barrier`, where there is one."""
         kernel = self.kernel[...]
         if one is not None and kernel.shape[0] > kernel.shape[1]:
             # The kernel's gradient as (g^T x)^T, the narrower of the two on the left: x^T g takes XLA:CPU 1.7 times as
             # long where the rows of x are a power of two of 512 and more, which share few lines of the cache.
-            kernel = settled(kernel.T, one).T
+            kernel = fusion_barrier(kernel.T, one).T
         y = x @ kernel.astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, :]
 
@@ -61,7 +61,7 @@ class Norm(nnx.Module):
 
 
 @jax.custom_jvp
-def settled(x: Float[Array, "..."], one: Float[Array, ""]) -> Float[Array, "..."]:
+def fusion_barrier(x: Float[Array, "..."], one: Float[Array, ""]) -> Float[Array, "..."]:
     """x; its cotangent is divided by `one`, which is 1 in a way that a compiler cannot see through, so that it is
     computed as it was written, once.
 
@@ -74,7 +74,7 @@ def settled(x: Float[Array, "..."], one: Float[Array, ""]) -> Float[Array, "..."
     return x
 
 
-@settled.defjvp
+@fusion_barrier.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     return primals[0], tangents[0] / primals[1]
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from model.config import ModelConfig
-from model.init import Init
-from model.layers import Linear, joined
+from .config import ModelConfig
+from .init import Init
+from .layers import Linear, joined
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, Hendrycks & Gimpel 2016, 1606.08415

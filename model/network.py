@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from model.config import ModelConfig
-from model.init import Init
-from model.residual import Carry, Observer, numbers_of, rule_of
-from model.transformer import Ends, Seen, Transformer
+from .config import ModelConfig
+from .init import Init
+from .residual import Carry, Observer, numbers_of, rule_of
+from .transformer import Interface, StreamStats, Transformer
 
 Params = dict[str, Any]
 
@@ -63,8 +63,8 @@ class Network:
 
     def _build(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any]) -> Transformer:
         init = Init(jax.random.key(seed), self.config.init, numbers, self.param_dtype, self.config.width_ratio)
-        ends = Ends(self.vocab_size, self.context, self.outputs, self.channels, self.pooled)
-        return Transformer(self.config, ends, init)
+        interface = Interface(self.vocab_size, self.context, self.outputs, self.channels, self.pooled)
+        return Transformer(self.config, interface, init)
 
     @cached_property
     def _graph(self) -> Any:
@@ -90,7 +90,7 @@ class Network:
         key: Key[Array, ""] | None = None,
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
-    ) -> tuple[Float[Array, "N V"], Seen | None]:
+    ) -> tuple[Float[Array, "N V"], StreamStats | None]:
         """Logits [B*T, V] ([B, V] when pooled), as Transformer.__call__ describes."""
         model: Transformer = nnx.merge(self._graph, params)
         return model(

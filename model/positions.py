@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from model.layers import wide
+from .layers import wide
 
 BASE = 10_000.0  # the longest wavelength over 2 pi, of both kinds of sines
 

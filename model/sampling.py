@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from model.network import Network, Params
+from .network import Network, Params
 
 
 def next_token_logits(

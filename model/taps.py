@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from model.double import in_double
-from model.layers import wide
+from .float64_sums import in_double
+from .layers import wide
 
 
 def exponent_limit(dtype: jax.typing.DTypeLike) -> int:

@@ -9,28 +9,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from model.attention import Attention
-from model.config import ModelConfig
-from model.double import in_double
-from model.init import Init
-from model.layers import Norm, dropout, soft_cap, wide
-from model.mlp import MLP
-from model.positions import sinusoidal
-from model.residual import Carry, Context, Residual, Sublayer, rule_of
-from model.taps import power_of_two, scaled, tap
+from .attention import Attention
+from .config import ModelConfig
+from .float64_sums import in_double
+from .init import Init
+from .layers import Norm, dropout, soft_cap, wide
+from .mlp import MLP
+from .positions import sinusoidal
+from .residual import Carry, Context, Residual, Sublayer, rule_of
+from .taps import power_of_two, scaled, tap
 
 
-class Own(nnx.Module):
+class RuleParameters(nnx.Module):
     """The residual rule's own parameters, nested by name."""
 
     def __init__(self, values: Mapping[str, Any]):
         for name, value in values.items():
-            setattr(self, name, Own(value) if isinstance(value, Mapping) else nnx.Param(value))
+            setattr(self, name, RuleParameters(value) if isinstance(value, Mapping) else nnx.Param(value))
 
     def read(self) -> dict[str, Any]:
         """The parameters as arrays, by name."""
-        own = {name: value for name, value in vars(self).items() if isinstance(value, Own | nnx.Param)}
-        return {name: value.read() if isinstance(value, Own) else value[...] for name, value in own.items()}
+        own = {name: value for name, value in vars(self).items() if isinstance(value, RuleParameters | nnx.Param)}
+        return {name: value.read() if isinstance(value, RuleParameters) else value[...] for name, value in own.items()}
 
 
 class Block(nnx.Module):
@@ -47,7 +47,7 @@ class Block(nnx.Module):
         for index in (0, 1):
             for name, value in rule.sublayer_parameters(init, layer, index).items():
                 own[f"{name}_{index + 1}"] = value
-        self.residual = Own(own) if own else None
+        self.residual = RuleParameters(own) if own else None
 
     def _norm_names(self, rule: Residual) -> dict[tuple[int, str], str]:
         """Attribute by (sublayer, slot): norm_1 and norm_2 before the sublayers, norm_1_out and norm_2_out after."""
@@ -92,14 +92,14 @@ class Block(nnx.Module):
         return {slot: partial(norm, eps=numbers["norm_eps"]) for slot, norm in norms.items()}
 
 
-class Seen(NamedTuple):
+class StreamStats(NamedTuple):
     """The stream at every depth: 0 is the embedding output, L the last block's output."""
 
     rms: Float[Array, "L+1"]
     rank: Float[Array, "L+1"]  # |X - mean over tokens|_F / |X|_F a sequence, mean over the batch; 0 = collapsed
 
 
-class Ends(NamedTuple):
+class Interface(NamedTuple):
     """What goes in and out of the blocks; see Network."""
 
     vocab_size: int | None
@@ -124,9 +124,9 @@ class Ends(NamedTuple):
 class Transformer(nnx.Module):
     """Tokens to logits. Parameters are float32, or float64 when the compute dtype is."""
 
-    def __init__(self, config: ModelConfig, ends: Ends, init: Init):
-        self.config, self.ends, context = config, ends, ends.context
-        rows = ends.channels if ends.vocab_size is None else ends.vocab_size
+    def __init__(self, config: ModelConfig, interface: Interface, init: Init):
+        self.config, self.interface, context = config, interface, interface.context
+        rows = interface.channels if interface.vocab_size is None else interface.vocab_size
         assert rows is not None
         # Of real values the embedding is a projection, [C, D], drawn like a table.
         self.embed = nnx.Param(init.table("embed", rows, config.width))
@@ -135,8 +135,8 @@ class Transformer(nnx.Module):
         self.blocks = nnx.vmap(lambda layer: Block(config, init, layer))(jnp.arange(config.layers))
         normed = rule_of(config).final_norm and config.norm != "none"
         self.norm_f = Norm(config, init) if normed else None
-        tied = config.tied_head and not ends.untied
-        self.head = None if tied else nnx.Param(init.table("head", ends.rows, config.width))
+        tied = config.tied_head and not interface.untied
+        self.head = None if tied else nnx.Param(init.table("head", interface.rows, config.width))
 
     def __call__(
         self,
@@ -148,7 +148,7 @@ class Transformer(nnx.Module):
         unroll: int = 1,
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
-    ) -> tuple[Float[Array, "N V"], Seen | None]:
+    ) -> tuple[Float[Array, "N V"], StreamStats | None]:
         """Logits [B*T, V] ([B, V] when pooled) in at least float32, and what the taps saw of the stream.
 
         `numbers`: the config's traced numbers (model/residual `numbers_of`). `key`: dropout; None turns it off.
@@ -162,7 +162,7 @@ class Transformer(nnx.Module):
             context = context._replace(one=1 + 0 * context.numbers["skip_scale"])
         graph, stacked = nnx.split(self.blocks)
 
-        def look(carry: Carry) -> Seen | None:
+        def look(carry: Carry) -> StreamStats | None:
             return None if slots is None else _seen(rule.stream(carry), context.shape)
 
         def body(state, inputs):
@@ -206,7 +206,7 @@ class Transformer(nnx.Module):
         config, numbers = self.config, context.numbers
         x = rule_of(config).end(carry)
         x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
-        x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.ends.pooled else x
+        x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.interface.pooled else x
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
         if config.width_ratio != 1:
@@ -216,7 +216,7 @@ class Transformer(nnx.Module):
 
     def _embedded(self, tokens: Array) -> Float[Array, "N D"]:
         B, T = tokens.shape[:2]
-        if self.ends.channels is None:
+        if self.interface.channels is None:
             x = self.embed[...][tokens.reshape(-1)]
         else:
             values = tokens.reshape(B * T, -1).astype(self.embed[...].dtype)
@@ -231,13 +231,13 @@ class Transformer(nnx.Module):
         return self.embed[...] if self.head is None else self.head[...]
 
 
-def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> Seen:
+def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> StreamStats:
     x = jax.lax.stop_gradient(x).reshape(*shape, -1)
 
-    def in_one_scale() -> Seen:
+    def in_one_scale() -> StreamStats:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _statistics(x.astype(jnp.float64)))
 
-    def largest_factored_out() -> Seen:  # the squares of a plain network's activations may underflow
+    def largest_factored_out() -> StreamStats:  # the squares of a plain network's activations may underflow
         k = power_of_two(x)
         seen = _statistics(scaled(x.astype(wide(x.dtype)), -k))
         return seen._replace(rms=scaled(seen.rms, k))
@@ -245,10 +245,10 @@ def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> Seen:
     return in_double(x.dtype, in_one_scale, largest_factored_out)
 
 
-def _statistics(x: Float[Array, "B T D"]) -> Seen:
+def _statistics(x: Float[Array, "B T D"]) -> StreamStats:
     mean_BD = jnp.mean(x, axis=1)
     spread_B = jnp.sum(jnp.square(x - mean_BD[:, None]), axis=(1, 2))
     # The rest of |X|^2 is that of the mean: one pass over the stream less than to square it.
     square_B = spread_B + x.shape[1] * jnp.sum(jnp.square(mean_BD), axis=1)
     rank = jnp.mean(jnp.sqrt(spread_B / jnp.where(square_B > 0, square_B, jnp.ones_like(square_B))))
-    return Seen(rms=jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), rank=rank)
+    return StreamStats(rms=jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), rank=rank)

@@ -20,10 +20,11 @@ from train.core.compile import compiled
 from train.core.instruments import INSTRUMENTS, read
 from train.core.state import initial_state
 from train.core.window import run_window
-from train.report.tables import markdown, number
-from train.run import platform as platforms
+from train.device import platform as platforms
+from train.device.programs import grouped
+from train.report.tables import markdown
 from train.run.experiment import build_group, data_key, open_all
-from train.run.programs import grouped
+from train.text import number
 
 ROUNDS, STEPS = 5, 10
 

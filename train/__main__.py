@@ -1,6 +1,6 @@
 """`python -m train` is `deltaflow`."""
 
-from train.cli import script
+from .cli import script
 
 if __name__ == "__main__":
     script()

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from train.run.process import tune
-from train.run.signals import Stop, Stopped, listening
+from .device.process import tune
+from .device.signals import Stop, Stopped, listening
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
 COMMANDS = {
@@ -94,20 +94,16 @@ def _run(arguments: Sequence[str] | None, stop: Stop) -> int:
 
 
 def _guarded(parsed: argparse.Namespace) -> int:
-    from data.tokenizer import DataError
-    from train.config.load import ConfigError
-    from train.report.read import ReportError
-    from train.run.disk import refusal
-    from train.run.errors import RunError, out_of_memory
+    from data.errors import DataError
+
+    from .disk import refusal
+    from .errors import UserError, out_of_memory
 
     try:
         return parsed.run(parsed)
-    except (ConfigError, DataError) as error:
+    except (UserError, DataError) as error:
         print(f"deltaflow: {error}", file=sys.stderr)
-        return 2
-    except (RunError, ReportError) as error:
-        print(f"deltaflow: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code if isinstance(error, UserError) else 2
     except BrokenPipeError:  # `deltaflow probe ... | head`
         sys.stderr.close()
         return 1

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from data.source import Batch, Form
-from data.synthetic.base import Draws, Task, drawn_where, mixed, next_token
-from data.tokenizer import DataError
+from ..errors import DataError
+from ..source import Batch, DataSpec
+from .base import Draws, Task, drawn_where, mixed, next_token
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Addition(Task):
     """
 
     @property
-    def form(self) -> Form:
-        return Form("lm", 3 * self.config.digits + 2, 12, 12)
+    def form(self) -> DataSpec:
+        return DataSpec("lm", 3 * self.config.digits + 2, 12, 12)
 
     def heldout(self, pairs: NDArray[np.integer]) -> np.ndarray:
         """Which of pairs [..., 2] are held out."""
@@ -53,8 +53,8 @@ class Modular(Task):
     """
 
     @property
-    def form(self) -> Form:
-        return Form("lm", 3, self.config.modulus + 1, self.config.modulus + 1)
+    def form(self) -> DataSpec:
+        return DataSpec("lm", 3, self.config.modulus + 1, self.config.modulus + 1)
 
     @cached_property
     def split(self) -> tuple[NDArray[np.integer], NDArray[np.integer]]:

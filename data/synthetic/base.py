@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import OPTIONS, DataConfig
-from data.floors import prior
-from data.source import Batch, Form, Whole, tiled
-from data.tokenizer import DataError
+from ..config import OPTIONS, DataConfig
+from ..errors import DataError
+from ..floors import prior
+from ..source import Batch, DataSpec, Whole, tiled
 
 HELDOUT_ROWS = 4096  # the held-out split of a task that could go on forever
 _TRAIN, _HELDOUT, TASK = 1, 2, 3  # streams of one seed that never meet
@@ -56,7 +56,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def form(self) -> Form: ...
+    def form(self) -> DataSpec: ...
 
     @abstractmethod
     def rows(self, draws: Draws, heldout: bool) -> Batch:
@@ -82,7 +82,7 @@ class Synthetic(Whole):
     task: Task
 
     @property
-    def form(self) -> Form:
+    def form(self) -> DataSpec:
         return self.task.form
 
     @property

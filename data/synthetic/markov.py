@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from data.floors import entropy
-from data.source import Batch, Form
-from data.synthetic.base import Draws, Task, next_token
-from data.tokenizer import DataError
+from ..errors import DataError
+from ..floors import entropy
+from ..source import Batch, DataSpec
+from .base import Draws, Task, next_token
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Markov(Task):
             )
 
     @property
-    def form(self) -> Form:
+    def form(self) -> DataSpec:
         states = len(self.transition)
-        return Form("lm", self.config.context, states, states)
+        return DataSpec("lm", self.config.context, states, states)
 
     @cached_property
     def transition(self) -> NDArray[np.float64]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.source import Batch, Form
-from data.synthetic.base import Draws, Task, next_token
+from ..source import Batch, DataSpec
+from .base import Draws, Task, next_token
 
 _OFTEN = 0.125  # of the places where a trigger may stand
 
@@ -17,9 +17,9 @@ class _Certain(Task):
     extra = 0  # tokens beside the symbols
 
     @property
-    def form(self) -> Form:
+    def form(self) -> DataSpec:
         size = self.config.symbols + self.extra
-        return Form("lm", self.config.context, size, size)
+        return DataSpec("lm", self.config.context, size, size)
 
     def floors(self, heldout: Batch) -> dict[str, float]:
         return {"": 0.0}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.source import Batch, Form
-from data.synthetic.base import Draws, Task
+from ..source import Batch, DataSpec
+from .base import Draws, Task
 
 _ROWS = 256
 
@@ -22,8 +22,8 @@ class LinearRegression(Task):
     """
 
     @property
-    def form(self) -> Form:
-        return Form("regression", self.config.context, None, 1, channels=self.config.dimensions + 1)
+    def form(self) -> DataSpec:
+        return DataSpec("regression", self.config.context, None, 1, channels=self.config.dimensions + 1)
 
     def rows(self, draws: Draws, heldout: bool) -> Batch:
         d, pairs = self.config.dimensions, self.config.context // 2

@@ -5,12 +5,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from model import traced
-from model.config import ModelConfig
-from model.residual.attnres import AttnRes
-from model.residual.base import Branch, Carry, Context, Observer, Residual, Sublayer
-from model.residual.mixed import ValueResidual, ValueSkipInit, X0Lambda
-from model.residual.scaled import (
+from .. import traced
+from ..config import ModelConfig
+from .attnres import AttnRes
+from .base import Branch, Carry, Context, Observer, Residual, Sublayer
+from .mixed import ValueResidual, ValueSkipInit, X0Lambda
+from .scaled import (
     DeepNorm,
     GPT2Scaled,
     Highway,
@@ -21,7 +21,7 @@ from model.residual.scaled import (
     SkipInit,
     StochasticDepth,
 )
-from model.residual.streams import HyperConnections, ManifoldHyperConnections
+from .streams import HyperConnections, ManifoldHyperConnections
 
 __all__ = [
     "RULES",

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from model.layers import normalize
-from model.residual.base import Carry, Context, Residual, Sublayer
+from ..layers import normalize
+from .base import Carry, Context, Residual, Sublayer
 
 
 class AttnRes(Residual):

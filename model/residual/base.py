@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from model.config import ModelConfig
-from model.init import Init
-from model.layers import settled
+from ..config import ModelConfig
+from ..init import Init
+from ..layers import fusion_barrier
 
 Carry = Any  # the pytree that travels through the scan over blocks; x [N, D] for most rules
 Parameters = Mapping[str, Any]  # a rule's own, nested by name
@@ -30,7 +30,7 @@ class Context(NamedTuple):
     layer: Int[Array, ""] | None = None  # counted from 0
     key: Key[Array, ""] | None = None  # of this block's draws; None outside training
     observe: Observer | None = None
-    one: Float[Array, ""] | None = None  # for model.layers.settled, where blocks are unrolled
+    one: Float[Array, ""] | None = None  # for model.layers.fusion_barrier, where blocks are unrolled
     detached: bool = False  # no gradient passes a branch F: what is left comes down through the skips
 
 
@@ -110,7 +110,7 @@ class Residual:
     def add(self, x: Float[Array, "N D"], y: Float[Array, "N D"], context: Context) -> Float[Array, "N D"]:
         """s x + y."""
         total = context.numbers["skip_scale"] * x + y
-        return total if context.one is None else settled(total, context.one)
+        return total if context.one is None else fusion_barrier(total, context.one)
 
     def end(self, carry: Carry) -> Float[Array, "N D"]:
         """What the final norm and the head read."""

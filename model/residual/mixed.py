@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from model.residual.base import Carry, Context, Parameters, Residual, Sublayer, scalar
+from .base import Carry, Context, Parameters, Residual, Sublayer, scalar
 
 
 class ValueResidual(Residual):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from model.residual.base import Carry, Context, Residual, Sublayer, scalar
+from .base import Carry, Context, Residual, Sublayer, scalar
 
 
 class PostLN(Residual):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from model.layers import normalize
-from model.residual.base import Carry, Context, Residual, Sublayer, scalar
+from ..layers import normalize
+from .base import Carry, Context, Residual, Sublayer, scalar
 
 STREAMS = 4
 

@@ -52,7 +52,7 @@ def jax_device() -> str:
 def jax_fast_bfloat16() -> bool:
     """True on a TPU and on GPUs since Ampere, where training in bfloat16 pays."""
     from train.config.schema import TrainConfig
-    from train.run.platform import compute_dtype, select
+    from train.device.platform import compute_dtype, select
 
     return compute_dtype(TrainConfig(), select(TrainConfig())) == "bfloat16"
 

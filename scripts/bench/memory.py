@@ -16,7 +16,8 @@ import jax
 
 from data.batches import window_starts
 from train.config.load import ConfigError
-from train.run.memory import need, size
+from train.device.memory import need
+from train.text import size
 
 from .project import TOKENS, programs_of
 

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 
 from data.batches import window_starts
-from data.source import Form
+from data.source import DataSpec
 from train.config.load import Variant, load
 from train.core.tags import watched_scalars
-from train.run import platform as platforms
+from train.device import platform as platforms
+from train.device.process import tune
+from train.device.programs import Programs, assumed_step_seconds, steps_per_call
+from train.log.writer import Tracker
 from train.run.experiment import build_group
-from train.run.process import tune
-from train.run.programs import Programs, assumed_step_seconds, steps_per_call
-from train.run.tracker import Tracker
 
 from . import machine
 from .contestant import Contestant, Facts, Unavailable
@@ -31,7 +31,9 @@ def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
     """The programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
     first = load(config, ["data.corpus=python-docs", *overrides]).variants[0]
     platform = platforms.select(first.config.train)
-    group = build_group([first], Form("lm", first.config.data.context, SHAKESPEARE_CHARS, SHAKESPEARE_CHARS), platform)
+    group = build_group(
+        [first], DataSpec("lm", first.config.data.context, SHAKESPEARE_CHARS, SHAKESPEARE_CHARS), platform
+    )
     tokens = np.random.default_rng(0).integers(0, SHAKESPEARE_CHARS, TOKENS).astype(np.uint8)
     K = steps_per_call(first.config, assumed_step_seconds(group, first.config.data.batch, platform.kind))
     return Programs(group, jax.device_put(tokens)), first, K

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.source import Form
+from data.source import DataSpec
 from scripts.torture.row import Row
 from train.config.load import from_mapping
 from train.core.state import State, hparams_of, initial_state
 from train.core.task import network_of
-from train.run.checkpoint import Checkpoints
-from train.run.errors import RunError
+from train.errors import UserError
+from train.store.checkpoint import Checkpoints
 
 FLIPS, CUTS, SWAPS = 1000, 100, 100
 PROMISE = "goes back to the newest whole checkpoint; what is restored is what was saved"
@@ -86,7 +86,7 @@ class _Bench:
             what = "; ".join(_flip(draw, Checkpoints(self.work).folder(step)) for step in STEPS)
             try:
                 broken.append(f"{what}: step {Checkpoints(self.work).newest(lambda _: None)} is taken for whole")
-            except RunError as error:
+            except UserError as error:
                 good = "\n" not in str(error) and all(f"step {step}: " in str(error) for step in STEPS)
                 held += good
                 broken += [] if good else [f"{what}: {error}"]
@@ -102,7 +102,7 @@ class _Bench:
             if step is None:
                 return "starts over"
             found = checkpoints.restore(step, self.states[step], self.device)
-        except RunError as error:
+        except UserError as error:
             return f"no restore: {error}"
         if not _equal(found, self.states[step]):
             return f"what was restored as step {step} was not saved there"
@@ -120,7 +120,7 @@ def _states() -> dict[int, State]:
         .variants[0]
         .config
     )
-    network = network_of(config, Form("lm", 8, 24, 24), "float32", 1)
+    network = network_of(config, DataSpec("lm", 8, 24, 24), "float32", 1)
     like = jax.eval_shape(partial(initial_state, network, config), hparams_of(config))
     found = {}
     for step in STEPS:

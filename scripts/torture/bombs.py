@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data.config import DataConfig
+from data.errors import DataError
 from data.open import open_source
-from data.tokenizer import DataError
 from scripts.torture.audit import Trial, refused
 from scripts.torture.configs import said, tried
 from scripts.torture.crafted import bomb, merge_bomb

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.config import DataConfig
+from data.errors import DataError
 from data.open import open_source
-from data.tokenizer import DataError
 from scripts.torture.audit import Trial
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.run.errors import RunError
+from train.errors import UserError
 from train.run.transfer import open_source
 
 CLOCK = ("perf/", "compile_s", "seconds_to_first_step", "steps_per_s", "tokens_per_s", "wall_s", "peak_bytes", "mfu")
@@ -30,7 +30,7 @@ class Left:
 
 
 def left_in(run: Path) -> Left:
-    """Reads a variant's run directory. Raises RunError, OSError or ValueError for what cannot be read."""
+    """Reads a variant's run directory. Raises UserError, OSError or ValueError for what cannot be read."""
     source = open_source(run, jax.devices("cpu")[0])
     lines = (run / "metrics.jsonl").read_bytes().decode("utf-8").splitlines()
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def compared(expected: Mapping[str, Left], root: Path) -> list[str]:
     for variant, left in expected.items():
         try:
             found += [f"{variant}: {what}" for what in differing(left, left_in(root / variant))]
-        except (RunError, OSError, ValueError, KeyError) as error:
+        except (UserError, OSError, ValueError, KeyError) as error:
             found.append(f"{variant}: {type(error).__name__}: {error}")
     return found
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from scripts.torture.audit import Trial
 from train.config.load import ConfigError, from_mapping
-from train.run.errors import RunError
-from train.run.rundir import claim, directory_of
+from train.errors import UserError
+from train.store.rundir import claim, directory_of
 
 TRAVERSALS = (
     *("..", "../x", "../../x", "a/../../x", "/tmp/x", "//x", "~", "~/x", "~root", ".", "./x", "x/", "x/.", "", " "),
@@ -65,7 +65,7 @@ def _claimed(root: Path, text: str, kind: str) -> str:
             if directory_of(variant).resolve().parent.parent != root / "runs":
                 return f"led to {str(directory_of(variant))!r:.80}"
             claim(variant)
-        except RunError as error:
+        except UserError as error:
             return "" if "\n" not in str(error) else f"said {str(error)[:80]!r}"
         except BaseException as error:
             return f"{type(error).__name__}: {str(error)[:80]!r}"

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from data.config import DataConfig
+from data.errors import DataError
 from data.open import open_source
-from data.tokenizer import DataError
 from scripts.torture.audit import Trial, refused
 from scripts.torture.configs import said, tried
-from train.run.errors import RunError
-from train.run.generate import read_tokenizer
-from train.run.rundir import read_json
+from train.disk import read_json
+from train.errors import UserError
+from train.run.sample import read_tokenizer
 
 
 class Marker:
@@ -74,7 +74,7 @@ def _readers(root: Path, content: bytes) -> Iterator[Trial]:
             run.mkdir(parents=True, exist_ok=True)
             (run / name).write_bytes(content)
             read = (lambda: read_tokenizer(run)) if name == "tokenizer.json" else (lambda: read_json(run / name))
-            return refused(read, RunError)
+            return refused(read, UserError)
 
         yield name, as_json
     yield "a run directory", lambda: _as_run(run, content)

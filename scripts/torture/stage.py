@@ -151,11 +151,13 @@ def _prepared(folder: Path) -> Callable[[list[str]], int]:
     from model.network import Network
     from train import cli
     from train.commands import train as command
-    from train.run import ending, experiment, programs
-    from train.run.record import Record
+    from train.device import programs
+    from train.run import experiment
+    from train.run import report_files as report_files
+    from train.run.metrics import Record
 
     assert all((orbax.checkpoint, tensorboardX.summary, command, experiment))
-    ending.write_report = lambda root, console: None
+    report_files.write_report = lambda root, console: None
     Record.pictures = lambda self: None
     Network.shapes = cache(Network.shapes)  # traced five times by a start
     keep_programs(programs.Programs, folder)
@@ -163,7 +165,7 @@ def _prepared(folder: Path) -> Callable[[list[str]], int]:
 
 
 def keep_programs(cls: Any, folder: Path) -> None:
-    """`cls.prepare` (train/run/programs.py) loads what it compiled before from `folder`. One config a folder."""
+    """`cls.prepare` (train/device/programs.py) loads what it compiled before from `folder`. One config a folder."""
     from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
     prepare = cls.prepare

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from scripts.torture.row import Row
-from train.run.checkpoint import Checkpoints
+from train.store.checkpoint import Checkpoints
 
 CHAIN = (1, 2, 4, 1)
 TOLERANCE = 1.3e-7
@@ -37,10 +37,10 @@ watch: {every: 0}
 RUN = """
 import sys
 from train.config.load import load
-from train.run import ending
-from train.run.console import Console
+from train.run import report_files
+from train.log.console import Console
 from train.run.experiment import train
-from train.run.signals import Stop
+from train.device.signals import Stop
 
 class Until(Console):
     def progress(self, variant, step, *rest):
@@ -49,7 +49,7 @@ class Until(Console):
             stop.signal = 15
 
 stop = Stop()
-ending.write_report = lambda *_: None  # drawing it takes longer than all the rest
+report_files.write_report = lambda *_: None  # drawing it takes longer than all the rest
 experiment = load(sys.argv[1], ["runs_dir=" + sys.argv[3]])
 train(experiment, Until(), stop)
 """

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from model.mlp import ACTIVATIONS
-from train.chain import by_hand
-from train.chain.claim import Claim, Evidence, Pair
-from train.core.compile import called_once
-from train.core.loss import cross_entropy
+
+from ..core.compile import called_once
+from ..core.loss import cross_entropy
+from . import by_hand
+from .claim import Claim, Evidence, Pair
 
 SIZES = (5, 8, 7, 4)
 EXAMPLES = 6

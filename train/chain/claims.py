@@ -1,8 +1,8 @@
 """All claims, in the order in which they are told."""
 
-from train.chain import backprop, clip, cost, descent, losses, optimizers, scalars, transformer
-from train.chain.claim import Claim
-from train.chain.subject import Subject
+from . import backprop, clip, cost, descent, losses, optimizers, scalars, transformer
+from .claim import Claim
+from .subject import Subject
 
 
 def claims_of(subject: Subject) -> tuple[Claim, ...]:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Tolerance, evidence
-from train.core.clipping import clipped
-from train.core.compile import called_once
-from train.gradflow.norms import flat, frobenius
+from ..core.clipping import clipped
+from ..core.compile import called_once
+from ..gradflow.norms import flat, frobenius
+from .claim import COUNTEREXAMPLE, Claim, Evidence, Tolerance, evidence
 
 
 def _gradients() -> dict[str, np.ndarray]:

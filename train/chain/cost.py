@@ -10,9 +10,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from train.chain.claim import Claim, Evidence, Pair, Tolerance, evidence
-from train.chain.subject import Subject
-from train.core.compile import called_once, compiled
+from ..core.compile import called_once, compiled
+from .claim import Claim, Evidence, Pair, Tolerance, evidence
+from .subject import Subject
 
 SIZES, BATCH = (64, 96, 64, 8), 32
 SMALL, FEW = (3, 5, 4, 2), 6

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
-from train.config.schema import OptimizerConfig
-from train.core.compile import called_once, compiled
-from train.core.optimizer import transformation
+from ..config.schema import OptimizerConfig
+from ..core.compile import called_once, compiled
+from ..core.optimizer import transformation
+from .claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
 
 BOOK = "Nocedal & Wright 2006, Numerical Optimization"
 CONVEX = "Nesterov 2004, Introductory Lectures on Convex Optimization, theorem 2.1.15"

@@ -8,10 +8,11 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.layers import dropout
-from train.chain import by_hand
-from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
-from train.core.compile import called_once
-from train.core.loss import cross_entropy
+
+from ..core.compile import called_once
+from ..core.loss import cross_entropy
+from . import by_hand
+from .claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
 
 LOGITS = np.array([2.0, -1.0, 0.5, 0.0, 1.3])
 SIGMAS = 5  # a fair draw leaves this many standard errors once in 1.7 million

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from model.traced import numbers
-from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
-from train.config.schema import OptimizerConfig
-from train.core.compile import compiled
-from train.core.optimizer import transformation
+
+from ..config.schema import OptimizerConfig
+from ..core.compile import compiled
+from ..core.optimizer import transformation
+from .claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Tolerance, evidence
 
 STEPS = 6
 LR, DECAY, MOMENTUM, BETAS, EPS = 0.02, 0.5, 0.8, (0.8, 0.95), 1e-8

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from train.chain.claim import Claim, Found, Pair, Result, Unmeasured, compare
+from .claim import Claim, Found, Pair, Result, Unmeasured, compare
 
 
 def selected(claims: Sequence[Claim], pattern: str | None) -> list[Claim]:

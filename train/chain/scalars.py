@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 
 from model.mlp import ACTIVATIONS
 from model.taps import tap
-from train.chain import by_hand
-from train.chain.claim import COUNTEREXAMPLE, ROUNDING, Claim, Evidence, Pair, Tolerance, evidence
-from train.core.compile import called_once
-from train.gradflow.norms import Norm, log10
+
+from ..core.compile import called_once
+from ..gradflow.norms import Norm, log10
+from . import by_hand
+from .claim import COUNTEREXAMPLE, ROUNDING, Claim, Evidence, Pair, Tolerance, evidence
 
 LAYERS, SLOPE = 100, 0.9
 DEEP = 10_000  # layers; 0.9^10000 is below the smallest float64

@@ -13,16 +13,17 @@ from jaxtyping import Array, Float, Int
 
 from data.config import DataConfig
 from data.open import open_source
-from data.source import Batch, Form
+from data.source import Batch, DataSpec
 from model.config import ModelConfig, problems
 from model.network import Anatomy, Network, Params
 from model.residual import Carry, rule_of
-from train.config.schema import RunConfig
-from train.core.compile import called_once
-from train.core.loss import losses, tapped_loss
-from train.core.state import hparams_of, parameter_count
-from train.core.task import network_of
-from train.gradflow.delta import Backward, backward
+
+from ..config.schema import RunConfig
+from ..core.compile import called_once
+from ..core.loss import losses, tapped_loss
+from ..core.state import hparams_of, parameter_count
+from ..core.task import network_of
+from ..gradflow.delta import Backward, backward
 
 LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # the most that is measured
 NOISE = 0.05  # added to the initial parameters, so that no gain is 1 and no bias, and no alpha, 0
@@ -117,7 +118,7 @@ class Subject:
 def subject_of(config: RunConfig, name: str) -> Subject:
     """The model of a config, no larger than the limits above. Its structure is kept: rule, norms, heads, options.
 
-    Of data only the form matters, so tokens are drawn and no corpus is read. Raises DataError, TaskError.
+    Of data only the form matters, so tokens are drawn and no corpus is read. Raises DataError, UserError.
     """
     form = _form(config)
     shrunk, model = [], config.model
@@ -144,13 +145,13 @@ def subject_of(config: RunConfig, name: str) -> Subject:
     return Subject(name, network, hparams_of(config, "float64").model, _batch(network, form), tuple(shrunk))
 
 
-def _form(config: RunConfig) -> Form:
+def _form(config: RunConfig) -> DataSpec:
     if config.data.kind in ("text", "tokens"):
-        return Form("lm", config.data.context, VOCABULARY, VOCABULARY)
+        return DataSpec("lm", config.data.context, VOCABULARY, VOCABULARY)
     return open_source(config.data).form
 
 
-def _batch(network: Network, form: Form) -> Batch:
+def _batch(network: Network, form: DataSpec) -> Batch:
     """Every token occurs, so that every row of a table has a gradient."""
     rng, shape = np.random.default_rng(0), (WINDOWS, form.context)
     if form.vocab_size is None:

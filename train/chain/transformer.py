@@ -15,14 +15,15 @@ from jaxtyping import Array, Float, Int
 from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network, Params
-from train.chain import by_hand
-from train.chain.claim import NEGLIGIBLE, Claim, Evidence, Pair, Tolerance, evidence
-from train.chain.differences import STEPS, Slopes, slopes
-from train.chain.subject import Subject
-from train.core.compile import called_once
-from train.core.paths import path_of
-from train.gradflow.delta import true_gradients
-from train.gradflow.norms import value
+
+from ..core.compile import called_once
+from ..core.parameters import path_of
+from ..gradflow.delta import true_gradients
+from ..gradflow.norms import value
+from . import by_hand
+from .claim import NEGLIGIBLE, Claim, Evidence, Pair, Tolerance, evidence
+from .differences import STEPS, Slopes, slopes
+from .subject import Subject
 
 XIONG = "Xiong et al. 2020, 2002.04745, and its Jacobians"
 DEFINITION = "the definition of the derivative"

@@ -4,9 +4,9 @@ import argparse
 import json
 import time
 
-from train.commands.types import new_file
-from train.config.load import ConfigError, Problem, load
-from train.config.yaml12 import Place
+from ..config.load import ConfigError, Problem, load
+from ..config.yaml12 import Place
+from .types import new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,32 +20,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints a table a group; 1 when a claim is not what it should be. Raises ConfigError, DataError, RunError."""
+    """Prints a table a group; 1 when a claim is not what it should be. Raises ConfigError, DataError, UserError."""
     # After an option argparse takes the config for an override.
     path, *overrides = [*([] if parsed.config is None else [parsed.config]), *parsed.overrides] or [None]
     experiment = None if path is None else load(path, overrides)  # before JAX starts
-    from train.chain.claim import GROUPS
-    from train.chain.claims import claims_of
-    from train.chain.run import run as measured
-    from train.chain.run import selected
-    from train.chain.subject import BUILT_IN, subject_of
-    from train.core.task import TaskError
-    from train.report.chain import chain_page, chain_table, closing_line, complaint
-    from train.run import platform as platforms
-    from train.run.console import Console
-    from train.run.errors import RunError
-    from train.run.rundir import write_atomically
+    from ..chain.claim import GROUPS
+    from ..chain.claims import claims_of
+    from ..chain.run import run as measured
+    from ..chain.run import selected
+    from ..chain.subject import BUILT_IN, subject_of
+    from ..device import platform as platforms
+    from ..disk import write_atomically
+    from ..log.console import Console
+    from ..report.chain import chain_page, chain_table, closing_line, complaint
 
     console, began = Console(), time.monotonic()
     platform = platforms.exact()
-    try:
-        if experiment is None:
-            subject = subject_of(BUILT_IN, "the built-in model")
-        else:
-            variant = experiment.variants[0]
-            subject = subject_of(variant.config, f"{path}, variant {variant.name}")
-    except TaskError as error:
-        raise RunError(str(error)) from None
+    if experiment is None:
+        subject = subject_of(BUILT_IN, "the built-in model")
+    else:
+        variant = experiment.variants[0]
+        subject = subject_of(variant.config, f"{path}, variant {variant.name}")
     try:
         claims = selected(claims_of(subject), parsed.only)
     except ValueError as error:

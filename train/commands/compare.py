@@ -2,7 +2,7 @@
 
 import argparse
 
-from train.commands.types import named_file
+from .types import named_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints the tables; writes what is asked for. Raises ReportError, RunError."""
-    from train.report.compare import as_html, as_markdown, compare
-    from train.run.console import Console
-    from train.run.rundir import write_atomically
+    """Prints the tables; writes what is asked for. Raises UserError, UserError."""
+    from ..disk import write_atomically
+    from ..log.console import Console
+    from ..report.compare import as_html, as_markdown, compare
 
     console = Console()
     comparison = compare(parsed.runs)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from train.commands.types import integer
+from .types import integer
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,9 +11,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints devices, versions, memory and the measured matmul peak."""
-    from train.config.schema import TrainConfig
-    from train.run import platform as platforms
-    from train.run.console import Console
+    from ..config.schema import TrainConfig
+    from ..device import platform as platforms
+    from ..log.console import Console
 
     platform = platforms.select(TrainConfig())
     stats = platform.device.memory_stats() or {}

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from train.commands.types import names_of, new_file
-from train.config.load import load
-from train.config.schema import InstrumentsConfig
+from ..config.load import load
+from ..config.schema import InstrumentsConfig
+from .types import names_of, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +20,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints one table a variant, and one of them all. Raises ConfigError, DataError, RunError."""
+    """Prints one table a variant, and one of them all. Raises ConfigError, DataError, UserError."""
     experiment = load(parsed.config, parsed.overrides)
-    from train.report.tables import flow_table, instruments_table, probe_table, verdict_lines
-    from train.run.console import Console
-    from train.run.probing import not_for, probe
-    from train.run.rundir import write_atomically
+    from ..disk import write_atomically
+    from ..log.console import Console
+    from ..report.tables import flow_table, instruments_table, probe_table, verdict_lines
+    from ..run.probe import not_for, probe
 
     console, configs = Console(), {variant.name: variant.config for variant in experiment.variants}
     results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint), parsed.instruments)

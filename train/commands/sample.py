@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from train.commands.types import integer, prompt
-from train.commands.types import temperature as number_of
-from train.config.load import ConfigError, Problem
-from train.config.yaml12 import Place
+from ..config.load import ConfigError, Problem
+from ..config.yaml12 import Place
+from .types import integer, prompt
+from .types import temperature as number_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints the prompt and what follows, or a table of probabilities. Raises DataError, RunError, ConfigError."""
-    from train.run.console import Console, printable
-    from train.run.generate import Generator
+    """Prints the prompt and what follows, or a table of probabilities. Raises DataError, UserError, ConfigError."""
+    from ..log.console import Console, printable
+    from ..run.sample import Generator
 
     if parsed.top is not None:
         for option, given in (("--temperature", parsed.temperature), ("--top-k", parsed.top_k)):

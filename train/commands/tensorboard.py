@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from train.commands.types import integer
+from .types import integer
 
 FIRST_PORT, PORTS = 6006, 100
 # It keeps 10 images and 1000 scalars a tag unless told.
@@ -36,10 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM. Raises ConfigError for a host that others reach, RunError for all else."""
-    from train.config.load import ConfigError, Problem
-    from train.config.yaml12 import Place
-    from train.run.errors import RunError
+    """Serves until SIGINT or SIGTERM. Raises ConfigError for a host that others reach, UserError for all else."""
+    from ..config.load import ConfigError, Problem
+    from ..config.yaml12 import Place
+    from ..errors import UserError
 
     folder = Path(parsed.run_directory)
     if not loopback(parsed.host):
@@ -47,13 +47,13 @@ def run(parsed: argparse.Namespace) -> int:
         said = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {others}"
         raise ConfigError([Problem(Place("command line"), "--host", said)])
     if not folder.is_dir():
-        raise RunError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
-        raise RunError(f"{folder}: no runs in it; deltaflow train CONFIG makes some")
+        raise UserError(f"{folder}: no runs in it; deltaflow train CONFIG makes some")
     port = free_port(parsed.host, parsed.port)
     if port is None:
         taken = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"
-        raise RunError(f"{taken} taken on {parsed.host}; name another with --port")
+        raise UserError(f"{taken} taken on {parsed.host}; name another with --port")
     server = board()
     if port != (parsed.port or FIRST_PORT):
         print(f"port {FIRST_PORT} is taken: {port} instead", flush=True)
@@ -90,8 +90,8 @@ def free_port(host: str, wanted: int | None) -> int | None:
 
 
 def board() -> Any:
-    """The package's own server. Raises RunError when the package is missing, or does not fit those around it."""
-    from train.run.errors import RunError, first_line
+    """The package's own server. Raises UserError when the package is missing, or does not fit those around it."""
+    from ..errors import UserError, first_line
 
     try:
         with warnings.catch_warnings():
@@ -100,7 +100,7 @@ def board() -> Any:
             return program.TensorBoard(default.get_plugins())
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "tensorboard":
-            raise RunError("tensorboard is not installed; pip install tensorboard") from None
-        raise RunError(f"tensorboard cannot be started: {first_line(error)}") from None
+            raise UserError("tensorboard is not installed; pip install tensorboard") from None
+        raise UserError(f"tensorboard cannot be started: {first_line(error)}") from None
     except Exception as error:  # 2.20 with the newest setuptools, an old protobuf
-        raise RunError(f"tensorboard cannot be started: {first_line(error)}") from None
+        raise UserError(f"tensorboard cannot be started: {first_line(error)}") from None

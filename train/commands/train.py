@@ -2,7 +2,7 @@
 
 import argparse
 
-from train.config.load import load
+from ..config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +18,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Trains; 1 when a variant stopped at a step that is not finite, or a promise of `expect:` was broken.
 
-    Raises ConfigError, DataError, RunError, and Stopped where a signal finds nothing to save.
+    Raises ConfigError, DataError, UserError, and Stopped where a signal finds nothing to save.
     """
     parsed.stop.doing = "the check of the config"
     experiment = load(parsed.config, parsed.overrides)  # before JAX starts
-    from train.run.console import Console
-    from train.run.experiment import train
+    from ..log.console import Console
+    from ..run.experiment import train
 
     with Console(lasting=True) as console:
         outcome = train(experiment, console, parsed.stop, parsed.allow_data_change)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from train.config.fields import did_you_mean
+from ..config.fields import did_you_mean
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:

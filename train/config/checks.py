@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 import data.config
 import model.config
-from train.config.fields import related
-from train.config.names import wrong_path
-from train.config.schema import RunConfig
-from train.config.yaml12 import show
+
+from .fields import related
+from .names import wrong_path
+from .schema import RunConfig
+from .yaml12 import show
 
 MAX_WIDTH = 2**15  # the search for the nearest divisor walks up to here
 MAX_HIDDEN = 10_000_000

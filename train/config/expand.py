@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from train.config.draft import Draft, Overrides, merged
-from train.config.fields import FIELDS, did_you_mean
-from train.config.names import safe, unsafe
-from train.config.schema import STATES
-from train.config.yaml12 import BAD, Node, Problem, clean, number, show
+from .fields import FIELDS, did_you_mean
+from .names import safe, unsafe
+from .overrides import Draft, Overrides, merged
+from .schema import STATES
+from .yaml12 import BAD, Node, Problem, clean, number, show
 
 MAX_VARIANTS = 1000
 

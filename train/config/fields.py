@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from train.config.schema import ExperimentConfig, RunConfig
-from train.config.yaml12 import BAD, Node, Place, Problem, clean, show
+from .schema import ExperimentConfig, RunConfig
+from .yaml12 import BAD, Node, Place, Problem, clean, show
 
 SPECIAL = tuple(name for name in ExperimentConfig.model_fields if name not in RunConfig.model_fields)
 

@@ -3,20 +3,24 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from data.errors import DataError
 from data.files import beside, content_of
-from train.config import checks
-from train.config.draft import Draft, merged
-from train.config.expand import expand, expectations
-from train.config.fields import related, validated
-from train.config.names import safe, unsafe
-from train.config.schema import RunConfig
-from train.config.yaml12 import BAD, Node, Place, Problem, clean, read, scalar, show, wrap
+
+from ..errors import UserError
+from . import checks
+from .expand import expand, expectations
+from .fields import related, validated
+from .names import safe, unsafe
+from .overrides import Draft, merged
+from .schema import RunConfig
+from .yaml12 import BAD, Node, Place, Problem, clean, read, scalar, show, wrap
 
 __all__ = ["ConfigError", "Experiment", "Problem", "Variant", "flatten", "from_mapping", "load", "to_yaml"]
 
@@ -26,17 +30,14 @@ _COMMAND_LINE = Place("command line")
 _YAML_11 = re.compile(r"y|n|yes|no|on|off", re.IGNORECASE)  # booleans to older readers
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """A config that cannot be used; its text has one line for each problem, in the order of the file."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
-        super().__init__(self.problems)
-
-    def __str__(self) -> str:
         lines = [str(problem) for problem in self.problems[:MAX_LINES]]
         left = len(self.problems) - len(lines)
-        return "\n".join([*lines, f"and {left} more"] if left else lines)
+        super().__init__("\n".join([*lines, f"and {left} more"] if left else lines), exit_code=2)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class Variant:
     def place(self, message: str) -> Place | None:
         """Where the key was written that `message` begins with; None of one that was not, or no key."""
         return self.places.get(message.partition(": ")[0])
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Gives DataErrors and UserErrors from within that begin with a key the place where the key was written."""
+        try:
+            yield
+        except (DataError, UserError) as error:
+            code = error.exit_code if isinstance(error, UserError) else 2
+            raise UserError(str(error), self.place(str(error)), code) from None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import os
 import re
 
-from train.config.yaml12 import show
+from .yaml12 import show
 
 MAX_NAME = 120
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")

@@ -8,10 +8,10 @@ from jaxtyping import Array, Int
 from data.source import Batch
 
 # A Batch; windows of tokens [B, T+1]; or, of a corpus on the device, where its windows start [B].
-Feed: TypeAlias = Any
+BatchInput: TypeAlias = Any
 
 
-def batch_of(feed: Feed, corpus: Int[Array, "n"] | None = None, context: int = 0) -> Batch:
+def batch_of(feed: BatchInput, corpus: Int[Array, "n"] | None = None, context: int = 0) -> Batch:
     """Inputs [B, T], targets and their weights. Of a window, each token is to be told from those before it.
 
     Starts are gathered from the corpus, `context` + 1 tokens each.

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from train.core.directions import Numbers
-from train.core.paths import is_matrix, path_of
-from train.gradflow.norms import Norm, frobenius, stacked_frobenius
+from ..gradflow.norms import Norm, frobenius, stacked_frobenius
+from .parameters import is_matrix, path_of
+from .update_rules import Numbers
 
 SMALLEST_WEIGHT = 1e-3  # the norm below which clip_matrix takes a matrix for this large, so that zeros can grow
 

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from data.source import Batch
 from model.network import Network, Params
-from train.core.batch import Feed, batch_of
-from train.core.loss import losses, weight_of, weighted_sum
+
+from .batch import BatchInput, batch_of
+from .loss import losses, weight_of, weighted_sum
 
 
 class Scores(NamedTuple):
@@ -25,7 +26,7 @@ def evaluate(
     params: Params,
     numbers: Mapping[str, Any],
     corpus: Int[Array, "n"] | None,
-    feeds: Feed,
+    feeds: BatchInput,
     rows: Float[Array, "S B"],
 ) -> Scores:
     """Scores of batches, leaves [S, B, ...], over the rows of weight 1."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from train.gradflow.norms import Norm
+from ..gradflow.norms import Norm
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

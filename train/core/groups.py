@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config.schema import OptimizerConfig
-from train.core.directions import Numbers
-from train.core.paths import by_path, is_matrix, matches, path_of
+from ..config.schema import OptimizerConfig
+from .parameters import by_path, is_matrix, matches, path_of
+from .update_rules import Numbers
 
 
 def decayed(config: OptimizerConfig, params: Any) -> Any:

@@ -18,15 +18,16 @@ from jaxtyping import Array, Float
 from data.source import Batch
 from model.network import Anatomy, Network, Params
 from model.residual import rule_of, without_skip
-from train.config.schema import RunConfig, WatchConfig
-from train.core.batch import Feed, batch_of
-from train.core.loss import losses, mean_loss, micro_total, tapped_loss
-from train.core.optimizer import HParams, rate
-from train.core.state import State
-from train.core.step import train_step
-from train.gradflow import curvature, gradients, inside, jacobian, landscape, noise
-from train.gradflow.delta import Backward, backward
-from train.gradflow.norms import Norm
+
+from ..config.schema import RunConfig, WatchConfig
+from ..gradflow import curvature, gradients, jacobian, landscape, noise, per_block
+from ..gradflow.delta import Backward, backward
+from ..gradflow.norms import Norm
+from .batch import BatchInput, batch_of
+from .loss import losses, mean_loss, micro_total, tapped_loss
+from .optimizer import HParams, rate
+from .state import State
+from .step import train_step
 
 UPDATES = np.linspace(-5.0, 15.0, 21)  # where the loss is looked at: multiples of the next update
 SHARES = np.linspace(-1.0, 1.0, 21)  # and of a random direction as long as the weights
@@ -112,7 +113,7 @@ def _untapped(
 
 
 def _attention(subject: Subject) -> dict[str, Reading]:
-    seen = inside.observed(subject.anatomy(subject.batch().inputs), {"attention": inside.attention})["attention"]
+    seen = per_block.observed(subject.anatomy(subject.batch().inputs), {"attention": per_block.attention})["attention"]
     return {
         "attn/entropy": {"layer": jnp.mean(seen.entropy, axis=1), "head": seen.entropy},
         "attn/logit_max": {"layer": jnp.max(seen.logit_max, axis=1), "head": seen.logit_max},
@@ -120,7 +121,7 @@ def _attention(subject: Subject) -> dict[str, Reading]:
 
 
 def _units(subject: Subject) -> dict[str, Reading]:
-    seen = inside.observed(subject.anatomy(subject.batch().inputs), {"mlp": inside.dead_units})
+    seen = per_block.observed(subject.anatomy(subject.batch().inputs), {"mlp": per_block.dead_units})
     return {"act/dead_units": seen["mlp"]}
 
 
@@ -130,7 +131,7 @@ def _split(subject: Subject) -> dict[str, Reading]:
     def loss(logits: Array) -> Array:
         return mean_loss(losses(subject.network, logits, batch, subject.hp.model), batch)
 
-    parts = inside.split(subject.anatomy(batch.inputs), loss)
+    parts = per_block.split(subject.anatomy(batch.inputs), loss)
     return {"split/skip": parts.skip, "split/branch": parts.branch, "split/cosine": parts.cosine}
 
 
@@ -200,7 +201,7 @@ def _sharpness_adam(subject: Subject) -> dict[str, Reading]:
     return _ends("sharpness_adam", found) | _threshold("sharpness_adam", subject)
 
 
-def _ends(name: str, found: curvature.Ends) -> dict[str, Reading]:
+def _ends(name: str, found: curvature.SpectrumEnds) -> dict[str, Reading]:
     return {f"{name}/{key}": value for key, value in found._asdict().items()}
 
 
@@ -305,7 +306,7 @@ INSTRUMENTS: dict[str, Instrument] = {
 
 
 def read(
-    name: str, network: Network, config: RunConfig, state: State, hp: HParams, corpus: Array | None, feeds: Feed
+    name: str, network: Network, config: RunConfig, state: State, hp: HParams, corpus: Array | None, feeds: BatchInput
 ) -> dict[str, Reading]:
     """What an instrument says. `feeds`: leaves [J, B, ...], the next J batches. Run it under jit.
 

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int, Key
 from data.source import Batch
 from model.layers import root_mean_square
 from model.network import Network, Params
-from model.transformer import Seen
-from train.core.batch import Feed, batch_of
-from train.gradflow.delta import TappedLoss
+from model.transformer import StreamStats
+
+from ..gradflow.delta import TappedLoss
+from .batch import BatchInput, batch_of
 
 
 def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, "N"]) -> Float[Array, "N"]:
@@ -70,7 +71,7 @@ def mean_loss(each: Float[Array, "N"], batch: Batch, total: Float[Array, ""] | N
 
 def tapped_loss(
     network: Network,
-    feed: Feed,
+    feed: BatchInput,
     numbers: Mapping[str, Any] | None,
     key: Key[Array, ""] | None,
     total: Float[Array, ""] | None = None,
@@ -82,7 +83,7 @@ def tapped_loss(
     """
     batch = batch_of(feed)
 
-    def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[Seen | None, Array]]:
+    def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[StreamStats | None, Array]]:
         logits, seen = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
         rms = root_mean_square(jax.lax.stop_gradient(logits))
         each = losses(network, logits, batch, numbers)

@@ -12,12 +12,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from model.config import ModelConfig
-from train.config.schema import OptimizerConfig
-from train.core.custom import OptimizerError, called, user_rule
-from train.core.directions import DIRECTIONS, Numbers
-from train.core.groups import decayed, factors, unfrozen, unmatched
-from train.core.schedule import learning_rate
-from train.core.width import by_width
+
+from ..config.schema import OptimizerConfig
+from ..errors import UserError
+from .custom import called, user_rule
+from .groups import decayed, factors, unfrozen, unmatched
+from .mup import by_width
+from .schedule import learning_rate
+from .update_rules import DIRECTIONS, Numbers
 
 
 class HParams(NamedTuple):
@@ -34,7 +36,7 @@ class HParams(NamedTuple):
 def transformation(
     config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int, model: ModelConfig | None = None
 ) -> optax.GradientTransformation:
-    """The update rule at `step`; the gradient it is given is clipped already. Raises OptimizerError.
+    """The update rule at `step`; the gradient it is given is clipped already. Raises UserError.
 
     `model` tells a rule of ours how wide the parameters are; None is the standard parametrization.
     """
@@ -75,9 +77,9 @@ def averaged(ema: Any, params: Any, decay: Any, count: Int[Array, ""]) -> Any:
 
 
 def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
-    """Raises OptimizerError when a pattern means no parameter (of these shapes), or the user's own rule fails."""
+    """Raises UserError when a pattern means no parameter (of these shapes), or the user's own rule fails."""
     for key, message in unmatched(config, shapes):
-        raise OptimizerError(f"optimizer.{key}: {message}")
+        raise UserError(f"optimizer.{key}: {message}")
     if ":" not in config.name:
         return
 
@@ -88,8 +90,8 @@ def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
     try:
         with jax.numpy_dtype_promotion("standard"):
             updates = jax.eval_shape(one, shapes)
-    except OptimizerError as error:
-        raise OptimizerError(f"optimizer.name: {error}") from error
+    except UserError as error:
+        raise UserError(f"optimizer.name: {error}") from error
     got, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (updates, shapes))
     if got != wanted:
-        raise OptimizerError(f"optimizer.name: {config.name}: its updates have other shapes than the parameters")
+        raise UserError(f"optimizer.name: {config.name}: its updates have other shapes than the parameters")

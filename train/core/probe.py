@@ -10,20 +10,17 @@ from jaxtyping import Array, Float
 
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
-from train.config.schema import RunConfig
-from train.core.batch import Feed
-from train.core.instruments import Curve, Reading
-from train.core.loss import tapped_loss
-from train.core.state import parameter_count
-from train.core.tags import plain
-from train.gradflow.delta import (
+
+from ..config.schema import RunConfig
+from ..gradflow.advice import advice_for
+from ..gradflow.delta import (
     Flow,
     backward,
     flow,
     underflows,
 )
-from train.gradflow.gradients import Histogram, edges, weight_dot_grad
-from train.gradflow.norms import (
+from ..gradflow.gradients import Histogram, edges, weight_dot_grad
+from ..gradflow.norms import (
     Norm,
     gains,
     log10,
@@ -31,8 +28,12 @@ from train.gradflow.norms import (
     total_norm,
     value,
 )
-from train.gradflow.remedy import remedy
-from train.gradflow.verdict import judge
+from ..gradflow.verdict import judge
+from .batch import BatchInput
+from .instruments import Curve, Reading
+from .loss import tapped_loss
+from .state import parameter_count
+from .tags import plain
 
 
 class Probe(NamedTuple):
@@ -45,7 +46,7 @@ class Probe(NamedTuple):
     grad_global: Norm
 
 
-def measure(network: Network, params: Params, feed: Feed, numbers: Mapping[str, Any]) -> Probe:
+def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping[str, Any]) -> Probe:
     """Forward and backward on one batch, dropout off. Pure; run it under jit."""
     depth = network.config.layers
     loss, result, rms = backward(tapped_loss(network, feed, numbers, None), params, depth)
@@ -136,7 +137,7 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
         "weight_dot_grad": _told(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
         "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
-        "verdict": verdict._replace(advice=remedy(verdict.state, config)).as_json(),
+        "verdict": verdict._replace(advice=advice_for(verdict.state, config)).as_json(),
     }
 
 

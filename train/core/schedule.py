@@ -6,7 +6,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from train.config.schema import OptimizerConfig
+from ..config.schema import OptimizerConfig
 
 
 def shape(config: OptimizerConfig, step: Int[Array, ""], steps: int, dtype) -> Float[Array, ""]:

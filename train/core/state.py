@@ -11,8 +11,9 @@ from model import traced
 from model.network import Network, Params
 from model.residual import numbers_of
 from model.residual import structure_of as model_structure
-from train.config.schema import RunConfig
-from train.core.optimizer import HParams, transformation
+
+from ..config.schema import RunConfig
+from .optimizer import HParams, transformation
 
 
 class State(NamedTuple):

@@ -11,17 +11,18 @@ from jaxtyping import Array, Bool, Float, Int
 from data.source import Batch
 from model.network import Network, Params
 from model.residual import rule_of, without_skip
-from train.config.schema import RunConfig
-from train.core.batch import Feed, batch_of
-from train.core.clipping import clipped
-from train.core.directions import Numbers
-from train.core.finite import finite_by_norm, sound
-from train.core.groups import unfrozen
-from train.core.loss import micro_total, tapped_loss
-from train.core.optimizer import HParams, averaged, rate, transformation
-from train.core.state import State
-from train.gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
-from train.gradflow.norms import Norm, Norms, matrix_norms, parameter_norms, total_norm
+
+from ..config.schema import RunConfig
+from ..gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
+from ..gradflow.norms import Norm, Norms, matrix_norms, parameter_norms, total_norm
+from .batch import BatchInput, batch_of
+from .clipping import clipped
+from .finite import finite_by_norm, sound
+from .groups import unfrozen
+from .loss import micro_total, tapped_loss
+from .optimizer import HParams, averaged, rate, transformation
+from .state import State
+from .update_rules import Numbers
 
 
 class Metrics(NamedTuple):
@@ -32,7 +33,7 @@ class Metrics(NamedTuple):
     finite: Bool[Array, ""]  # the loss and the gradient; under `on_nonfinite: skip` also what the update would leave
 
 
-class Watched(NamedTuple):
+class StepStats(NamedTuple):
     """Measured at the parameters a step starts from; `update` is what the optimizer then added to them."""
 
     flow: Flow
@@ -44,8 +45,8 @@ class Watched(NamedTuple):
 
 
 def train_step(
-    network: Network, config: RunConfig, state: State, hp: HParams, feed: Feed, watched: bool
-) -> tuple[State, Metrics, Watched | None]:
+    network: Network, config: RunConfig, state: State, hp: HParams, feed: BatchInput, watched: bool
+) -> tuple[State, Metrics, StepStats | None]:
     """One step on one batch. `network`, `config` and `watched` are static.
 
     With `train.on_nonfinite: skip` a step that is not finite leaves all but the count of steps as it was.
@@ -90,7 +91,7 @@ def train_step(
             rolled = dataclasses.replace(network, unroll=1)
             same = None if rule_of(config.model).draws else key
             without = flow(tapped(rolled, config, state.params, batch, without_skip(hp.model), same)[1])
-        measured = Watched(
+        measured = StepStats(
             seen,
             without,
             matrix_norms(state.params["blocks"]),

@@ -7,21 +7,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from train.core.instruments import Curve, Reading, Signed
-from train.core.step import Watched
-from train.gradflow.gradients import Histogram
-from train.gradflow.norms import Norm, gains, log10, value
-from train.gradflow.verdict import qk_rounded
+from ..gradflow.gradients import Histogram
+from ..gradflow.norms import Norm, gains, log10, value
+from ..gradflow.verdict import qk_rounded
+from ..text import layer
+from .instruments import Curve, Reading, Signed
+from .step import StepStats
 
 Scalars = dict[str, float | None]
-
-
-def layer(index: int) -> str:
-    """
-    >>> layer(3)
-    'layer_003'
-    """
-    return f"layer_{index:03d}"
 
 
 @cache
@@ -57,7 +50,7 @@ def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
     return out
 
 
-def watched_scalars(watched: Watched, dtype: str) -> list[Scalars]:
+def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
     """Every tag of the watched steps of a window, one entry a step, from host arrays [steps, ...].
 
     What spans decades is a base-10 logarithm. dtype: that the steps were computed in.

@@ -1,20 +1,18 @@
 """From a config and the form of its data to the network that is trained on it."""
 
 from data.config import SERVES
-from data.source import Form
+from data.source import DataSpec
 from model.network import Network
-from train.config.schema import RunConfig
+
+from ..config.schema import RunConfig
+from ..errors import UserError
 
 
-class TaskError(ValueError):
-    """Data that is not for the config's task; one line that says why."""
-
-
-def network_of(config: RunConfig, form: Form, dtype: str, unroll: int = 1) -> Network:
-    """The network of a config that computes in `dtype`, `unroll` blocks a scan iteration. Raises TaskError."""
+def network_of(config: RunConfig, form: DataSpec, dtype: str, unroll: int = 1) -> Network:
+    """The network of a config that computes in `dtype`, `unroll` blocks a scan iteration. Raises UserError."""
     task = config.task.kind or form.task
     if task not in SERVES.get(form.task, ()):
-        raise TaskError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
+        raise UserError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
     # The number of a class, as a real value, is one output.
     outputs = 1 if form.task != task else form.outputs
     return Network(

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from model.network import Network
-from train.config.schema import RunConfig
-from train.core.batch import Feed, batch_of
-from train.core.finite import sound
-from train.core.optimizer import HParams
-from train.core.state import State
-from train.core.step import Metrics, Watched, train_step
+
+from ..config.schema import RunConfig
+from .batch import BatchInput, batch_of
+from .finite import sound
+from .optimizer import HParams
+from .state import State
+from .step import Metrics, StepStats, train_step
 
 
 def run_window(
@@ -20,8 +21,8 @@ def run_window(
     state: State,
     hp: HParams,
     corpus: Int[Array, "n"] | None,
-    batches: Feed,
-) -> tuple[State, Metrics, Watched | None]:
+    batches: BatchInput,
+) -> tuple[State, Metrics, StepStats | None]:
     """Runs the K steps of `batches`, leaves [K, B, ...] (train/core/batch.py).
 
     Returns the state, metrics [K], and what the watched steps measured, [ceil(K/every), ...]. The last step counts as
@@ -32,17 +33,17 @@ def run_window(
     """
     K = jax.tree.leaves(batches)[0].shape[0]
 
-    def one(state: State, feed: Feed, watched: bool):
+    def one(state: State, feed: BatchInput, watched: bool):
         return train_step(network, config, state, hp, batch_of(feed, corpus, network.context), watched)
 
-    def plain(state: State, batches: Feed) -> tuple[State, Metrics]:
+    def plain(state: State, batches: BatchInput) -> tuple[State, Metrics]:
         def body(state, batch):
             state, metrics, _ = one(state, batch, False)
             return state, metrics
 
         return jax.lax.scan(body, state, batches)
 
-    def segment(state: State, batches: Feed) -> tuple[State, tuple[Metrics, Watched | None]]:
+    def segment(state: State, batches: BatchInput) -> tuple[State, tuple[Metrics, StepStats | None]]:
         state, metrics, watched = one(state, jax.tree.map(lambda leaf: leaf[0], batches), True)
         metrics = jax.tree.map(lambda leaf: leaf[None], metrics)
         if jax.tree.leaves(batches)[0].shape[0] > 1:

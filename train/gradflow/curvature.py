@@ -16,7 +16,7 @@ Loss = Callable[[Any], Float[Array, ""]]
 Product = Callable[[Float[Array, "P"]], Float[Array, "P"]]
 
 
-class Ends(NamedTuple):
+class SpectrumEnds(NamedTuple):
     """The ends of a symmetric matrix's spectrum, as far as the iterations found them.
 
     A residual |A v - value v| bounds the distance to an eigenvalue; v has length 1.
@@ -38,7 +38,7 @@ def hessian_product(loss: Loss, params: Any) -> tuple[Product, int]:
     return lambda v: jax.jvp(gradient, (flat,), (v,))[1], flat.size
 
 
-def sharpness(loss: Loss, params: Any, key: Key[Array, ""], iterations: int = 24) -> Ends:
+def sharpness(loss: Loss, params: Any, key: Key[Array, ""], iterations: int = 24) -> SpectrumEnds:
     """The largest eigenvalue of the Hessian and the most negative one (a saddle has one)."""
     product, size = hessian_product(loss, params)
     return lanczos(product, _start(key, size, params), iterations)
@@ -46,7 +46,7 @@ def sharpness(loss: Loss, params: Any, key: Key[Array, ""], iterations: int = 24
 
 def preconditioned_sharpness(
     loss: Loss, params: Any, preconditioner: Any, key: Key[Array, ""], iterations: int = 24
-) -> Ends:
+) -> SpectrumEnds:
     """The same of P^(-1/2) H P^(-1/2), which has the eigenvalues of P^-1 H; P is diagonal, a pytree like the
     parameters and positive.
 
@@ -62,7 +62,7 @@ def _start(key: Key[Array, ""], size: int, params: Any) -> Float[Array, "P"]:
     return jax.random.normal(key, (size,), ravel_pytree(params)[0].dtype)
 
 
-def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Ends:
+def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> SpectrumEnds:
     """Lanczos with full reorthogonalization, twice, since in floating point once is not enough (Parlett 1998, section
     6.9). Memory: iterations x P.
 
@@ -108,4 +108,4 @@ def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Ends
 
     chosen = jnp.stack([vectors[:, jnp.sum(real) - 1], vectors[:, 0]])
     (top, bottom), (top_residual, bottom_residual) = jax.lax.map(quotient, chosen)
-    return Ends(top, bottom, top_residual, bottom_residual)
+    return SpectrumEnds(top, bottom, top_residual, bottom_residual)

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 from model.layers import root_mean_square, wide
 from model.network import Params
 from model.taps import exponent_limit, scaled
-from model.transformer import Seen
-from train.gradflow.norms import (
+from model.transformer import StreamStats
+
+from .norms import (
     Norm,
     Norms,
     flat,
@@ -30,7 +31,7 @@ from train.gradflow.norms import (
 TINY_WEIGHT = -5.0  # log10 of a norm: products of a few such weights leave float32's range
 
 # loss(params, head, slots) -> (mean loss, (seen, aux)): head is the table that makes logits, slots are the taps'.
-TappedLoss = Callable[[Params, Array, Array], tuple[Array, tuple[Seen, Any]]]
+TappedLoss = Callable[[Params, Array, Array], tuple[Array, tuple[StreamStats, Any]]]
 
 
 class Backward(NamedTuple):
@@ -40,7 +41,7 @@ class Backward(NamedTuple):
     head: Float[Array, "V D"]  # of the head's use of its table, unscaled
     exponents: Float[Array, "L+1"]
     delta: Norm  # [L+1], true values
-    seen: Seen
+    seen: StreamStats
 
 
 def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array, ""], Backward, Any]:
@@ -113,7 +114,7 @@ class Flow(NamedTuple):
 
     delta: Norm  # [L+1]
     grad: Norms  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
-    seen: Seen | None
+    seen: StreamStats | None
 
 
 def flow(result: Backward) -> Flow:
@@ -156,5 +157,5 @@ def mean_of_microbatches(results: Backward) -> Backward:
     grads = jax.vmap(_unscaled)(results._replace(exponents=results.exponents - common[None]))
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
     rms = jax.vmap(root_mean_square, in_axes=1)(results.seen.rms)
-    seen = Seen(rms, jnp.mean(results.seen.rank, axis=0))
+    seen = StreamStats(rms, jnp.mean(results.seen.rank, axis=0))
     return Backward(mean, jnp.mean(results.head, axis=0), common, delta, seen)

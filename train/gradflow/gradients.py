@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 from model.layers import wide
 from model.network import Params
 from model.taps import exponent_of, power_of_two, scaled
-from train.gradflow.delta import Backward, exponents_of, head_table, true_gradients
-from train.gradflow.norms import Norm, along, cosine, inner, named, signed_sum
+
+from .delta import Backward, exponents_of, head_table, true_gradients
+from .norms import Norm, along, cosine, inner, named, signed_sum
 
 OCTAVES = 64  # buckets of a histogram
 

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Key
 from model.network import Anatomy
 from model.residual import Carry
 from model.taps import power_of_two, scaled
-from train.gradflow.inside import carries
-from train.gradflow.norms import Norm
+
+from .norms import Norm
+from .per_block import carries
 
 EXACT = 1024  # largest n whose Jacobians are formed
 

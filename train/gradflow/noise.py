@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from train.gradflow.norms import Norm, along, inner, signed_sum
+from .norms import Norm, along, inner, signed_sum
 
 
 class Noise(NamedTuple):

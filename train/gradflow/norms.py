@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from model.double import in_double
+from model.float64_sums import in_double
 from model.layers import wide
 from model.taps import exponent_of, power_of_two, rooted, scaled
 

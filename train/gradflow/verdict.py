@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.gradflow.course import Course, instability, past_spike, standstill
+from .loss_history import Course, instability, past_spike, standstill
 
 # |delta_0| / |delta_L| over the whole depth. Of the runs in docs/verdict.md, those that learn stay far inside.
 VANISHING = -3.0  # log10
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
     log10_gain: float | None = None  # of per_layer_gain
     rank_left: float | None = None  # median over the upper half of the stream of act rank, over that at its start
     qk_rounded: int = 0  # blocks whose gradients of Q and K are rounding, so that qk_share is at most what it says
-    advice: str | None = None  # what to try (train/gradflow/remedy.py); None for a healthy run
+    advice: str | None = None  # what to try (train/gradflow/advice.py); None for a healthy run
 
     def as_json(self) -> dict[str, Any]:
         """The object of docs/probe.schema.json. Extrapolated to depth 100, a gain seldom is a number near 1."""

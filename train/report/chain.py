@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train.report.charts import predicted_and_measured, to_svg
-from train.report.html import Html, items, markup, page, paragraph, picture, section, table
-from train.report.tables import MISSING, Table, number
+from ..text import MISSING, number
+from .charts import predicted_and_measured, to_svg
+from .html import Html, items, markup, page, paragraph, picture, section, table
+from .tables import Table
 
 Found = Mapping[str, Any]
 

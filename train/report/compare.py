@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.report.final import ABOVE, final_table, loss_unit, verdict_table
-from train.report.gather import gather, names_of
-from train.report.groups import Group, differences, grouped
-from train.report.html import Html, folded, formula, items, page, paragraph, picture, section, table
-from train.report.tables import Table, markdown, text
+from .final import ABOVE, final_table, loss_unit, verdict_table
+from .gather import gather, names_of
+from .groups import Group, differences, grouped
+from .html import Html, folded, formula, items, page, paragraph, picture, section, table
+from .tables import Table, markdown, text
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
-    """The runs in these folders: run directories, or experiments'. Raises ReportError."""
+    """The runs in these folders: run directories, or experiments'. Raises UserError."""
     runs, left_out = gather(folders)
     groups = grouped(runs, names_of(runs))
     titles = list(dict.fromkeys(run.directory.resolve().parent.name for run in runs))
@@ -58,7 +58,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_html(comparison: Comparison) -> str:
     """The page: tables, and pictures with how to read them."""
-    from train.report.pictures import pictures  # matplotlib is slow to import
+    from .pictures import pictures  # matplotlib is slow to import
 
     columns, rows = comparison.differences
     drawn = [
@@ -87,7 +87,7 @@ _ALIKE = "Nothing but names: the configs are the same.\n"
 
 
 def _drawing(figure, says: str, caption: Html) -> Html:
-    from train.report.charts import to_svg
+    from .charts import to_svg
 
     return picture(to_svg(figure), says, caption)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from train.gradflow.verdict import log10_gain
-from train.report.groups import SEEDS, Group, flat
-from train.report.interval import estimate
-from train.report.read import Run, depth_series
-from train.report.tables import MISSING, Table, number, plus_minus
+from ..gradflow.verdict import log10_gain
+from ..text import MISSING, layer, number, plus_minus
+from .groups import SEEDS, Group, flat
+from .interval import estimate
+from .read import Run, depth_series
+from .tables import Table
 
 _UNITS = {"lm": "nats per token", "classification": "nats per target", "regression": "squared error"}
 
@@ -28,7 +29,7 @@ def last_delta(run: Run) -> np.ndarray:
     if not len(steps):
         return np.zeros(0)
     # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
-    tags = [run.steps.get(f"delta/norm_log10/layer_{depth:03d}") for depth in range(values.shape[1])]
+    tags = [run.steps.get(f"delta/norm_log10/{layer(depth)}") for depth in range(values.shape[1])]
     there = [tag is not None and steps[-1] in tag[0] for tag in tags]
     return np.where(there, values[-1], -np.inf)
 

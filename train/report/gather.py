@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from train.config.yaml12 import clean
-from train.report.read import ReportError, Run, read_run
+from ..config.yaml12 import clean
+from ..errors import UserError
+from .read import Run, read_run
 
 _UNREAD = "left out, cannot be read: "
 
@@ -14,7 +15,7 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     """The runs, an experiment's in the order of their names (numbers by size), and a line for each left out of one.
 
     Raises:
-        ReportError: a folder is missing or holds no run, two are the same run, a file of one that was named itself
+        UserError: a folder is missing or holds no run, two are the same run, a file of one that was named itself
             cannot be read, or nothing has been logged.
     """
     runs: list[Run] = []
@@ -24,12 +25,12 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         for directory, alone in _directories(Path(folder)):
             where = clean(str(directory), 200)
             if twin := seen.get(directory.resolve()):
-                raise ReportError(f"{where}: expected different runs, got the same folder as {twin}")
+                raise UserError(f"{where}: expected different runs, got the same folder as {twin}")
             seen[directory.resolve()] = where
             try:
                 # Before its first row a run has an empty log, or none.
                 run = read_run(directory) if (directory / "metrics.jsonl").exists() else None
-            except ReportError as error:
+            except UserError as error:
                 if alone:
                     raise
                 left_out.append(f"{_UNREAD}{clean(str(error), 400)}")
@@ -37,13 +38,13 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             if run is not None and run.steps:
                 runs.append(run)
             elif alone:
-                raise ReportError(f"{where}: nothing to show yet (no line in metrics.jsonl)")
+                raise UserError(f"{where}: nothing to show yet (no line in metrics.jsonl)")
             else:
                 left_out.append(f"{where}: left out, nothing logged yet")
     if not runs:
         said = "; ".join(line for line in left_out if line.startswith(_UNREAD))
         where = ", ".join(clean(str(folder), 200) for folder in folders)
-        raise ReportError(f"{where}: {said or 'nothing to show yet, no run has logged'}")
+        raise UserError(f"{where}: {said or 'nothing to show yet, no run has logged'}")
     return runs, left_out
 
 
@@ -70,13 +71,13 @@ def _directories(folder: Path) -> Iterator[tuple[Path, bool]]:
             yield folder, True
             return
         if not folder.is_dir():
-            raise ReportError(f"{where}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
+            raise UserError(f"{where}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
     except (OSError, ValueError) as error:
-        raise ReportError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not found:
         inside = sorted(path.parent.parent.name for path in folder.glob("*/*/config.yaml"))
         instead = f"; the experiments in it are {clean(', '.join(dict.fromkeys(inside)), 200)}" if inside else ""
-        raise ReportError(f"{where}: no run and no experiment (no config.yaml in it or in a folder of it{instead})")
+        raise UserError(f"{where}: no run and no experiment (no config.yaml in it or in a folder of it{instead})")
     for path in sorted(found, key=lambda path: _natural(path.name)):
         yield path, False
 

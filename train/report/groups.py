@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from train.config.schema import LABELS
-from train.config.yaml12 import show
-from train.report.read import Run, depth_series
-from train.report.tables import MISSING, Table
+from ..config.schema import LABELS
+from ..config.yaml12 import show
+from ..text import MISSING
+from .read import Run, depth_series
+from .tables import Table
 
 SEEDS = ("seed", "data.seed")  # data.seed follows seed unless it is set
 _KEYS_DOWN = 6  # groups; with more, a table of differences has a row for each group

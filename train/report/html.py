@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from train.report.tables import right_aligned
+from ..text import right_aligned
 
 _STYLE = """
 :root { color-scheme: light dark;

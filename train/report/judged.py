@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Float64
 
-from train.gradflow.course import course_of
-from train.gradflow.verdict import Verdict, judge, over_run
-from train.report.read import Run, depth_series
+from ..gradflow.loss_history import loss_history_of
+from ..gradflow.verdict import Verdict, judge, over_run
+from .read import Run, depth_series
 
 
 def rejudged(run: Run) -> Verdict | None:
@@ -18,7 +18,7 @@ def rejudged(run: Run) -> Verdict | None:
     if not steps.size:
         return None
     first, last = (_at(run, int(step)) for step in (steps[0], steps[-1]))
-    return over_run(first, last, int(steps[-1]), course_of(run.steps), run.config["optimizer"]["warmup"])
+    return over_run(first, last, int(steps[-1]), loss_history_of(run.steps), run.config["optimizer"]["warmup"])
 
 
 def _at(run: Run, step: int) -> Verdict:

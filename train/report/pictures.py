@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.report import charts
-from train.report.charts import Curve, Field, Guide, Panel
-from train.report.final import FIGURES, loss_unit
-from train.report.groups import Group, depths_over_seeds, over_seeds
-from train.report.interval import estimate
+from . import charts
+from .charts import Curve, Field, Guide, Panel
+from .final import FIGURES, loss_unit
+from .groups import Group, depths_over_seeds, over_seeds
+from .interval import estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

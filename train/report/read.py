@@ -12,17 +12,16 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.files import beside, content_of
-from train.config.load import MAX_BYTES
-from train.config.yaml12 import Place, clean, read, show
-from train.gradflow.course import Series
+from data.files import content_of
+
+from ..config.load import MAX_BYTES
+from ..config.yaml12 import Place, clean, read, show
+from ..errors import UserError
+from ..gradflow.loss_history import Series
+from ..store.rundir import no_run
 
 _MOST_SUMMARY = 2**20  # bytes
 _MOST_LOG = 2**32
-
-
-class ReportError(Exception):
-    """A run that cannot be read, in one line: what, where, and what there is instead."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,14 @@ def read_run(directory: str | Path) -> Run:
     """Reads a variant's run directory. A last line of metrics.jsonl that was cut short is left out.
 
     Raises:
-        ReportError: it is no run directory, or a file of it cannot be read.
+        UserError: it is no run directory, or a file of it cannot be read.
     """
     directory = Path(directory)
     text = _text(directory / "config.yaml", MAX_BYTES)
     metrics = _text(directory / "metrics.jsonl", _MOST_LOG)
     root, problems = read(text, Place(str(directory / "config.yaml"), 1))
     if root is None or problems or not isinstance(root.value, dict):
-        raise ReportError(str(problems[0]) if problems else f"{directory / 'config.yaml'}: expected a mapping")
+        raise UserError(str(problems[0]) if problems else f"{directory / 'config.yaml'}: expected a mapping")
     summary = directory / "summary.json"
     return Run(
         name=directory.resolve().name,
@@ -112,48 +111,28 @@ def depth_series(
     return steps, values
 
 
-def no_run(folder: Path, lacks: str) -> str:
-    """What to say of a folder without the file that a run has, and of one that is not there."""
-    if not folder.exists():
-        near = beside(folder, Path.is_dir)
-        return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
-    if run := checkpoint_of(folder, lacks):
-        return f"{folder}: not a run directory, but part of one; did you mean {run}?"
-    runs = sorted(found.parent.name for found in folder.glob(f"*/{lacks}"))
-    instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
-    return f"{folder}: not a run directory (no {lacks} in it{instead})"
-
-
-def checkpoint_of(folder: Path, has: str) -> Path | None:
-    """The run whose checkpoints, or one of them, lie in this folder; `has`: a file of every run."""
-    for run, checkpoints in ((folder.parent, folder), (folder.parent.parent, folder.parent)):
-        if checkpoints.name == "ckpt" and (run / has).is_file():
-            return run
-    return None
-
-
 def _text(path: Path, at_most: int) -> str:
     try:
         return content_of(path, at_most).decode("utf-8", errors="replace")
     except FileNotFoundError:
-        raise ReportError(no_run(path.parent, path.name)) from None
+        raise UserError(no_run(path.parent, path.name)) from None
     except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # no regular file, or too large
-        raise ReportError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(_text(path, _MOST_SUMMARY))
     except RecursionError:
-        raise ReportError(f"{path}: not JSON: nested too deeply") from None
+        raise UserError(f"{path}: not JSON: nested too deeply") from None
     except ValueError as error:
-        raise ReportError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(summary, dict):
-        raise ReportError(f"{path}: expected an object, got {type(summary).__name__}")
+        raise UserError(f"{path}: expected an object, got {type(summary).__name__}")
     if wrong := summary_problem(summary):
-        raise ReportError(f"{path}: {wrong}")
+        raise UserError(f"{path}: {wrong}")
     return summary
 
 
@@ -227,7 +206,7 @@ def _series(path: Path, text: str) -> dict[str, Series]:
             if number == len(lines):  # the rest after the last newline: nothing, or a line cut short
                 break
             what = f"an object with step and numbers{'' if before < 0 else f', its step above {before}'}"
-            raise ReportError(f"{path}:{number}: expected {what}, got {line[:40]!r}") from None
+            raise UserError(f"{path}:{number}: expected {what}, got {line[:40]!r}") from None
         for tag, value in values.items():
             points.setdefault(tag, []).append((step, value))
     return {

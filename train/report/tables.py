@@ -1,68 +1,12 @@
-"""Tables of text: the end of training, the gradient flow of one batch; and the one way numbers are written."""
+"""Tables of text: the end of training, and the gradient flow of one batch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..text import MISSING, norm, number, right_aligned
+
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
-
-MISSING = "-"
-
-
-def number(x: float | None, log10: float | None = None, *, digits: int = 4, scientific: bool = False) -> str:
-    """A number with `digits` significant digits; scientific below 1e-3 and from 1e5 on, or when asked for.
-
-    A whole number given as int is written in full. `log10` is log10|x|, for an x that a float cannot hold; it takes
-    precedence, and x then gives the sign only. None, without a log10, is missing.
-
-    >>> number(0.25), number(12345.6), number(123456.0), number(0.000999)
-    ('0.2500', '12346', '1.235e+05', '9.990e-04')
-    >>> number(0.0, log10=-363.886, digits=2)
-    '1.3e-364'
-    >>> number(2000), number(0.0), number(None), number(float("nan"))
-    ('2000', '0', '-', 'nan')
-    """
-    if log10 is None:
-        if x is None:
-            return MISSING
-        if isinstance(x, int):
-            return str(x)
-        if x == 0 or not math.isfinite(x):
-            return "0" if x == 0 else str(float(x))
-        mantissa, power = f"{abs(x):.{digits - 1}e}".split("e")
-        exponent = int(power)
-    else:
-        if not math.isfinite(log10):
-            return {math.inf: "inf", -math.inf: "0"}.get(log10, "nan")
-        exponent = math.floor(log10)
-        mantissa = f"{10 ** (log10 - exponent):.{digits - 1}f}"
-        if float(mantissa) >= 10:  # rounded up to the next power
-            mantissa, exponent = f"{1:.{digits - 1}f}", exponent + 1
-    sign = "-" if x is not None and x < 0 else ""
-    if scientific or not -3 <= exponent < 5:
-        return f"{sign}{mantissa}e{exponent:+03d}"
-    value = abs(x) if log10 is None and x is not None else 10 ** (log10 or 0.0)
-    return f"{sign}{value:.{max(0, digits - 1 - exponent)}f}"
-
-
-def norm(value: float | None, log10: float | None) -> str:
-    """A norm as d.dde±XX. Its log10 decides, so that none is ever floored; an exact zero is 0."""
-    return number(value, log10, digits=3, scientific=True)
-
-
-def plus_minus(mean: float | None, half: float | None) -> str:
-    """A mean and half the width of its interval, the mean written as far as two digits of the half-width reach.
-
-    >>> plus_minus(2.12259, 0.0341), plus_minus(0.97, None), plus_minus(1234.5, 120.0), plus_minus(2.0, 0.0)
-    ('2.123 ± 0.034', '0.9700', '1234 ± 120', '2.000 ± 0')
-    """
-    if mean is None or half is None or not (math.isfinite(mean) and math.isfinite(half)):
-        return number(mean)
-    half = 0.0 if half < 1e-12 * abs(mean) else half  # what adding up equal numbers leaves
-    places = 3 if half == 0 else max(0, 1 - math.floor(math.log10(half)))
-    if places > 9 or max(abs(mean), half) >= 1e5:
-        return f"{number(mean)} ± {number(half, digits=2)}"
-    return f"{mean:.{places}f} ± {half:.{places if half else 0}f}"
 
 
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
@@ -215,16 +159,3 @@ def text(content: str) -> str:
     for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
         content = content.replace(mark, instead)
     return " ".join(content.split())
-
-
-def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Whether each column holds nothing but numbers."""
-    return [all(_numeric(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
-
-
-def _numeric(cell: str) -> bool:
-    try:
-        float(cell.partition(" ± ")[0].removeprefix("≤"))
-    except ValueError:
-        return cell == MISSING
-    return True

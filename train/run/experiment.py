@@ -7,30 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.custom import imported
 from data.open import open_source
-from data.source import Form, Source
+from data.source import DataSpec, Source
 from model.network import Network
-from train.config.doubts import doubts
-from train.config.fields import did_you_mean
-from train.config.load import ConfigError, Experiment, Variant
-from train.config.schema import RunConfig
-from train.core.custom import OptimizerError
-from train.core.optimizer import check
-from train.core.state import hparams_of
-from train.core.task import TaskError, network_of
-from train.report.read import read_run
-from train.report.tables import closing_table, verdict_lines
-from train.run import ending
-from train.run import platform as platforms
-from train.run.console import Console
-from train.run.errors import RunError, placed
-from train.run.loop import GroupRun
-from train.run.own import adopt
-from train.run.platform import Platform
-from train.run.programs import Group, assumed_step_seconds, grouped, steps_per_call
-from train.run.resume import abreast, standing, steps_per_call_of
-from train.run.rundir import directory_of
-from train.run.signals import Stop, Stopped
+
+from ..config.fields import did_you_mean
+from ..config.load import ConfigError, Experiment, Variant
+from ..config.schema import RunConfig
+from ..config.warnings import warnings_for
+from ..core.custom import FUNCTIONS
+from ..core.optimizer import check
+from ..core.state import hparams_of
+from ..core.task import network_of
+from ..device import platform as platforms
+from ..device.platform import Platform
+from ..device.programs import Group, assumed_step_seconds, grouped, steps_per_call
+from ..device.signals import Stop, Stopped
+from ..errors import UserError
+from ..log.console import Console
+from ..report.read import read_run
+from ..report.tables import closing_table, verdict_lines
+from ..store.rundir import directory_of
+from . import report_files
+from .loop import GroupRun
+from .resume import abreast, standing, steps_per_call_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
     for variant in variants:
         key = data_key(variant.config)
         if key not in sources:
-            with placed(variant):
+            with variant.placing():
                 sources[key] = open_source(variant.config.data)
     return sources
 
@@ -59,25 +60,26 @@ def data_key(config: RunConfig) -> str:
 
 
 def device_of(experiment: Experiment) -> Platform:
-    """The device that all variants name, with JAX started on it. Raises RunError when there is none."""
+    """The device that all variants name, with JAX started on it. Raises UserError when there is none."""
     first = experiment.variants[0]
-    with placed(first):
+    with first.placing():
         return platforms.select(first.config.train)
 
 
-def build_group(variants: Sequence[Variant], form: Form, platform: Platform) -> Group:
-    """Raises ConfigError when the data is not for the config's task, or of its optimizer; RunError, DataError."""
+def build_group(variants: Sequence[Variant], form: DataSpec, platform: Platform) -> Group:
+    """Raises ConfigError when the data is not for the config's task, or of its optimizer; UserError, DataError."""
     config = variants[0].config
     dtype, unroll = platforms.compute_dtype(config.train, platform), platforms.unroll(config, platform)
     try:
         network = network_of(config, form, dtype, unroll)
-    except TaskError as error:
+    except UserError as error:
         raise ConfigError([variants[0].problem(str(error))]) from None
-    with placed(variants[0]):
+    with variants[0].placing():
         if form.context != config.data.context:
             message = f"data.context: data.kind {config.data.kind} has windows of {form.context} tokens; set that"
-            raise RunError(message)
-        adopt(config.optimizer)
+            raise UserError(message)
+        if ":" in config.optimizer.name:
+            FUNCTIONS[config.optimizer.name] = imported("optimizer.name", config.optimizer.name)
     if config.optimizer.patterned:
         for variant in variants:
             _check_optimizer(variant, network)
@@ -89,13 +91,13 @@ def _check_optimizer(variant: Variant, network: Network) -> None:
     hp = hparams_of(variant.config, network.param_dtype).optimizer
     try:
         check(variant.config.optimizer, hp, network.shapes())
-    except OptimizerError as error:
+    except UserError as error:
         raise ConfigError([variant.problem(str(error))]) from None
 
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
     """Trains every variant and prints the closing table. allow_data_change: runs that were trained on other data go
-    on all the same, where it has the same tokens. Raises DataError, RunError, ConfigError, Stopped."""
+    on all the same, where it has the same tokens. Raises DataError, UserError, ConfigError, Stopped."""
     try:
         return _train(experiment, console, stop, allow_data_change)
     except Stopped:
@@ -138,7 +140,7 @@ def _train(experiment: Experiment, console: Console, stop: Stop, allow_data_chan
         return Outcome(ordered, [], [])
     console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
     stop.doing = "the report, with all training done"
-    ending.write_report(root, console)
+    report_files.write_report(root, console)
     logged = {v.name: _last_logged(directory_of(v)) for v in experiment.variants if v.name in experiment.expect}
     stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
     return Outcome(ordered, unmet(experiment.expect, ordered, logged), stopped)
@@ -161,7 +163,7 @@ def _start_block(experiment: Experiment, sources: Mapping[str, Source], platform
     console.block(f"deltaflow {experiment.name}", rows)
     if platform.count > 1:
         console.warn(f"one of {platform.count} devices is used: {platform.device}")
-    for line in doubts(experiment.variants):
+    for line in warnings_for(experiment.variants):
         console.warn(line)
 
 

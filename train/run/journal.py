@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from data.source import Source
-from train.run.console import Console
-from train.run.nonfinite import MOST_SKIPPED, first_bad
-from train.run.pace import Pace
-from train.run.programs import Group
-from train.run.record import Record, evaluation
+
+from ..device.programs import Group
+from ..log.console import Console
+from .metrics import Record, evaluation
+from .nonfinite import MOST_SKIPPED, first_bad
+from .throughput import Pace
 
 
 @dataclass(frozen=True)

@@ -10,36 +10,35 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.errors import DataError
 from data.source import Source
-from data.tokenizer import DataError
 from model.residual import rule_of
-from train.core.batch import Feed
-from train.core.instruments import INSTRUMENTS
-from train.core.state import State
-from train.gradflow.norms import named
-from train.run import platform as platforms
-from train.run import process
-from train.run.budget import Budget
-from train.run.closing import closed
-from train.run.console import Console
-from train.run.errors import placed
-from train.run.journal import Journal
-from train.run.layout import chart_layout
-from train.run.lock import locked
-from train.run.opening import admit, described, stands
-from train.run.pace import Pace
-from train.run.platform import Platform
-from train.run.programs import Group, Programs, model_flops, shapes_of
-from train.run.record import Record
-from train.run.replay import Replay
-from train.run.resume import remember_choices
-from train.run.rundir import own_directory_of
-from train.run.setbacks import Rewound, Setbacks
-from train.run.signals import Stop
-from train.run.together import agreed
-from train.run.transfer import Source as Weights
-from train.run.transfer import open_source, started_from
-from train.run.windows import is_watched, kinds, windows
+
+from ..core.batch import BatchInput
+from ..core.instruments import INSTRUMENTS
+from ..core.state import State
+from ..device import platform as platforms
+from ..device import process
+from ..device.budget import Budget
+from ..device.platform import Platform, agreed
+from ..device.programs import Group, Programs, model_flops, shapes_of
+from ..device.signals import Stop
+from ..gradflow.norms import named
+from ..log.charts_layout import chart_layout
+from ..log.console import Console
+from ..store.lock import locked
+from ..store.rundir import own_directory_of
+from .journal import Journal
+from .metrics import Record
+from .recovery import Recovery, Rewound
+from .replay import Replay
+from .resume import remember_choices
+from .start import admit, described, stands
+from .summary import closed
+from .throughput import Pace
+from .transfer import Source as Weights
+from .transfer import open_source, started_from
+from .windows import is_watched, kinds, windows
 
 _PICTURES_EVERY_S = 30.0
 _WORTH_A_PEAK_S = 30.0  # of a shorter training the device's peak is not measured, which takes about a second
@@ -69,7 +68,7 @@ class GroupRun:
         self._journal = Journal(self.group, self.source, self.console, self.records, self._pace)
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains; returns one summary a variant. Raises RunError, also when another process writes the same run."""
+        """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
         directories = [own_directory_of(variant) for variant in self.group.variants]
         with locked(directories, self.console.note):
             return self._run(directories)
@@ -79,7 +78,7 @@ class GroupRun:
         config = self.group.config
         first, done = stands(self.group, directories, self.console)
         if config.train.init_from and not first:
-            with placed(self.group.variants[0]):
+            with self.group.variants[0].placing():
                 self._given = open_source(Path(config.train.init_from), self.platform.device)
         over, allow = done is not None, self.allow_data_change
         admit(self.group, self.source, directories, self.console, first, over, allow)
@@ -176,7 +175,7 @@ class GroupRun:
             return states
         fresh = programs.each([jax.device_get(state) for state in states])
         tokenizer = {} if self.source.tokenizer is None else self.source.tokenizer.to_json()
-        with placed(self.group.variants[0]):
+        with self.group.variants[0].placing():
             singles, transfer = started_from(given, self.group.config, self.group.hparams, fresh, tokenizer)
         if console is not None:
             console.block(f"parameters from {given.directory}, step {given.step}", transfer.rows())
@@ -197,7 +196,7 @@ class GroupRun:
             self.records[index] = Record(record.variant, record.directory, first, record.warn)
             self.records[index].history = record.history
 
-    def _setbacks(self, programs: Programs) -> Setbacks:
+    def _setbacks(self, programs: Programs) -> Recovery:
         def good(index: int) -> tuple[int, State]:
             checkpoints = self.records[index].checkpoints
             step = checkpoints.newest(self.console.warn) or 0
@@ -210,7 +209,7 @@ class GroupRun:
             stopping = lambda: self.stop.signal is not None  # noqa: E731
             return Replay(programs, index, self._batches, lambda start: is_watched(start, every), stopping)
 
-        return Setbacks(self.records, self.console, replay, good, self._windows)
+        return Recovery(self.records, self.console, replay, good, self._windows)
 
     def _describe(self, programs: Programs, compile_s: float, first: int) -> None:
         group, config = self.group, self.group.config
@@ -266,10 +265,10 @@ class GroupRun:
             self._evaluate(programs, states, step)
         self._measure(programs, states, step)
 
-    def _batches(self, start: int, end: int) -> list[Feed]:
+    def _batches(self, start: int, end: int) -> list[BatchInput]:
         """Leaves [end - start, B, ...], one entry a variant; the same batches wherever the data seed is the same, and
         the batches that were left behind by rewinding."""
-        known: dict[tuple[int, int], Feed] = {}
+        known: dict[tuple[int, int], BatchInput] = {}
         keys = []
         for index, variant in enumerate(self.group.variants):
             data, past = variant.config.data, self.records[index].history.offset(start) if self.records else 0

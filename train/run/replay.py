@@ -8,13 +8,14 @@ from typing import Any
 import jax
 
 from model.network import Network
-from train.config.schema import RunConfig
-from train.core.autopsy import Autopsy, Cause, cause_of, look
-from train.core.batch import Feed, batch_of
-from train.core.compile import called_once
-from train.core.optimizer import HParams
-from train.core.state import State
-from train.run.programs import Programs
+
+from ..config.schema import RunConfig
+from ..core.batch import BatchInput, batch_of
+from ..core.compile import called_once
+from ..core.nonfinite_cause import Autopsy, Cause, cause_of, look
+from ..core.optimizer import HParams
+from ..core.state import State
+from ..device.programs import Programs
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Replay:
 
     programs: Programs
     index: int  # of the variant
-    batches: Callable[[int, int], list[Feed]]
+    batches: Callable[[int, int], list[BatchInput]]
     watched: Callable[[int], bool]  # whether the window that starts at a step is
     stopping: Callable[[], bool]
 
@@ -73,5 +74,5 @@ class Replay:
         return cause_of(jax.device_get(found), group.network.param_dtype)
 
 
-def _look(network: Network, config: RunConfig, state: State, hp: HParams, corpus: Any, feed: Feed) -> Autopsy:
+def _look(network: Network, config: RunConfig, state: State, hp: HParams, corpus: Any, feed: BatchInput) -> Autopsy:
     return look(network, config, state, hp, batch_of(feed, corpus, network.context))

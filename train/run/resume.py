@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config.load import Variant
-from train.report.read import summary_problem
-from train.run.checkpoint import Checkpoints
-from train.run.errors import RunError
-from train.run.origin import elsewhere, same_config, same_data
-from train.run.rundir import data_sums, directory_of, read_json, write_json
+from ..config.load import Variant
+from ..disk import read_json, write_json
+from ..errors import UserError
+from ..report.read import summary_problem
+from ..store.checkpoint import Checkpoints
+from ..store.provenance import elsewhere, same_config, same_data
+from ..store.rundir import data_sums, directory_of
 
 
 def abreast(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
@@ -17,7 +18,7 @@ def abreast(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
     A group saves its variants one after the other, so those that were killed together are at most one save apart; a
     finished one, or one that is farther ahead, was trained before the others were added, and is left alone. So is one
-    whose newest whole checkpoint is at a step that the others have no whole one of. Raises RunError when all
+    whose newest whole checkpoint is at a step that the others have no whole one of. Raises UserError when all
     checkpoints of one are damaged.
     """
     finished = [member for member in members if finished_run(directory_of(member))]
@@ -36,7 +37,7 @@ def abreast(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
 
 def newest(variant: Variant) -> int:
-    """The step of the variant's newest whole checkpoint, 0 without any. Raises RunError when all are damaged."""
+    """The step of the variant's newest whole checkpoint, 0 without any. Raises UserError when all are damaged."""
     return Checkpoints(directory_of(variant)).newest(lambda _: None) or 0
 
 
@@ -58,7 +59,7 @@ def standing(variants: Sequence[Variant]) -> str:
 
 
 def finished_run(directory: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end, else None. Raises RunError.
+    """The summary of a run that came to its end, else None. Raises UserError.
 
     One whose last checkpoint is damaged has to go on from the one before, to the same end. One whose checkpoints were
     all deleted is finished.
@@ -71,14 +72,14 @@ def finished_run(directory: Path) -> dict[str, Any] | None:
     wrong = f"{lacks[0]}: missing" if lacks else summary_problem(summary)
     wrong = wrong or ("" if summary["variant"] == directory.name else f"variant: expected {directory.name}")
     if wrong:
-        raise RunError(f"{path}: {wrong}; without that file the same command writes it anew")
+        raise UserError(f"{path}: {wrong}; without that file the same command writes it anew")
     checkpoints = Checkpoints(directory)
     steps = checkpoints.steps()
     return summary if not steps or checkpoints.damage(steps[-1]) is None else None
 
 
 def same_origin(variant: Variant, step: int) -> str | None:
-    """What to warn of before a run goes on from its checkpoint of `step`. Raises RunError when that is of another
+    """What to warn of before a run goes on from its checkpoint of `step`. Raises UserError when that is of another
     config, or of data that the run was never trained on."""
     directory = directory_of(variant)
     checkpoints = Checkpoints(directory)
@@ -90,25 +91,25 @@ def same_origin(variant: Variant, step: int) -> str | None:
 
 
 def saved_alike(variant: Variant) -> None:
-    """Where config.yaml is lost the newest checkpoint knows the config. Raises RunError when it is another."""
+    """Where config.yaml is lost the newest checkpoint knows the config. Raises UserError when it is another."""
     if step := newest(variant):
         checkpoints = Checkpoints(directory_of(variant))
         same_config(checkpoints.folder(step), checkpoints.manifest(step).origin, variant.config)
 
 
 def steps_per_call_of(directory: Path, guess: int) -> int:
-    """K as it was when the run first started, so that its windows are cut at the same steps. Raises RunError."""
+    """K as it was when the run first started, so that its windows are cut at the same steps. Raises UserError."""
     path = directory / "choices.json"
     if not path.exists():
         return guess
     advice = "without that file the same command chooses the steps of a dispatch anew"
     try:
         known = read_json(path).get("steps_per_call")
-    except RunError as error:
-        raise RunError(f"{error}; {advice}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
     if isinstance(known, int) and not isinstance(known, bool) and known > 0:
         return known
-    raise RunError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1; {advice}")
+    raise UserError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1; {advice}")
 
 
 def remember_choices(directory: Path, steps_per_call: int) -> None:

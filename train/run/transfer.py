@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from data.files import json_of
-from train.config.schema import RunConfig
-from train.core.optimizer import HParams
-from train.core.paths import TABLES, path_of
-from train.core.state import State, state_at
-from train.run.checkpoint import Checkpoints
-from train.run.errors import RunError
-from train.run.rundir import read_config
+
+from ..config.schema import RunConfig
+from ..core.optimizer import HParams
+from ..core.parameters import TABLES, path_of
+from ..core.state import State, state_at
+from ..errors import UserError
+from ..store.checkpoint import Checkpoints
+from ..store.rundir import read_config
 
 OF_THE_VOCABULARY = frozenset(TABLES) - {"positions"}
 
@@ -48,14 +49,14 @@ class Transfer:
 
 
 def open_source(directory: Path, device: Any) -> Source:
-    """The newest checkpoint of a run. Raises RunError when there is none."""
+    """The newest checkpoint of a run. Raises UserError when there is none."""
     try:
         read_config(directory)  # or it is no run
         checkpoints = Checkpoints(directory)
         step = checkpoints.only_newest()
         params = checkpoints.params(step, device)
-    except RunError as error:
-        raise RunError(f"train.init_from: {error}") from None
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from None
     found = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return Source(directory, step, found, tokenizer_of(directory))
 
@@ -86,7 +87,7 @@ def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
     """What path and shape have in common is taken from `source`, in the dtype of `params`.
 
     Tables whose rows are tokens are left out when the two tokenizers differ: their rows mean other tokens. Raises
-    RunError when nothing matches.
+    UserError when nothing matches.
     """
     here = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     foreign = OF_THE_VOCABULARY if another(source.tokenizer, tokenizer) else frozenset()
@@ -102,7 +103,7 @@ def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
         else:
             matched.append(path)
     if not matched:
-        raise RunError(f"train.init_from: {source.directory} has no parameter in common with this model")
+        raise UserError(f"train.init_from: {source.directory} has no parameter in common with this model")
     taken = set(matched)
 
     def one(keys: tuple, leaf: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from train.config.schema import RunConfig
+from ..config.schema import RunConfig
 
 
 def windows(first: int, steps: int, K: int) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """Pictures of gradient flow: canvas (how they look, files), heat, lines (a chart a picture), panels (several)."""
 
-from train.report.charts.canvas import SMALL, save, to_rgb, to_svg
-from train.report.charts.heat import DELTA_SCALE, DELTA_UNIT, Field, heatmap, heatmaps
-from train.report.charts.lines import delta_by_depth, loss_along, loss_curves, predicted_and_measured
-from train.report.charts.panels import Curve, Guide, Panel, line_charts
+from .canvas import SMALL, save, to_rgb, to_svg
+from .heat import DELTA_SCALE, DELTA_UNIT, Field, heatmap, heatmaps
+from .lines import delta_by_depth, loss_along, loss_curves, predicted_and_measured
+from .panels import Curve, Guide, Panel, line_charts
 
 __all__ = [
     "DELTA_SCALE",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from train.report.charts import canvas
+from . import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

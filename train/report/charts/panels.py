@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from train.report.charts import canvas
-from train.report.charts.lines import spans_decades
+from . import canvas
+from .lines import spans_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,369 @@
+"""The chain rule's claims: all of them hold here, and the runner sees it when one does not."""
+
+import io
+import json
+import re
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train.chain.claims
+import train.chain.subject
+from data.source import DataSpec
+from pages import Reader
+from train.chain import clip, losses, optimizers, scalars, transformer
+from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare, evidence
+from train.chain.claims import claims_of
+from train.chain.differences import STEPS, slopes
+from train.chain.run import judged, selected
+from train.chain.subject import BUILT_IN, subject_of
+from train.cli import main
+from train.config.load import from_mapping
+from train.report.chain import complaint
+
+DOC = Path(__file__).parents[2] / "docs" / "chain.md"
+
+# What has to be shown, and the claims that show it.
+ITEMS = {
+    "product of local derivatives along a 100-layer chain of slope 0.9": "slope underflow product",
+    "x + f(x) for f' of either sign, scalar": "skip skip_is_at_least_1 skips_vanish skips_never_vanish paths",
+    "x + f(x), matrix": "matrix_skip matrix_skip_is_at_least_1 split",
+    "the recursion for delta through an MLP by hand": "backprop/delta",
+    "weight and bias gradients as outer products": "weights rank",
+    "embeddings as the product of explicit Jacobians": "transformer/forward block_jacobian "
+    "embeddings transformer/delta tied",
+    "softmax Jacobian and its null vector": "softmax_jacobian softmax_null",
+    "cross-entropy gradient": "cross_entropy",
+    "every parameter of the config's model against finite differences": "parameters stream",
+    "SGD, momentum, Nesterov, Adam, AdamW, Lion": "sgd momentum nesterov adam adamw lion nesterov_is_momentum",
+    "L2 = weight decay for SGD and not for Adam": "sgd_decay adam_l2 adam_l2_is_adamw",
+    "Adam and Lion ignore gradient scale": "loudness louder_learns_faster",
+    "inverted dropout's expectation": "dropout dropout_of_a_layer",
+    "scores' variance with and without 1/sqrt(d)": "scores scaled_scores",
+    "derivative table, product and quotient rules": "table activations rules",
+    "the gradient as steepest ascent": "steepest directional",
+    "convex descent converges": "convex convex_rate",
+    "a saddle is left": "saddle saddle_is_left saddle_ends saddle_traps",
+    "global-norm clipping keeps direction": "clip_direction clip_norm clip_value_direction",
+    "the gradient is perpendicular to a level curve": "level_curve",
+    "gradient descent on a quadratic diverges exactly past 2/lambda": "quadratic threshold any_rate",
+    "one backward pass against n forward-mode passes": "backward cost/forward ratio same_gradient model",
+}
+IDS = [claim.id for claim in claims_of(subject_of(BUILT_IN, "built-in"))]
+
+
+@contextmanager
+def exact():
+    """The command turns float64 on for its process, which here is that of other tests too."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def called(*arguments) -> tuple[int, str]:
+    """(exit code, stdout) of `deltaflow chain ARGUMENTS`."""
+    with exact(), redirect_stdout(io.StringIO()) as out:
+        code = main(["chain", *map(str, arguments)])
+    return code, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """The whole command, run once: its exit code and output, the JSON and the page."""
+    folder = tmp_path_factory.mktemp("chain")
+    code, out = called("--json", folder / "c.json", "--html", folder / "deep" / "c.html")
+    found = json.loads((folder / "c.json").read_text(encoding="utf-8"))
+    return SimpleNamespace(
+        code=code, out=out, found=found, page=(folder / "deep" / "c.html").read_text(encoding="utf-8")
+    )
+
+
+def test_every_law_holds_and_every_false_belief_is_refuted(checked):
+    assert [r["id"] for r in checked.found["claims"] if not r["good"]] == []
+    assert checked.code == 0 and checked.found["good"] is True
+    for result in checked.found["claims"]:
+        assert result["status"] == ("refuted" if result["belief"] else "holds")
+        assert (result["error"] > result["tolerance"]) == result["belief"]
+    assert sum(result["belief"] for result in checked.found["claims"]) == 10
+    laws = len(IDS) - 10
+    assert f"{laws} of {laws} laws hold, 10 of 10 popular beliefs are refuted" in checked.out
+
+
+def test_every_item_has_its_claims_and_every_claim_its_item():
+    assert len(set(IDS)) == len(IDS)
+    told = [name for names in ITEMS.values() for name in names.split()]
+    found = [[id for id in IDS if name in (id, id.partition("/")[2])] for name in told]
+    assert [name for name, ids in zip(told, found, strict=True) if len(ids) != 1] == []
+    assert sorted(ids[0] for ids in found) == sorted(IDS)
+
+
+def test_the_tables_the_json_and_the_page_have_every_claim(checked):
+    assert [result["id"] for result in checked.found["claims"]] == IDS
+    read = Reader(checked.page)
+    lines, page_of_docs = checked.out.splitlines(), DOC.read_text(encoding="utf-8")
+    for result in checked.found["claims"]:
+        (line,) = (line for line in lines if line.startswith(f"{result['id']} "))
+        assert line.endswith(result["statement"])
+        for key in ("statement", "source", "note", "tolerance_why"):
+            assert result[key] in read.text, result["id"]
+        assert result["id"] in page_of_docs
+    pictures = [attributes for tag, attributes in read.tags if tag == "img"]
+    assert len(pictures) == 2 and all(p["src"].startswith("data:image/svg+xml") for p in pictures)
+
+
+def test_figures_that_can_be_looked_up(checked):
+    """Written here as numbers, so that a claim whose two sides are wrong alike is seen."""
+    by_id = {result["id"]: result for result in checked.found["claims"]}
+    known = {
+        "scalar/slope": 2.6561398887587544e-05,
+        "scalar/underflow": -457.5749056067513,
+        "scalar/skips_never_vanish": 7.888609052210118e-31,
+        "loss/dropout_of_a_layer": 9 / 0.7,
+        "loss/scores": 4.0,
+        "descent/threshold": 2 / 3.1,
+        "descent/saddle_ends": -0.25,
+        "descent/saddle_is_left": 1.3780612339822379e-04,
+        "descent/any_rate": 52.4848970,
+        "descent/clip_norm": 0.5,
+    }
+    loose = {"loss/dropout_of_a_layer": 1e-2, "loss/scores": 3e-2}
+    for id, value in known.items():
+        assert by_id[id]["measured"] == pytest.approx(value, rel=loose.get(id, 1e-6), abs=0), id
+    slope, descents = by_id["scalar/slope"]["curves"], by_id["descent/quadratic"]["curves"]
+    np.testing.assert_allclose(slope[0]["measured"], 0.9 ** np.arange(100, -1, -1), rtol=1e-12)
+    ends = [curve["measured"][-1] for curve in descents]
+    np.testing.assert_allclose(ends, [0.8**200, 0.98**200, 1.0, 1.02**200], rtol=1e-10)
+    # Adam's first step is the rate, whatever the gradient.
+    np.testing.assert_allclose(np.abs(optimizers.by_hand(optimizers.adam)[-1]), 0.02, rtol=1e-4)
+    assert by_id["cost/ratio"]["predicted"] == 64 * 96 + 96 * 64 + 64 * 8
+
+
+def test_the_page_says_where_it_was_made_and_loads_nothing(checked):
+    assert not re.search(r"https?://", checked.page)
+    assert checked.found["model"].startswith("the built-in model: 3 blocks")
+    assert checked.found["dtype"] == "float64" and "cpu" in checked.found["platform"]
+
+
+# What is seen.
+
+
+def made(measure, **fields) -> Claim:
+    return Claim("scalar/made_up", "made up", "nobody", "one; the other", measure, **fields)
+
+
+BAD = {
+    "wrong": (made(lambda: evidence(1.0, 1.0 + 1e-9)), "fails", "does not hold"),
+    "one of many": (made(lambda: evidence(np.ones(9), np.r_[np.ones(8), 1.001])), "fails", "measured 1.001"),
+    "second pair": (made(lambda: Evidence((Pair(1, 1), Pair(1, 2, "there")))), "fails", "(there)"),
+    "above a bound": (made(lambda: evidence(1.0, 1.1), relation="<="), "fails", "predicted ≤ 1"),
+    "below a bound": (made(lambda: evidence(1.0, 0.9), relation=">="), "fails", "predicted ≥ 1"),
+    "borne out": (
+        made(lambda: evidence(1.0, 1.001), belief=True, tolerance=COUNTEREXAMPLE),
+        "not refuted",
+        "a false belief was borne out",
+    ),
+    "nan": (made(lambda: evidence(1.0, np.nan)), "error", "the measurement is not finite"),
+    "nan predicted": (made(lambda: evidence([np.nan, 1], [1, 1])), "error", "the prediction is not finite"),
+    "nan refutes nothing": (made(lambda: evidence(1.0, np.nan), belief=True), "error", "not finite"),
+    "inf": (made(lambda: evidence(np.inf, np.inf)), "error", "the prediction is not finite"),
+    "zeros": (made(lambda: evidence(np.zeros(3), np.zeros(3))), "error", "nothing was measured"),
+    "zeros beside others": (made(lambda: Evidence((Pair(1, 1), Pair(0, 0, "here")))), "error", "here: prediction and"),
+    "shapes": (made(lambda: evidence(np.ones(3), 1.0)), "error", "one shape, got (3,) and ()"),
+    "no entry": (made(lambda: evidence([], [])), "error", "one shape, got (0,) and (0,)"),
+    "no pair": (made(lambda: Evidence(())), "error", "nothing was compared"),
+    "a size that hides": (made(lambda: Evidence((Pair(1, 2, "", 1e3),))), "error", "nothing beside its size"),
+    "no size": (made(lambda: Evidence((Pair(0, 1, "", np.inf),))), "error", "nothing beside its size"),
+    "not as small": (made(lambda: Evidence((Pair(0, 1e-3, "", 1.0),))), "fails", "predicted 0, measured 0.001"),
+    "raises": (made(lambda: evidence(1.0, 1 / 0)), "error", "ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_borne_out_is_told_by_name_and_is_1(name, monkeypatch, tmp_path):
+    claim, status, said = BAD[name]
+    good = Claim("scalar/good", "good", "", "", lambda: evidence(2.0, 2.0))
+    monkeypatch.setattr(train.chain.claims, "claims_of", lambda subject: (good, claim))
+    code, out = called("--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
+    assert code == 1
+    (warning,) = (line for line in out.splitlines() if line.startswith("warning: "))
+    assert warning.startswith("warning: scalar/made_up: ") and said in warning
+    found = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    assert [(r["id"], r["status"]) for r in found["claims"]] == [("scalar/good", "holds"), ("scalar/made_up", status)]
+    assert found["good"] is False
+    assert "What is not as it should be" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert complaint(found["claims"][1]) in Reader((tmp_path / "c.html").read_text(encoding="utf-8")).text
+
+
+def test_errors_are_relative_to_what_they_say():
+    pair = Pair([1.0, 1e-6], [1.0, 1.1e-6])
+    assert compare(pair).error == pytest.approx(1e-7) and compare(pair, each=True).error == pytest.approx(1 / 11)
+    assert compare(pair, each=True)[1:3] == (1e-6, 1.1e-6)
+    assert compare(Pair([0.0, 1.0], [0.0, 1.0]), each=True).error == 0.0
+    assert compare(Pair([0.0, 1.0], [1e-30, 1.0]), each=True).error == 1.0
+    assert compare(Pair(0.0, 3e-9, "", 2.0)).error == 1.5e-9
+    assert compare(Pair(-2.0, -3.0), "<=").error == 0.0 and compare(Pair(-2.0, -1.0), "<=").error == 0.5
+    with pytest.raises(Unmeasured):
+        compare(Pair(0.0, 0.0), "<=")
+    with pytest.raises(ValueError, match="scalar, backprop"):
+        Claim("nowhere/x", "", "", "", lambda: evidence(1, 1))
+
+
+def doubled(function):
+    return lambda *arguments, **keywords: jax.tree.map(lambda x: 2 * x, function(*arguments, **keywords))
+
+
+def without_rescaling(x, rate, key):
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x, 0)
+
+
+def no_norm(x, gain, eps):
+    return transformer.by_hand.linear(x, np.eye(8))
+
+
+BROKEN = {
+    "loss/cross_entropy": (losses, "cross_entropy", doubled(losses.cross_entropy)),
+    "loss/dropout": (losses, "dropout", without_rescaling),
+    "scalar/underflow": (scalars, "tap", lambda x, exponent, slot: scalars_tap(x, exponent, 2 * slot)),
+    "scalar/activations": (scalars, "ACTIVATIONS", scalars.ACTIVATIONS | {"gelu": jax.nn.silu}),
+    "descent/clip_norm": (clip, "clipped", lambda grads, *_: (grads, None)),
+    "optimizer/nesterov": (optimizers, "moved", lambda *_: optimizers.by_hand(optimizers.momentum)),
+    "transformer/delta": (transformer.by_hand, "rms_norm", no_norm),
+}
+scalars_tap = scalars.tap
+
+
+@pytest.mark.parametrize("id", BROKEN)
+def test_a_broken_rule_is_seen(id, x64, checked, monkeypatch):
+    """One of the two sides of a claim that holds is replaced."""
+    module, name, broken = BROKEN[id]
+    (claim,) = selected(claims_of(subject_of(BUILT_IN, "built-in")), id)
+    transformer._walk.cache_clear()
+    monkeypatch.setattr(module, name, broken)
+    assert judged(claim).status == "fails"
+    transformer._walk.cache_clear()
+
+
+# Finite differences, and the model they are taken of.
+
+
+def test_differences_know_a_slope_and_how_well():
+    h = 0.5 * STEPS
+    functions = {
+        "exp": (np.exp, 1.0, 1e-11),
+        "quartic": (lambda x: 3 * x + x**2 - 5 * x**3 + x**4, 3.0, 1e-12),
+        "a kink nearby": (lambda x: 2 * x + np.maximum(0, x - 1e-3), 2.0, 1e-9),
+        "large values": (lambda x: 1e6 + np.sin(x), 1.0, 1e-6),
+    }
+    for name, (f, slope, close) in functions.items():
+        found = slopes(f(h)[None], f(-h)[None], np.array([0.5]))
+        off = abs(found.value[0] - slope)
+        assert off < close and off <= 10 * found.doubt[0], name
+    flat = slopes(np.full((1, len(h)), 3.0), np.full((1, len(h)), 3.0), np.ones(1))
+    assert flat.value[0] == 0 and 0 < flat.doubt[0] < 1e-10  # not certain: the values are rounded
+
+
+def config(**keys):
+    """The first variant of an experiment; model__layers is model.layers."""
+    dotted = {key.replace("__", "."): value for key, value in keys.items()}
+    return from_mapping({"name": "c"} | dotted).variants[0].config
+
+
+def test_a_large_model_is_made_small_and_says_so(x64):
+    large = config(model__layers=48, model__width=1024, model__heads=4, model__kv_heads=2, data__context=1024)
+    subject = subject_of(large, "large")
+    model = subject.network.config
+    assert (model.layers, model.width, model.heads, model.kv_heads) == (16, 32, 4, 2)
+    assert subject.shrunk == ("layers 48 → 16", "width 1,024 → 32", "context 1,024 → 8")
+    assert "large: 16 blocks (pre_ln), width 32" in subject.note and "layers 48 → 16" in subject.note
+    assert set(np.unique(subject.batch.inputs)) == set(range(16))
+    small = subject_of(config(model__layers=2, model__width=12, model__heads=2, data__context=5), "small")
+    assert small.shrunk == () and small.network.config.width == 12 and "smaller" not in small.note
+
+
+@pytest.mark.parametrize(
+    ("form", "inputs", "targets", "classes"),
+    [
+        (DataSpec("regression", 6, None, 1, 4), (2, 6, 4), (2, 6, 1), 1),
+        (DataSpec("lm", 3, 25, 23), (2, 3), (2, 3), 16),
+        (DataSpec("classification", 16, None, 10, 4, True), (2, 8, 4), (2,), 10),
+    ],
+    ids=lambda x: x.task if isinstance(x, DataSpec) else "",
+)
+def test_the_form_of_the_data_is_kept(form, inputs, targets, classes, x64, monkeypatch):
+    monkeypatch.setattr(train.chain.subject, "_form", lambda config: form)
+    subject = subject_of(config(model__layers=1, model__width=8, model__heads=2), "x")
+    assert (subject.network.task, subject.network.outputs, subject.network.pooled) == (form.task, classes, form.pooled)
+    assert subject.batch.inputs.shape == inputs and subject.batch.targets.shape == targets
+    loss = jax.eval_shape(subject.loss, subject.network.shapes())
+    assert loss.shape == () and loss.dtype == np.float64
+
+
+def test_the_form_is_that_of_the_configs_data(x64):
+    found = subject_of(config(data__kind="linear_regression", data__context=6, data__dimensions=3), "x")
+    assert found.network.task == "regression" and found.batch.inputs.shape == (2, 6, 4)
+
+
+def test_every_parameter_of_every_block_is_looked_at(x64):
+    shapes = subject_of(config(model__layers=3, model__width=8, model__heads=2, model__bias=True), "x").network.shapes()
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), shapes)
+    parts, leaves = transformer.parts_of(params), jax.tree_util.tree_leaves_with_path(params)
+    blocks = [leaf for keys, leaf in leaves if keys[0].key == "blocks"]
+    assert len(parts) == 3 * len(blocks) + len(leaves) - len(blocks)
+    places = np.concatenate([part.places for part in parts])
+    owner = np.concatenate([np.full(leaf.size, n) for n, (_, leaf) in enumerate(leaves)])
+    assert len(set(places.tolist())) == len(places) and set(owner[places]) == set(range(len(leaves)))
+    assert {part.size for part in parts} == {0.5}
+
+
+# The command line.
+
+
+def test_a_model_of_the_users_own(tmp_path):
+    """Its first variant; the config may follow an option."""
+    own = tmp_path / "own.yaml"
+    own.write_text("name: c\nmodel: {layers: 2, width: 12, heads: 2}\nvariants: {a: {}, b: {model.layers: 3}}\n")
+    code, out = called("--only", "cost/model", own, "model.residual=rezero")
+    assert code == 0 and "own.yaml, variant a: 2 blocks (rezero), width 12" in out
+    assert "1 of 1 laws hold (" in out and "scalar/slope" not in out
+    code, out = called(own, "model.layers=1", "--only", "scalar/skip")
+    assert code == 0 and "variant a: 1 blocks (pre_ln)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--only", "scaler"], 2, "command line: --only: no claim matches 'scaler'; nearest: scalar"),
+        (["--only", "scalar/slop"], 2, "no claim matches 'scalar/slop'; nearest: scalar/slope"),
+        (["god.yaml"], 2, "god.yaml: no such file"),
+        (["good.yaml", "model.layers=0"], 2, "command line: model.layers: expected"),
+        (["good.yaml", "data.kind=copy", "task.kind=regression"], 2, "task.kind: data.kind copy is for lm, got"),
+    ],
+    ids=str,
+)
+def test_what_a_user_gets_wrong_is_one_line(arguments, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.yaml").write_text("name: good\n", encoding="utf-8")
+    with exact():
+        assert main(["chain", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("deltaflow: ") and said in err and err.count("\n") == 1
+
+
+def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["chain", "--html", str(tmp_path)])
+    assert stop.value.code == 2 and "--html: expected a file, got a folder" in capsys.readouterr().err
+
+
+def test_patterns_are_of_ids_and_of_groups():
+    claims = claims_of(subject_of(BUILT_IN, "built-in"))
+    assert [claim.id for claim in selected(claims, "loss/scor*")] == ["loss/scores"]
+    assert {claim.group for claim in selected(claims, "cost")} == {"cost"}
+    assert len(selected(claims, None)) == len(claims)

@@ -1,0 +1,365 @@
+"""Clipping, decay masks, learning-rate factors, freezing, moving averages, and optimizers of the user's own."""
+
+import json
+import math
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_optimizers import applied, leaves, numbers, tree
+
+from model.network import Network
+from train.cli import main
+from train.config.load import ConfigError, from_mapping, load, to_yaml
+from train.config.schema import OptimizerConfig
+from train.core.clipping import by_matrix, clipped
+from train.core.custom import FUNCTIONS
+from train.core.groups import decayed, unfrozen, unmatched
+from train.core.optimizer import averaged, check
+from train.core.state import hparams_of, initial_state, structure_of
+from train.core.step import train_step
+from train.errors import UserError
+from train.gradflow.norms import parameter_norms, total_norm, value
+
+
+def global_norm(x) -> float:
+    return math.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(x)))
+
+
+def clip(grads, params, **limits):
+    return clipped(grads, params, total_norm(parameter_norms(grads), grads), jax.tree.map(np.float64, limits))[0]
+
+
+# Clipping
+
+
+def test_the_global_norm_is_clipped_and_the_direction_kept(x64):
+    grads = tree(1)
+    got = clip(grads, tree(0), clip=0.5)
+    assert global_norm(got) == pytest.approx(0.5, rel=1e-6)
+    cosine = sum(np.sum(a * b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(grads), strict=True))
+    assert cosine / global_norm(got) / global_norm(grads) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_clipping_by_value_is_entry_by_entry_and_turns_the_direction(x64):
+    grads = tree(1)
+    got = clip(grads, tree(0), clip_value=0.5)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.clip(b, -0.5, 0.5)), got, grads)
+
+
+def test_clips_work_in_the_order_global_matrix_value(x64):
+    grads, params = tree(1, 100.0), tree(0)
+    limits = {"clip": 10.0, "clip_matrix": 0.1, "clip_value": 0.05}
+    step_by_step = grads
+    for key, limit in limits.items():
+        step_by_step = clip(step_by_step, params, **{key: limit})
+    jax.tree.map(np.testing.assert_array_equal, clip(grads, params, **limits), step_by_step)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(step_by_step)) == 0.05
+
+
+def test_no_clip_is_no_change(x64):
+    grads = tree(1)
+    assert clip(grads, tree(0)) is grads
+
+
+def test_a_matrix_s_clip_is_each_layer_s_own(x64):
+    """|G| <= ratio |W| for every layer of every matrix; what is below stays, and so does every gain and bias."""
+    params, grads = tree(0), tree(1)
+    grads["blocks"] = jax.tree.map(lambda g: np.stack([1e-3 * g[0], 1e3 * g[1]]), grads["blocks"])
+    got, before, weights = leaves(by_matrix(grads, params, np.float64(0.25))), leaves(grads), leaves(params)
+    bound = set()
+    for path, after in got.items():
+        limit = 0.25 * np.linalg.norm(weights[path])
+        if ("kernel" in path or path == "embed") and np.linalg.norm(before[path]) > limit:
+            assert np.linalg.norm(after) == pytest.approx(limit, rel=1e-12), path
+            np.testing.assert_allclose(after * np.linalg.norm(before[path]) / limit, before[path], rtol=1e-12)
+            bound.add(path)
+        else:
+            np.testing.assert_array_equal(after, before[path], err_msg=path)
+    assert bound == {path for path in got if "kernel@1" in path} | {"embed"}
+
+
+@pytest.mark.parametrize("scale", [1e-150, 0.0])
+def test_a_matrix_of_zeros_may_still_grow_and_a_gradient_of_zeros_stays(x64, scale):
+    params, grads = tree(0, scale), tree(1)
+    got = leaves(by_matrix(grads, params, np.float64(0.25)))
+    assert np.linalg.norm(got["embed"]) == pytest.approx(0.25e-3, rel=1e-12)
+    still = by_matrix(tree(0, 0.0), params, np.float64(0.25))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(still))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_matrix_that_is_not_finite_stays_as_it_is(x64, bad):
+    grads = tree(1)
+    grads["embed"][0, 0] = bad
+    np.testing.assert_array_equal(by_matrix(grads, tree(0), np.float64(0.25))["embed"], grads["embed"])
+
+
+# Groups
+
+
+def changes(config: OptimizerConfig, **changed) -> dict[str, np.ndarray]:
+    """What one step from tree(0) adds."""
+    (after,) = applied(config, numbers(**changed), tree(0), [tree(1)])
+    return leaves(jax.tree.map(lambda a, b: np.asarray(a - b), after, tree(0)))
+
+
+def test_a_decay_mask_replaces_the_usual_one(x64):
+    config = OptimizerConfig(decay_mask=("blocks/attn", "norm_f/*"))
+    got = {
+        path
+        for path, on in leaves(jax.tree.map(lambda b: np.array([b, b]), decayed(config, tree(0)))).items()
+        if on.any()
+    }
+    assert got == {f"blocks/attn/q/{leaf}@{layer}" for leaf in ("kernel", "bias") for layer in (0, 1)} | {"norm_f/gain"}
+    none = changes(OptimizerConfig(decay_mask=(), schedule="constant"))
+    free = changes(OptimizerConfig(schedule="constant"), weight_decay=0.0)
+    for path, change in none.items():
+        np.testing.assert_array_equal(change, free[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_a_factor_multiplies_the_whole_update_and_the_first_match_counts(x64, name):
+    patterns = {"blocks/attn/q/bias": 0.5, "blocks/attn/*": 3.0, "embed": 0.0}
+    hp = {"lr_factors": patterns}
+    plain = changes(OptimizerConfig(name=name, schedule="constant"))
+    scaled = changes(OptimizerConfig(name=name, schedule="constant", lr_factors=patterns), **hp)
+    for path, change in plain.items():
+        factor = {"blocks/attn/q/bias": 0.5, "blocks/attn/q/kernel": 3.0, "embed": 0.0}.get(path.split("@")[0], 1.0)
+        np.testing.assert_allclose(scaled[path], factor * change, rtol=1e-9, atol=1e-15, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon", "adafactor"])
+def test_what_is_frozen_stays_to_the_last_bit_and_the_rest_moves(x64, name):
+    config = OptimizerConfig(name=name, freeze=("embed", "blocks/mlp/*"), schedule="constant")
+    for path, change in changes(config).items():
+        frozen = path == "embed" or path.startswith("blocks/mlp")
+        assert (change == 0).all() if frozen else (change != 0).all(), path
+
+
+def test_what_is_frozen_has_no_part_in_the_norm_that_is_clipped(tiny):
+    keys = {"optimizer.freeze": ["embed"], "optimizer.clip": 1e-3, "watch.counterfactual": False}
+    config = tiny(keys).variants[0].config
+    net, hp = Network(config.model, 24, 8), hparams_of(config)
+    windows = np.random.default_rng(0).integers(0, 24, size=(4, 9)).astype(np.int32)
+    step: Any = jax.jit(lambda state: train_step(net, config, state, hp, windows, True))
+    watched = step(initial_state(net, config, hp))[2]
+    whole, frozen = (float(value(norm)) for norm in (watched.grad_global, watched.flow.grad["embed"]))
+    assert frozen > 0.1 * whole
+    assert float(watched.clip_factor) == pytest.approx(1e-3 / math.sqrt(whole**2 - frozen**2), rel=1e-4)
+
+
+def test_frozen_gradients_are_zero_whatever_they_were():
+    grads = tree(1)
+    grads["embed"][0, 0] = np.nan
+    got = unfrozen(OptimizerConfig(freeze=("embed",)), grads)
+    assert (np.asarray(got["embed"]) == 0).all()
+    assert got["norm_f"]["gain"] is grads["norm_f"]["gain"]
+
+
+def test_a_pattern_that_means_nothing_is_named_with_its_nearest():
+    config = OptimizerConfig(freeze=("embd", "blocks"), lr_factors={"blocks/atn/*": 2.0}, decay_mask=("norm_f",))
+    assert list(unmatched(config, tree(0))) == [
+        ("lr_factors", "no parameter matches 'blocks/atn/*'; nearest: blocks/attn/q, blocks/attn, blocks/attn/q/bias"),
+        ("freeze", "no parameter matches 'embd'; nearest: embed"),
+    ]
+    with pytest.raises(UserError, match=r"^optimizer.lr_factors: no parameter matches"):
+        check(config, {}, tree(0))
+
+
+def test_factors_are_traced_and_their_patterns_are_not(tiny):
+    def config(**factors):
+        return tiny({"optimizer.lr_factors": factors}).variants[0].config
+
+    one, two = config(embed=0.5, blocks=2.0), config(embed=0.25, blocks=2.0)
+    assert hparams_of(one).optimizer["lr_factors"] == {"embed": 0.5, "blocks": 2.0}
+    assert structure_of(one).model_dump_json() == structure_of(two).model_dump_json()
+    assert hash(structure_of(one)) == hash(structure_of(two))
+    for other in (config(embed=0.5), config(blocks=2.0, embed=0.5)):  # the first match counts, so order does
+        assert structure_of(other).model_dump_json() != structure_of(one).model_dump_json()
+
+
+def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):
+    keys = {"optimizer.lr_factors": {"blocks/attn/*": 0.5, "embed": 2}, "optimizer.freeze": ["blocks/mlp/*"]}
+    config = from_mapping({"name": "a"} | keys).variants[0].config
+    file = tmp_path / "a.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load(file).variants[0].config == config
+    assert dict(config.optimizer.lr_factors) == {"blocks/attn/*": 0.5, "embed": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "adamv"}, "adagrad, muon or module:function, got 'adamv'; did you mean adam?"),
+        ({"name": "a b:c"}, "or module:function, got 'a b:c'"),
+        (
+            {"lr_factors": {"embed": -1.0}},
+            "lr_factors: expected a mapping whose values are each a number >= 0, got {embed: -1.0}",
+        ),
+        ({"lr_factors": 2.0}, "optimizer.lr_factors: expected a mapping whose values are each a number >= 0, got 2.0"),
+        ({"freeze": "embed"}, "optimizer.freeze: expected a list of texts, got 'embed'"),
+        ({"freeze": [1]}, "optimizer.freeze: expected a list of texts, got [1]"),
+        ({"clip_value": 0.0}, "expected a number > 0 or null, got 0.0"),
+        ({"ema": 1.0}, "expected a number >= 0 and < 1 or null, got 1.0"),
+        ({"momentum": 1.0}, "expected a number >= 0 and < 1, got 1.0"),
+        ({"schedule": "wsd", "warmup": 1900, "decay_fraction": 0.1}, "decay_fraction: expected at most 0.05, got 0.1"),
+        ({"schedule": "onecycle"}, "did you mean one_cycle?"),
+    ],
+)
+def test_bad_values_are_one_line_each(keys, message):
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({"name": "a", "optimizer": keys})
+    (line,) = str(caught.value).splitlines()
+    assert message in line
+
+
+# Moving averages
+
+
+def test_an_average_weighs_each_step_by_its_age_and_the_start_not_at_all(x64):
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    for decay in (0.0, 0.3, 0.999):
+        ema: Any = {"w": jnp.asarray(values[0])}
+        for t in range(1, 6):
+            ema = averaged(ema, {"w": jnp.asarray(values[t])}, np.float64(decay), jnp.int32(t))
+            ages = decay ** np.arange(t - 1, -1, -1.0)
+            np.testing.assert_allclose(ema["w"], ages @ values[1 : t + 1] / ages.sum(), rtol=1e-12)
+
+
+# Whole runs, and optimizers of the user's own
+
+
+@pytest.fixture
+def trains(corpus, tmp_path, monkeypatch, capsys):
+    """Trains in an own folder: (exit code, standard error, run directory)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "config.yaml").write_text(
+        f"""
+name: tiny
+model: {{layers: 2, width: 16, heads: 2, init_std: 0.1}}
+data: {{path: {corpus}, context: 8, batch: 4}}
+optimizer: {{warmup: 2, lr: 1e-2, min_lr: 1e-3}}
+train: {{steps: 20, eval_every: 10, eval_batches: 2, checkpoint_every: 10, steps_per_call: 5, unroll: 1}}
+watch: {{every: 5, counterfactual: false}}
+""",
+        encoding="utf-8",
+    )
+
+    def train(*overrides: str):
+        code = main(["train", "config.yaml", *overrides])
+        return code, capsys.readouterr().err, tmp_path / "runs" / "tiny" / "main"
+
+    return train
+
+
+def rows(directory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_with_everything_on_learns_and_resumes(trains):
+    keys = ["optimizer.name=muon", "optimizer.ema=0.9", "optimizer.freeze=[positions]", "optimizer.clip_value=0.5"]
+    keys += ["optimizer.lr_factors={embed: 0.1, blocks/attn/*: 2.0}", "optimizer.clip_matrix=0.1"]
+    keys += ["optimizer.schedule=wsd", "optimizer.accumulate=2"]
+    code, _, directory = trains(*keys)
+    assert code == 0
+    logged = {row["step"]: row for row in rows(directory)}
+    assert logged[0]["loss/val_ema"] == logged[0]["loss/val"]
+    assert logged[20]["loss/val_ema"] != logged[20]["loss/val"]
+    assert logged[20]["loss/val_ema"] < logged[0]["loss/val_ema"] - 0.1
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    assert summary["loss_val_ema"] == logged[20]["loss/val_ema"]
+
+    import shutil
+
+    shutil.rmtree(directory / "ckpt" / "00000020")
+    (directory / "summary.json").unlink()
+    assert trains(*keys)[0] == 0
+    assert {row["step"]: row for row in rows(directory)}[20]["loss/val_ema"] == logged[20]["loss/val_ema"]
+
+
+def test_variants_of_one_program_have_averages_of_their_own(trains, tmp_path):
+    code, _, directory = trains(
+        "variants={slow: {optimizer.ema: 0.99}, fast: {optimizer.ema: 0.0}}", "train.group=vmap"
+    )
+    assert code == 0
+    fast = rows(directory.parent / "fast")[-1]
+    assert fast["loss/val_ema"] == pytest.approx(fast["loss/val"], rel=1e-6)
+    slow = rows(directory.parent / "slow")[-1]
+    assert slow["loss/val"] == pytest.approx(fast["loss/val"], rel=1e-5)
+    assert abs(slow["loss/val_ema"] - slow["loss/val"]) > 1e-3
+
+
+def test_a_pattern_that_means_nothing_is_said_before_anything_trains(trains):
+    code, error, directory = trains("variants={a: {}, b: {optimizer.freeze: [embedding]}}")
+    assert code == 2
+    assert error.splitlines()[-1] == (
+        "deltaflow: command line: optimizer.freeze: no parameter matches 'embedding'; nearest: embed (variant b)"
+    )
+    assert not (directory.parent / "a" / "metrics.jsonl").exists()
+
+
+MINE = """
+import optax
+
+def descent(numbers, lr):
+    return optax.chain(optax.trace(numbers["momentum"]), optax.scale(-lr))
+
+def broken(numbers, lr):
+    return optax.scale(numbers["nothing"])
+
+def late(numbers, lr):
+    return optax.GradientTransformation(lambda p: (), lambda u, s, p=None: ({}[1], s))
+
+def other(numbers, lr):
+    return 3
+
+def lossy(numbers, lr):
+    return optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (u["embed"], s))
+"""
+
+
+def test_an_optimizer_of_one_s_own_is_the_rule_it_says(trains, tmp_path):
+    (tmp_path / "mine_good.py").write_text(MINE, encoding="utf-8")
+    assert trains("optimizer.name=mine_good:descent", "optimizer.momentum=0.5", "runs_dir=own")[0] == 0
+    assert trains("optimizer.name=momentum", "optimizer.momentum=0.5", "optimizer.weight_decay=0")[0] == 0
+    own, built_in = (rows(tmp_path / folder / "tiny" / "main")[-1] for folder in ("own", "runs"))
+    assert own["loss/val"] == pytest.approx(built_in["loss/val"], rel=1e-6)
+    FUNCTIONS.clear()  # a checkpoint of its is read by another process, of a config with another optimizer
+    assert main(["probe", "config.yaml", "--checkpoint", "own/tiny/main"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:f", "nowhere:f: no module nowhere in the current folder '{folder}' or installed"),
+        (
+            "mine_bad:descend",
+            "mine_bad:descend: module mine_bad has no class or function descend; did you mean descent?",
+        ),
+        ("mine_bad:broken", "mine_bad:broken: KeyError: 'nothing'"),
+        ("mine_bad:late", "mine_bad:late: KeyError: 1"),
+        ("mine_bad:other", "mine_bad:other: expected an optax.GradientTransformation, got int"),
+        ("mine_bad:lossy", "mine_bad:lossy: its updates have other shapes than the parameters"),
+        ("mine_worse:f", "mine_worse:f: SyntaxError: '(' was never closed (mine_worse.py, line 1) on import"),
+        ("mine_lost:f", "mine_lost:f: ModuleNotFoundError: No module named 'nowhere' on import"),
+        ("mine_exit:f", "mine_exit:f: SystemExit: 5 on import"),
+    ],
+)
+def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_path, name, message):
+    (tmp_path / "mine_bad.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "mine_worse.py").write_text("def f(", encoding="utf-8")
+    (tmp_path / "mine_lost.py").write_text("import nowhere", encoding="utf-8")
+    (tmp_path / "mine_exit.py").write_text("import sys; sys.exit(5)", encoding="utf-8")
+    for module in [module for module in sys.modules if module.startswith("mine_")]:
+        del sys.modules[module]
+    code, error, _ = trains(f"optimizer.name={name}")
+    assert code == 2
+    line = error.splitlines()[-1].removesuffix(" (variant main)")
+    assert line == f"deltaflow: command line: optimizer.name: {message.format(folder=tmp_path)}"
+    assert "Traceback" not in error

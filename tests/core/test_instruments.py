@@ -1,0 +1,306 @@
+"""Instruments in a run and in a probe: at their steps, the same wherever they run, and no part of the training."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jsonschema
+import numpy as np
+import pytest
+
+from data.source import Batch
+from model.config import ModelConfig
+from model.network import Network
+from train.cli import main
+from train.config.schema import InstrumentsConfig
+from train.core import compile as compiling
+from train.core.instruments import INSTRUMENTS, Subject, _split, noise_parts
+from train.core.state import hparams_of
+from train.gradflow.norms import value
+from train.log.charts_layout import chart_layout
+from train.report.read import read_run
+
+NAMES = list(INSTRUMENTS)
+ROOT = Path(__file__).parents[2]
+
+
+def config_of(folder, corpus, runs, instruments, **more):
+    lines = {
+        "name": "tiny",
+        "runs_dir": str(folder / runs),
+        "model": {"layers": 2, "width": 8, "heads": 2, "init_std": 0.1, "activation": "relu"},
+        "data": {"path": corpus, "context": 8, "batch": 4},
+        "optimizer": {"warmup": 2, "lr": 1e-2, "min_lr": 1e-3},
+        "train": {"steps": 8, "eval_every": 4, "eval_batches": 2, "checkpoint_every": 4, "unroll": 1},
+        "watch": {"every": 4, "instruments": instruments},
+    }
+    path = folder / f"{runs}.yaml"
+    path.write_text(json.dumps(lines | more), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("instruments")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, corpus):
+    """A run with every instrument every fourth step."""
+    path = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4))
+    assert main(["train", str(path)]) == 0
+    return folder / "whole" / "tiny" / "main"
+
+
+def test_the_config_knows_them_all():
+    assert list(InstrumentsConfig.model_fields) == NAMES
+    assert [noise_parts(batch) for batch in (16, 7, 22, 11, 121, 1)] == [8, 7, 2, 11, 11, 1]
+
+
+def test_they_measure_at_their_steps(whole):
+    series = read_run(whole).steps
+    for tag in ("attn/entropy/layer_001", "attn/logit_max/layer_000/head_01", "act/dead_units/layer_001"):
+        assert series[tag][0].tolist() == [0, 4, 8], tag
+    for tag in ("split/skip_log10/layer_000", "cosine/without_skip/all", "cosine/next_step/layer_001"):
+        assert series[tag][0].tolist() == [0, 4, 8], tag
+    for tag in ("noise/scale", "sharpness/top", "jacobian/stack_largest_log10", "landscape/update_lowest_at"):
+        assert series[tag][0].tolist() == [0, 4, 8], tag
+    assert series["sharpness_adam/top"][0].tolist() == [4, 8]  # before the first step Adam knows no curvature
+    assert series["grad/zero_fraction/layer_000/mlp_in"][0].tolist() == [0, 4, 8]
+
+
+def test_what_they_say_agrees_with_the_watched_step(whole):
+    """delta_l by the split, and Adam's threshold by the rate, from tags that come another way."""
+    series = {tag: dict(zip(at.tolist(), x, strict=True)) for tag, (at, x) in read_run(whole).steps.items()}
+    for step in (0, 4):
+        skip, branch = (10 ** series[f"split/{part}_log10/layer_000"][step] for part in ("skip", "branch"))
+        cosine = series["split/cosine/layer_000"][step]
+        delta = 10 ** series["delta/norm_log10/layer_000"][step]
+        assert delta == pytest.approx(np.sqrt(skip**2 + branch**2 + 2 * cosine * skip * branch), rel=1e-4)
+        assert skip == pytest.approx(10 ** series["delta/norm_log10/layer_001"][step], rel=1e-4)
+    assert series["sharpness/bottom"][8] < series["sharpness/top"][8]
+    assert series["noise/scale"][8] == pytest.approx(series["noise/trace"][8] / series["noise/gradient_square"][8])
+    # At the rate of the next step, which at the end is min_lr.
+    assert series["sharpness_adam/threshold"][8] == pytest.approx((2 + 2 * 0.9) / (1 - 0.9) / 1e-3, rel=1e-4)
+
+
+def test_training_is_the_same_without_them(whole, folder, corpus):
+    assert main(["train", str(config_of(folder, corpus, "bare", {}, train=_train(steps_per_call=4)))]) == 0
+    with_them, without = read_run(whole).steps, read_run(folder / "bare" / "tiny" / "main").steps
+    assert len(with_them) > len(without) + 50
+    for tag, (at, values) in without.items():
+        if not tag.startswith("perf/"):
+            np.testing.assert_array_equal(values, with_them[tag][1], err_msg=tag)
+            np.testing.assert_array_equal(at, with_them[tag][0])
+
+
+def _train(**more):
+    return {"steps": 8, "eval_every": 4, "eval_batches": 2, "checkpoint_every": 4, "unroll": 1} | more
+
+
+@pytest.mark.slow
+def test_a_resumed_run_measures_each_step_once(whole, folder, corpus):
+    """A copy that has lost its last checkpoint. What was compiled for `whole` serves again."""
+    directory = folder / "again" / "tiny" / "main"
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / "ckpt" / "00000008")
+    (directory / "summary.json").unlink()
+    assert main(["train", str(config_of(folder, corpus, "again", dict.fromkeys(NAMES, 4)))]) == 0
+    before, after = read_run(whole).steps, read_run(directory).steps
+    assert before.keys() == after.keys()
+    for tag, (at, values) in before.items():
+        if not tag.startswith("perf/"):
+            np.testing.assert_array_equal(at, after[tag][0], err_msg=tag)
+            np.testing.assert_array_equal(values, after[tag][1], err_msg=tag)
+    # TensorBoard forgets what it had from step 4 on, also the pictures of step 4.
+    events = events_of(directory)
+    for found in (events.Histograms("grad/histogram_log10/layer_000"), events.Images("landscape/update")):
+        assert [event.step for event in found] == [0, 4, 8]
+
+
+def test_vmapped_variants_measure_what_single_ones_do(folder, corpus):
+    """Every figure of the gradient's flow, each variant its own; a batched matmul may sum in another order."""
+    variants = {"one": {}, "two": {"optimizer.lr": 3e-3, "model.skip_scale": 0.5}}
+    found = []
+    for group in ("turn", "vmap"):
+        few = {"split": 4}
+        path = config_of(folder, corpus, group, few, variants=variants, train=_train(group=group))
+        assert main(["train", str(path)]) == 0
+        found.append([read_run(folder / group / "tiny" / name).steps for name in variants])
+    for turn, vmap in zip(*found, strict=True):
+        assert turn.keys() == vmap.keys()
+        for tag, (at, values) in turn.items():
+            if not tag.startswith("perf/"):
+                np.testing.assert_array_equal(at, vmap[tag][0], err_msg=tag)
+                np.testing.assert_allclose(values, vmap[tag][1], rtol=2e-4, atol=1e-4, err_msg=tag)
+    one, two = found[0]
+    for tag in (
+        "delta/norm_log10/layer_000",
+        "gain/layer_001",
+        "grad/norm_log10/layer_000/attn_v",
+        "act/rms/layer_001",
+    ):
+        assert (np.abs(one[tag][1] - two[tag][1]) > 1e-3).all(), tag  # or the wrong one would not be told apart
+    for tag in ("delta_without/norm_log10/layer_000", "update/ratio_log10/layer_001", "split/skip_log10/layer_001"):
+        assert (np.abs(one[tag][1] - two[tag][1])[1:] > 1e-3).all(), tag
+
+
+def events_of(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"histograms": 0, "images": 0})
+    events.Reload()
+    return events
+
+
+def test_histograms_and_pictures_reach_tensorboard(whole):
+    events = events_of(whole)
+    assert [image.step for image in events.Images("landscape/update")] == [0, 4, 8]
+    assert {"landscape/random", "landscape/update"} < set(events.Tags()["images"])
+    tags = events.Tags()["histograms"]
+    assert tags == ["grad/histogram_log10/layer_000", "grad/histogram_log10/layer_001"]
+    zero = read_run(whole).steps["grad/zero_fraction/layer_001"][1][-1]
+    last = events.Histograms(tags[1])[-1]
+    size = 2 * 8 + 4 * 64 + 2 * 8 * 32  # gains, attention, MLP
+    assert last.step == 8
+    assert last.histogram_value.num == pytest.approx(size * (1 - zero))
+    biggest = 10 ** read_run(whole).steps["grad/norm_log10/layer_001"][1][-1]
+    limits = np.array(last.histogram_value.bucket_limit)
+    assert 10 ** limits[-1] < 4 * biggest and (np.diff(limits) > 0).all()
+
+
+@pytest.mark.slow
+def test_probe_reads_them(folder, whole, corpus, capsys, monkeypatch):
+    monkeypatch.setattr(compiling, "_ONCE", {})  # so that what `whole` compiled serves again
+    path = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4))
+    file = folder / "probe.json"
+    assert main(["probe", str(path), "--instruments", "all", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    whole_object = json.loads(file.read_text())
+    jsonschema.validate(whole_object, json.loads((ROOT / "docs" / "probe.schema.json").read_text()))
+    found = whole_object["instruments"]
+    series = read_run(whole).steps
+
+    def first(tag):
+        return series[tag][1][0]
+
+    assert found["attn/entropy"]["layer"] == pytest.approx([first(f"attn/entropy/layer_00{i}") for i in (0, 1)])
+    assert found["sharpness/top"] == pytest.approx(first("sharpness/top"), rel=1e-3)
+    assert found["sharpness_adam/top"] is None
+    assert found["noise/scale"] == pytest.approx(first("noise/scale"), rel=1e-3)
+    counts = np.array(found["grad/histogram_log10"]["counts"])
+    assert counts.sum() + np.sum(found["grad/histogram_log10"]["zeros"]) == 2 * (2 * 8 + 4 * 64 + 2 * 8 * 32)
+    curve = found["landscape/update"]
+    assert curve["at"][5] == 0 and curve["loss"][5] == pytest.approx(whole_object["loss"], rel=1e-5)
+    assert curve["loss"][6] < curve["loss"][5]  # the next update goes downhill
+    assert "split/cosine" in printed and "sharpness/top" in printed
+
+
+def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
+    """The optimizer's state too, where an instrument needs it."""
+    path, file = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4)), folder / "checkpoint.json"
+    at_the_end = ["probe", str(path), "--checkpoint", str(whole), "--json", str(file)]
+    assert main([*at_the_end, "--instruments", "sharpness_adam,units"]) == 0
+    found = json.loads(file.read_text())["instruments"]
+    assert found["sharpness_adam/top"] > 0
+    assert found["sharpness_adam/threshold"] == pytest.approx(38 / 1e-3, rel=1e-4)
+    assert main([*at_the_end, "optimizer.lr=0.5", "--instruments", "units,landscape"]) == 1
+    assert "its optimizer differs from that of variant main in optimizer.lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"watch": {"instruments": {"sharpnes": 5}}}, "did you mean sharpness?"),
+        ({"watch": {"instruments": {"noise": -1}}}, "expected a whole number >= 0, got -1"),
+        ({"watch": {"instruments": {"noise": 4}}, "data": {"batch": 1}}, "expected data.batch of at least 2, got 1"),
+        ({"watch": {"instruments": {"sharpness_adam": 4}}, "optimizer": {"name": "sgd"}}, "adam and adamw, got sgd"),
+        ({"watch": {"instruments": {"sharpness_adam": 4}}, "optimizer": {"freeze": ["embed"]}}, "optimizer.freeze []"),
+        ({"watch": {"instruments": {"units": 5}}, "train": _train(steps_per_call=4)}, "watch.instruments.units 5"),
+    ],
+)
+def test_bad_values_get_a_line(folder, corpus, change, message, capsys):
+    path = config_of(folder, corpus, "bad", {}, **change)
+    if "path" not in change.get("data", {"path": ""}):
+        path = config_of(
+            folder, corpus, "bad", {}, **change | {"data": change["data"] | {"path": corpus, "context": 8}}
+        )
+    assert main(["train", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_every_tag_is_documented(whole):
+    text = (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")
+    parts = r"/(layer_\d+|head_\d+|all|embed|head|lookup|positions|norm_f)\b.*"
+    tags = {re.sub(parts, "", tag) for tag in read_run(whole).steps}
+    mine = {tag for tag in tags if tag.split("/")[0] in ("attn", "split", "cosine", "noise", "jacobian", "landscape")}
+    mine |= {tag for tag in tags if tag.startswith(("sharpness", "act/dead", "grad/zero", "grad/dot"))}
+    assert len(mine) > 30
+    assert {tag for tag in mine if f"`{tag}" not in text} == set()
+
+
+def test_every_chart_in_tensorboard_has_something_to_draw(whole):
+    """And a tag is on one chart at most."""
+    tags = list(read_run(whole).steps)
+    charts = chart_layout(["attn_q"], True, NAMES)["instruments"]
+    drawn = {title: [tag for tag in tags if re.match(chart[1][0], tag)] for title, chart in charts.items()}
+    assert {title for title, found in drawn.items() if not found} == set()
+    assert len(charts) == 18
+    together = sum(drawn.values(), [])
+    assert len(together) == len(set(together))
+    (event,) = events_of(whole).Tensors("custom_scalars__config__")
+    written = event.tensor_proto.string_val[0].decode(errors="replace")
+    assert all(title in written for title in charts)
+    assert "instruments" not in chart_layout(["attn_q"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
+@pytest.mark.parametrize("side", [0.99, 1.01])
+def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64):
+    """The spectral radius of (x, m) -> the next (x, m) under the optimizer's own rule, by numpy."""
+    from train.core.instruments import Subject, _threshold
+    from train.core.state import State
+
+    config = (
+        tiny({"optimizer.name": name, "optimizer.momentum": 0.7, "optimizer.schedule": "constant"}).variants[0].config
+    )
+    hp = hparams_of(config, "float64")
+    state = State({}, None, np.int32(10))
+    curvature = side * float(_threshold("sharpness", Subject(None, config, state, hp, None))["sharpness/threshold"])
+    lr, beta = config.optimizer.lr, 0.7
+    g = np.array([curvature, 0.0])  # the gradient as a row of (x, m)
+    m = np.array([0.0, beta]) + g
+    update = {"sgd": g, "momentum": m, "nesterov": g + beta * m}[name]
+    radius = np.abs(np.linalg.eigvals(np.stack([np.array([1.0, 0.0]) - lr * update, m]))).max()
+    assert (radius > 1) == (side > 1)
+
+
+@pytest.mark.parametrize("task", ["regression", "masked", pytest.param("classification", marks=pytest.mark.slow)])
+def test_the_split_is_of_the_loss_that_is_trained(task, x64):
+    """Whatever the targets are, and however many values each has: delta by the split is delta by the taps."""
+    network, batch = other_task(task)
+    params = jax.jit(lambda: network.init(0))()
+    state, hp = SimpleNamespace(params=params), SimpleNamespace(model=None)
+    config = SimpleNamespace(model=network.config)
+    subject = Subject(network, config, state, hp, jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
+    split, delta = jax.jit(lambda: (_split(subject), subject.backward(params).delta))()
+    skip, branch = value(split["split/skip"]), value(split["split/branch"])
+    whole = np.sqrt(skip**2 + branch**2 + 2 * np.asarray(split["split/cosine"]) * skip * branch)
+    np.testing.assert_allclose(whole, value(delta)[:-1], rtol=1e-9)
+
+
+def other_task(task):
+    rng, model = np.random.default_rng(0), ModelConfig(layers=2, width=8, heads=2)
+    tokens = rng.integers(0, 7, (3, 4))
+    if task == "regression":
+        network = Network(model, None, 4, "float64", task="regression", outputs=3, channels=2)
+        return network, Batch(rng.normal(size=(3, 4, 2)), rng.normal(size=(3, 4, 3)))
+    if task == "classification":
+        network = Network(model, 7, 4, "float64", task="classification", outputs=5, pooled=True)
+        return network, Batch(tokens, rng.integers(0, 5, 3))
+    weights = np.array([[1, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 1]], np.float32)
+    return Network(model, 7, 4, "float64"), Batch(tokens, rng.integers(0, 7, (3, 4)), weights)

@@ -1,0 +1,482 @@
+"""Byte-pair encoding: merges by hand, any text there and back, what the merges depend on and what they must not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import bpe, corpus, text, tokenizer
+from data.bpe import learn
+from data.config import DataConfig
+from data.errors import DataError
+from data.text import Dataset, open_dataset
+from data.tokenizer import ALPHABET, BpeTokenizer, ByteTokenizer, from_json, pieces
+from train.cli import main
+from train.config.load import load
+from train.device.programs import grouped
+from train.errors import UserError
+from train.run.experiment import data_key, open_all
+from train.store.rundir import remember_data
+
+package = pytest.importorskip("tokenizers")
+ROOT = Path(__file__).parents[2]
+QUIET = settings(derandomize=True, deadline=None, database=None)
+LOW = BpeTokenizer(("l o", "lo w", "Ġ low", "Ġlow e"))
+PROSE = "Thé quick brown 狐 jumps over the lazy dog, doesn't it?  A quick dog over there jumps!\r\n\n" * 40
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def opened(path: str, **config: Any) -> Dataset:
+    return open_dataset(DataConfig(**{"path": path, "tokenizer": "bpe", "context": 4} | config))
+
+
+def merges(dataset: Dataset) -> tuple[str, ...]:
+    assert isinstance(dataset.tokenizer, BpeTokenizer)
+    return dataset.tokenizer.merges
+
+
+def error_of(path: str, **config: Any) -> str:
+    with pytest.raises(DataError) as error:
+        opened(path, **config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Merges
+
+
+def test_merges_by_hand():
+    """Words low, _low, _low, _lower, _lowest: l o and o w are there 5 times, _ l 4, w e 2; then lo w 5, _ lo 4; then
+    _ low 4, low e 2; then _low e 2; all other pairs once."""
+    words = "low low low lower lowest"
+    assert learn([words], 1000) == LOW
+    assert learn([words], 258) == BpeTokenizer(LOW.merges[:2])
+    assert learn([words], 256) == learn([], 1000) == BpeTokenizer(())
+    assert LOW.vocab_size == 260
+
+
+def test_ids_by_hand():
+    ids = LOW.encode("low lower slow")
+    assert ids.tolist() == [257, 259, ord("r"), ord(" "), ord("s"), 257] and ids.dtype == np.uint16
+    assert LOW.decode(ids) == "low lower slow" and LOW.decode([258]) == " low"
+
+
+def test_without_merges_it_is_the_byte_tokenizer():
+    every = "".join(map(chr, range(0x800))) + "語😀\U0010ffff"
+    ids = BpeTokenizer(()).encode(every)
+    np.testing.assert_array_equal(ids, ByteTokenizer().encode(every))
+    assert ids.dtype == np.uint8
+
+
+def test_the_alphabet_is_gpt2_s():
+    assert sorted(ALPHABET) == sorted(package.pre_tokenizers.ByteLevel.alphabet()) and len(set(ALPHABET)) == 256
+    assert ALPHABET[ord(" ")] == "Ġ" and ALPHABET[ord("\n")] == "Ċ" and ALPHABET[0xC3] == "Ã" and ALPHABET[0xAD] == "Ń"
+
+
+def test_two_merges_of_one_token_are_one_token():
+    twice = BpeTokenizer(("a b", "b c", "ab c", "a bc"))
+    assert twice.vocab_size == 259 and twice.encode("abc bc ab").tolist() == [258, 32, 257, 32, 256]
+    with pytest.raises(DataError, match=r"^tokenizer: expected a merge of two tokens before it, got 'ab c'$"):
+        BpeTokenizer(("ab c", "a b"))
+
+
+@pytest.mark.parametrize("merge", ["", "a", "a ", " a", "a b c", "a  b", "Ġ 語", "a é\u0301"])
+def test_a_merge_is_two_tokens(merge):
+    with pytest.raises(DataError, match="^tokenizer: expected a merge of two tokens before it, got "):
+        BpeTokenizer((merge,))
+
+
+# There and back
+
+
+@QUIET
+@given(st.text())
+def test_any_text_is_encoded_and_decoded_to_itself(any_text):
+    """Whatever the merges: no space is added, nothing is normalised."""
+    for one in (LOW, learn([any_text, any_text], 300)):
+        ids = one.encode(any_text)
+        assert one.decode(ids) == one.decode(ids.tolist()) == any_text
+        assert ids.size == 0 or ids.max() < one.vocab_size
+
+
+@pytest.mark.parametrize("odd", [" a", "a ", "e\u0301 \u00e9", "ﬁ", "\ufeffa", "\x00", "a\r\n\u2028b", "<s>[UNK]"])
+def test_nothing_is_special(odd):
+    one = learn([PROSE + odd, odd], 400)
+    assert one.decode(one.encode(odd)) == odd
+    assert b"".join(one._tokens[index] for index in one.encode(odd)) == odd.encode()
+
+
+def test_a_part_of_a_character_decodes_to_the_replacement_character():
+    fox = learn(["狐" * 9], 300)
+    assert fox.decode([*fox.encode("a")]) == "a" and fox.decode([97, 0xE7, 98]) == "a\ufffdb"
+    with pytest.raises(DataError, match=r"^token ids must be 0 to 259, got 260$"):
+        LOW.decode([1, 260])
+
+
+def test_a_lone_surrogate_has_no_bytes():
+    with pytest.raises(DataError, match=r"^character '\\udc80' \(U\+DC80\) at position 3 is a lone surrogate"):
+        LOW.encode("ok \udc80")
+
+
+def test_tokens_are_shown_on_one_line():
+    one = BpeTokenizer(("Ġ t", "Ċ Ċ", "Ã ©", "ç ĭ", "Ġ ç", "Ì ģ"))
+    shown = ["' t'", "'\\n\\n'", "'é'", "0xE78B", "b' \\xe7'", "'\\u0301'"]
+    assert [one.token_text(256 + index) for index in range(6)] == shown
+    assert [one.token_text(index) for index in (10, 65, 0x80)] == ["'\\n'", "'A'", "0x80"]
+
+
+def test_json_returns_an_equal_tokenizer():
+    for one in (LOW, BpeTokenizer(()), learn([PROSE], 400)):
+        again = from_json(json.loads(json.dumps(one.to_json())))
+        assert again == one and again.encode(PROSE).tolist() == one.encode(PROSE).tolist()
+
+
+# Pieces
+
+SPACES = " \t\n\x0b\x0c\r\x85\u00a0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
+WORDS = st.tuples(
+    st.text("ab1'!é語\x1c\x1f\u200b", max_size=3), st.sampled_from("ab1'!é語"), st.text(SPACES, min_size=1, max_size=3)
+)
+SPACED = st.lists(WORDS.map("".join), max_size=40)
+
+
+@QUIET
+@given(SPACED, st.integers(10, 40))
+def test_pieces_are_encoded_as_the_whole_is(words, size):
+    together = "".join(words)
+    apart = list(pieces(words, size))
+    assert "".join(apart) == together and all(len(piece) <= size for piece in apart)
+    assert apart == list(pieces([together], size)) == list(pieces(together, size))
+    one = learn([together] * 2, 400)
+    whole = one._encoder.encode(together).ids
+    assert [index for piece in apart for index in one._encoder.encode(piece).ids] == whole
+
+
+def test_what_has_no_spaces_is_cut_anyway(monkeypatch):
+    monkeypatch.setattr(tokenizer, "PIECE", 7)
+    tight = "x" * 100 + " " * 30 + "語" * 30
+    assert max(map(len, pieces([tight], 7))) == 7
+    one = learn([tight], 300)
+    assert one.decode(one.encode(tight)) == tight
+
+
+# Corpora
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_the_split_is_at_the_character_where_char_has_it(tmp_path, placement):
+    path = write(tmp_path / "a.txt", "\ufeff" + PROSE)
+    data = opened(path, val_fraction=0.3, placement=placement)
+    char = opened(path, val_fraction=0.3, tokenizer="char")
+    for ours, theirs in ((data.train, char.train), (data.val, char.val)):
+        assert data.tokenizer.decode(ours) == char.tokenizer.decode(theirs)
+        assert isinstance(ours, np.memmap) == (placement == "host")
+    assert (data.source, data.sha256) == (char.source, char.sha256)
+    assert data.form.vocab_size == data.form.outputs == data.tokenizer.vocab_size
+    shown = f"{len(char.val) / len(data.val):.3g} characters a held-out token"
+    assert f"{len(data.train):,} + {len(data.val):,} held out" in data.details and shown in data.details
+
+
+def test_held_out_text_has_no_say(tmp_path):
+    training = ("low lower lowest newer wider " * 50)[:1200]
+    tails = [("zebra zoo quiz " * 50)[:400], ("quick dog zero " * 50)[:400]]
+    found = []
+    for tail in tails:
+        data = opened(write(tmp_path / "a.txt", training + tail), val_fraction=0.25)
+        assert data.tokenizer.decode(data.val) == tail
+        found.append(merges(data))
+    assert found[0] == found[1] == learn([training], 512).merges
+    assert not any("z" in merge or "q" in merge for merge in found[0])
+    assert any("z" in merge for merge in merges(opened(write(tmp_path / "a.txt", tails[0] + training))))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 50])
+def test_how_a_corpus_is_read_changes_nothing(tmp_path, monkeypatch, chunk):
+    """Bytes of a read, characters of a stream and of a piece; a word is shorter than any of them."""
+    path = write(tmp_path / "a.txt", PROSE)
+    wanted = opened(path, vocab_size=400)
+    monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(corpus, "_CHUNK", chunk)
+    monkeypatch.setattr(bpe, "_STREAM", 97)
+    monkeypatch.setattr(bpe, "PIECE", 31)
+    for placement in ("device", "host"):
+        got = opened(path, vocab_size=400, placement=placement)
+        assert got.tokenizer == wanted.tokenizer
+        np.testing.assert_array_equal(got.train, wanted.train)
+        np.testing.assert_array_equal(got.val, wanted.val)
+
+
+def test_a_folder_is_its_files_one_after_the_other(tmp_path):
+    (tmp_path / "books").mkdir()
+    write(tmp_path / "books" / "a.txt", PROSE[:1001])
+    write(tmp_path / "books" / "b.txt", "\ufeff" + PROSE[1001:])
+    several = opened(str(tmp_path / "books"), val_fraction=0.5)
+    one = opened(write(tmp_path / "one.txt", PROSE), val_fraction=0.5)
+    assert several.tokenizer == one.tokenizer and "2 files" in several.source
+    np.testing.assert_array_equal(several.train, one.train)
+    np.testing.assert_array_equal(several.val, one.val)
+
+
+def test_fewer_tokens_than_asked_for_are_what_there_is(tmp_path):
+    path = write(tmp_path / "a.txt", "low low low lower lowest" + "!" * 60)
+    data = opened(path, context=1, val_fraction=0.7, vocab_size=999)
+    assert data.tokenizer == LOW and data.form.vocab_size == data.form.outputs == 260
+    assert "vocabulary 260" in data.details
+    assert data.details.endswith("; data.vocab_size 999 is out of reach: no pair of tokens is left that occurs twice")
+    assert "out of reach" not in opened(path, context=1, val_fraction=0.7, vocab_size=260).details
+
+
+def test_two_processes_learn_the_same(tmp_path):
+    """Hashes are seeded anew in each, and counting is shared by threads."""
+    program = (
+        "import sys, json; from data.config import DataConfig; from data.text import open_dataset\n"
+        "data = open_dataset(DataConfig(path=sys.argv[1], tokenizer='bpe', vocab_size=700))\n"
+        "print(json.dumps(data.tokenizer.to_json()), data.train.tolist(), data.val.tolist())"
+    )
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("abcdeé語"), draw.integers(1, 9))) for _ in range(400)]  # with many ties
+    path = write(tmp_path / "a.txt", " ".join(draw.choice(words, 20_000)))
+    said = set()
+    for process in ("1", "2", "4"):
+        env = os.environ | {"PYTHONHASHSEED": process, "RAYON_NUM_THREADS": process}
+        env["DELTAFLOW_CACHE"] = str(tmp_path / process)
+        command = [sys.executable, "-c", program, path]
+        said.add(subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=True).stdout)
+    (once,) = said
+    assert len(json.loads(once[: once.index("}") + 1])["merges"]) >= 444
+
+
+# The cache
+
+
+def test_merges_are_learnt_once_and_the_cache_is_mended(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "a.txt", PROSE)
+    wanted = opened(path)
+    (file,) = (cache / "tokenizers").iterdir()  # and no temporary file stays
+    good = file.read_bytes()
+
+    def again() -> None:
+        got = opened(path)
+        assert (got.tokenizer, got.details) == (wanted.tokenizer, wanted.details)
+        np.testing.assert_array_equal(got.train, wanted.train)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bpe, "learn", lambda *_: pytest.fail("learnt again"))
+        again()
+    other = json.dumps(json.loads(good) | {"tokenizer": {"kind": "byte"}}).encode()
+    for bad in (b"", good[:-9], b"[]", b"{}", b"\xff", other, b"[" * 99_999):
+        file.write_bytes(bad)
+        again()
+        assert file.read_bytes() == good
+
+
+def test_all_that_matters_has_a_cache_of_its_own(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "a.txt", PROSE)
+    opened(path)
+    opened(path, context=9, placement="host")  # says nothing about merges
+    assert len(list((cache / "tokenizers").iterdir())) == 1
+    opened(path, vocab_size=300)
+    opened(path, val_fraction=0.2)
+    write(tmp_path / "a.txt", PROSE.replace("dog", "cat"))
+    opened(path)
+    monkeypatch.setattr(package, "__version__", "0.0.0")
+    opened(path)
+    assert len(list((cache / "tokenizers").iterdir())) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache):
+    write(cache, "a file where a folder should be")
+    path = write(tmp_path / "a.txt", PROSE)
+    assert opened(path).vocab_size > 300
+    assert "the token cache" in error_of(path, placement="host")
+
+
+def test_cached_tokens_of_another_split_are_not_taken(tmp_path, cache):
+    path = write(tmp_path / "a.txt", "low " * 500)
+    for fraction, held_out in ((0.5, 1000), (0.502, 1004)):
+        data = opened(path, val_fraction=fraction, placement="host")
+        assert data.tokenizer.decode(data.val) == "low " * (held_out // 4)
+        assert merges(data) == ("l o", "lo w", "Ġ low") and len(data.train) + len(data.val) == 502
+    assert len(list((cache / "tokens").iterdir())) == 2
+
+
+# What can't be
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("{tokenizer: bpe, vocab_size: 255}", "data.vocab_size: expected a whole number >= 256 and <= 1000000 or null"),
+        ("{tokenizer: bpe, vocab_size: many}", "data.vocab_size: expected a whole number >= 256"),
+        ("{vocab_size: 300}", "data.vocab_size: an option of tokenizer bpe; data.tokenizer is char"),
+        ("{tokenizer: byte, vocab_size: 300}", "data.vocab_size: an option of tokenizer bpe; data.tokenizer is byte"),
+        ("{kind: copy, vocab_size: 300}", "data.vocab_size: an option of text; data.kind is copy"),
+        ("{tokenizer: bqe}", "data.tokenizer: expected one of char, byte, bpe, got 'bqe'; did you mean bpe?"),
+    ],
+)
+def test_what_a_config_may_not_say(tmp_path, capsys, keys, said):
+    config = write(tmp_path / "c.yaml", f"name: a\nruns_dir: {tmp_path}/runs\ntrain: {{steps: 1}}\ndata: {keys}\n")
+    assert main(["train", config]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_corpora_that_are_none(tmp_path):
+    path = write(tmp_path / "a.txt", "abcdefgh")
+    start = f"data.path: {path!r}"
+    assert error_of(path, context=64) == (
+        f"{start} is too short: 7 tokens to train on and 1 held out (data.val_fraction 0.1), each must be at least "
+        "data.context + 1 = 65; no context would do here"
+    )
+    write(tmp_path / "a.txt", "low " * 250)
+    n = len(opened(path, context=4).val)
+    assert 20 < n < 30 and len(opened(path, context=n - 1).val) == n
+    assert f"{n} held out" in error_of(path, context=n)
+    assert error_of(path, context=n).endswith(f"; the largest context here is {n - 1}")
+    assert error_of(write(tmp_path / "a.txt", "")) == f"{start} is empty"
+    assert "no context would do here" in error_of(write(tmp_path / "a.txt", "a"))
+    assert "byte 0xE9 at offset 4, line 2" in error_of(write(tmp_path / "a.txt", "one\né\n".encode("latin1")))
+
+
+@pytest.mark.parametrize("moment", ["_held_out", "_check_lengths"])
+@pytest.mark.parametrize("content", [PROSE[:-90], PROSE * 2, PROSE.replace("dog", "cat"), b"\xff"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkeypatch, moment, content):
+    path = write(tmp_path / "a.txt", PROSE)
+    usual = getattr(text, moment)
+    monkeypatch.setattr(text, moment, lambda *args: (usual(*args), write(tmp_path / "a.txt", content))[0])
+    said = error_of(path)
+    assert "changed while it was read" in said or "is not UTF-8" in said
+    assert moment == "_check_lengths" or not (cache / "tokenizers").exists()
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "a.txt", PROSE)
+    config = write(tmp_path / "c.yaml", f"name: a\nruns_dir: {tmp_path}/runs\ndata: {{path: {path}, tokenizer: bpe}}\n")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for command in ("train", "probe"):
+        assert main([command, config]) == 2
+        assert capsys.readouterr() == (
+            "",
+            f"deltaflow: {config}:3: data.tokenizer: bpe needs tokenizers; "
+            "install it with pip install tokenizers, or -e '.[bpe]'\n",
+        )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "c.yaml"]
+
+
+# A run
+
+
+CONFIG = """
+name: merged
+runs_dir: {folder}/runs
+model: {{layers: 1, width: 16, heads: 2, init_std: 0.1}}
+data: {{path: {folder}/prose.txt, tokenizer: bpe, vocab_size: 280, context: 8, batch: 4}}
+optimizer: {{warmup: 5, lr: 1e-2}}
+train: {{steps: 40, eval_every: 20, eval_batches: 4, checkpoint_every: 20, steps_per_call: 10, unroll: 1}}
+watch: {{every: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a finished run, with its config and its corpus."""
+    folder = tmp_path_factory.mktemp("bpe")
+    write(folder / "prose.txt", PROSE)
+    write(folder / "c.yaml", CONFIG.format(folder=folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DELTAFLOW_CACHE", str(folder / "cache"))
+        assert main(["train", str(folder / "c.yaml")]) == 0
+    return folder
+
+
+def test_a_run_learns_and_keeps_its_tokenizer(run):
+    directory = run / "runs" / "merged" / "main"
+    kept = from_json(json.loads((directory / "tokenizer.json").read_text(encoding="utf-8")))
+    assert kept == opened(str(run / "prose.txt"), vocab_size=280).tokenizer and kept.vocab_size == 280
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    assert summary["loss_first"] == pytest.approx(np.log(280), abs=1)
+    assert summary["loss_train"] < summary["loss_first"] - 1
+
+
+def test_each_vocabulary_has_data_and_a_program_of_its_own(run):
+    keys = ["variants={small: {}, large: {data.vocab_size: 300}, other: {seed: 1}}"]
+    variants = load(run / "c.yaml", keys).variants
+    assert [[one.name for one in group] for group in grouped(variants)] == [["small", "other"], ["large"]]
+    sources = open_all(variants)
+    assert [sources[data_key(one.config)].form.vocab_size for one in variants] == [280, 300, 280]
+
+
+def test_text_is_sampled_without_the_corpus(run, tmp_path, monkeypatch, capsys):
+    directory = str(run / "runs" / "merged" / "main")
+    monkeypatch.setattr(corpus, "texts", lambda *_: pytest.fail("read the corpus"))
+    monkeypatch.setattr(bpe, "learn", lambda *_: pytest.fail("learnt again"))
+    for prompt in ("A quick", "\n", "語😀 never seen", "ﬁ\u0301"):
+        assert main(["sample", directory, "--prompt", prompt, "--tokens", "20"]) == 0
+        assert capsys.readouterr().out.startswith(prompt)
+    assert main(["sample", directory, "--prompt", "The", "--top", "999"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(shown) == 280 and sum(float(row[-1]) for row in shown) == pytest.approx(1, abs=0.02)
+    names = [" ".join(row[:-1]) for row in shown]
+    assert {"' quick'", "'\\n'", "'T'", "0xE7"} <= set(names)
+    assert main(["sample", directory, "--prompt", "a\udc80"]) == 2
+    assert "lone surrogate" in capsys.readouterr().err
+
+
+def test_a_part_of_a_character_is_sampled_as_the_replacement_character(run, capsys):
+    """Hot enough, every byte comes; pieces go out once a character is whole, and the last one as it is."""
+    directory = str(run / "runs" / "merged" / "main")
+    assert main(["sample", directory, "--tokens", "300", "--temperature", "100"]) == 0
+    out = capsys.readouterr().out
+    assert "\ufffd" in out and len(out) > 200
+
+
+def test_sampling_without_the_package_prints_one_line(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert main(["sample", str(run / "runs" / "merged" / "main")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("deltaflow: data.tokenizer: bpe needs tokenizers;") and err.count("\n") == 1
+
+
+def test_a_tokenizer_of_your_own_may_say_tuples(tmp_path):
+    """They come back from JSON as lists, which is no other tokenizer."""
+    for _ in range(2):
+        remember_data(tmp_path, "00", "mine", {"kind": "mine", "merges": ("a b", "b c")})
+    with pytest.raises(UserError, match="was trained with another tokenizer than mine gives today"):
+        remember_data(tmp_path, "00", "mine", {"kind": "mine", "merges": ("b c", "a b")})
+
+
+def test_a_run_goes_on_with_its_own_merges_or_not_at_all(run, monkeypatch, capsys):
+    command = ["train", str(run / "c.yaml")]
+    monkeypatch.setenv("DELTAFLOW_CACHE", str(run / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(bpe, "learn", lambda *_: pytest.fail("learnt again"))
+        assert main(command) == 0
+    assert "finished before" in "".join(capsys.readouterr())
+    kept = run / "runs" / "merged" / "main" / "tokenizer.json"
+    good = kept.read_text(encoding="utf-8")
+    other = json.loads(good)
+    other["merges"] = other["merges"][:-1]
+    kept.write_text(json.dumps(other), encoding="utf-8")
+    assert main(command) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(f"deltaflow: {kept.parent}: was trained with another tokenizer than ")
+    kept.write_text(good, encoding="utf-8")
+    assert main(command) == 0

@@ -1,0 +1,320 @@
+"""Synthetic tasks: targets by an independent rule, floors by the ideal predictor, rows that a resume cannot change."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.config import DataConfig, problems
+from data.errors import DataError
+from data.open import open_source
+from data.source import Batch, tiled
+from data.synthetic import TASKS, Synthetic
+from data.synthetic.arithmetic import Addition, Modular
+from data.synthetic.base import Draws
+from data.synthetic.markov import Markov
+from data.synthetic.regression import posterior_error
+
+SMALL: dict[str, dict[str, Any]] = {
+    "markov": {"symbols": 5, "context": 40},
+    "copy": {"symbols": 7, "context": 12},
+    "reverse": {"symbols": 7, "context": 12},
+    "sort": {"symbols": 7, "context": 13},
+    "induction": {"symbols": 7, "context": 14},
+    "addition": {"digits": 2},
+    "modular": {"modulus": 7, "val_fraction": 0.3},
+    "linear_regression": {"dimensions": 3, "context": 16},
+}
+
+
+def source(kind: str, **more: Any) -> Synthetic:
+    opened = open_source(DataConfig(kind=kind, **{**SMALL[kind], **more}))
+    assert isinstance(opened, Synthetic)
+    return opened
+
+
+def rows(batch: Batch) -> Batch:
+    """Leaves [N, ...] of leaves [S, B, ...]."""
+    return Batch(*(None if leaf is None else leaf.reshape(-1, *leaf.shape[2:]) for leaf in batch))
+
+
+def strings(batch: Batch) -> np.ndarray:
+    """[N, T+1]: the inputs and the last target."""
+    return np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
+
+
+def test_every_task_is_here():
+    assert SMALL.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_row_depends_on_seed_and_step_alone(kind):
+    data = source(kind)
+    whole = data.train_batches(4, 3, 0, 6)
+    for first, steps in ((0, 1), (2, 3), (5, 1)):
+        part = data.train_batches(4, 3, first, steps)
+        for a, b in zip(whole, part, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(a[first : first + steps], b)
+    assert not np.array_equal(whole.inputs[0], whole.inputs[1])
+    assert not np.array_equal(whole.inputs, data.train_batches(4, 4, 0, 6).inputs)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_form_and_dtypes(kind):
+    data = source(kind)
+    form, batch = data.form, data.train_batches(3, 0, 10, 2)
+    assert batch.inputs.shape[:3] == (2, 3, form.context) and batch.targets.shape == (2, 3, form.context)
+    if form.vocab_size is None:
+        assert batch.inputs.dtype == np.float32 and batch.inputs.shape[3] == form.channels
+    else:
+        assert batch.inputs.dtype == np.int32 and 0 <= batch.inputs.min() <= batch.inputs.max() < form.vocab_size
+        assert 0 <= batch.targets.min() <= batch.targets.max() < form.outputs
+        np.testing.assert_array_equal(batch.inputs[..., 1:], batch.targets[..., :-1])
+    if batch.weights is not None:
+        assert set(np.unique(batch.weights)) <= {0.0, 1.0} and (batch.weights.sum(axis=2) >= 1).all()
+    assert data.sha256 == source(kind).sha256 != source(kind, task_seed=1).sha256
+    assert data.source == kind and "\n" not in data.details
+    assert min(data.floors.values()) == data.floors[""]
+
+
+@pytest.mark.parametrize("kind", ["markov", "induction", "linear_regression"])
+def test_no_row_to_train_on_is_held_out(kind):
+    """Also where the seeds of the run and of the task are one and the same."""
+    data = source(kind, task_seed=0)
+    held = {row.tobytes() for row in data.heldout.inputs}
+    trained = data.train_batches(16, 0, 0, 200).inputs
+    assert len(held) > 4000 and held.isdisjoint(row.tobytes() for row in trained.reshape(3200, *trained.shape[2:]))
+
+
+def test_draws_are_uniform_and_normal():
+    draws = Draws(5, 1, 0, 4, 5000)
+    uniform = draws.uniform(3)
+    assert uniform.shape == (20_000, 3) and 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.mean() == pytest.approx(0.5, abs=0.01) and uniform.var() == pytest.approx(1 / 12, abs=0.005)
+    normal = draws.normal(2)
+    assert [np.mean(normal**k) for k in (1, 2, 3, 4)] == pytest.approx([0, 1, 0, 3], abs=0.1)
+    assert np.bincount(draws.integers(4).ravel()) / 20_000 == pytest.approx([0.25] * 4, abs=0.02)
+
+
+# Targets by another rule
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("copy", list), ("reverse", lambda x: x[::-1]), ("sort", sorted)])
+def test_answers(kind, rule):
+    batch = rows(source(kind).train_batches(50, 0, 0, 4))
+    lengths = set()
+    for string, weights in zip(strings(batch).tolist(), batch.weights, strict=True):
+        question = [token for token in string[: string.index(7)] if token != 8]
+        n = len(question)
+        assert string == [8] * (len(string) - 2 * n - 1) + question + [7] + list(rule(question))
+        assert weights.tolist() == [0.0] * (len(weights) - n) + [1.0] * n
+        lengths.add(n)
+    assert lengths == {1, 2, 3, 4, 5, 6}
+
+
+def test_induction():
+    batch = rows(source("induction").train_batches(50, 0, 0, 4))
+    places = set()
+    for string, weights in zip(strings(batch).tolist(), batch.weights, strict=True):
+        triggers = [t for t, token in enumerate(string) if token == 7]
+        assert len(triggers) >= 2 and triggers[-1] == len(string) - 2
+        assert {string[t + 1] for t in triggers} == {string[triggers[0] + 1]} != {7}
+        assert np.flatnonzero(weights).tolist() == triggers[1:]  # the target at t is the token at t + 1
+        places.add(triggers[0])
+    assert len(places) >= 5
+
+
+def test_addition():
+    data = source("addition")
+    for batch in (rows(data.train_batches(50, 0, 0, 4)), data.heldout):
+        for string, weights in zip(strings(batch)[:200].tolist(), batch.weights, strict=False):
+            text = "".join("0123456789+="[token] for token in string)
+            left, right = text.split("=")
+            assert len(right) == 3 and int(right) == sum(map(int, left.split("+")))
+            assert weights.tolist() == [0.0] * 5 + [1.0] * 3
+
+
+@pytest.mark.parametrize(("operation", "rule"), [("add", "+"), ("subtract", "-"), ("multiply", "*")])
+def test_modular(operation, rule):
+    data = source("modular", operation=operation)
+    for batch in (rows(data.train_batches(50, 0, 0, 4)), data.heldout):
+        for a, b, equals, c in strings(batch).tolist():
+            assert equals == 7 and eval(f"({a} {rule} {b}) % 7") == c
+        assert (batch.weights == [0, 0, 1]).all()
+
+
+def pairs(batch: Batch, kind: str) -> set[tuple[int, ...]]:
+    columns = [0, 1] if kind == "modular" else [0, 1, 3, 4]
+    return set(map(tuple, batch.inputs[:, columns].tolist()))
+
+
+@pytest.mark.parametrize("kind", ["modular", "addition"])
+def test_no_pair_is_both_trained_on_and_held_out(kind):
+    data = source(kind, val_fraction=0.3)
+    trained = pairs(rows(data.train_batches(100, 1, 0, 200)), kind)
+    held_out = pairs(data.heldout, kind)
+    assert not trained & held_out
+    everything = 49 if kind == "modular" else 10_000
+    assert len(held_out) == pytest.approx(0.3 * everything, rel=0.3 if kind == "addition" else 0.03)
+    assert len(trained) > 0.9 * (everything - len(held_out)) * (1 if kind == "modular" else 0.9)
+    other = pairs(source(kind, val_fraction=0.3, task_seed=1).heldout, kind)
+    assert other != held_out
+
+
+# Floors
+
+
+def test_markov_floors_by_counting():
+    data = source("markov", context=200)
+    found = strings(rows(data.train_batches(200, 0, 0, 20)))
+    counts = np.zeros((5, 5))
+    np.add.at(counts, (found[:, :-1].ravel(), found[:, 1:].ravel()), 1)
+    joint = counts / counts.sum()
+    conditional = joint / joint.sum(axis=1, keepdims=True)
+    task = data.task
+    assert isinstance(task, Markov)
+    np.testing.assert_allclose(conditional, task.transition, atol=0.01)
+    np.testing.assert_allclose(task.stationary @ task.transition, task.stationary, atol=1e-12)
+    assert data.floors[""] == pytest.approx(-np.sum(joint * np.log(conditional)), abs=0.003)
+    marginal = joint.sum(axis=0)
+    assert data.floors["unigram"] == pytest.approx(-np.sum(marginal * np.log(marginal)), abs=0.003)
+    ideal = -np.log(task.transition)[found[:, :-1], found[:, 1:]].mean()
+    assert data.floors[""] == pytest.approx(ideal, abs=0.003) and data.floors[""] < data.floors["unigram"] - 0.1
+    np.testing.assert_allclose(np.bincount(found[:, 0]) / len(found), task.stationary, atol=0.03)
+
+
+def test_a_given_chain_by_hand():
+    data = source("markov", symbols=16, transition=[[0.9, 0.1], [0.5, 0.5]])
+    binary = lambda p: -p * math.log(p) - (1 - p) * math.log(1 - p)  # noqa: E731
+    assert data.form.vocab_size == 2
+    assert data.floors["unigram"] == pytest.approx(binary(1 / 6), rel=1e-12)
+    assert data.floors[""] == pytest.approx(5 / 6 * binary(0.1) + 1 / 6 * binary(0.5), rel=1e-12)
+    turn = source("markov", symbols=16, transition=[[0, 1], [1, 0]])
+    assert turn.floors == {"": 0.0, "unigram": pytest.approx(math.log(2))}
+
+
+def test_chance_has_the_floor_of_chance():
+    floors = source("markov", sharpness=0.0).floors
+    assert floors == {"": pytest.approx(math.log(5)), "unigram": pytest.approx(math.log(5))}
+
+
+def test_a_chain_in_two_parts_is_refused():
+    with pytest.raises(DataError, match="falls apart"):
+        source("markov", symbols=16, transition=[[1.0, 0.0], [0.0, 1.0]]).details  # noqa: B018
+
+
+def test_a_drawn_chain_in_two_parts_is_laid_on_what_draws_it():
+    with pytest.raises(DataError, match="^data.sharpness: at 100 the chain that data.task_seed 1 draws falls apart"):
+        source("markov", symbols=16, sharpness=100.0, task_seed=1)
+
+
+def test_the_hash_is_of_what_the_task_reads():
+    """So that another kind's next option leaves a finished run what it was."""
+    task = source("markov").task.config
+    same = task.model_copy(update={"digits": 5, "batch": 7, "seed": 3, "corpus": "shakespeare"})
+    hashes = {Synthetic(Markov(config)).sha256 for config in (task, same)}
+    assert len(hashes) == 1
+    for change in ({"sharpness": 2.5}, {"symbols": 6}, {"context": 41}, {"val_fraction": 0.2}, {"task_seed": 1}):
+        hashes.add(Synthetic(Markov(task.model_copy(update=change))).sha256)
+    assert len(hashes) == 6
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_regression_floors_by_ridge(noise):
+    data = source("linear_regression", noise=noise)
+    x, y = data.heldout.inputs[:, 0::2, :3].astype(float), data.heldout.targets[:, 0::2].astype(float)
+    errors = []
+    for xs, ys in zip(x[:600], y[:600], strict=True):
+        for k in range(8):
+            # The posterior mean of w ~ N(0, I/3): ridge regression of strength 3 noise^2.
+            gram = xs[:k].T @ xs[:k] + max(3 * noise**2, 1e-9) * np.eye(3)
+            errors.append((xs[k] @ np.linalg.solve(gram, xs[:k].T @ ys[:k]) - ys[k]) ** 2)
+    assert data.floors[""] == pytest.approx(np.mean(errors), rel=0.08)
+    assert data.floors["zero"] == pytest.approx(1 + noise**2, rel=0.05)
+
+
+def test_without_noise_d_examples_tell_everything():
+    x = np.random.default_rng(0).normal(size=(50, 6, 3))
+    errors = posterior_error(x, 0.0, 3)
+    np.testing.assert_allclose(errors[:, 3:], 0, atol=1e-8)
+    np.testing.assert_allclose(errors[:, 0], np.sum(x[:, 0] ** 2, axis=1) / 3)
+
+
+def test_regression_rows_hold_one_w():
+    batch = rows(source("linear_regression").train_batches(5, 0, 0, 2))
+    for inputs, targets, weights in zip(*batch, strict=True):
+        assert (inputs[0::2, 3] == 0).all() and (inputs[1::2, :3] == 0).all()
+        np.testing.assert_array_equal(inputs[1::2, 3], targets[0::2])
+        np.testing.assert_array_equal(weights, [1, 0] * 8)
+        assert np.linalg.lstsq(inputs[0::2, :3], targets[0::2], rcond=None)[1] < 1e-8
+
+
+# The split, and what is refused
+
+
+def test_all_modular_pairs_are_used_once():
+    task = source("modular").task
+    assert isinstance(task, Modular)
+    train, val = task.split
+    assert len(train) == 34 and len({*map(tuple, train.tolist()), *map(tuple, val.tolist())}) == 49
+    batch, weights = source("modular").heldout_batches(4, None)
+    assert weights.sum() == 15 and batch.inputs.shape == (4, 4, 3)
+
+
+def test_rows_are_spread_over_the_split():
+    batch, weights = tiled(Batch(np.arange(100), np.arange(100)), 2, 5)
+    assert batch.inputs.ravel().tolist() == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95] and weights.all()
+
+
+def test_a_split_without_rows_is_refused():
+    with pytest.raises(DataError, match="leaves a split empty"):
+        source("modular", modulus=2, val_fraction=0.01).train_batches(1, 0, 0, 1)
+
+
+def test_a_sum_s_split_without_rows_names_its_key():
+    with pytest.raises(DataError, match="^data.val_fraction: no row"):
+        source("addition", digits=1, val_fraction=1e-6).details  # noqa: B018
+
+
+def test_hash_split_is_near_its_fraction():
+    task = source("addition", digits=3).task
+    assert isinstance(task, Addition)
+    every = np.stack(np.meshgrid(np.arange(1000), np.arange(1000)), axis=-1).reshape(-1, 2)
+    assert task.heldout(every).mean() == pytest.approx(0.1, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"kind": "markov", "digits": 2}, [("digits", "an option of addition; data.kind is markov")]),
+        ({"kind": "copy", "path": "x"}, [("path", "an option of text, tokens; data.kind is copy")]),
+        ({"kind": "modular", "context": 8}, [("context", "expected 3 with data.kind modular (leave it out), got 8")]),
+        ({"kind": "copy", "context": 1}, [("context", "expected at least 2 with data.kind copy, got 1")]),
+        (
+            {"kind": "linear_regression", "context": 9},
+            [("context", "expected an even number (x and y are a token each), got 9")],
+        ),
+        (
+            {"kind": "markov", "transition": [[0.5, 0.5], [0.6, 0.5]]},
+            [("transition", "expected rows of probabilities that sum to 1, row 1 sums to 1.1")],
+        ),
+        (
+            {"kind": "markov", "transition": [[2.0, -1.0], [0.0, 1.0]]},
+            [("transition", "expected rows of probabilities, row 0 has -1")],
+        ),
+        ({"kind": "markov", "transition": [[1.0, 0.0]]}, [("transition", "expected a square matrix, got 1 rows of 2")]),
+        ({"kind": "tokens"}, [("path", "missing; data.kind tokens needs a .npy or .bin file")]),
+        ({"kind": "addition", "digits": 4}, []),
+    ],
+)
+def test_options_that_do_not_belong(given, found):
+    assert problems(DataConfig(**given)) == found
+
+
+@pytest.mark.parametrize(("kind", "more", "context"), [("modular", {}, 3), ("addition", {"digits": 4}, 14)])
+def test_a_length_of_its_own(kind, more, context):
+    config = DataConfig(kind=kind, **more)
+    assert config.context == context == open_source(config).form.context

@@ -1,0 +1,199 @@
+"""Curvature, Jacobians, noise and landscape, against dense matrices and formulas by hand (float64)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from networks import B, T, V, network, parameters
+from train.core.loss import tapped_loss
+from train.gradflow import jacobian
+from train.gradflow.curvature import lanczos, preconditioned_sharpness, sharpness
+from train.gradflow.landscape import along_line, random_direction
+from train.gradflow.noise import noise
+from train.gradflow.norms import log10, value
+from train.gradflow.per_block import carries
+
+WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
+KEY = jax.random.key(0)
+
+
+def loss_of(net):
+    loss = tapped_loss(net, WINDOWS, None, None)
+    return lambda params: loss(params, None, None)[0]
+
+
+def ends_of(matrix, iterations=24, seed=0):
+    start = jax.random.normal(jax.random.key(seed), (len(matrix),), jnp.float64)
+    return jax.jit(lambda s: lanczos(lambda v: jnp.asarray(matrix) @ v, s, iterations))(start)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """(loss, parameters, dense Hessian) of the smallest network."""
+    jax.config.update("jax_enable_x64", True)
+    net = network(layers=1, width=4, mlp_ratio=1)
+    params = parameters(net)
+    flat, unravel = ravel_pytree(params)
+    loss = loss_of(net)
+    hessian = np.asarray(jax.jit(jax.hessian(lambda x: loss(unravel(x))))(flat))
+    yield loss, params, hessian
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_sharpness_is_the_end_of_the_dense_spectrum(dense):
+    loss, params, hessian = dense
+    np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
+    values = np.linalg.eigvalsh(hessian)
+    assert values[0] < -1e-3  # a saddle, so both ends mean something
+    found = jax.jit(lambda p: sharpness(loss, p, KEY, 60))(params)
+    np.testing.assert_allclose([found.top, found.bottom], [values[-1], values[0]], rtol=1e-8)
+    assert found.top_residual < 1e-6 and found.bottom_residual < 1e-6
+
+
+def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
+    """Also after few iterations, when nothing has converged."""
+    loss, params, hessian = dense
+    values = np.linalg.eigvalsh(hessian)
+    found = jax.jit(lambda p: sharpness(loss, p, KEY, 3))(params)
+    for value_, residual in ((found.top, found.top_residual), (found.bottom, found.bottom_residual)):
+        assert residual > 1e-3
+        assert np.abs(values - value_).min() <= residual
+    assert values[0] <= found.bottom <= found.top <= values[-1]
+
+
+def test_preconditioned_sharpness_against_the_dense_matrix(dense):
+    loss, params, hessian = dense
+    flat, unravel = ravel_pytree(params)
+    diagonal = np.random.default_rng(1).uniform(0.1, 3.0, flat.size)
+    values = np.linalg.eigvals(hessian / diagonal[:, None]).real  # P^-1 H, as it stands in the paper
+    found = jax.jit(lambda p: preconditioned_sharpness(loss, p, unravel(jnp.asarray(diagonal)), KEY, 60))(params)
+    np.testing.assert_allclose([found.top, found.bottom], [values.max(), values.min()], rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "diagonal", [[3.0, 3.0, 3.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0], [-1.0, -2.0, -4.0], [7.0], [1e-30, 3e-30, 2e-30]]
+)
+def test_lanczos_where_the_space_is_soon_exhausted(diagonal, x64):
+    found, size = ends_of(np.diag(diagonal)), np.abs(diagonal).max()
+    np.testing.assert_allclose([found.top, found.bottom], [max(diagonal), min(diagonal)], rtol=1e-9, atol=1e-9 * size)
+    assert max(found.top_residual, found.bottom_residual) <= 1e-9 * size
+
+
+def test_lanczos_keeps_its_basis_orthogonal(x64):
+    """Without reorthogonalization copies of the converged top value appear, and the bottom stays behind."""
+    diagonal = np.concatenate([[1e6], np.linspace(-1, 1, 200)])
+    found = ends_of(np.diag(diagonal), 201)
+    np.testing.assert_allclose([found.top, found.bottom], [1e6, -1], rtol=1e-9)
+
+
+def numeric(net, params):
+    """The Jacobians of the blocks and of the stack for the first example, as dense matrices."""
+    anatomy = net.anatomy(params, WINDOWS[:1, :-1])
+    entered = carries(anatomy)
+    blocks = []
+    for layer in range(net.config.layers):
+        carry = jax.tree.map(lambda leaf, i=layer: leaf[i], entered)
+        flat, unravel = ravel_pytree(carry)
+        weights = jax.tree.map(lambda leaf, i=layer: leaf[i], anatomy.blocks)
+
+        def block(x, weights=weights, layer=layer, unravel=unravel):
+            return ravel_pytree(anatomy.block(weights, jnp.int32(layer), unravel(x)))[0]
+
+        blocks.append(jax.jacfwd(block)(flat))
+    whole = jnp.eye(blocks[0].shape[0])
+    for matrix in blocks:
+        whole = matrix @ whole
+    return blocks, whole
+
+
+@pytest.mark.parametrize("rule", ["pre_ln", pytest.param("value_residual", marks=pytest.mark.slow)])
+def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
+    net = network(residual=rule)
+    params = parameters(net)
+    blocks, whole = jax.jit(lambda p: numeric(net, p))(params)
+    wanted = [np.linalg.svd(matrix, compute_uv=False) for matrix in (*blocks, whole)]
+    exact = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY))(params)
+    monkeypatch.setattr(jacobian, "EXACT", 0)
+    near = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY, 300, 400))(params)
+    for index, values in enumerate(wanted):
+        # The blocks, and above them the whole stack.
+        one, two = (
+            jax.tree.map(lambda block, stack, i=index: jnp.append(block, stack)[i], some.block, some.stack)
+            for some in (exact, near)
+        )
+        rms = np.sqrt(np.mean(values**2))
+        got = [value(x) for x in (one.largest, one.rms, one.median, one.smallest)]
+        wanted_here = np.array([values[0], rms, np.median(values), values[-1]])
+        unknown = wanted_here < len(values) * np.finfo(float).eps * values[0]
+        np.testing.assert_allclose(got, np.where(unknown, np.nan, wanted_here), rtol=1e-7)
+        np.testing.assert_allclose(value(two.largest), values[0], rtol=1e-3)
+        np.testing.assert_allclose(value(two.rms), rms, rtol=0.15)
+        assert np.isnan(value(two.median)) and two.residual < 0.05
+
+
+@pytest.mark.slow
+def test_the_stack_of_a_deep_plain_network_has_no_range(monkeypatch, x64):
+    """A product of 40 Jacobians far below float32's smallest number, in float32 and float64, exact and iterated."""
+    small, logs = {"layers": 40, "residual": "none", "norm": "none"}, {}
+    for dtype in ("float32", "float64"):
+        net = network(dtype, **small)
+        params = parameters(net, 0.01)
+        for exact in (1024, 0):
+            monkeypatch.setattr(jacobian, "EXACT", exact)
+            found = jax.jit(lambda p, n=net: jacobian.jacobians(n.anatomy(p, WINDOWS[:1, :-1]), KEY))(params)
+            logs[dtype, exact] = float(log10(found.stack.largest))
+    assert logs["float64", 1024] < -100
+    np.testing.assert_allclose(list(logs.values()), logs["float64", 1024], atol=0.02)
+
+
+def test_noise_against_its_definition(x64):
+    """The gradient of an example is itself, so everything is known: |G|^2 and the trace by McCandlish's formulas."""
+    rng = np.random.default_rng(0)
+    batches = rng.normal(size=(3, 8, 5)) + 2.0
+    found = noise(lambda batch, _: {"w": jnp.mean(batch, axis=0)}, jnp.asarray(batches), 4)
+    big = np.mean([np.sum(b.mean(0) ** 2) for b in batches])
+    small = np.mean([np.sum(b[i : i + 2].mean(0) ** 2) for b in batches for i in range(0, 8, 2)])
+    np.testing.assert_allclose(value(found.gradient), (8 * big - 2 * small) / (8 - 2), rtol=1e-12)
+    np.testing.assert_allclose(value(found.trace), (small - big) / (1 / 2 - 1 / 8), rtol=1e-12)
+
+
+def test_noise_finds_the_variance_that_was_put_in(x64):
+    """Examples are (3, 4) plus noise of variances 1 and 9: |G|^2 = 25, S = 10, and a noise scale of 0.4 examples."""
+    rng = np.random.default_rng(0)
+    batches = np.array([3.0, 4.0]) + rng.normal(size=(2000, 16, 2)) * np.array([1.0, 3.0])
+    found = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.asarray(batches), 8)
+    np.testing.assert_allclose([value(found.gradient), value(found.trace)], [25, 10], rtol=0.03)
+    still = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.ones((2, 4, 3)) * 1e-150, 2)
+    assert abs(float(log10(still.gradient)) - (-300 + np.log10(3))) < 1e-9  # of squares, nothing underflows
+
+
+@pytest.mark.parametrize("parts", [1, 3, 16])
+def test_noise_needs_parts_that_fit(parts):
+    with pytest.raises(ValueError, match=f"divides the batch 8, got {parts}"):
+        noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.ones((2, 8, 3)), parts)
+
+
+def test_a_line_through_a_parabola(x64):
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
+    line = along_line(
+        lambda p: jnp.sum(p["a"] ** 2) + p["b"], params, {"a": jnp.ones(2), "b": jnp.array(-1.0)}, jnp.arange(-2.0, 3.0)
+    )
+    np.testing.assert_allclose(line, [(1 + t) ** 2 + (2 + t) ** 2 + 3 - t for t in range(-2, 3)])
+
+
+def test_a_random_direction_is_as_long_as_each_matrix(x64):
+    params = parameters(network())
+    drawn = random_direction(params, KEY)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(drawn):
+        own: Any = params
+        names = [key.key for key in path]
+        for name in names:
+            own = own[name]
+        axes = tuple(range(int(names[0] == "blocks"), leaf.ndim))
+        length, wanted = (np.sqrt(np.sum(np.square(x), axis=axes)) for x in (leaf, own))
+        np.testing.assert_allclose(length, wanted, rtol=1e-12)
+        assert abs(np.sum(np.asarray(leaf) * np.asarray(own))) < 0.9 * np.sum(np.asarray(own) ** 2)

@@ -1,0 +1,237 @@
+"""Every state of the verdict through the command line, one tiny config each; and a spiking run that was cut off."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from train.cli import main
+from train.config.schema import STATES
+from train.gradflow.advice import advice_for
+from train.report.judged import rejudged
+from train.report.read import read_run
+from train.store import checkpoint
+from train.store.checkpoint import Checkpoints
+
+MODEL = "model: {layers: 2, width: 16, heads: 2, init_std: 0.1}"
+
+# A warm-up to a rate of 10: well for a while, and then no more. And one at which nothing moves.
+TRAINED = """
+name: states
+{model}
+data: {{path: {corpus}, context: 8, batch: 4}}
+optimizer: {{warmup: 100, lr: 10.0, schedule: constant}}
+train: {{steps: 110, eval_every: 55, eval_batches: 4, checkpoint_every: 11, steps_per_call: 11, unroll: 1}}
+watch: {{every: 11, counterfactual: false}}
+variants:
+  unstable: {{}}
+  not_learning: {{optimizer.lr: 1e-9, optimizer.min_lr: 0.0, optimizer.warmup: 0}}
+"""
+
+PROBED = {
+    "healthy": "{}",
+    "dead_qk": "{model.residual: none}",
+    "vanishing": "{model.residual: none, model.norm: none}",
+    "exploding": "{model.norm: none, model.init_gain.attn_o: 5.0, model.init_gain.mlp_out: 5.0}",
+}
+
+# Uniform attention over the same keys makes all tokens alike in one block; K's own size keeps Q's gradient alive.
+ALIKE = ["model.layers=1", "model.residual=none", "model.attention=full", "model.init_gain.attn_q=1e-6"]
+OWN = """
+import numpy as np
+from data.custom import OwnSource
+from data.source import Batch, DataSpec
+
+
+class Shift(OwnSource):
+    form = DataSpec("lm", 8, 5, 5)
+
+    def train_batches(self, batch, seed, first_step, steps):
+        draws = [np.random.default_rng([seed, first_step + index]).integers(0, 5, (batch, 8)) for index in range(steps)]
+        ids = np.stack(draws).astype(np.int32)
+        return Batch(ids, (ids + 1) % 5)
+
+    def heldout_batches(self, batch, batches):
+        return self.train_batches(batch, 1, 0, 1), np.ones((1, batch), np.float32)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory) -> tuple[Path, str]:
+    """A folder with the config states.yaml and its finished run in `whole`, all checkpoints kept; what was printed."""
+    folder = tmp_path_factory.mktemp("states")
+    (folder / "states.yaml").write_text(TRAINED.format(model=MODEL, corpus=corpus), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(checkpoint, "KEEP", 99)
+        assert main(["train", str(folder / "states.yaml"), f"runs_dir={folder / 'whole'}"]) == 0
+    return folder, out.getvalue()
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("state", ["unstable", "not_learning"])
+def test_states_of_a_run(run, state):
+    folder, out = run
+    directory = folder / "whole" / "states" / state
+    verdict = summary(directory)["verdict"]
+    assert verdict["state"] == state
+    lines = out.splitlines()
+    at = lines.index(f"{state}: {state}: {verdict['why']}")
+    assert lines[at + 1] == f"  try {verdict['try']}"
+    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    events.Reload()
+    (text,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("verdict"))
+    assert text.startswith(f"**{state}**: {verdict['why']}") and text.endswith(f"Try {verdict['try']}")
+    # Judged from its log alone, it is the same.
+    again = rejudged(read_run(directory))
+    assert again is not None and again.as_json() == verdict | {"try": None}
+
+
+def test_a_spike_is_told_when_it_is_seen(run):
+    """On the console and in TensorBoard, with how the gradient flowed; of the quiet variant nothing is said."""
+    folder, out = run
+    directory = folder / "whole" / "states" / "unstable"
+    told = [line for line in out.splitlines() if "loss spike at step" in line]
+    assert told and len(told) <= 5 and all(line.startswith("warning: unstable: loss spike at step ") for line in told)
+    assert out.index(told[0]) < out.index("states: results")
+    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    events.Reload()
+    texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors("verdict/spike")]
+    assert [f"warning: unstable: {text.splitlines()[0]}" for _, text in texts] == told
+    for step, text in texts:
+        assert text.startswith(f"loss spike at step {step}, ") and "Try optimizer.lr: 3.0 (it is 10.0)" in text
+    steps, heights = read_run(directory).steps["loss/spike"]
+    first = int(steps[(heights > 0).argmax()])
+    assert first - 11 < texts[0][0] <= first and heights[0] == 0.0
+    quiet = read_run(folder / "whole" / "states" / "not_learning").steps["loss/spike"][1]
+    assert quiet.tolist() == [0.0] * 10
+
+
+@pytest.mark.parametrize("windows", [-1, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_cut_off_before_or_in_its_spike_ends_the_same(run, capsys, windows):
+    """What the detector has to remember is in the checkpoint: with nothing else left of it, all that follows agrees."""
+    folder, _ = run
+    whole = folder / "whole" / "states"
+    steps, heights = read_run(whole / "unstable").steps["loss/spike"]
+    step = int(steps[(heights > 0).argmax() + windows])
+    assert (windows > 0) == (heights[list(steps).index(step)] > 0)
+    cut = folder / f"cut{windows}" / "states"
+    shutil.copytree(whole, cut)
+    for variant in ("unstable", "not_learning"):
+        (cut / variant / "summary.json").unlink()
+        for there in Checkpoints(cut / variant).steps():
+            if there > step:
+                shutil.rmtree(cut / variant / "ckpt" / f"{there:08d}")
+    assert main(["train", str(folder / "states.yaml"), f"runs_dir={cut.parent}"]) == 0
+    assert f"resuming at step {step} of 110" in capsys.readouterr().out
+    for variant in ("unstable", "not_learning"):
+        one, other = (read_run(root / variant) for root in (whole, cut))
+        assert one.summary is not None and other.summary is not None
+        for key in ("verdict", "verdict_start", "verdict_end"):
+            assert one.summary[key] == other.summary[key]
+        np.testing.assert_array_equal(one.steps["loss/spike"], other.steps["loss/spike"])
+        metas = [Checkpoints(root / variant).meta(110) for root in (whole, cut)]
+        assert [meta["spikes"] for meta in metas] == [metas[0]["spikes"]] * 2 and metas[0]["watch"] == metas[1]["watch"]
+
+
+@pytest.fixture(scope="module")
+def looked(corpus, tmp_path_factory) -> list[dict]:
+    """What `probe --json` says of each of PROBED at 12 blocks."""
+    folder = tmp_path_factory.mktemp("looked")
+    variants = "\n".join(f"  {name}: {keys}" for name, keys in PROBED.items())
+    text = f"name: p\n{MODEL}\ndata: {{path: {corpus}, context: 8, batch: 4}}\nvariants:\n{variants}\n"
+    (folder / "p.yaml").write_text(text, encoding="utf-8")
+    file = folder / "p.json"
+    assert main(["probe", str(folder / "p.yaml"), "model.layers=12", "--json", str(file)]) == 0
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_states_of_one_backward_pass(looked):
+    assert {result["variant"]: result["verdict"]["state"] for result in looked} == {name: name for name in PROBED}
+    for result in looked:
+        verdict = result["verdict"]
+        assert (verdict["try"] is None) == (verdict["state"] == "healthy")
+        assert verdict["gain_at_100"] == pytest.approx(verdict["per_layer_gain"] ** 100, rel=1e-9)
+        assert verdict["rank_left"] == pytest.approx(np.median(result["act"]["rank"][7:]) / result["act"]["rank"][0])
+
+
+def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_shift.py").write_text(OWN)
+    (tmp_path / "c.yaml").write_text(f"name: c\n{MODEL}\ndata: {{kind: own_shift:Shift, context: 8, batch: 4}}\n")
+    assert main(["probe", "c.yaml", *ALIKE]) == 0
+    out = capsys.readouterr().out
+    assert "main: collapsed: delta arrives" in out and "  try model.residual: pre_ln" in out
+    assert main(["probe", "c.yaml", *ALIKE[:-1]]) == 0
+    assert "main: healthy" in capsys.readouterr().out
+
+
+# What to try
+
+
+def test_all_states_are_covered():
+    """By the tests above, which name them in these places."""
+    assert {"unstable", "not_learning", "collapsed", *PROBED} == set(STATES)
+
+
+@pytest.mark.parametrize(
+    ("state", "keys", "said"),
+    [
+        ("vanishing", {"model.residual": "none"}, "model.residual: pre_ln"),
+        ("vanishing", {"model.skip_scale": 0.0}, "model.skip_scale: 1 (it is 0)"),
+        ("vanishing", {"model.skip_scale": 0.5}, "model.skip_scale: 1 (it is 0.5"),
+        ("vanishing", {"model.norm": "none"}, "model.norm: rms"),
+        ("vanishing", {"model.residual": "post_ln"}, "pre_ln or deepnorm"),
+        ("vanishing", {"model.init": "normal"}, "model.init: xavier, or a larger model.init_std (it is 0.1)"),
+        ("exploding", {"model.skip_scale": 1.5}, "model.skip_scale: 1 (it is 1.5"),
+        ("exploding", {"model.norm": "none"}, "model.norm: rms"),
+        ("exploding", {"model.residual": "gpt2_scaled"}, "model.residual: deepnorm"),
+        ("exploding", {}, "model.residual: gpt2_scaled; or optimizer.lr: 0.0003 (it is 0.001)"),
+        ("dead_qk", {"model.residual": "none"}, "model.residual: pre_ln"),
+        ("dead_qk", {"model.residual": "value_skipinit"}, "optimizer.lr_factors"),
+        ("dead_qk", {}, "model.qk_norm: true"),
+        ("dead_qk", {"model.qk_norm": True}, "model.init_gain.attn_v"),
+        ("collapsed", {"model.residual": "none"}, "model.residual: pre_ln"),
+        ("collapsed", {}, "a longer optimizer.warmup (it is 3)"),
+        ("unstable", {"train.steps": 1000}, "optimizer.lr: 0.0003 (it is 0.001), optimizer.warmup: 100 (it is 3)"),
+        ("unstable", {"optimizer.clip": None}, "optimizer.clip: 1.0, model.qk_norm: true"),
+        ("unstable", {"optimizer.lr": 2e-4}, "optimizer.lr: 7e-5 (it is 0.0002), optimizer.min_lr: 7e-6"),
+        ("not_learning", {"optimizer.freeze": ["blocks/attn"]}, "optimizer.freeze: [] (it holds blocks/attn)"),
+        ("not_learning", {}, "optimizer.lr: 0.01 (it is 0.001)"),
+    ],
+)
+def test_what_to_try_follows_from_the_config(tiny, state, keys, said):
+    assert said in str(advice_for(state, tiny(keys).variants[0].config))
+
+
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        (-8.9, "optimizer.lr: 1.0 (it is 0.001)"),
+        (-6.1, "optimizer.lr: 1.0 (it"),
+        (-4.0, "longer train.steps"),
+        (-1.9, "0.0003"),
+    ],
+)
+def test_a_run_that_does_not_learn_is_told_by_how_much_its_weights_move(tiny, update, said):
+    assert str(advice_for("not_learning", tiny().variants[0].config, update)).find(said) >= 0
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "keys", [{}, {"model.residual": "none"}, {"model.norm": "none"}, {"optimizer.lr": 0.0, "optimizer.min_lr": 0.0}]
+)
+def test_every_state_has_something_to_try_with_keys_that_there_are(tiny, state, keys):
+    config = tiny(keys).variants[0].config
+    text = advice_for(state, config)
+    assert (text is None) == (state == "healthy")
+    for section, name in re.findall(r"\b(model|optimizer|train)\.(\w+)", text or ""):
+        assert name in type(getattr(config, section)).model_fields, text

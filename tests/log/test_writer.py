@@ -1,0 +1,418 @@
+"""What the tracker wrote is read back by TensorBoard's own reader; failures of the disk must not reach training."""
+
+import errno
+import json
+import math
+import os
+import re
+import threading
+import time
+from io import BytesIO
+
+import numpy as np
+import pytest
+import tensorboardX
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+
+from train.errors import UserError
+from train.log import event_file as eventfile
+from train.log import metrics_file as logs
+from train.log import writer as tracker
+from train.log.charts_layout import chart_layout
+from train.log.writer import Tracker
+
+
+def read(directory):
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    return events.Reload()
+
+
+def points(directory, tag):
+    return [(event.step, event.value) for event in read(directory).Scalars(tag)]
+
+
+def rows(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="metrics.jsonl: not a regular file$"):
+        Tracker(tmp_path)
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_scalars_are_one_event_a_step_and_one_line(tmp_path):
+    with Tracker(tmp_path) as run:
+        run.log(0, {"loss/train": 4.5, "gain/layer_000": 0.5, "loss/val": None})
+        run.log(int(np.int64(10)), {"loss/train": float(np.float32(0.1))})
+        assert run.drain()
+    assert points(tmp_path, "loss/train") == [(0, 4.5), (10, pytest.approx(0.1))]
+    assert points(tmp_path, "gain/layer_000") == [(0, 0.5)]
+    assert read(tmp_path).Tags()["scalars"] == ["loss/train", "gain/layer_000"]
+    assert rows(tmp_path) == [
+        {"step": 0, "loss/train": 4.5, "gain/layer_000": 0.5, "loss/val": None},
+        {"step": 10, "loss/train": float(np.float32(0.1))},
+    ]
+
+
+def test_rows_with_the_same_tags_and_with_others_keep_their_own_values(tmp_path):
+    """An event is filled in again when the same tags come back, and there may be more sets of tags than are kept."""
+    logged = {}
+    with Tracker(tmp_path) as run:
+        for step in range(3 * tracker.SHAPES_OF_ROWS):
+            others = {f"tag_{i}": float(step + i) for i in range(1 + step // 2)}
+            logged[step] = {"a": -float(step), "b": None if step % 3 else step / 4} | others
+            run.log(step, logged[step])
+    tags = {tag for row in logged.values() for tag in row}
+    assert set(read(tmp_path).Tags()["scalars"]) == tags
+    for tag in tags:
+        expected = [(step, row[tag]) for step, row in logged.items() if row.get(tag) is not None]
+        assert points(tmp_path, tag) == expected, tag
+    assert rows(tmp_path) == [{"step": step} | row for step, row in logged.items()]
+
+
+def test_values_that_are_not_finite(tmp_path):
+    with Tracker(tmp_path) as run:
+        run.log(3, {"a": math.nan, "b": -math.inf, "c": 1.0, "d": 1e300})
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert rows(tmp_path) == [{"step": 3, "a": None, "b": None, "c": 1.0, "d": 1e300, "nonfinite": ["a", "b"]}]
+    assert math.isnan(points(tmp_path, "a")[0][1])
+    assert points(tmp_path, "b") == [(3, -math.inf)]
+    assert points(tmp_path, "d") == [(3, math.inf)]  # TensorBoard holds float32
+
+
+def test_resume_replaces_what_was_logged_from_first_step_on(tmp_path):
+    with Tracker(tmp_path) as run:
+        for step in range(5):
+            run.log(step, {"loss": float(step)})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step":1,"loss":')
+    with Tracker(tmp_path, first_step=3) as run:
+        run.log(3, {"loss": 30.0})
+    expected = [(0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0)]
+    assert points(tmp_path, "loss") == expected
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == expected
+
+
+def test_a_fresh_start_replaces_everything(tmp_path):
+    for loss in (1.0, 2.0):
+        with Tracker(tmp_path) as run:
+            run.log(0, {"loss": loss})
+    assert points(tmp_path, "loss") == [(0, 2.0)]
+    assert rows(tmp_path) == [{"step": 0, "loss": 2.0}]
+
+
+def test_a_last_line_without_its_newline_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step":1}\n[1]\nnull\n{"step":"x"}\n{"step":2}')
+    Tracker(tmp_path, first_step=9).close()
+    assert rows(tmp_path) == [{"step": 1}]
+
+
+def test_two_writers_at_once_have_two_files(tmp_path):
+    with Tracker(tmp_path) as first, Tracker(tmp_path) as second:
+        first.log(0, {"a": 1.0})
+        second.log(0, {"b": 2.0})
+    files = sorted(tmp_path.glob("events.out.tfevents.*"))
+    assert [points(file, tag) for file, tag in zip(files, "ab", strict=True)] == [[(0, 1.0)], [(0, 2.0)]]
+
+
+def test_drain_puts_everything_on_the_disk(tmp_path):
+    with Tracker(tmp_path) as run:
+        for step in range(300):
+            run.log(step, {"x": float(step)})
+        assert run.drain()
+        assert points(tmp_path, "x") == [(step, float(step)) for step in range(300)]
+        assert len(rows(tmp_path)) == 300
+
+
+def test_config_text_and_image(tmp_path):
+    rgb = np.zeros((4, 6, 3), np.uint8)
+    rgb[1, 2] = (255, 128, 7)
+    with Tracker(tmp_path) as run:
+        run.config("model:\n  width: 8\n```\n", {"model.width": 8})
+        run.image("picture", 7, rgb)
+        with pytest.raises(ValueError, match=r"picture: expected uint8 \[H, W, 3\], got float64 \[4, 6, 3\]"):
+            run.image("picture", 8, rgb.astype(float))
+    events = read(tmp_path)
+    (text,) = events.Tensors("config")
+    assert text.tensor_proto.string_val[0] == b"    model:\n      width: 8\n    ```\n"
+    (image,) = events.Images("picture")
+    assert (image.step, image.width, image.height) == (7, 6, 4)
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(image.encoded_image_string))), rgb)
+
+
+def test_hparams_are_in_the_runs_own_file(tmp_path):
+    flat = {"model.width": 8, "optimizer.clip": None, "optimizer.betas": (0.9, 0.99), "data.kind": "text", "x": True}
+    run = Tracker(tmp_path)
+    run.config("", flat)
+    run.log(5, {"loss/val": 2.0, "loss/train": 3.0})
+    run.finish({"loss/val": 2.0, "loss/train": 2.5, "final": 1.0})
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    events = read(tmp_path)
+
+    def content(tag):
+        return events.SummaryMetadata(tag).plugin_data.content
+
+    start = hparams_metadata.parse_session_start_info_plugin_data(content("_hparams_/session_start_info"))
+    kinds = {key: value.WhichOneof("kind") for key, value in start.hparams.items()}
+    assert kinds == {
+        "model.width": "number_value",
+        "optimizer.clip": "string_value",
+        "optimizer.betas": "string_value",
+        "data.kind": "string_value",
+        "x": "bool_value",
+    }
+    assert start.hparams["model.width"].number_value == 8.0
+    assert start.hparams["optimizer.clip"].string_value == "null"
+    assert start.hparams["optimizer.betas"].string_value == "[0.9, 0.99]"
+    experiment = hparams_metadata.parse_experiment_plugin_data(content("_hparams_/experiment"))
+    assert {info.name for info in experiment.hparam_infos} == set(flat)
+    assert [info.name.tag for info in experiment.metric_infos] == ["loss/val", "loss/train", "final"]
+    end = hparams_metadata.parse_session_end_info_plugin_data(content("_hparams_/session_end_info"))
+    assert end.status == 1  # STATUS_SUCCESS
+    assert points(tmp_path, "loss/val") == [(5, 2.0)]  # not logged twice
+    assert points(tmp_path, "loss/train") == [(5, 3.0), (5, 2.5)]
+    assert points(tmp_path, "final") == [(5, 1.0)]
+
+
+def charts_of(tags, layout):
+    return {
+        title: [tag for tag in tags if any(re.match(pattern, tag) for pattern in chart[1])]
+        for charts in layout.values()
+        for title, chart in charts.items()
+    }
+
+
+def test_each_tag_is_on_one_chart():
+    layers = [f"layer_{layer:03d}" for layer in range(3)]
+    tags = [
+        f"{metric}/{layer}"
+        for metric in (
+            "delta/norm_log10",
+            "delta_without/norm_log10",
+            "delta/rms_weighted_log10",
+            "gain",
+            "update/ratio_log10",
+            "grad/norm_log10",
+            "grad_without/norm_log10",
+            "act/rms",
+            "act/rank",
+        )
+        for layer in layers
+    ]
+    matrices = [
+        f"{metric}/{layer}/{matrix}"
+        for metric in ("grad/norm_log10", "update/ratio_log10", "weight/norm")
+        for matrix in ("attn_q", "attn_q_2")
+        for layer in layers
+    ]
+    strangers = [
+        *("grad/norm/layer_000", "delta/norm_log10/layer_000/attn_q"),
+        *("grad/norm_log10/embed", "my/gain/layer_000"),
+    ]
+    charts = charts_of(tags + matrices + strangers, chart_layout(("attn_q", "attn_q_2")))
+    assert len(charts) == 15
+    groups = list(charts.values())
+    assert all(len(group) == 3 for group in groups)
+    assert sorted(sum(groups, [])) == sorted(tags + matrices)
+    assert charts["attn_q: log10 |grad|, by block"] == [f"grad/norm_log10/{layer}/attn_q" for layer in layers]
+    fewer = charts_of(tags + matrices, chart_layout(("attn_q", "attn_q_2"), without=False))
+    assert charts.keys() - fewer.keys() == {title for title in charts if "without" in title} and len(fewer) == 13
+    assert charts["log10 |delta_l|"] == [f"delta/norm_log10/{layer}" for layer in layers]
+
+
+def test_layout_reaches_tensorboard(tmp_path):
+    with Tracker(tmp_path) as run:
+        run.layout(chart_layout(["attn_q"]))
+    (event,) = read(tmp_path).Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])  # pyright: ignore[reportAttributeAccessIssue]
+    assert layout.category[0].chart[2].title == "gain |delta_l| / |delta_(l+1)|, by block"
+    assert list(layout.category[0].chart[2].multiline.tag) == [r"^gain/layer_\d+$"]
+
+
+def seconds_of_logs(run, count=10_000):
+    start = time.monotonic()
+    for step in range(count):
+        run.log(step, {"loss": 1.0})
+    return time.monotonic() - start
+
+
+def test_a_full_disk_warns_once_and_training_goes_on(tmp_path, monkeypatch):
+    warnings = []
+    run = Tracker(tmp_path, warn=warnings.append)
+    monkeypatch.setattr(tensorboardX.RecordWriter, "write", full_disk)
+    assert seconds_of_logs(run) < 10
+    assert not run.drain()
+    start = time.monotonic()
+    run.finish({"loss": 1.0})
+    assert time.monotonic() - start < 5
+    (warning,) = warnings
+    assert warning.startswith(f"{tmp_path}: some metrics are not recorded (TensorBoard events: OSError: [Errno 28]")
+    assert "\n" not in warning
+    assert len(rows(tmp_path)) == 10_000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_warns_once_and_training_goes_on(tmp_path, monkeypatch):
+    def die(*_):
+        raise SystemExit
+
+    warnings = []
+    run = Tracker(tmp_path, warn=warnings.append)
+    monkeypatch.setattr(tensorboardX.RecordWriter, "write", die)
+    run.log(0, {"loss": 1.0})
+    run._events.join(5)
+    assert not run._events.is_alive()
+    assert seconds_of_logs(run) < 10
+    assert not run.drain()
+    run.close()
+    assert warnings == [
+        f"{tmp_path}: some metrics are not recorded (TensorBoard events: the writer thread died); training goes on"
+    ]
+
+
+def test_a_disk_that_does_not_answer_stalls_training_once_and_briefly(tmp_path, monkeypatch):
+    answers = threading.Event()
+    monkeypatch.setattr(tracker, "PUT_S", 0.3)
+    monkeypatch.setattr(tracker, "DRAIN_S", 0.3)
+    warnings = []
+    run = Tracker(tmp_path, warn=warnings.append)
+    write = tensorboardX.RecordWriter.write
+    monkeypatch.setattr(tensorboardX.RecordWriter, "write", lambda self, data: (answers.wait(), write(self, data)))
+    assert seconds_of_logs(run) < 10
+    assert not run.drain()
+    assert warnings == [
+        f"{tmp_path}: some metrics are not recorded (TensorBoard events: the disk does not keep up); training goes on"
+    ]
+    answers.set()
+    deadline = time.monotonic() + 10
+    while not run._events.queue.empty() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.log(10_000, {"loss": 2.0})
+    monkeypatch.setattr(tracker, "DRAIN_S", 10)
+    run.close()
+    logged = points(tmp_path, "loss")
+    assert logged[-1] == (10_000, 2.0)
+    assert len(logged) > eventfile.QUEUE / 2
+
+
+def test_events_go_on_in_a_new_file_when_the_disk_has_room_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(eventfile, "RETRY_S", 0.0)
+    warnings = []
+    run = Tracker(tmp_path, warn=warnings.append)
+    run.log(0, {"x": 0.0})
+    assert run.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboardX.RecordWriter, "write", full_disk)
+        run.log(1, {"x": 1.0})
+        assert not run.drain()
+    run.log(2, {"x": 2.0})
+    run.close()
+    assert points(tmp_path, "x") == [(0, 0.0), (2, 2.0)]
+    assert len(warnings) == 1
+
+
+def test_a_row_cut_by_a_full_disk_is_written_whole_when_there_is_room(tmp_path, monkeypatch):
+    warnings = []
+    run = Tracker(tmp_path, warn=warnings.append)
+    file = run._rows._file
+
+    class Filling:
+        room = 20
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        def write(self, data):
+            if not self.room:
+                full_disk()
+            taken, self.room = data[: self.room], max(0, self.room - len(data))
+            return file.write(taken)
+
+    filling = Filling()
+    monkeypatch.setattr(run._rows, "_file", filling)
+    for step in range(3):
+        run.log(step, {"x": 1.0})  # 19 bytes a line: the second is cut after 1
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step":0,"x":1.0}\n'
+    filling.room = 1000
+    run.log(3, {"x": 1.0})
+    run.close()
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3]
+    assert len(warnings) == 1
+
+
+def test_rows_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logs, "MAX_UNWRITTEN", 40)
+    run = Tracker(tmp_path, warn=warnings.append)
+    file = run._rows._file
+
+    class Full:
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        write = full_disk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._rows, "_file", Full())
+        for step in range(4):
+            run.log(step, {"x": 1.0})  # 19 bytes a line: two of them fit
+        assert not run.drain()
+    run.log(4, {"x": 1.0})
+    assert not run.drain()  # it goes on saying that something was lost
+    run.close()
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 4]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"step":3,"loss":0.',
+        '{"step":3,"é":1}'.encode()[:12],  # in the middle of a character
+        b"\0" * 4096,  # a length that a power cut kept, without the bytes
+        b'{"step":3,"loss":0.5}',  # whole, but for its newline
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"step":7,"loss":1.0}\n{"step":8,"loss":1.0}\n',  # what the checkpoint does not know of
+        b'{"step":7,"loss":1.0}\n\0\0\0{"step":1,"loss":0.5}\n',
+    ],
+)
+def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):
+    log = tmp_path / "metrics.jsonl"
+    whole = b'{"step":1,"loss":2.0}\n{"step":2,"loss":1.0}\n'
+    log.write_bytes(whole + torn)
+    with Tracker(tmp_path, first_step=7) as run:
+        assert log.read_bytes() == whole
+        run.log(7, {"loss": 0.25})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 7]
+
+
+def test_a_log_is_cut_without_room_for_a_copy(tmp_path, monkeypatch):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step":1}\n{"step":2}\n{"st')
+    monkeypatch.setattr(logs.os, "replace", full_disk)
+    Tracker(tmp_path, first_step=2).close()
+    assert rows(tmp_path) == [{"step": 1}]
+    log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as nobody writes it
+    with pytest.raises(OSError):
+        Tracker(tmp_path, first_step=4)
+    assert len(rows(tmp_path)) == 3
+
+
+def test_after_close_nothing_is_written_and_nothing_raises(tmp_path):
+    run = Tracker(tmp_path)
+    run.log(0, {"x": 1.0})
+    run.close()
+    run.close()
+    run.log(1, {"x": 1.0})
+    assert run.drain()
+    assert rows(tmp_path) == [{"step": 0, "x": 1.0}]
+    assert not run._events.is_alive()

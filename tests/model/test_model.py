@@ -1,0 +1,635 @@
+"""The transformer against a second one in plain numpy, and the laws its parts obey."""
+
+import re
+from functools import partial
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import networks
+from model import attention as attention_module
+from model import layers, transformer
+from model.attention import Attention
+from model.config import InitGain, ModelConfig, Rule, problems
+from model.init import Init
+from model.layers import dropout, fusion_barrier, normalize
+from model.mlp import ACTIVATIONS
+from model.network import Network
+from model.positions import rotate
+from model.residual import RULES, numbers_of
+from model.sampling import draw, filtered, next_token_logits
+from networks import B, D, L, T, V, parameters
+from reference import FORMULAS, GATES, Reference, norm_formula, softmax
+
+TOKENS: Any = np.random.default_rng(0).integers(0, V, size=(B, T)).astype(np.int32)
+SIGMAS = 5  # a statistical test fails by chance once in two million
+
+
+def network(dtype="float32", unroll=1, **model: Any) -> Network:
+    return networks.network(dtype, unroll, **model)
+
+
+@partial(jax.jit, static_argnums=0)
+def apply(network: Network, params, tokens, skip_scale=1.0, key=None):
+    return network.apply(params, tokens, numbers={"skip_scale": skip_scale}, key=key)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def seen(network: Network, params, tokens):
+    return network.apply(params, tokens, slots=jnp.zeros((network.config.layers + 1, 2), params["embed"].dtype))[1]
+
+
+CONFIGS = {
+    "pre_ln": {},
+    "pre_ln, layer norm, gelu with biases": {"norm": "layer", "bias": True, "norm_eps": 1e-2},
+    "pre_ln, no norm, relu, full attention": {"norm": "none", "activation": "relu", "attention": "full"},
+    "post_ln": {"residual": "post_ln"},
+    "post_ln, layer norm without gain, silu": {
+        "residual": "post_ln",
+        "norm": "layer",
+        "norm_gain": False,
+        "activation": "silu",
+    },
+    "post_ln, no norm": {"residual": "post_ln", "norm": "none", "positions": "none"},
+    "no skip": {"residual": "none"},
+    "no skip, no norm, untied, swiglu": {
+        "residual": "none",
+        "norm": "none",
+        "tied_head": False,
+        "activation": "swiglu",
+        "mlp_ratio": 2.5,
+    },
+    "alibi, soft caps, attention scale, geglu": {
+        "positions": "alibi",
+        "heads": 4,
+        "kv_heads": 2,
+        "attention_cap": 2.0,
+        "logit_cap": 3.0,
+        "attention_scale": 0.7,
+        "activation": "geglu",
+    },
+    "a narrower base, grouped heads, cap": {
+        "heads": 4,
+        "kv_heads": 2,
+        "base_width": 6,
+        "base_heads": 2,
+        "logit_cap": 3.0,
+    },
+    "sliding window, sinusoidal, relu2": {"window": 3, "positions": "sinusoidal", "activation": "relu2"},
+    "full sliding window, linear": {"window": 2, "attention": "full", "activation": "linear"},
+    "rope, qk_norm, grouped heads, swiglu with biases": {
+        "positions": "rope",
+        "qk_norm": True,
+        "heads": 4,
+        "kv_heads": 2,
+        "activation": "swiglu",
+        "bias": True,
+        "norm_eps": 1e-3,
+    },
+}
+
+
+@pytest.mark.parametrize("model", CONFIGS.values(), ids=CONFIGS.keys())
+def test_logits_equal_those_of_the_second_transformer(x64, model):
+    net = network("float64", **model)
+    params = parameters(net)
+    reference = Reference(net.config, params)
+    for s in (numbers_of(net.config)["skip_scale"], *(() if net.config.residual.rule == "none" else (0.5, 0.0))):
+        wanted = reference.logits(TOKENS, s)
+        found = apply(net, params, TOKENS, s)
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max(), err_msg=f"s = {s}")
+
+
+@pytest.mark.parametrize("residual", ["pre_ln", "post_ln"])
+def test_blocks_a_scan_iteration_change_nothing(x64, residual):
+    params = parameters(network("float64", residual=residual))
+    one, all_ = (apply(network("float64", unroll, residual=residual), params, TOKENS) for unroll in (1, L))
+    np.testing.assert_allclose(one, all_, rtol=0, atol=1e-13)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about what XLA:CPU fuses")
+def test_an_unrolled_block_does_not_add_up_anew_what_is_above_it():
+    """Else one kernel adds twice as much where there are twice as many blocks."""
+
+    def most_adds(layers: int) -> int:
+        kernels = re.findall(r"^%?fused[^\n]*\{\n(.*?)^\}", compiled_gradient(layers), re.DOTALL | re.MULTILINE)
+        return max(len(re.findall(r"= f32\[64,64\]\S* add\(", kernel)) for kernel in kernels)
+
+    assert most_adds(3) == most_adds(6) > 0
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about what XLA:CPU rearranges")
+def test_the_gradient_of_a_narrowing_kernel_has_the_narrow_one_on_the_left():
+    """Of the MLP's matrices: [64, 256] and [256, 64] both come as [64, 256] out of their product."""
+    products = re.findall(r"= f32\[(64,256|256,64)\]\S* dot\(", compiled_gradient(2))
+    # 64 tokens: the hidden units and their cotangent, and the gradients of two matrices, in each of two blocks.
+    assert products == ["64,256"] * 8
+
+
+def compiled_gradient(layers: int) -> str:
+    """The optimized HLO of a training gradient on 64 tokens, width 64, all blocks unrolled."""
+    tokens = np.zeros((4, 16), np.int32)
+    net = Network(ModelConfig(layers=layers, width=64, heads=2, norm="layer"), V, 16, "float32", layers)
+    grad = jax.jit(jax.grad(lambda params, s: jnp.sum(apply(net, params, tokens, s) ** 2)))
+    return str(grad.lower(parameters(net), jnp.float32(1)).compile().as_text())
+
+
+def test_what_is_settled_is_itself_and_so_are_its_derivatives():
+    x, v = jnp.asarray([[0.1, -3e-38, 1e38], [np.inf, 0.0, 7.0]], jnp.float32)
+
+    def cube(x, keep):
+        return jnp.sum(keep(x * x) * x)
+
+    def derivatives(keep):
+        slope = jax.grad(partial(cube, keep=keep))
+        return keep(x), slope(x), jax.jvp(slope, (x,), (v,))[1], jax.vmap(slope)(x[None])[0]
+
+    kept = derivatives(lambda x: fusion_barrier(x, jnp.float32(1)))
+    jax.tree.map(np.testing.assert_array_equal, kept, derivatives(lambda x: x))
+
+
+# --- attention ---
+
+
+def attention(config, x, **params):
+    """One attention module with the given [rows, columns] kernels on x [T, D], float64."""
+    module = Attention(config, Init(jax.random.key(0), "normal", numbers_of(config), jnp.dtype("float64")), 0)
+    for name, kernel in params.items():
+        getattr(module, name).kernel[...] = jnp.asarray(kernel, jnp.float64)
+    return module(jnp.asarray(x, jnp.float64), (1, len(x)), {}, None)[0]
+
+
+def test_attention_by_hand(x64):
+    """Two tokens, one head of width 1: q = (1, 2), k = (3, 6), v = (5, 10), and the output's sign is turned."""
+    config = ModelConfig(layers=1, width=1, heads=1)
+    kernels = {"q": [[1.0]], "k": [[3.0]], "v": [[5.0]], "o": [[-1.0]]}
+    # The first token sees itself alone; the second one's scores are 2*3 and 2*6.
+    second = (5 + 10 * np.exp(6)) / (1 + np.exp(6))
+    np.testing.assert_allclose(attention(config, [[1.0], [2.0]], **kernels), [[-5], [-second]], rtol=1e-14)
+    full = config.model_copy(update={"attention": "full"})
+    first = (5 + 10 * np.exp(3)) / (1 + np.exp(3))  # scores 1*3 and 1*6
+    np.testing.assert_allclose(attention(full, [[1.0], [2.0]], **kernels), [[-first], [-second]], rtol=1e-14)
+
+
+def test_scores_are_divided_by_the_root_of_the_head_width(x64):
+    config = ModelConfig(layers=1, width=4, heads=1, attention="full")
+    x, eye = np.asarray([[1.0, 1, 1, 1], [-1, -1, -1, 1]]), np.eye(4)
+    weights = softmax(x @ x.T / 2)  # sqrt(4)
+    np.testing.assert_allclose(attention(config, x, q=eye, k=eye, v=eye, o=eye), weights @ x, rtol=1e-14)
+
+
+def test_the_softmax_s_derivative_is_its_jacobian_forwards_and_backwards(x64):
+    x = jnp.asarray([[1.0, -2.0, 0.5], [30.0, 0.0, -1e3]])
+    y = np.asarray(layers.softmax(x))
+    np.testing.assert_allclose(y, softmax(np.asarray(x)), rtol=1e-14)
+    wanted = np.zeros((2, 3, 2, 3))
+    for row in (0, 1):
+        wanted[row, :, row] = np.diag(y[row]) - np.outer(y[row], y[row])
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(jacobian(layers.softmax)(x), wanted, rtol=0, atol=1e-15)
+
+
+def test_saturated_scores_have_no_gradient_not_even_a_rounded_one():
+    """What rounding left of it would grow by these large scores in each of the blocks below."""
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(size=(6, D)), jnp.float32) for _ in range(2))
+    config = ModelConfig(layers=1, width=D, heads=1)
+
+    def out(kernels):
+        module = Attention(config, Init(jax.random.key(0), "normal", numbers_of(config), jnp.dtype("float32")), 0)
+        for name, kernel in kernels.items():
+            getattr(module, name).kernel[...] = kernel
+        return jnp.sum(cotangent * module(x, (1, 6), {}, None)[0])
+
+    def gradient(size: float):
+        kernels = {name: size * jnp.eye(D, dtype=jnp.float32) for name in ("q", "k")}
+        return jax.tree.map(lambda g: float(jnp.abs(g).max()), jax.grad(out)(kernels | {"v": jnp.eye(D) * 3}))
+
+    assert all(found > 1e-6 for found in gradient(1.0).values())
+    saturated = gradient(1e3)
+    assert saturated["v"] > 1e-6 and saturated["q"] == saturated["k"] == 0
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_causal_attention_sees_no_future_token(positions):
+    net = network(positions=positions)
+    params = parameters(net)
+    later = TOKENS.copy()
+    later[:, 3] = (later[:, 3] + 1) % V
+    a, b = (np.asarray(apply(net, params, tokens)).reshape(B, T, V) for tokens in (TOKENS, later))
+    np.testing.assert_array_equal(a[:, :3], b[:, :3])
+    assert (np.abs(a[:, 3:] - b[:, 3:]).max(axis=-1) > 1e-4).all()
+
+
+def test_full_attention_sees_the_future_and_sequences_never_see_each_other():
+    net = network(attention="full")
+    params = parameters(net)
+    later = TOKENS.copy()
+    later[0, 4] = (later[0, 4] + 1) % V
+    a, b = (np.asarray(apply(net, params, tokens)).reshape(B, T, V) for tokens in (TOKENS, later))
+    assert (np.abs(a[0] - b[0]).max(axis=-1) > 1e-5).all()
+    np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_rope_scores_depend_on_the_distance_only(x64):
+    rng = np.random.default_rng(1)
+    q, k = (jnp.asarray(np.broadcast_to(rng.normal(size=6), (1, 8, 1, 6))) for _ in range(2))
+    scores = np.einsum("tk,sk->ts", np.asarray(rotate(q))[0, :, 0], np.asarray(rotate(k))[0, :, 0])
+    for distance in range(-7, 8):
+        diagonal = np.diagonal(scores, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=0, atol=1e-13)
+    assert np.abs(scores[0] - scores[0, 0])[1:].min() > 1e-3  # and do depend on it
+
+
+def test_rope_turns_and_never_stretches(x64):
+    x = np.random.default_rng(2).normal(size=(2, 5, 3, 4))
+    y = np.asarray(rotate(jnp.asarray(x)))
+    np.testing.assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-14)
+    np.testing.assert_array_equal(y[:, 0], x[:, 0])  # position 0 stays
+    # Position 1 by hand: the pair (0, 2) by one radian, (1, 3) by 1/100.
+    by_hand = [np.cos(a) * x[..., i] - np.sin(a) * x[..., i + 2] for i, a in ((0, 1.0), (1, 0.01))]
+    np.testing.assert_allclose(y[:, 1, :, 0], by_hand[0][:, 1], rtol=1e-12)
+    np.testing.assert_allclose(y[:, 1, :, 1], by_hand[1][:, 1], rtol=1e-12)
+
+
+def test_grouped_heads_are_full_heads_with_keys_and_values_repeated(x64):
+    grouped, full = network("float64", heads=4, kv_heads=2), network("float64", heads=4)
+    params = parameters(grouped)
+    attn = dict(params["blocks"]["attn"])
+    assert attn["k"]["kernel"].shape == (L, D, 2 * 2)
+    for name in ("k", "v"):
+        kernel = attn[name]["kernel"].reshape(L, D, 2, 2)  # [L, D, G, K]
+        attn[name] = {"kernel": jnp.repeat(kernel, 2, axis=2).reshape(L, D, D)}
+    repeated = params | {"blocks": params["blocks"] | {"attn": attn}}
+    np.testing.assert_allclose(apply(grouped, params, TOKENS), apply(full, repeated, TOKENS), rtol=0, atol=1e-13)
+
+
+def test_qk_norm_makes_scores_blind_to_the_size_of_q_and_k(x64):
+    for qk_norm in (True, False):
+        net = network("float64", qk_norm=qk_norm, norm_eps=0.0)
+        params = parameters(net)
+        attn = params["blocks"]["attn"]
+        larger = attn | {name: {"kernel": 7 * attn[name]["kernel"]} for name in ("q", "k")}
+        a, b = (apply(net, params | {"blocks": params["blocks"] | {"attn": x}}, TOKENS) for x in (attn, larger))
+        assert (np.abs(np.asarray(a - b)).max() < 1e-12) == qk_norm
+
+
+# --- parts ---
+
+
+def test_activations(x64):
+    x = np.linspace(-6, 6, 41)
+    for name, formula in (FORMULAS | GATES).items():
+        np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), formula(x), rtol=1e-12, atol=1e-15, err_msg=name)
+    assert set(ACTIVATIONS) == set(get_args(ModelConfig.model_fields["activation"].annotation))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norms(x64, kind, eps):
+    x = np.random.default_rng(3).normal(size=(4, 6)) * np.asarray([[1], [1e-3], [1e3], [5]]) + 2
+    found = np.asarray(normalize(jnp.asarray(x), kind, eps))
+    np.testing.assert_allclose(found, norm_formula(x, kind, eps), rtol=1e-10)
+    if eps == 0:
+        np.testing.assert_allclose((found**2).mean(axis=-1), 1, rtol=1e-12)
+        np.testing.assert_allclose(normalize(jnp.asarray(9 * x), kind, eps), found, rtol=1e-10)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    n, rate = 100_000, 0.3
+    y = np.asarray(dropout(jnp.full((n,), 2.0), jnp.float32(rate), jax.random.key(0)))
+    kept = np.float32(2) / np.float32(0.7)
+    assert set(np.unique(y)) == {0.0, kept}
+    # An entry over 2 is 1/(1-p) with probability 1-p: mean 1, variance p/(1-p). The zeros are binomial.
+    assert abs(y.mean() / 2 - 1) < SIGMAS * np.sqrt(rate / (1 - rate) / n)
+    assert abs((y == 0).mean() - rate) < SIGMAS * np.sqrt(rate * (1 - rate) / n)
+
+
+def test_dropout_is_off_without_a_key_or_a_rate():
+    x = jnp.arange(5.0)
+    np.testing.assert_array_equal(dropout(x, jnp.float32(0.9), None), x)
+    np.testing.assert_array_equal(dropout(x, None, jax.random.key(0)), x)
+    with_rate, without = network(dropout=0.5), network()
+    params, key = parameters(without), jax.random.key(1)
+    plain = apply(without, params, TOKENS)
+    np.testing.assert_array_equal(apply(with_rate, params, TOKENS), plain)
+    np.testing.assert_array_equal(apply(without, params, TOKENS, 1.0, key), plain)
+
+
+def test_each_place_has_its_own_rate():
+    """A rate of its own of 0 keeps a place whole; where only one place drops, its rate alone counts."""
+    places = ("embed", "attention", "residual")
+    assert [ModelConfig(dropout=0.1, dropout_attention=0.0).dropout_at(place) for place in places] == [
+        "dropout",
+        None,
+        "dropout",
+    ]
+    params, key = parameters(network()), jax.random.key(1)
+    plain = np.asarray(apply(network(), params, TOKENS))
+    whole = network(dropout=0.5, dropout_embed=0.0, dropout_attention=0.0, dropout_residual=0.0)
+    np.testing.assert_array_equal(apply(whole, params, TOKENS, 1.0, key), plain)
+    dropped = [np.asarray(apply(network(**{f"dropout_{place}": 0.5}), params, TOKENS, 1.0, key)) for place in places]
+    for found in dropped:
+        assert np.abs(found - plain).max() > 1e-2
+    assert np.abs(dropped[0] - dropped[1]).max() > 1e-2 and np.abs(dropped[1] - dropped[2]).max() > 1e-2
+
+
+def test_dropout_draws_anew_for_every_key_layer_and_place():
+    net = network(dropout=0.5)
+    params = parameters(net)
+    one, again, other = (np.asarray(apply(net, params, TOKENS, 1.0, jax.random.key(seed))) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (np.abs(one - other).max(axis=-1) > 1e-3).all()
+    # Every draw of a forward pass has a key of its own: three a block, and the embedding's.
+    keys, unrolled = [], network(dropout=0.5, unroll=L)
+
+    def spy(x, rate, key):
+        jax.debug.callback(lambda data: keys.append(tuple(np.asarray(data).tolist())), jax.random.key_data(key))
+        return dropout(x, rate, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "dropout", spy)
+        patch.setattr(attention_module, "dropout", spy)
+        jax.block_until_ready(unrolled.apply(params, TOKENS, key=jax.random.key(1)))
+        jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 3 * L + 1
+
+
+# --- initial values ---
+
+
+@partial(jax.jit, static_argnums=0)
+def init(network: Network, seed, init_std=0.02):
+    return network.init(seed, {"init_std": init_std})
+
+
+def assert_same(a, b):
+    for (path, x), (other, y) in zip(*(jax.tree_util.tree_leaves_with_path(tree) for tree in (a, b)), strict=True):
+        assert path == other
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_parameter_starts_from_the_same_value_under_every_rule_and_option():
+    first = init(network(), 3)
+    others: list[dict[str, Any]] = [
+        {"residual": "none", "norm": "none"},
+        {"residual": "post_ln", "tied_head": False, "bias": True, "positions": "rope"},
+    ]
+    for other in others:
+        params = init(network(**other), 3)
+        one, other_one = (
+            {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (first, params)
+        )
+        shared = one.keys() & other_one.keys()
+        assert len(shared) >= 7  # the table and six matrices
+        for name in shared:
+            np.testing.assert_array_equal(one[name], other_one[name], err_msg=name)
+
+
+def test_a_deeper_model_starts_with_the_same_first_layers():
+    shallow, deep = init(network(layers=3), 3), init(network(layers=6), 3)
+    assert_same(shallow["blocks"], jax.tree.map(lambda leaf: leaf[:3], deep["blocks"]))
+    assert_same(shallow["embed"], deep["embed"])
+
+
+def test_dtypes_start_from_the_same_weights():
+    narrow, half = init(network("float32"), 3), init(network("bfloat16"), 3)
+    assert_same(half, narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+
+
+def test_float64_starts_from_the_float32_weights(x64):
+    narrow, wide = init(network("float32"), 3), init(network("float64"), 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype("float64")}
+    assert_same(wide, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), narrow))
+
+
+def test_different_matrices_layers_and_seeds_differ():
+    params = init(network(layers=3), 3)
+    matrices = [leaf[layer] for layer in range(3) for leaf in jax.tree.leaves(params["blocks"]) if leaf.ndim == 3]
+    matrices += [params["embed"], params["positions"]]
+    assert len(matrices) == 3 * 6 + 2
+    for i, a in enumerate(matrices):
+        for b in matrices[i + 1 :]:
+            assert a.shape != b.shape or abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < SIGMAS / np.sqrt(a.size)
+    other = init(network(layers=3), 4)
+    assert not np.any(np.asarray(other["embed"]) == np.asarray(params["embed"]))
+
+
+def matrices(kind, rows, columns, std=0.02):
+    drawn = Init(jax.random.key(0), kind, {"init_std": std}, jnp.dtype("float32"))
+    return np.asarray(jax.jit(lambda: jnp.stack([drawn.matrix("w", layer, rows, columns) for layer in range(2)]))())
+
+
+def test_standard_deviations():
+    # The standard error of a standard deviation from n draws is std / sqrt(2n): 0.3 % here.
+    for kind, rows, columns, std in (("xavier", 192, 320, np.sqrt(2 / 512)), ("normal", 320, 192, 0.02)):
+        w = matrices(kind, rows, columns)
+        assert w.shape == (2, rows, columns)
+        assert w.std() == pytest.approx(std, rel=0.03)
+        assert abs(w.mean()) < SIGMAS * std / np.sqrt(w.size)
+    np.testing.assert_allclose(matrices("normal", 8, 8, std=0.5), 25 * matrices("normal", 8, 8), rtol=1e-6)
+
+
+def test_orthogonal_matrices_are_not_factorized_as_a_batch():
+    """A batch waits for the thread pool inside of it; two at once hang a machine of two cores (model/init.py)."""
+    net = network(init="orthogonal")
+    text = jax.jit(lambda seed: net.init(seed)).lower(np.uint32(0)).as_text()
+    calls = [line for line in text.splitlines() if "geqrf" in line and "custom_call" in line]
+    assert calls and not [line for line in calls if re.search(r"tensor<\d+x\d+x\d+xf32>", line)]
+
+
+def test_orthogonal_matrices():
+    for rows, columns in ((24, 24), (24, 8), (8, 24)):
+        for w in matrices("orthogonal", rows, columns).astype(np.float64):
+            short = w.T @ w if rows >= columns else w @ w.T
+            np.testing.assert_allclose(short, np.eye(min(rows, columns)), rtol=0, atol=1e-6)
+
+
+def test_tables_gains_and_biases_start_as_stated():
+    params = init(network(bias=True, norm="layer", tied_head=False, init="orthogonal"), 0, 0.5)
+    for table in ("embed", "head", "positions"):
+        values = np.asarray(params[table])
+        assert values.std() == pytest.approx(0.5, rel=SIGMAS / np.sqrt(2 * values.size))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key in ("gain", "bias"):
+            np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "gain" else 0.0)
+
+
+def test_init_gains_scale_one_kind_of_matrix_each():
+    tags = {f"init_gain.{tag}": gain for gain, tag in enumerate(InitGain.model_fields, 2)}
+    net = network(activation="swiglu")
+    usual = jax.jit(lambda: net.init(0))()["blocks"]
+    scaled = jax.jit(lambda: net.init(0, {key: float(gain) for key, gain in tags.items()}))()["blocks"]
+    found = {
+        f"init_gain.{tag}": scaled[part][name]["kernel"] / usual[part][name]["kernel"] for tag, part, name in KINDS
+    }
+    assert set(found) == set(tags)
+    for key, ratio in found.items():
+        np.testing.assert_allclose(ratio, tags[key], rtol=1e-6)
+
+
+KINDS = [(f"attn_{name}", "attn", name) for name in "qkvo"]
+KINDS += [("mlp_in", "mlp", "in_"), ("mlp_gate", "mlp", "gate"), ("mlp_out", "mlp", "out")]
+
+
+# --- precision ---
+
+
+def test_bfloat16_computes_close_to_float32_and_hands_out_float32():
+    """A bfloat16 has 8 bits, so a rounding is up to 2^-9 = 0.2 % of a value; 3 % of the logits' rms are 15 of them."""
+    exact, rounded = network(), network("bfloat16")
+    params = parameters(exact)
+    a, b = apply(exact, params, TOKENS), apply(rounded, params, TOKENS)
+    assert a.dtype == b.dtype == jnp.float32
+    error = np.abs(np.asarray(a - b)).max() / np.sqrt(np.mean(np.square(a)))
+    assert 1e-4 < error < 0.03
+
+
+def test_the_gradients_of_bfloat16_compute_are_float32():
+    net = network("bfloat16")
+    params = parameters(net)
+    grads = jax.eval_shape(jax.grad(lambda p: jnp.sum(net.apply(p, TOKENS)[0])), params)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grads) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), net.shapes()
+    )
+
+
+# --- what the taps see of the stream ---
+
+
+@pytest.mark.parametrize("model", [{}, {"residual": "post_ln"}], ids=["pre_ln", "post_ln"])
+def test_rms_and_rank_of_the_stream(x64, model):
+    net = network("float64", **model)
+    params = parameters(net)
+    found = seen(net, params, TOKENS)
+    streams = np.stack([Reference(net.config, params).streams(sequence, 1.0) for sequence in TOKENS])  # [B, L+1, T, D]
+    np.testing.assert_allclose(found.rms, np.sqrt((streams**2).mean(axis=(0, 2, 3))), rtol=1e-12)
+    spread = np.linalg.norm(streams - streams.mean(axis=2, keepdims=True), axis=(2, 3))
+    rank = (spread / np.linalg.norm(streams, axis=(2, 3))).mean(axis=0)
+    np.testing.assert_allclose(found.rank, rank, rtol=1e-12)
+
+
+def test_rank_is_zero_when_all_tokens_are_alike():
+    net = network(positions="none")
+    found = seen(net, parameters(net), np.full((B, T), 3, np.int32))
+    np.testing.assert_allclose(found.rank, 0, atol=1e-6)
+    assert (np.asarray(found.rms) > 0.1).all()
+
+
+def test_rms_of_tiny_and_empty_streams():
+    """Squares of 1e-30 are no float32, their rms is; a stream of zeros has rms and rank 0 and not nan."""
+    net = network(norm="none", positions="none")
+    params = parameters(net)
+    params["embed"] = params["embed"] * jnp.float32(1e-30)
+    rms = np.sqrt((np.asarray(params["embed"], np.float64)[TOKENS] ** 2).mean())
+    found = seen(net, params, TOKENS)
+    assert float(found.rms[0]) == pytest.approx(rms, rel=1e-5, abs=0)
+    params["embed"] = jnp.zeros_like(params["embed"])
+    found = seen(net, params, TOKENS)
+    np.testing.assert_array_equal(found.rms, 0)
+    np.testing.assert_array_equal(found.rank, 0)
+
+
+@pytest.mark.parametrize("largest", [1e-37, 1e-20, 1e20, 1.5e38, 3e38])
+def test_rms_and_rank_at_the_ends_of_the_range(largest):
+    net = network(norm="none", positions="none")
+    params = parameters(net)
+    params["embed"] = params["embed"] / jnp.max(jnp.abs(params["embed"])) * jnp.float32(largest)
+    stream = np.asarray(params["embed"], np.float64)[TOKENS]
+    found = seen(net, params, TOKENS)
+    assert float(found.rms[0]) == pytest.approx(np.sqrt((stream**2).mean()), rel=1e-5, abs=0)
+    spread = np.linalg.norm(stream - stream.mean(axis=1, keepdims=True), axis=(1, 2))
+    assert float(found.rank[0]) == pytest.approx((spread / np.linalg.norm(stream, axis=(1, 2))).mean(), rel=1e-5)
+
+
+# --- config ---
+
+
+def test_rules_and_config_name_the_same_residuals():
+    assert set(RULES) == set(get_args(Rule))
+    assert numbers_of(ModelConfig(residual="none"))["skip_scale"] == 0.0
+    assert numbers_of(ModelConfig(skip_scale=0.25))["skip_scale"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ({}, []),
+        (
+            {"width": 12, "heads": 5},
+            [("heads", "expected a divisor of width 12 (nearest: 3, 4, 6), got 5")],
+        ),
+        (
+            {"width": 12, "heads": 4, "positions": "rope"},
+            [("positions", "rope turns pairs, so width/heads must be even, got 3")],
+        ),
+        ({"width": 12, "heads": 6, "positions": "rope"}, []),
+        ({"heads": 4, "kv_heads": 3}, [("kv_heads", "expected a divisor of heads 4, got 3")]),
+        ({"heads": 4, "kv_heads": 8}, [("kv_heads", "expected a divisor of heads 4, got 8")]),
+        ({"heads": 4, "kv_heads": 1}, []),
+        (
+            {"width": 4, "heads": 2, "mlp_ratio": 0.1},
+            [("mlp_ratio", "mlp_ratio times width must be at least 1, got 0.1 * 4")],
+        ),
+        ({"residual": "none", "skip_scale": 0.0}, []),
+        (
+            {"residual": "none", "skip_scale": 0.5},
+            [("skip_scale", "residual: none means skip_scale 0; leave it out or use pre_ln, got 0.5")],
+        ),
+    ],
+)
+def test_problems(model, wanted):
+    assert problems(ModelConfig(**model)) == wanted
+
+
+def test_problems_come_all_at_once():
+    bad = ModelConfig(width=10, heads=3, kv_heads=2, mlp_ratio=0.01, residual="none", skip_scale=2.0)
+    assert [key for key, _ in problems(bad)] == ["heads", "kv_heads", "mlp_ratio", "skip_scale"]
+
+
+# --- sampling ---
+
+LOGITS = jnp.asarray([1.0, 3.0, -1.0, 2.5, 0.0], jnp.float32)
+
+
+def test_filtered():
+    np.testing.assert_allclose(filtered(LOGITS, 0.5, None), 2 * np.asarray(LOGITS))
+    np.testing.assert_allclose(filtered(LOGITS, 2.0, 2), [-np.inf, 1.5, -np.inf, 1.25, -np.inf])
+    np.testing.assert_array_equal(filtered(LOGITS, 1.0, 1), [-np.inf, 3.0, -np.inf, -np.inf, -np.inf])
+    for all_of_them in (5, 50):
+        np.testing.assert_array_equal(filtered(LOGITS, 1.0, all_of_them), LOGITS)
+
+
+def test_temperature_zero_takes_the_most_likely_token():
+    for seed in range(5):
+        assert draw(jax.random.key(seed), LOGITS, 0.0, None) == 1
+        assert draw(jax.random.key(seed), LOGITS, 1.0, 1) == 1
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (2.0, None), (0.7, 3)])
+def test_tokens_come_as_often_as_their_probability_says(temperature, top_k):
+    n = 20_000
+    keys = jax.random.split(jax.random.key(0), n)
+    tokens = np.asarray(jax.jit(jax.vmap(lambda key: draw(key, LOGITS, temperature, top_k)))(keys))
+    p = softmax(np.asarray(LOGITS, np.float64) / temperature)
+    if top_k is not None:
+        p = np.where(np.isin(np.arange(5), [1, 3, 0]), p, 0) / p[[1, 3, 0]].sum()
+    share = np.bincount(tokens, minlength=5) / n
+    assert (np.abs(share - p) <= SIGMAS * np.sqrt(p * (1 - p) / n)).all()
+    np.testing.assert_array_equal(share[p == 0], 0)
+
+
+def test_the_next_token_is_told_from_those_before_it_and_never_from_the_padding():
+    net = network(skip_scale=0.5)
+    params = parameters(net)
+    ask = jax.jit(lambda tokens, length: next_token_logits(net, params, tokens, length))
+    wanted = Reference(net.config, params).logits([TOKENS[0, :3]], 0.5)[-1]
+    for padding in (0, 7):
+        padded = np.concatenate([TOKENS[0, :3], np.full(T - 3, padding)]).astype(np.int32)
+        np.testing.assert_allclose(ask(padded, 3), wanted, rtol=0, atol=1e-5)

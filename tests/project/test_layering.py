@@ -1,0 +1,128 @@
+"""Imports go one way (docs of the layout: README.md); each test is one law over all modules."""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("model", "data", "train")
+# A room of train may import itself and rooms of smaller numbers.
+LEVEL = {"errors": 0, "text": 0, "disk": 1, "config": 2, "gradflow": 3, "core": 4, "device": 5, "log": 5, "store": 6}
+LEVEL |= {"report": 7, "chain": 7, "run": 8, "commands": 9, "cli": 10, "__main__": 11}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Absolute names of all modules that the source imports, also within functions; with the packages around them."""
+    found = set()
+    inside = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = inside.split(".")[: len(inside.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.add(base)
+            found |= {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys()
+    parents = {name.rpartition(".")[0] for name in found if "." in name}
+    return frozenset(found | (parents & MODULES.keys()))
+
+
+def reached(module: str) -> set[str]:
+    """All that importing a module may import, third parties by their name alone."""
+    seen, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += imported(name) if name in MODULES else ()
+    return seen
+
+
+def ours(module: str) -> set[str]:
+    """The packages of this repository that a module imports."""
+    return {name.partition(".")[0] for name in imported(module)} & set(PACKAGES)
+
+
+def foreign(module: str) -> set[str]:
+    """Top-level packages that are neither Python's nor ours."""
+    return {name.partition(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def of(*packages: str) -> list[str]:
+    return [name for name in MODULES for package in packages if name == package or name.startswith(f"{package}.")]
+
+
+def test_the_walk_sees_what_is_there():
+    """Or everything below would hold of nothing."""
+    assert len(of("model")) >= 10 and len(of("data")) >= 5 and len(of("train")) >= 30
+    assert "train.config.schema" in imported("train.config.load")
+    assert "tensorboardX" in imported("train.log.event_file")  # within a function
+    assert "jax" in reached("train.commands.probe")
+    assert "pydantic" in reached("train.commands.probe")
+
+
+def test_model_imports_neither_data_nor_train():
+    for module in of("model"):
+        assert foreign(module) <= {"jax", "flax", "pydantic", "numpy", "jaxtyping"}, module
+        assert ours(module) <= {"model"}, module
+
+
+def test_data_imports_neither_jax_nor_model_nor_train():
+    for module in of("data"):
+        assert foreign(module) <= {"numpy", "pydantic", "pooch", "requests", "sklearn", "tokenizers"}, module
+        assert ours(module) <= {"data"}, module
+
+
+def test_imports_within_a_package_are_relative():
+    """So that a folder can be vendored under another name."""
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                assert node.module.split(".")[0] != module.split(".")[0], f"{module} imports {node.module}"
+
+
+def test_train_imports_downwards():
+    for module in of("train"):
+        if module == "train":
+            continue
+        room = module.split(".")[1]
+        for name in imported(module):
+            if name.startswith("train."):
+                other = name.split(".")[1]
+                assert other == room or LEVEL[other] < LEVEL[room], f"{module} imports {name}"
+
+
+def test_a_config_is_checked_and_a_run_is_read_without_jax():
+    """Also through what these import: errors in a config come at once, and a report needs no accelerator."""
+    for module in ["train", *of("train.config", "train.report", "train.log"), "model.config", "train.cli"]:
+        assert not {name.partition(".")[0] for name in reached(module)} & {"jax", "flax", "optax", "orbax"}, module
+
+
+def test_the_core_does_no_io():
+    for module in of("train.core", "train.gradflow"):
+        assert not imported(module) & {"os", "pathlib", "tensorboardX", "rich", "logging", "shutil"}, module
+        assert not imported(module) & {"sys", "importlib"}, module  # what users write is handed in
+
+
+def test_nothing_imports_scripts_or_tests():
+    for module in MODULES:
+        assert not {name.partition(".")[0] for name in imported(module)} & {"scripts", "tests", "conftest"}, module
+
+
+def test_no_file_hides_a_package():
+    """`python scripts/x.py` puts scripts/ first on the path."""
+    for folder in (ROOT, ROOT / "scripts", ROOT / "tests", *(ROOT / "scripts").glob("*/")):
+        hidden = {f"{package}.py" for package in PACKAGES} & {path.name for path in folder.iterdir()}
+        assert not hidden, folder
+    inner = {path.name for path in (ROOT / "scripts").iterdir() if path.is_dir()}
+    assert not inner & set(PACKAGES)

@@ -1,0 +1,260 @@
+"""What a run goes on from: its own config and data, the newest checkpoint that is whole, on whatever machine."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train.cli import main
+from train.disk import write_json
+from train.run import loop
+from train.store import manifest
+from train.store.checkpoint import Checkpoints
+
+TEXT = "the quick brown fox jumps over the lazy dog. "
+CONFIG = """
+name: tiny
+model: {layers: 1, width: 8, heads: 1}
+data: {path: corpus.txt, context: 8, batch: 4}
+optimizer: {lr: 1e-2, min_lr: 1e-3, warmup: 2}
+train: {steps: 12, eval_every: 4, eval_batches: 1, checkpoint_every: 4, steps_per_call: 4, unroll: 1}
+watch: {every: 4, counterfactual: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A folder with tiny.yaml, corpus.txt, and its finished run in runs/. Copied, never changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "corpus.txt").write_text(TEXT * 20)
+    (folder / "tiny.yaml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "tiny.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path, monkeypatch) -> Path:
+    """The run directory in a copy of that folder, which is the current one."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/tiny/main")
+
+
+def cut_back(run: Path, step: int = 8) -> None:
+    """As after a kill behind `step`."""
+    (run / "summary.json").unlink()
+    for newer in [there for there in Checkpoints(run).steps() if there > step]:
+        shutil.rmtree(Checkpoints(run).folder(newer))
+
+
+def train(capsys, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["train", "tiny.yaml", *arguments])
+    return code, *capsys.readouterr()
+
+
+def logged(run: Path) -> str:
+    return re.sub(r',"perf/\w+":[^,}]+', "", (run / "metrics.jsonl").read_text())
+
+
+def arrays(run: Path, step: int = 12) -> dict:
+    return Checkpoints(run).manifest(step).arrays
+
+
+def damage(run: Path, step: int) -> None:
+    path = max((p for p in Checkpoints(run).folder(step).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, whole, capsys):
+    damage(run, 12)
+    code, out, err = train(capsys)
+    assert (code, err) == (0, "") and "resuming at step 8 of 12" in out
+    assert out.count("\nwarning: runs/tiny/main/ckpt: goes back to step 8; skipped step 12: ") == 1
+    assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
+    assert sorted(path.name for path in (run / "ckpt").iterdir()) == ["00000004", "00000008", "00000012"]
+    assert "finished before; nothing to do" in train(capsys)[1]
+
+
+def test_a_run_that_is_cut_back_twice_ends_bit_for_bit_the_same(run, whole, capsys):
+    cut_back(run)
+    damage(run, 8)
+    (run / "ckpt" / ".00000012.writing").mkdir()
+    code, out, _ = train(capsys)
+    assert code == 0 and "resuming at step 4 of 12" in out
+    assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
+    assert not (run / "ckpt" / ".00000012.writing").exists() and not (run / ".lock").exists()
+
+
+def test_a_run_is_never_started_over_when_all_is_damaged(run, capsys):
+    (run / "summary.json").unlink()
+    for step in (4, 8, 12):
+        damage(run, step)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, out, err = train(capsys)
+    assert code == 1 and err.startswith("deltaflow: runs/tiny/main/ckpt: no checkpoint can be used (step 12: ")
+    assert err.count("\n") == 1 and "delete what is there to start the run anew" in err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_whose_checkpoints_were_deleted_is_finished(run, capsys):
+    shutil.rmtree(run / "ckpt")
+    before = logged(run)
+    assert "finished before; nothing to do" in train(capsys)[1]
+    assert logged(run) == before
+    assert main(["sample", str(run)]) == 1
+    assert capsys.readouterr().err.startswith("deltaflow: runs/tiny/main: no checkpoint in ")
+
+
+def test_other_data_is_refused_or_allowed_and_remembered(run, whole, capsys):
+    cut_back(run)
+    Path("corpus.txt").write_text(TEXT[::-1] * 20)
+    code, _, err = train(capsys)
+    assert code == 1 and "was trained on other data" in err and "--allow-data-change" in err and err.count("\n") == 1
+    code, out, err = train(capsys, "--allow-data-change")
+    assert (code, err) == (0, "") and "warning: runs/tiny/main: goes on from step 8 on other data (corpus.txt" in out
+    known, before = (json.loads((folder / "data.json").read_text()) for folder in (run, whole / run))
+    assert known["before"] == [before | {"until_step": 8}] and known["sha256"] != before["sha256"]
+    assert Checkpoints(run).manifest(12).origin["data"] == known["sha256"]
+    assert arrays(run) != arrays(whole / run)  # it was trained on something else
+    cut_back(run)  # back to before the change
+    assert train(capsys)[0] == 0
+    Path("corpus.txt").write_text(TEXT * 20)
+    code, out, _ = train(capsys, "--allow-data-change")  # of a finished run nothing changes any more
+    assert code == 0 and "finished before" in out and len(json.loads((run / "data.json").read_text())["before"]) == 1
+
+
+def test_data_whose_tokens_mean_something_else_is_always_refused(run, capsys):
+    cut_back(run)
+    Path("corpus.txt").write_text(TEXT.upper() * 20)
+    code, _, err = train(capsys, "--allow-data-change")
+    assert code == 1 and "--allow-data-change needs data with the same tokenizer" in err and err.count("\n") == 1
+
+
+def test_a_data_json_that_was_deleted_hides_nothing(run, capsys):
+    cut_back(run)
+    (run / "data.json").unlink()
+    Path("corpus.txt").write_text(TEXT[::-1] * 20)
+    code, _, err = train(capsys)
+    assert code == 1 and "ckpt/00000008: was saved by a run on other data (sha256 " in err
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["train.steps=20"], "train.steps: 12 there, 20 here"),
+        (["model.width=16"], "model.width: 8 there, 16 here"),
+        (
+            ["optimizer.lr=2e-2", "seed=1"],
+            "seed: 0 there, 1 here; data.seed: 0 there, 1 here; optimizer.lr: 0.01 there",
+        ),
+    ],
+)
+def test_another_config_is_refused_by_its_keys(run, capsys, keys, said):
+    code, _, err = train(capsys, *keys)
+    assert code == 1 and said in err and err.count("\n") == 1
+
+
+def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):
+    cut_back(run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("warmup: 2", "warmup: 3"))
+    code, _, err = train(capsys, "optimizer.warmup=3")
+    assert code == 1 and "ckpt/00000008: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
+    assert main(["sample", str(run), "--top", "1"]) == 1  # heads, say, change what arrays of the same shapes compute
+    assert "ckpt/00000008: was saved under another config (optimizer.warmup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_config_that_was_lost_is_known_by_the_checkpoint(run, whole, capsys, finished):
+    if not finished:
+        cut_back(run)
+    (run / "config.yaml").unlink()
+    code, _, err = train(capsys, "model.layers=2")
+    assert code == 1 and "was saved under another config (model.layers: 1 there, 2 here)" in err
+    assert not (run / "config.yaml").exists()
+    assert train(capsys)[0] == 0
+    assert (run / "config.yaml").read_text() == (whole / run / "config.yaml").read_text()
+    assert logged(run) == logged(whole / run)
+
+
+@pytest.mark.parametrize("errors", [subprocess.PIPE, subprocess.STDOUT], ids=["stdout", "both"])
+def test_training_goes_on_when_nobody_reads_what_it_prints(run, errors):
+    command = [sys.executable, "-m", "train", "train", "tiny.yaml", "name=unread"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.stdout.close()
+        said = None if child.stderr is None else child.stderr.read()
+    assert child.returncode == 0
+    assert said in (None, "deltaflow: nobody reads the output any more; training goes on\n")
+    assert json.loads(Path("runs/unread/main/summary.json").read_text())["exit_reason"] == "done"
+
+
+def test_the_share_of_the_peak_that_a_long_training_reached(run, capsys, monkeypatch):
+    """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
+    assert json.loads((run / "summary.json").read_text())["mfu"] is None  # a short one measures no peak
+    monkeypatch.setattr(loop, "_WORTH_A_PEAK_S", 0.0)
+    monkeypatch.setattr(loop.platforms, "matmul_peak", lambda dtype: {"float32": 1e9}[dtype])
+    assert train(capsys, "name=long", "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
+    summary = json.loads(Path("runs/long/main/summary.json").read_text())
+    width, context, tokens, vocabulary = 8, 8, 32, len(set(TEXT))
+    flops = tokens * (6 * (12 * width**2 + vocabulary * width) + 12 * context * width)
+    assert summary["mfu"] == pytest.approx(flops * summary["steps_per_s"] / 1e9, rel=1e-9)
+    rows = [json.loads(line) for line in Path("runs/long/main/metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["perf/mfu"]) for row in rows if "perf/mfu" in row] == [(12, summary["mfu"])]
+
+
+def test_a_closed_output_is_no_error(run):
+    command = f'exec "{sys.executable}" -m train compare runs/tiny/main >&-'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_other_names_are_no_other_config(run, whole, capsys):
+    cut_back(run)
+    shutil.move("runs", "moved")
+    shutil.move("moved/tiny", "moved/renamed")
+    code, _, _ = train(capsys, "runs_dir=moved", "name=renamed")
+    assert code == 0 and arrays(Path("moved/renamed/main")) == arrays(whole / run)
+
+
+def test_other_versions_and_devices_are_told_in_one_line(run, whole, capsys):
+    cut_back(run)
+    path = Checkpoints(run).folder(8) / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    content["origin"]["versions"]["jax"] = "0.0.1"
+    content["origin"]["device"]["count"] = 1
+    write_json(path, content | {"sha256": manifest._own_sum(content)})
+    code, out, err = train(capsys)
+    (line,) = (line for line in out.splitlines() if "bitwise" in line)
+    now = Checkpoints(whole / run).manifest(12).origin["versions"]["jax"]
+    assert code == 0 and line == (
+        f"warning: saved with jax 0.0.1 then, {now} now; device count 1 then, 4 now: "
+        "what follows is not bitwise what it would have been"
+    )
+    assert arrays(run).keys() == arrays(whole / run).keys()
+    assert err == ""
+
+
+def test_the_log_of_a_run_without_a_checkpoint_begins_anew(run, whole, capsys):
+    """Killed before its first save."""
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "ckpt")
+    code, out, _ = train(capsys)
+    assert code == 0 and "resuming" not in out
+    assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
+    np.testing.assert_array_equal([json.loads(row)["step"] for row in logged(run).splitlines()], [0, 4, 8, 12])

@@ -1,0 +1,428 @@
+"""Steps that are not finite: seen at the exact step, traced to where they began, and each policy kept to the bit."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scripts.torture.programs import shared
+from train.cli import main
+from train.core.finite import all_finite, finite_by_norm, sound
+from train.core.nonfinite_cause import cause_of, look
+from train.core.state import State, hparams_of, initial_state
+from train.core.step import train_step
+from train.core.task import network_of
+from train.core.window import run_window
+from train.gradflow.norms import frobenius
+from train.gradflow.spikes import Watch
+from train.log.console import Console
+from train.report.compare import as_markdown, compare
+from train.run.nonfinite import MOST_REWINDS, History, Rewind, first_bad
+from train.store.checkpoint import Checkpoints
+
+# Batches of one number to tell from four; those in `bad` hold a target whose square float32 cannot.
+DATA = '''
+import numpy as np
+from data.custom import OwnSource
+from data.source import Batch, DataSpec
+
+
+class Calm(OwnSource):
+    bad = ()
+    form = DataSpec("regression", 4, None, 1, channels=1, pooled=True)
+
+    def drawn(self, seed, step, batch):
+        rng = np.random.default_rng([seed, step])
+        inputs = rng.normal(size=(batch, 4, 1)).astype(np.float32)
+        targets = np.mean(inputs, axis=1)
+        return inputs, targets * np.float32(1e30) if step in self.bad else targets
+
+    def train_batches(self, batch, seed, first_step, steps):
+        drawn = [self.drawn(seed, step, batch) for step in range(first_step, first_step + steps)]
+        return Batch(*(np.stack(part) for part in zip(*drawn)))
+
+    def heldout_batches(self, batch, batches):
+        return Batch(*(part[None] for part in self.drawn(99, 1000, batch))), np.ones((1, batch), np.float32)
+
+
+class Stormy(Calm):
+    bad = (9,)
+
+
+class Ever(Calm):
+    bad = range(9, 1000)
+
+
+class Shifted(Calm):
+    """What Stormy comes to after a rewind from step 10 to the checkpoint of step 8."""
+
+    def drawn(self, seed, step, batch):
+        return super().drawn(seed, step + 2 if 8 <= step < 1000 else step, batch)
+'''
+CONFIG = """
+name: n
+model: {layers: 2, width: 8, heads: 1, attention: full}
+data: {kind: stormy_batches:Stormy, context: 4, batch: 4}
+optimizer: {name: adam, lr: 1e-2, schedule: constant, warmup: 0, decay: l2, weight_decay: 0}
+train: {steps: 16, eval_every: 8, eval_batches: 1, checkpoint_every: 4, steps_per_call: 4, unroll: 1}
+watch: {every: 4, counterfactual: false}
+"""
+GROUP = [
+    "optimizer={name: sgd, lr: 1e-2, schedule: constant, warmup: 0, clip: null}",
+    "data.kind=stormy_batches:Calm",
+    "variants={good: {}, bad: {optimizer.lr: 1e30}, late: {optimizer.lr: 2e-2}}",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_programs():
+    with shared():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("nonfinite")
+    (path / "stormy_batches.py").write_text(DATA)
+    (path / "n.yaml").write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def train(folder, monkeypatch):
+    """Runs a command line in the folder; the exit code."""
+    monkeypatch.chdir(folder)
+    return lambda name, *more: main(["train", "n.yaml", f"name={name}", *more])
+
+
+def rows(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def saved(run: Path, step: int) -> list[np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        state = checkpointer.restore((run / "ckpt" / f"{step:08d}" / "state").absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    assert len(one) == len(other) > 10
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def killed_at(monkeypatch, step: int, run) -> None:
+    """`run()` ends as by kill -9, once a variant has come to `step`."""
+
+    class Killed(BaseException):
+        pass
+
+    original = Console.progress
+
+    def progress(self, variant, at, *rest):
+        original(self, variant, at, *rest)
+        if at >= step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Console, "progress", progress)
+        with pytest.raises(Killed):
+            run()
+
+
+# Policies
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """`good` without the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "n.yaml", "name=alone", *GROUP[:2], "variants={good: {}}"]) == 0
+    return folder / "runs" / "alone" / "good"
+
+
+@pytest.mark.parametrize("group", ["turn", pytest.param("vmap", marks=pytest.mark.slow)])
+def test_stop_ends_one_variant_and_leaves_the_others_alone(train, folder, alone, capsys, group):
+    assert train(group, *GROUP, f"train.group={group}") == 1
+    out = capsys.readouterr().out
+    root = folder / "runs" / group
+    ended, logged = summary(root / "bad"), rows(root / "bad")
+    step = ended["first_nonfinite_step"]
+    assert ended["exit_reason"] == "nonfinite" and 1 <= step <= 3 and ended["steps"] == step
+    assert f"bad: step {step}: the " in out and "pass went bad first" in out and ended["nonfinite"] in out
+    assert f"bad: stops at step {step}; no checkpoint was there yet" in out
+    report = as_markdown(compare([root]))
+    assert ended["nonfinite"] in report and f"the run stopped at step {step}" in report
+    assert [row["step"] for row in logged] == [0, step] and logged[-1]["optim/nonfinite"] == 1
+    assert Checkpoints(root / "bad").steps() == []
+    assert ended["verdict"]["state"] == "unstable" and f"at step {step}" in ended["verdict"]["why"]
+    for name in ("good", "late"):
+        assert summary(root / name)["exit_reason"] == "done" and summary(root / name)["first_nonfinite_step"] is None
+        assert [row["step"] for row in rows(root / name)] == [0, 4, 8, 12, 16]
+    if group == "turn":
+        assert rows(root / "good") == rows(alone) and equal(saved(root / "good", 16), saved(alone, 16))
+    else:
+        for a, b in zip(rows(root / "good")[1:], rows(alone)[1:], strict=True):
+            assert a["loss/train"] == pytest.approx(b["loss/train"], rel=1e-5)
+
+
+def test_the_cause_is_told_in_tensorboard(folder, train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not (folder / "runs" / "turn" / "bad").exists():
+        train("turn", *GROUP)
+    events = EventAccumulator(str(folder / "runs" / "turn" / "bad"))
+    events.Reload()
+    (event,) = events.Tensors("verdict/nonfinite")
+    assert event.step == summary(folder / "runs" / "turn" / "bad")["first_nonfinite_step"]
+    assert b"pass went bad first" in event.tensor_proto.string_val[0] and b"Try " in event.tensor_proto.string_val[0]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_bad_again_at_the_same_step_and_may_then_skip(train, folder, monkeypatch, capsys):
+    assert train("stormy") == 1
+    run = folder / "runs" / "stormy" / "main"
+    first, kept = rows(run), saved(run, 8)
+    assert first[-1]["step"] == 10 and Checkpoints(run).steps() == [4, 8]
+    assert "main: step 10: the forward pass went bad first: the logits or the loss" in capsys.readouterr().out
+    assert train("stormy") == 1
+    assert rows(run) == first and equal(saved(run, 8), kept)
+    # Killed before it was noticed, and gone on with.
+    killed_at(monkeypatch, 8, lambda: train("stormy_killed"))
+    assert train("stormy_killed") == 1
+    assert rows(folder / "runs" / "stormy_killed" / "main") == first
+    # The policy decides on nothing before the bad step, so it may change now.
+    assert train("stormy", "train.on_nonfinite=skip") == 0
+    assert train("skipped", "train.on_nonfinite=skip") == 0
+    for a, b in zip(saved(run, 16), saved(folder / "runs" / "skipped" / "main", 16), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)  # another program: equal up to rounding
+
+
+def test_skip_leaves_out_one_update_and_counts_the_step(train, folder, monkeypatch, capsys):
+    if not (run := folder / "runs" / "skipped" / "main").exists():
+        assert train("skipped", "train.on_nonfinite=skip") == 0
+    ended, logged = summary(run), rows(run)
+    assert (ended["exit_reason"], ended["skipped_steps"], ended["first_nonfinite_step"]) == ("done", 1, 10)
+    assert "the logits or the loss" in ended["nonfinite"]
+    assert [row["optim/skipped"] for row in logged[1:]] == [0, 0, 1, 0]
+    assert all(np.isfinite(row["loss/train"]) and "nonfinite" not in row for row in logged[1:])
+    # Adam's own count does not see the step either: as if the batch had never been drawn, and one step less.
+    capsys.readouterr()
+    killed_at(monkeypatch, 12, lambda: train("skipped_killed", "train.on_nonfinite=skip"))
+    assert train("skipped_killed", "train.on_nonfinite=skip") == 0
+    other = folder / "runs" / "skipped_killed" / "main"
+    assert rows(other) == logged and equal(saved(other, 16), saved(run, 16))
+    again = summary(other)
+    assert all(again[key] == ended[key] for key in ("skipped_steps", "first_nonfinite_step", "nonfinite", "verdict"))
+
+
+@pytest.mark.parametrize("killed", [12, pytest.param(8, marks=pytest.mark.slow)])
+def test_rewind_trains_as_if_the_batches_had_never_been_there(train, folder, monkeypatch, capsys, killed):
+    """Killed after it went back, and after the next checkpoint, which knows of it."""
+    shutil.rmtree(folder / "runs" / "rewound", ignore_errors=True)
+    assert train("rewound", "train.on_nonfinite=rewind") == 0
+    assert "main: back to step 8, past the batches of steps 9 to 10" in capsys.readouterr().out
+    assert train("shifted", "data.kind=stormy_batches:Shifted") == 0
+    run, shifted = (folder / "runs" / name / "main" for name in ("rewound", "shifted"))
+    assert equal(saved(run, 16), saved(shifted, 16))
+    logged = rows(run)
+    passed = [row.pop("optim/batches_passed", None) for row in logged]
+    assert passed == [None, 0, 0, 2, 2] and logged == rows(shifted)
+    assert (summary(run)["rewinds"], summary(run)["first_nonfinite_step"]) == ([[8, 2]], 10)
+    name = f"rewound_{killed}"
+    killed_at(monkeypatch, killed, lambda: train(name, "train.on_nonfinite=rewind"))
+    assert train(name, "train.on_nonfinite=rewind") == 0
+    other = folder / "runs" / name / "main"
+    assert rows(other) == rows(run) and equal(saved(other, 16), saved(run, 16))
+    assert summary(other)["rewinds"] == [[8, 2]]
+
+
+@pytest.mark.slow
+def test_three_rewinds_to_one_place_and_no_more(train, folder, capsys):
+    assert train("ever", "train.on_nonfinite=rewind", "data.kind=stormy_batches:Ever") == 1
+    out, ended = capsys.readouterr().out, summary(folder / "runs" / "ever" / "main")
+    assert out.count("back to step 8") == MOST_REWINDS and "after 3 rewinds to step 8" in out
+    # Of each stretch the first batch is bad already, once the first rewind has passed those before.
+    assert ended["rewinds"] == [[8, 2], [8, 1], [8, 1]] and ended["exit_reason"] == "nonfinite"
+    assert Checkpoints(folder / "runs" / "ever" / "main").steps() == [4, 8]
+
+
+def test_what_a_history_remembers():
+    finite = np.array([True, False, True, True])
+    history = History().skipping(finite, 8).bad_at(10, "why").bad_at(12, "other")
+    assert (history.first, history.cause, history.skipped, history.in_a_row) == (10, "why", 1, 0)
+    history = history.skipping(np.array([True, True, False, False]), 12).skipping(np.zeros(4, bool), 16)
+    assert (history.skipped, history.in_a_row) == (7, 6)
+    assert first_bad(finite, 8) == 10 and first_bad(np.ones(4, bool), 8) is None
+    for place in (8, 8, 24):
+        history = history.rewound(place, place + 3)
+        assert history is not None
+    assert history.rewinds == (Rewind(8, 3), Rewind(8, 3), Rewind(24, 3))
+    assert [history.offset(step) for step in (7, 8, 23, 24, 99)] == [0, 6, 6, 9, 9]
+    assert History.from_json(json.loads(json.dumps(history.as_json()))) == history
+    again = history.rewound(8, 9)
+    assert again is not None and again.rewound(8, 9) is None
+
+
+# What is seen of a step, and where it began
+
+
+@pytest.fixture(scope="module")
+def bench(tiny):
+    """(network, config, state, hyperparameters, a window of batches [1, B, T+1]); plain numpy, to be spoilt."""
+    config = tiny({"optimizer.clip": 1.0, "model.norm": "none"}).variants[0].config
+    from data.source import DataSpec
+
+    network = network_of(config, DataSpec("lm", 8, 11, 11), "float32")
+    hp = hparams_of(config)
+    state = jax.device_get(jax.jit(lambda: initial_state(network, config, hp))())
+    return network, config, state, hp, np.arange(36, dtype=np.int32).reshape(1, 4, 9) % 11
+
+
+@pytest.fixture(scope="module")
+def steps(bench):
+    """(state, watched) -> (state, metrics) of one step, through the window that training runs; and its autopsy."""
+    network, config, _, hp, window = bench
+    run = jax.jit(
+        lambda state, every: run_window(network, config, every, state, hp, None, window)[:2], static_argnums=1
+    )
+    examined = jax.jit(lambda state: look(network, config, state, hp, window[0]))
+    return (lambda state, watched: run(state, int(watched))), (lambda state: cause_of(examined(state), "float32"))
+
+
+def spoilt(state: State, path: str, change) -> State:
+    """The state with one parameter changed; `change` gets a copy to write to."""
+
+    def one(keys, leaf):
+        name = "/".join(str(entry.key).strip("_") for entry in keys)
+        if name != path:
+            return leaf
+        leaf = np.array(leaf)
+        change(leaf)
+        seen.append(name)
+        return leaf
+
+    seen: list[str] = []
+    params = jax.tree_util.tree_map_with_path(one, state.params)
+    assert seen, path
+    return state._replace(params=params)
+
+
+def fill(value, layer=None):
+    def change(leaf):
+        leaf[... if layer is None else layer] = value
+
+    return change
+
+
+def scale(by, layer=None):
+    def change(leaf):
+        leaf[... if layer is None else layer] *= np.float32(by)
+
+    return change
+
+
+def test_a_good_step_is_finite_and_has_no_cause(bench, steps):
+    one, cause = steps
+    for watched in (False, True):
+        assert one(bench[2], watched)[1].finite.tolist() == [True]
+    assert cause(bench[2]).phase == "none"
+
+
+def scaled(**factors: float):
+    """Changes of matrices of block 1, by tag."""
+    return [(f"blocks/{tag.replace('_', '/')}/kernel", scale(by, 1)) for tag, by in factors.items()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "phase", "block", "said"),
+    [
+        ([("blocks/attn/q/kernel", fill(np.nan, 1))], "weights", None, "layer_001/attn_q"),
+        ([("embed", fill(np.inf))], "weights", None, "embed"),
+        ([("embed", scale(1e22))], "forward", 0, "attention's scores"),
+        (scaled(attn_q=1e20, attn_k=1e22), "forward", 1, "attention's scores"),
+        (scaled(attn_o=1e20, mlp_in=1e22), "forward", 1, "the MLP's hidden units"),
+        (scaled(mlp_in=1e22, mlp_out=1e22), "forward", 1, "its output"),
+        (scaled(attn_q=1e-30, attn_k=1e30, attn_o=1e14), "backward", 1, "attn_q"),
+    ],
+)
+@pytest.mark.parametrize("watched", [False, True])
+def test_where_it_began(bench, steps, changes, phase, block, said, watched):
+    one, cause = steps
+    state = bench[2]
+    with np.errstate(over="ignore"):
+        for path, change in changes:
+            state = spoilt(state, path, change)
+    found = cause(state)
+    assert (found.phase, found.block) == (phase, block), str(found)
+    assert said in found.what
+    assert one(state, watched)[1].finite.tolist() == [False]
+
+
+def test_an_infinite_gradient_is_seen_before_clipping_and_a_huge_one_is_not_called_one(bench):
+    network, config, state, hp, window = bench
+    step = jax.jit(
+        lambda state, watched: train_step(network, config, state, hp, window[0], watched)[1:], static_argnums=1
+    )
+    large = spoilt(state, "blocks/mlp/out/kernel", scale(1e8, 1))
+    for watched in (False, True):
+        metrics, seen = step(large, watched)
+        assert metrics.finite
+    assert seen.clip_factor < 1e-3  # and it is clipped
+
+
+def test_an_optimizer_whose_averages_overflow_leaves_no_good_state(tiny):
+    """Adam's second moment of a gradient of 1e20 is infinite: what is trained on with it stands still for ever."""
+    state = State({"w": np.ones(3, np.float32)}, {"nu": np.array([1, np.inf], np.float32)}, np.int32(0))
+    assert not sound(state)
+    assert sound(state._replace(optimizer={"best": np.float32(np.inf), "count": np.int32(3)}))
+    assert not sound(state._replace(optimizer=(), ema={"w": np.array([np.nan], np.float32)}))
+    assert all_finite({"ids": np.arange(3)}) and all_finite(()) and not all_finite([jnp.ones(2), jnp.array([jnp.inf])])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3,), (65, 128), (4, 128, 128)], ids=str)
+def test_one_entry_anywhere_is_seen(both_paths, shape, dtype):
+    """Of a maximum on a CPU nan may be lost (jax 0.10 to 0.12)."""
+    rng = np.random.default_rng(0)
+    huge = jnp.asarray(rng.normal(size=shape) * 1e37, dtype)
+    ask = jax.jit(lambda tree: all_finite([jnp.ones(2), tree]))
+    assert ask(huge)
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in (0, huge.size // 2, huge.size - 1, *rng.integers(0, huge.size, 5)):
+            assert not ask(huge.reshape(-1).at[at].set(bad).reshape(shape)), (bad, at)
+
+
+def test_a_norm_tells_whether_its_entries_are_finite(both_paths):
+    """Where it is near the end of their range, or beyond it while they are not, they are asked themselves."""
+
+    @partial(jax.jit, static_argnums=1)
+    def ask(x, exponent=0):
+        return finite_by_norm(frobenius(x).times(exponent), lambda: {"w": x * jnp.float32(2.0**exponent)})
+
+    assert all(ask(jnp.full((30, 30), size)) for size in (0.0, 1e-40, 1.0, 1e36, 1e37, 3e38))
+    for size in (1.0, 3e38):
+        for bad in (np.nan, np.inf, -np.inf):
+            assert not ask(jnp.where(jnp.arange(900) == 450, bad, size))
+    # 2^127.9 and 2^128.1, out of entries that are in range.
+    assert ask(jnp.array([2**27.9]), 100) and ask(jnp.full(100, 2**27.9), 100)
+    assert not ask(jnp.array([2**28.1]), 100) and not ask(jnp.array([0, 2**28.1]), 100)
+
+
+def test_the_spike_watch_counts_what_is_not_finite_as_infinite():
+    from train.gradflow.spikes import follow
+
+    _, heights = follow(Watch(), np.array([2.0] * 60 + [np.nan] * 8))
+    assert np.isposinf(heights[-1])

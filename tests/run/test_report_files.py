@@ -1,0 +1,115 @@
+"""What a training leaves beside its runs: the report, and means over seeds for TensorBoard."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from runs import write_run
+from train.cli import main
+from train.log.console import Console
+from train.report.compare import compare
+from train.report.read import read_run
+from train.report.seeds import write_means
+from train.run import report_files
+
+
+def scalars_of(folder: Path) -> dict[str, dict[int, float]]:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in accumulator.Tags()["scalars"]
+    }
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    root = tmp_path / "sweep"
+    for seed in range(3):
+        write_run(root, f"with,seed={seed}", seed, loss=2 + seed / 10)
+    write_run(root, "alone", width=8)
+    return root
+
+
+def test_means_over_seeds_are_runs_of_tensorboard(sweep):
+    log = sweep / "with,seed=2" / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"step": 30' not in line))
+    assert write_means(sweep, compare([sweep]).groups) == ["with"]
+    assert sorted(path.name for path in sweep.glob("*@*")) == ["with@high", "with@low", "with@mean"]
+    mean, low, high = (scalars_of(sweep / f"with@{end}") for end in ("mean", "low", "high"))
+    assert mean.keys() == read_run(sweep / "with,seed=0").steps.keys() == low.keys() == high.keys()
+    assert list(mean["loss/train"]) == [10, 20, *range(40, 101, 10)]
+    half = 4.30265 * 0.1 / np.sqrt(3)
+    for scalars, shift in ((mean, 0), (low, -half), (high, half)):
+        assert scalars["loss/train"][100] == pytest.approx(2.1 + 3 * np.exp(-5) + shift, rel=1e-5)
+    assert low["delta/norm_log10/layer_000"] == high["delta/norm_log10/layer_000"]
+
+
+def test_means_are_written_anew_and_those_of_no_group_go(sweep):
+    groups = compare([sweep]).groups
+    write_means(sweep, groups)
+    (sweep / "mine@mean").mkdir()
+    (sweep / "mine@mean" / "notes.txt").write_text("kept")
+    write_means(sweep, groups)
+    assert len(list((sweep / "with@mean").iterdir())) == 1
+    assert len(scalars_of(sweep / "with@mean")["loss/train"]) == 10
+    write_means(sweep, groups[:1])
+    assert [path.name for path in sweep.glob("*@*")] == ["mine@mean"]
+    assert (sweep / "mine@mean" / "notes.txt").read_text() == "kept"
+
+
+def test_means_are_no_runs(sweep):
+    before = [group.name for group in compare([sweep]).groups]
+    write_means(sweep, compare([sweep]).groups)
+    assert [group.name for group in compare([sweep]).groups] == before
+
+
+def test_a_training_ends_with_a_report(trained, capsys):
+    config, run = trained
+    page = run.parent / "report.html"
+    assert page.read_text().startswith("<!doctype html>") and (run.parent / "report.md").exists()
+    page.write_text("old")
+    assert main(["train", str(config)]) == 0  # finished before
+    out = capsys.readouterr().out
+    assert "nothing to do" in out and out.splitlines()[-1] == f"report: {page}"
+    assert "without_skip" in page.read_text()
+
+
+def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep, capsys):
+    (sweep / "alone" / "summary.json").write_text("{")
+    report_files.write_report(sweep, Console())
+    out = capsys.readouterr().out
+    assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: not JSON")
+    assert out.splitlines()[-1] == f"report: {sweep}/report.html"
+    assert f"left out, cannot be read: {sweep}/alone" in (sweep / "report.md").read_text()
+
+
+def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
+    for run in sweep.iterdir():
+        (run / "summary.json").write_text("{")
+    report_files.write_report(sweep, Console())
+    out = capsys.readouterr().out
+    assert out.startswith("warning: no report: ") and "summary.json: not JSON" in out and out.count("\n") == 1
+    monkeypatch.setattr(report_files, "MAX_BYTES", 10)
+    report_files.write_report(sweep, Console())
+    assert f"deltaflow compare {sweep} --html {sweep}/report.html" in capsys.readouterr().out
+    assert not (sweep / "report.html").exists()
+
+
+def test_seeds_trained_through_the_command_line(corpus, tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"name: s\nruns_dir: {tmp_path}/runs\nmodel: {{layers: 1, width: 8, heads: 1}}\n"
+        f"data: {{path: {corpus}, context: 8, batch: 2}}\n"
+        "train: {steps: 6, eval_every: 3, eval_batches: 1, unroll: 1}\nwatch: {every: 3}\nsweep: {seed: [0, 1]}\n"
+    )
+    assert main(["train", str(config)]) == 0
+    assert "means over seeds in TensorBoard: NAME@mean, @low and @high of 'main'" in capsys.readouterr().out
+    root = tmp_path / "runs" / "s"
+    seeds = [read_run(root / f"main,seed={seed}").steps for seed in (0, 1)]
+    mean = scalars_of(root / "main@mean")
+    for tag in ("loss/train", "loss/val", "gain/layer_000"):
+        expected = np.mean([steps[tag][1] for steps in seeds], axis=0)
+        assert list(mean[tag]) == seeds[0][tag][0].tolist()
+        np.testing.assert_allclose(list(mean[tag].values()), expected, rtol=1e-6)

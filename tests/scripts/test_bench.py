@@ -1,0 +1,390 @@
+"""The speed contest: its arithmetic on made-up times, its workers, and that the programs in it train the same model."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from scripts.bench import depth, flax_plain, jax_plain, project  # noqa: E402
+from scripts.bench import table as tables  # noqa: E402
+from scripts.bench.__main__ import main, target  # noqa: E402
+from scripts.bench.contest import Ended, Entry, Here, Lane, Worker, contest, steps_in  # noqa: E402
+from scripts.bench.contestant import Corpus, Facts  # noqa: E402
+from scripts.bench.shapes import Setting, Shapes, read  # noqa: E402
+
+TINY = Shapes(layers=2, heads=2, width=32, context=16, batch=4, vocab=11)
+TRAINS = Facts(versions="made up 1.0", device="abacus", dtype="float32", flops=6e6, tokens=100)
+PRODUCT = Facts(versions="made up 1.0", device="abacus", dtype="float32", flops=1e6)
+
+
+@pytest.fixture
+def jax_defaults() -> Iterator[None]:
+    """The contestants are written for JAX as it comes, not for the strict mode of these tests."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def lane(name: str, facts: Facts | None = None, seconds: tuple[float, ...] = (), trouble: str = "") -> Lane:
+    return Lane(Entry(name, name, "nowhere", {}), facts, list(seconds), trouble)
+
+
+def cells(table: tables.Table, row: int) -> dict[str, str]:
+    return dict(zip(table.header, table.rows[row], strict=True))
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    # The second round is ten times slower for both: 2/1, 30/10, 2/1 -> 2. The ratio of the minima would be 2, of the
+    # means 34/12; and with over = (2, 30, 5) the pairs 2, 3, 5 have the median 3, the medians 5/1.
+    under = lane("under", TRAINS, (1.0, 10.0, 1.0))
+    assert tables.paired(lane("over", TRAINS, (2.0, 30.0, 2.0)), under) == 2.0
+    assert tables.paired(lane("over", TRAINS, (2.0, 30.0, 5.0)), under) == 3.0
+
+
+def test_speed_table_by_hand() -> None:
+    lanes = [
+        lane("project", TRAINS, (0.002, 0.004, 0.003)),
+        lane("jax", TRAINS, (0.004, 0.006, 0.009)),
+        lane("torch", trouble="not installed: torch"),
+        lane("matmul slow", PRODUCT, (1e-3, 1e-3, 1e-3)),
+        lane("matmul", PRODUCT, (1e-4, 2e-4, 1e-4)),
+        lane("matmul half", replace(PRODUCT, dtype="bfloat16"), (1e-6, 1e-6, 1e-6)),
+    ]
+    table = tables.speed_table(lanes, "project")
+    project, plain, absent, slow, fast, half = (cells(table, i) for i in range(6))
+    # Medians 3 and 6 ms; 100 tokens in 3 ms; pairs 2, 1.5, 3; 6e6 FLOP in 3 ms.
+    assert (project["ms/step"], project["min"], project["tokens/s"]) == ("3.00", "2.00", "33,333")
+    assert (plain["ms/step"], plain["min"], plain["tokens/s"]) == ("6.00", "4.00", "16,667")
+    assert (project["time / project"], plain["time / project"]) == ("1.00", "2.00")
+    assert (project["GFLOP/s"], plain["GFLOP/s"]) == ("2", "1")
+    # The peak of the same dtype, 1e6 FLOP in 0.1, 0.2, 0.1 ms, round by round: 6e6/1e6 * peak/program is
+    # 0.3, 0.3, 0.2 for the project and 0.15, 0.2, 0.067 for the plain program.
+    assert (project["of peak"], plain["of peak"]) == ("30%", "15%")
+    assert (slow["of peak"], fast["of peak"], half["of peak"]) == ("10%", "100%", "100%")
+    assert (fast["GFLOP/s"], fast["ms/step"], fast["time / project"]) == ("10", "-", "-")
+    assert absent["made with"] == "not installed: torch"
+    assert set(table.rows[2][1:-1]) == {"-"}
+    assert target(lanes) == ["2.00x the step rate of the straightforward program (jax)"]
+
+
+def test_without_the_project_the_first_program_is_the_measure() -> None:
+    lanes = [lane("project", trouble="not available: so"), lane("jax", TRAINS, (0.2,)), lane("flax", TRAINS, (0.1,))]
+    table = tables.speed_table(lanes, "project")
+    assert cells(table, 2)["time / jax"] == "0.50"
+    assert target(lanes) == []
+    nobody = tables.speed_table(lanes[:1], "project")
+    assert nobody.rows[0][-1] == "not available: so"
+
+
+def test_a_lane_that_died_midway_leaves_no_figures() -> None:
+    lanes = [lane("project", TRAINS, (1.0, 1.0)), lane("jax", TRAINS, (1.0,), "died with exit status 3 (in round 2)")]
+    assert cells(tables.speed_table(lanes, "project"), 1)["ms/step"] == "-"
+    assert target(lanes) == []
+    assert cells(tables.seconds_table(lanes, "jax"), 0)["time / project"] == "1.00"
+
+
+def test_text_and_markdown() -> None:
+    table = tables.Table(("what", "n", "with"), (("a|b", "10", "x"), ("c", "5", "yy")))
+    assert table.text().splitlines() == ["what   n  with", "----  --  ----", "a|b   10  x", "c      5  yy"]
+    assert table.markdown().splitlines() == [
+        "| what | n | with |",
+        "| --- | ---: | --- |",
+        "| a\\|b | 10 | x |",
+        "| c | 5 | yy |",
+    ]
+
+
+class Fake:
+    """A runner whose steps take `cost(calls so far)` seconds of its own clock."""
+
+    def __init__(self, log: list[tuple[str, int]], name: str, cost: Callable[[int], float], window: int = 1) -> None:
+        self.facts = replace(TRAINS, window=window)
+        self._log, self._name, self._cost = log, name, cost
+        self.calls = 0
+        self.closed = False
+
+    def run(self, n: int) -> float:
+        self._log.append((self._name, n))
+        self.calls += 1
+        return n * self._cost(self.calls)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_stretches_are_about_as_long_as_asked_and_whole_windows() -> None:
+    # 0.01 s a step: windows of 7 double until 0.3 s are reached (7, 14, 28, 56); 2 s are 200 steps, 29 windows.
+    log: list[tuple[str, int]] = []
+    assert steps_in(Fake(log, "a", lambda call: 0.01, window=7), 2.0) == 203
+    assert [n for _, n in log] == [7, 14, 28, 56]
+    assert steps_in(Fake(log, "slow", lambda call: 5.0), 2.0) == 1
+
+
+def test_contest_takes_turns_and_outlives_a_death() -> None:
+    log: list[tuple[str, int]] = []
+
+    def dies(call: int) -> float:
+        if call == 3:  # one call to calibrate, one round, then
+            raise Ended("died with exit status 9")
+        return 1.0
+
+    fakes = {"a": Fake(log, "a", lambda call: 1.0), "b": Fake(log, "b", dies), "c": Fake(log, "c", lambda call: call)}
+
+    def start(entry: Entry) -> Fake:
+        if entry.name == "absent":
+            raise Ended("not installed: it")
+        return fakes[entry.name]
+
+    entries = [Entry(name, name, "nowhere", {}) for name in ("a", "b", "absent", "c")]
+    a, b, absent, c = contest(entries, start, rounds=3, seconds=1.0, pause=0.0)
+    assert [name for name, _ in log] == [*"abc", *"abc", *"cba", *"ac"]
+    assert a.seconds == [1.0, 1.0, 1.0]
+    assert c.seconds == [2.0, 3.0, 4.0]
+    assert b.trouble == "died with exit status 9 (in round 2)"
+    assert absent.trouble == "not installed: it"
+    assert all(fake.closed for fake in fakes.values())
+
+
+@pytest.fixture
+def fake_worker(tmp_path: Path) -> Callable[[str], Worker]:
+    """Starts a real worker process on a module whose `contestant` has the given body."""
+
+    def start(body: str) -> Worker:
+        lines = ["import os, sys, time", "from scripts.bench.contestant import Contestant, Facts, Unavailable"]
+        lines += [
+            "def contestant():",
+            f"    {body}",
+            "    return Contestant(run, Facts('v', 'd', 'float32', window=5))",
+        ]
+        (tmp_path / "made_up.py").write_text("\n".join(lines))
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        return Worker(Entry("a", "a", "made_up", {}), timeout=10.0, environment={"PYTHONPATH": path})
+
+    return start
+
+
+def test_what_a_worker_writes_goes_with_it(fake_worker: Callable[[str], Worker]) -> None:
+    worker = fake_worker("import tempfile; file = tempfile.mkstemp()[0]; run = lambda n: len(tempfile.gettempdir())")
+    folder = Path(worker._folder.name)
+    assert worker.run(1) == len(str(folder)) and len(list(folder.iterdir())) == 1
+    worker.close()
+    assert not folder.exists()
+
+
+def test_a_worker_answers_and_ends(fake_worker: Callable[[str], Worker]) -> None:
+    worker = fake_worker("print('noise'); run = lambda n: n / 4")
+    assert worker.facts == Facts("v", "d", "float32", window=5)
+    assert [worker.run(1), worker.run(10)] == [0.25, 2.5]
+    assert worker.start_seconds > 0
+    worker.close()
+    with pytest.raises((Ended, ValueError)):
+        worker.run(1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import no_such_package", "not installed: no_such_package"),
+        ("raise NotImplementedError('later')", "not available: later"),
+        ("raise Unavailable('no device')", "not available: no device"),
+        ("raise OSError('first line\\nsecond')", "failed: OSError: first line"),
+        ("print('last words'); sys.stdout.flush(); os._exit(7)", "died with exit status 7: last words"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_one_line(
+    fake_worker: Callable[[str], Worker], body: str, message: str
+) -> None:
+    with pytest.raises(Ended) as ended:
+        fake_worker(body)
+    assert str(ended.value) == message
+
+
+@pytest.mark.slow
+def test_a_contestant_in_this_process_runs_or_says_one_line() -> None:
+    here = Here(Entry("a", "a", "scripts.bench.peak", {"framework": "jax", "dtype": "float32"}))
+    assert here.facts.flops > 0 and here.run(1) > 0
+    with pytest.raises(Ended, match="^not installed: no_such_module$"):
+        Here(Entry("a", "a", "no_such_module", {}))
+    with pytest.raises(Ended, match="^not available: no config was given$"):
+        shapes = {"shapes": asdict(TINY), "dtype": "auto"}
+        Here(Entry("a", "a", "scripts.bench.project", {"config": "", "watch_every": 0, **shapes}))
+
+
+def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker]) -> None:
+    worker = fake_worker("run = lambda n: 0.5 if n < 9 else os._exit(3)")
+    assert worker.run(8) == 0.5
+    with pytest.raises(Ended, match="^died with exit status 3$"):
+        worker.run(9)
+    with pytest.raises(Ended, match="^died with exit status 3$"):
+        worker.run(1)
+    worker.close()
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = ["--shapes", "1,2,16,8,2,11", "--device", "cpu"]
+    page = tmp_path / "new" / "speed.md"
+    options = ["--only", "project,jax", "--rounds", "2", "--seconds", "0.02", "--markdown", str(page)]
+    assert main([*shapes, *options]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plain JAX")]
+    assert len(rows) == 1 and "jax " in rows[0]
+    text = page.read_text()
+    assert text.startswith("`python scripts/bench --shapes 1,2,16,8,2,11 ")
+    assert "| this project, watch off | - | - | - | - | - | - | not available: no config was given |" in text
+    assert main([*shapes, "--only", "jaz"]) == 2
+    assert "expected starts of project, " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--shapes", "1,3,16,8,2,11"])
+    assert "divisor of width 16, got 3" in capsys.readouterr().err
+
+
+def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_path: Path) -> None:
+    shakespeare = read(ROOT / "configs" / "shakespeare_char_cpu.yaml")
+    assert shakespeare == Setting(Shapes(layers=4, heads=4, width=128, context=64, batch=12, vocab=65), "auto", ())
+    page = tmp_path / "other.yaml"
+    page.write_text("name: other\nmodel: {residual: {rule: rezero}, dropout: 0.1}\n")
+    assert read(page).notes == (
+        "model.residual.rule is 'rezero' in other.yaml; the other programs have 'pre_ln'",
+        "model.dropout is 0.1 in other.yaml; the other programs have 0.0",
+    )
+
+
+@pytest.mark.parametrize("watch_every", [0, 2])
+def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_every: int) -> None:
+    page = tmp_path / "tiny.yaml"
+    page.write_text(
+        "name: tiny\nmodel: {layers: 2, width: 8, heads: 2}\ndata: {context: 8, batch: 2}\n"
+        "train: {steps_per_call: 2, device: cpu}\n"
+    )
+    logged = []
+    monkeypatch.setattr(project.Tracker, "log_all", lambda self, rows: logged.extend(rows))
+    run, _ = project.make(str(page), watch_every)
+    run(6)
+    assert [step for step, values in logged if "loss/train" in values] == [2, 4, 6]
+    watched = [step for step, values in logged if "delta/norm_log10/layer_000" in values]
+    assert watched == ([0, 2, 4] if watch_every else [])
+
+
+def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(project, "tune", lambda: None)
+    monkeypatch.setattr(project, "make", lambda *given: (asked.append(given), 2))
+    monkeypatch.setattr(depth, "programs_of", lambda *given: asked.append(given))
+    assert project.contestant("a.yaml", 3, TINY, "bfloat16").facts.window == 2
+    with pytest.raises(TypeError):  # from what stands for the programs
+        depth.compile_seconds("a.yaml", 8, "bfloat16")
+    assert asked == [
+        ("a.yaml", 3, "train.dtype=bfloat16"),
+        ("a.yaml", "model.layers=8", "train.unroll=1", "train.dtype=bfloat16"),
+    ]
+
+
+def test_flops_count_the_matmuls() -> None:
+    params = jax.eval_shape(lambda: jax_plain.init(TINY))
+    matrices = sum(a.size for block in params["blocks"] for a in block.values() if a.ndim == 2) + params["embed"].size
+    assert TINY.matmul_params == matrices
+    # One block, one head, D = 2, T = 3, B = 1, V = 5, by hand. Forward: 12 D^2 + V D = 58 parameters, 2 FLOPs each for
+    # 3 tokens = 348; scores and mixing 2 * (2 T T D) = 72. Backward twice that.
+    assert Shapes(1, 1, 2, 3, 1, 5).flops == 3 * (348 + 72)
+
+
+@pytest.mark.usefixtures("jax_defaults")
+@pytest.mark.parametrize("module", [jax_plain, flax_plain])
+def test_training_starts_at_chance_and_learns(module) -> None:
+    trainer = module.trainer(TINY)
+    losses = [float(trainer()) for _ in range(20)]
+    assert losses[0] == pytest.approx(np.log(TINY.vocab), rel=0.05)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
+
+
+def test_batches_are_next_tokens_and_differ() -> None:
+    corpus = Corpus(TINY)
+    x, y = corpus.batch()
+    assert x.shape == y.shape == (TINY.batch, TINY.context)
+    np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+    assert not np.array_equal(x, corpus.batch()[0])
+
+
+def rough() -> jax_plain.Params:
+    """Weights on which every part matters: larger matrices, gains away from 1."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: jax_plain.init(TINY))
+    drawn = jax.tree.map(lambda a: (0.2 * rng.normal(size=a.shape) + (a.ndim == 1)).astype(np.float32), shapes)
+    return jax.tree.map(jnp.asarray, drawn)
+
+
+loss_and_grads = jax.jit(jax.value_and_grad(jax_plain.loss), static_argnums=3)
+
+
+@pytest.mark.usefixtures("jax_defaults")
+def test_flax_computes_the_same_loss_and_gradient() -> None:
+    from flax import nnx
+
+    params = rough()
+    x, y = map(jnp.asarray, Corpus(TINY).batch())
+    model = flax_plain.GPT(TINY, jnp.float32, nnx.Rngs(0))
+    model.embed.embedding[...] = params["embed"]
+    model.positions.embedding[...] = params["positions"]
+    assert model.norm.scale is not None
+    model.norm.scale[...] = params["norm"]
+    for block, given in zip(model.blocks, params["blocks"], strict=True):
+        for name in ("qkv", "out", "up", "down"):
+            getattr(block, name).kernel[...] = given[name]
+        for name in ("norm_1", "norm_2"):
+            getattr(block, name).scale[...] = given[name]
+    loss, grads = loss_and_grads(params, x, y, TINY.heads)
+    graph, state = nnx.split(model)
+    flax_loss, flax_grads = jax.jit(jax.value_and_grad(lambda state: nnx.merge(graph, state).loss(x, y)))(state)
+    np.testing.assert_allclose(flax_loss, loss, rtol=1e-5)
+    theirs = nnx.to_pure_dict(flax_grads)
+    np.testing.assert_allclose(theirs["embed"]["embedding"], grads["embed"], rtol=1e-3, atol=1e-5)
+    for i, block in enumerate(grads["blocks"]):
+        np.testing.assert_allclose(theirs["blocks"][i]["qkv"]["kernel"], block["qkv"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("jax_defaults")
+@pytest.mark.filterwarnings("default")  # of PyTorch's own import
+def test_torch_computes_the_same_loss_and_gradient_and_update() -> None:
+    torch = pytest.importorskip("torch")
+    from scripts.bench import torch_gpt
+
+    params = rough()
+    x, y = Corpus(TINY).batch()
+    trainer = torch_gpt.Trainer(TINY)
+    model = trainer.model
+
+    def pairs(tree: jax_plain.Params, of: Callable):
+        yield of(model.embed.weight), tree["embed"]
+        yield of(model.positions.weight), tree["positions"]
+        yield of(model.norm.weight), tree["norm"]
+        for block, given in zip(model.blocks, tree["blocks"], strict=True):
+            for name in ("qkv", "out", "up", "down"):
+                yield of(getattr(block, name).weight).T, given[name]
+            for name in ("norm_1", "norm_2"):
+                yield of(getattr(block, name).weight), given[name]
+
+    for tensor, array in pairs(params, lambda p: p.data):
+        tensor.copy_(torch.tensor(np.asarray(array)))
+    loss, grads = loss_and_grads(params, jnp.asarray(x), jnp.asarray(y), TINY.heads)
+    device = trainer.device
+    torch_loss = model(torch.tensor(x, device=device).long(), torch.tensor(y, device=device).long())
+    torch_loss.backward()
+    assert torch_loss.item() == pytest.approx(float(loss), rel=1e-5)
+    for tensor, array in pairs(grads, lambda p: p.grad):
+        np.testing.assert_allclose(tensor.cpu().numpy(), array, rtol=1e-3, atol=1e-5)
+    model.zero_grad(set_to_none=True)
+
+    # Three whole steps on the same batches: clipping, AdamW and weight decay are the same too.
+    corpus = Corpus(TINY, seed=0)
+    jax_trainer = jax_plain.Trainer(params, lambda p, x, y: jax_plain.loss(p, x, y, TINY.heads), corpus)
+    for _ in range(3):
+        assert float(trainer()) == pytest.approx(float(jax_trainer()), rel=1e-5)

@@ -1,0 +1,159 @@
+"""A disk that refuses is one line: what was refused and why, and of a full one what was needed and what is free."""
+
+import errno
+import io
+import logging
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import disk
+from train.cli import main
+from train.core.state import State
+from train.device.signals import Stop, listening
+from train.disk import free_bytes, refusal, write_json
+from train.errors import UserError
+from train.log import event_file as eventfile
+from train.log.console import Console
+from train.log.writer import Tracker
+from train.store.checkpoint import Checkpoints
+from train.store.quiet import quiet_storage
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """A disk that has 12,345 bytes left."""
+    usage = shutil.disk_usage("/")._replace(free=12345)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_what_is_needed_and_what_is_free(number, free, tmp_path):
+    why = refusal(OSError(number, os.strerror(number)), tmp_path, 1_000_000)
+    assert why == f"{os.strerror(number)} (about 1,000,000 bytes are needed, 12,345 bytes are free on that disk)"
+    assert refusal(OSError(number, ""), tmp_path) == f"{os.strerror(number)} (12,345 bytes are free on that disk)"
+
+
+def test_what_a_library_says_is_told_by_its_number(free, tmp_path):
+    text = 'RESOURCE_EXHAUSTED: Error writing "x/0" in OCDBT database: Failed to open: "/d/9c": [os_error_code=\'{}\']'
+    assert refusal(ValueError(text.format(errno.EIO)), tmp_path, 5) == os.strerror(errno.EIO)
+    assert "12,345 bytes are free" in refusal(ValueError(text.format(errno.ENOSPC)), tmp_path, 5)
+    assert refusal(ValueError("what else\nand more"), tmp_path, 5) == "what else"
+
+
+def test_what_is_free_is_asked_of_a_folder_that_exists(tmp_path):
+    there = free_bytes(tmp_path)
+    assert there is not None and there > 0
+    elsewhere = free_bytes(tmp_path / "not" / "yet" / "there")
+    assert elsewhere is not None and abs(elsewhere - there) < 2**30
+
+
+def small(step: int) -> State:
+    return State({"w": np.full(8, step, np.float32)}, (), np.int32(step))
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, monkeypatch, free):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small(1), {})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_):
+        raise FULL
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError) as caught:
+        checkpoints.save(small(2), {})
+    assert str(caught.value) == (
+        f"{tmp_path}/ckpt/00000002: cannot save: No space left on device (about 36 bytes are needed, 12,345 bytes are "
+        "free on that disk)"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_does_not_fit_is_as_it_was(tmp_path, monkeypatch, free):
+    write_json(tmp_path / "a.json", {"x": 1})
+
+    def full(*_):
+        raise FULL
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.json: cannot write: No space left.*about 12 bytes.*12,345 bytes are free"):
+        write_json(tmp_path / "a.json", {"x": 2})
+    assert (tmp_path / "a.json").read_text() == '{\n "x": 1\n}\n'
+
+
+def test_a_folder_where_nothing_may_be_written_is_one_line(tmp_path, tiny, capsys):
+    """A file in the place of the runs folder: as root, permissions refuse nothing."""
+    (tmp_path / "runs").write_text("")
+    (tmp_path / "c.yaml").write_text("name: x\ndata: {kind: markov}\ntrain: {steps: 2}\n")
+    assert main(["train", str(tmp_path / "c.yaml"), f"runs_dir={tmp_path}/runs"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("deltaflow: ") and "runs" in lines[0]
+
+
+def test_storage_is_quiet_for_its_time(capsys, monkeypatch):
+    """Other errors of other threads are shown as ever."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = logging.getLogger("absl")
+    logger.addHandler(handler)
+    try:
+        with listening(Stop()), quiet_storage():  # whose end takes no other hook away
+            logger.error("inside")
+        logger.error("outside")
+    finally:
+        logger.removeHandler(handler)
+    assert stream.getvalue() == "outside\n"
+
+    class Unraisable:
+        def __init__(self, error):
+            self.exc_type, self.exc_value = type(error), error
+
+    def raised():
+        for text in ("Event loop is closed", "another"):
+            sys.unraisablehook(Unraisable(RuntimeError(text)))
+
+    thread = threading.Thread(target=raised)
+    thread.start()
+    thread.join()
+    assert shown == ["another"]
+    raised()  # in the main thread nobody but we are the cause
+    assert shown == ["another", "Event loop is closed", "another"]
+
+
+class Refusing(io.StringIO):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, _):
+        raise self.error
+
+
+def test_an_output_that_is_full_stops_nothing():
+    Console(Refusing(FULL)).note("x")
+    with pytest.raises(BrokenPipeError):
+        Console(Refusing(BrokenPipeError())).note("x")
+
+
+def test_the_names_of_logs_are_synced(tmp_path, monkeypatch):
+    """Or a power cut could take the whole file, whose bytes are safe."""
+    synced: list[Path] = []
+    monkeypatch.setattr(eventfile, "sync_folder", synced.append)
+    monkeypatch.setattr("train.log.metrics_file.sync_folder", lambda path: synced.append(path / "rows"))
+    with Tracker(tmp_path) as run:
+        run.log(0, {"x": 1.0})
+        assert run.drain()
+        run.log(1, {"x": 1.0})
+    assert synced == [tmp_path / "rows", tmp_path]  # each once
+    Tracker(tmp_path, first_step=1).close()
+    assert synced == [tmp_path / "rows", tmp_path, tmp_path]  # the rows' file was there before

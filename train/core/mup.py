@@ -1,0 +1,109 @@
+"""Factors of the updates that make one learning rate right at every width: muP.
+
+Yang et al. 2022 (Tensor Programs V, 2203.03466), tables 3 and 8. m is the width over `model.base_width`. What is wanted
+is that every activation, and its change in a step, keeps its size as m grows. Seen by how much a parameter's fan-in and
+fan-out grow (a sum over n entries that agree in sign with what they multiply is n times one of them):
+
+| kind | grows | an entry of its gradient | wanted of its update |
+|---|---|---|---|
+| hidden | both | 1/m: the input's is 1, that of delta 1/m | 1/m: summed over the fan-in, m entries |
+| vector | the fan-out: a gain, a bias, a row of a table | 1/m: delta's | 1: each acts on one entry |
+| readout | the fan-in: a map from the stream to a few numbers | 1 | 1/m: summed over the fan-in |
+| scalar | neither | 1: a sum over the width of delta's | 1 |
+
+The head's table is of the vector kind, as logits have a factor 1/m (model/transformer.py): table 8's form, which a tied
+table needs. So the power of m in a factor is that of the wanted update less that of what a rule makes of a gradient,
+here for hidden, vector, readout and scalar:
+
+- sgd, momentum, nesterov hand the gradient on: 0, +1, -1, 0 (table 8, row "SGD LR", and table 3's for readouts).
+- adam, adamw, lion, rmsprop, adagrad divide its size out: -1, 0, -1, 0 (table 8, "Adam LR", and table 3's).
+- adafactor makes steps of the parameter's own size (at least 1e-3). A hidden matrix starts at m^-1/2, so m^-1/2 is left
+  to do: -1/2. Readouts start at zero, and so from the 1e-3: -1. Vectors and scalars keep their size: 0.
+- muon's orthogonal matrices have a spectral norm of sqrt(max(1, fan-out / fan-in)) at any width, which is what keeps
+  activations in size (Yang et al. 2023, 2310.17813, condition 1): 0. All else is adam's.
+
+The factor comes before decoupled weight decay, so what decays in a step, lr * weight_decay, is the same at every width.
+(The authors' package `mup` multiplies the decay of an Adam group by m for the same effect.)
+"""
+
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import optax
+
+from model.config import ModelConfig
+
+from .parameters import by_path, is_branch_matrix
+
+Kind = Literal["hidden", "vector", "readout", "scalar"]
+
+# By path, the first pattern that fits. A parameter that none fits is an error, and not a guess.
+KINDS: dict[str, Kind] = {
+    "embed": "vector",
+    "positions": "vector",
+    "head": "vector",
+    "norm_f/*": "vector",
+    "blocks/norm_*": "vector",
+    "blocks/attn/*/kernel": "hidden",
+    "blocks/attn/*/bias": "vector",
+    "blocks/mlp/*/kernel": "hidden",
+    "blocks/mlp/*/bias": "vector",
+}
+
+# What lies in blocks/residual, by rule: names mean different things to different rules.
+RESIDUAL_KINDS: dict[str, dict[str, Kind]] = {
+    "rezero": {"alpha_*": "scalar"},
+    "skipinit": {"alpha_*": "scalar"},
+    "layerscale": {"lambda_*": "vector"},
+    "value_residual": {"lambda": "scalar"},
+    "x0_lambda": {"lambda_*": "scalar"},
+    "highway": {"gate_*/kernel": "hidden", "gate_*/bias": "vector"},
+    "hyper_connections": {
+        "dynamic_*/kernel": "readout",
+        "dynamic_*/scale": "scalar",
+        "read_*": "scalar",
+        "across_*": "scalar",
+        "write_*": "scalar",
+    },
+    "mhc": {"*/kernel": "readout", "*/bias": "scalar", "*/gate": "scalar"},
+    "attnres": {"query_*": "readout"},
+    "value_skipinit": {"alpha": "scalar", "beta": "scalar"},
+}
+
+_SGD: dict[Kind, float] = {"hidden": 0, "vector": 1, "readout": -1, "scalar": 0}
+_ADAM: dict[Kind, float] = {"hidden": -1, "vector": 0, "readout": -1, "scalar": 0}
+EXPONENTS: dict[str, dict[Kind, float]] = {
+    **dict.fromkeys(("sgd", "momentum", "nesterov"), _SGD),
+    **dict.fromkeys(("adam", "adamw", "lion", "rmsprop", "adagrad", "muon"), _ADAM),
+    "adafactor": {"hidden": -0.5, "vector": 0, "readout": -1, "scalar": 0},
+}
+
+
+def kind_of(path: str, rule: str) -> Kind:
+    """How the parameter grows with the width; `rule` is the residual rule. Raises ValueError where nothing says so.
+
+    >>> kind_of("blocks/residual/lambda_1", "layerscale"), kind_of("blocks/residual/lambda_1", "x0_lambda")
+    ('vector', 'scalar')
+    """
+    own = RESIDUAL_KINDS.get(rule, {})
+    for pattern, kind in [*KINDS.items(), *((f"blocks/residual/{name}", kind) for name, kind in own.items())]:
+        if fnmatchcase(path, pattern):
+            return kind
+    raise ValueError(f"expected a parameter that train/core/mup.py knows under residual: {rule}, got {path}")
+
+
+def exponent(optimizer: str, path: str, rule: str) -> float:
+    """The power of m in the factor of a parameter's update."""
+    kind = kind_of(path, rule)
+    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else EXPONENTS[optimizer][kind]
+
+
+def by_width(optimizer: str, model: ModelConfig) -> optax.GradientTransformation:
+    """Multiplies each update by its power of m."""
+
+    def scaled(path: str, update: Any) -> Any:
+        power = exponent(optimizer, path, model.residual.rule)
+        return update * jnp.asarray(model.width_ratio**power, update.dtype) if power else update
+
+    return optax.stateless(lambda updates, _: by_path(scaled, updates))

@@ -1,0 +1,155 @@
+"""The device a run computes on, the dtype it computes in, and what else depends on the platform."""
+
+import os
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config.schema import RunConfig, TrainConfig
+from ..errors import UserError, first_line
+
+_KINDS = {"cuda": "gpu", "rocm": "gpu"}
+_UNROLLED_CPU = 12  # deeper than this, compile time outgrows what unrolling saves
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The first of this process's devices of the kind that was asked for."""
+
+    device: Any  # jax.Device
+    kind: str  # cpu, gpu or tpu
+    count: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.count} x {self.device.device_kind} ({self.kind})"
+
+
+def select(config: TrainConfig) -> Platform:
+    """Starts JAX on the device that `train.device` names. Raises UserError when there is none."""
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)  # process-wide, and only before the first array
+    if config.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    try:
+        devices = jax.local_devices(backend=None if config.device == "auto" else config.device)
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that a backend it was told to start is there
+        why = textwrap.shorten(first_line(error), 100, placeholder=" ...")
+        said = f" ({why})" if why else ""
+        if setting := os.environ.get("JAX_PLATFORMS"):
+            said += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
+        wanted = "device" if config.device == "auto" else config.device
+        raise UserError(f"train.device: no {wanted} here; JAX sees {_seen()}{said}") from None
+    platform = Platform(devices[0], kind_of(devices[0]), len(devices))
+    if config.dtype == "float64" and platform.kind != "cpu":
+        raise UserError(
+            f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
+        )
+    if config.dtype == "bfloat16" and platform.kind == "gpu" and (capability := _capability(platform) or 8.0) < 8.0:
+        raise UserError(
+            f"train.dtype: bfloat16 needs a GPU of compute capability 8 (Ampere), and the device is {platform.label} "
+            f"of {capability:.1f}; use float32 or auto"
+        )
+    jax.config.update("jax_default_device", platform.device)
+    return platform
+
+
+def exact() -> Platform:
+    """float64 on the CPU. No other device is started, so one that another process holds is no obstacle."""
+    jax.config.update("jax_platforms", "cpu")
+    return select(TrainConfig(device="cpu", dtype="float64"))
+
+
+def kind_of(device: Any) -> str:
+    """cpu, gpu or tpu."""
+    name = str(device.platform)
+    return _KINDS.get(name, name)
+
+
+def _seen() -> str:
+    try:
+        return ", ".join(sorted({kind_of(device) for device in jax.local_devices()}))
+    except (RuntimeError, AssertionError):
+        return "no device at all"
+
+
+def compute_dtype(config: TrainConfig, platform: Platform) -> str:
+    """`train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs since Ampere (compute capability 8)."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if platform.kind == "tpu" or (_capability(platform) or 0.0) >= 8.0 else "float32"
+
+
+def _capability(platform: Platform) -> float | None:
+    """Of an NVIDIA GPU; those before 8 emulate bfloat16, slower than float32. None for all others (AMD's are names)."""
+    try:
+        return float(platform.device.compute_capability)
+    except (AttributeError, ValueError):
+        return None
+
+
+def unroll(config: RunConfig, platform: Platform) -> int:
+    """Blocks a scan iteration: all of a shallow model on a CPU, where a loop costs a third of the step; else 1."""
+    if config.train.unroll != "auto":
+        return min(config.train.unroll, config.model.layers)
+    return config.model.layers if platform.kind == "cpu" and config.model.layers <= _UNROLLED_CPU else 1
+
+
+def grouped_by(config: TrainConfig, platform: Platform) -> str:
+    """`train.group` with auto resolved: on a CPU vmap gains nothing over calling in turn (docs/benchmarks.md)."""
+    if config.group != "auto":
+        return config.group
+    return "turn" if platform.kind == "cpu" else "vmap"
+
+
+def versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {name: version(name) for name in names}
+
+
+def peak_bytes(platform: Platform) -> int | None:
+    """Most memory in use so far: the device's own count, or the process's resident set on a CPU."""
+    stats = platform.device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    try:
+        import resource  # absent on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@cache
+def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:
+    """FLOP/s of a [size, size] product on the default device, best of repeats that fill `seconds`."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(product(a))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def agreed(signal: int | None) -> int | None:
+    """The signal that any process has had so far, the largest number of several; None when none has.
+
+    The answer is the same in all processes. They all have to ask equally often, for each waits for the others; a
+    process that is alone waits for none.
+    """
+    if jax.process_count() == 1:
+        return signal
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None

@@ -1,0 +1,119 @@
+"""Durable files: atomic writes, fsync, and messages about disks that refuse a write."""
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from data.files import json_of
+
+from .errors import UserError, first_line
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore raises ValueError for everything
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` to a file, which holds all of it or its former content. Raises UserError.
+
+    The temporary name is random, so that two processes that write one file do not tear it.
+    """
+    try:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {refusal(error, path.parent, len(text.encode()))}") from None
+    except ValueError as error:  # "." has no name; a null character
+        raise UserError(f"{str(path)!r}: cannot write: {error}") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a mapping as JSON, atomically. Raises UserError."""
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of this project. Raises UserError when it cannot be read or holds something else."""
+    try:
+        value = json_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot read: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: cannot read: expected a mapping")
+    return value
+
+
+def sync_file(path: Path) -> None:
+    """Returns when the content of a file is on the disk. Raises OSError."""
+    _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the disk: made, renamed, removed. Raises OSError."""
+    if os.name != "nt":  # where a folder cannot be opened, and its names are journalled
+        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_tree(folder: Path) -> None:
+    """Returns when all that is below a folder is on the disk, and its own names. Raises OSError."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            sync_tree(Path(entry.path))
+        elif entry.is_file(follow_symlinks=False):
+            sync_file(Path(entry.path))
+    sync_folder(folder)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refusal(error: BaseException, where: Path, needed: int | None = None) -> str:
+    """The reason why a write of `needed` bytes below `where` failed, on one line; the free bytes when the disk is full.
+
+    >>> refusal(OSError(errno.EIO, "Input/output error"), Path("."))
+    'Input/output error'
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := _IN_TEXT.search(str(error))):
+        number = int(found[1])
+    reason = first_line(error)[:300] if number is None else os.strerror(number)
+    if number not in _FULL:
+        return reason
+    free = free_bytes(where)
+    parts = [] if needed is None else [f"about {needed:,} bytes are needed"]
+    parts += [] if free is None else [f"{free:,} bytes are free on that disk"]
+    return f"{reason} ({', '.join(parts)})" if parts else reason
+
+
+def free_bytes(where: Path) -> int | None:
+    """Free bytes of the disk that holds a path, or would hold it; None where the system does not tell."""
+    for folder in (where, *where.absolute().parents):
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None

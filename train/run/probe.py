@@ -1,0 +1,167 @@
+"""Probing the variants of an experiment: programs shared by structure, one batch, nothing trained."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data.source import Source
+from model.config import ModelConfig
+from model.network import Params
+from model.residual import structure_of
+
+from ..config.load import Experiment, Variant
+from ..config.schema import RunConfig
+from ..core.batch import batch_of
+from ..core.compile import compiled
+from ..core.instruments import INSTRUMENTS, read
+from ..core.optimizer import HParams
+from ..core.parameters import path_of
+from ..core.probe import as_json, measure, readings_json
+from ..core.state import State, initial_state, state_at
+from ..device.platform import Platform
+from ..device.programs import Group, grouped
+from ..errors import UserError
+from ..store.checkpoint import Checkpoints
+from ..store.provenance import same_config
+from ..store.rundir import differences, read_config
+from .experiment import build_group, data_key, device_of, open_all
+from .transfer import another, tokenizer_of
+
+
+def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One JSON object a variant, in their order, on the first batches of each variant's data.
+
+    Raises DataError, UserError, ConfigError.
+    """
+    sources = open_all(experiment.variants)
+    platform = device_of(experiment)
+    results, step = {}, 0
+    for members in grouped(experiment.variants):
+        source = sources[data_key(members[0].config)]
+        if checkpoint is not None:
+            _same_tokens(checkpoint, source)
+            step = step or Checkpoints(checkpoint).only_newest()
+        bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint, step)
+        for index, variant in enumerate(members):
+            results[variant.name] = bench.result(index, instruments)
+    return [results[variant.name] for variant in experiment.variants]
+
+
+@dataclass
+class _Bench:
+    """The programs of one group; each is compiled once."""
+
+    group: Group
+    source: Source
+    platform: Platform
+    checkpoint: Path | None
+    step: int  # of the checkpoint
+    _programs: dict[str, Any] = field(default_factory=dict)
+
+    def result(self, index: int, instruments: Sequence[str]) -> dict[str, Any]:
+        variant, hp, network = self.group.variants[index], self.group.hparams[index], self.group.network
+        rolled = dataclasses.replace(network, unroll=1)  # short to compile, and it runs a few times only
+        state = self._state(variant, hp, any(INSTRUMENTS[name].optimizer for name in instruments))
+        data = variant.config.data
+        first = jax.tree.map(lambda leaf: leaf[0], self._feeds(variant, 1))
+        batch = batch_of(first, self._corpus, data.context)
+        measured = jax.device_get(self._run("probe", partial(measure, rolled), state.params, batch, hp.model))
+        result = {
+            "variant": variant.name,
+            "config": variant.config.model_dump(mode="json"),
+            "platform": self.platform.label,
+            **as_json(variant.config, network, state.params, measured),
+        }
+        if instruments:
+            result["instruments"] = {}
+        for name in instruments:
+            if name in not_for(variant.config, instruments):
+                continue
+            feeds = self._feeds(variant, INSTRUMENTS[name].batches(variant.config.watch))
+            program = partial(read, name, rolled, self.group.config)
+            readings = self._run(name, program, state, hp, self._corpus, feeds, once=not INSTRUMENTS[name].long)
+            result["instruments"] |= readings_json(jax.device_get(readings))
+        return result
+
+    def _run(self, name: str, function: Callable, *arguments: Any, once: bool = True) -> Any:
+        if name not in self._programs:
+            self._programs[name] = compiled(function, arguments, once=once)
+        return self._programs[name](*arguments)
+
+    def _state(self, variant: Variant, hp: HParams, whole: bool) -> State:
+        """`whole`: the optimizer's state is looked at, and not the parameters alone."""
+        group = self.group
+        if self.checkpoint is None:
+            # The very program that training starts with, so that both look at the same weights to the last bit.
+            return self._run("init", partial(initial_state, group.network, group.config), hp)
+        params = restored(group, variant, self.checkpoint, self.step, self.platform)
+        if not whole:
+            return State(params, None, jnp.asarray(self.step, jnp.int32))
+        changed = [key for key in differences(read_config(self.checkpoint), variant.config) if "optimizer." in key]
+        if changed:
+            raise UserError(
+                f"{self.checkpoint}: its optimizer differs from that of variant {variant.name} in "
+                f"{', '.join(changed)}, and some of the instruments read the optimizer's state"
+            )
+        like = jax.eval_shape(partial(state_at, group.config, hp), params)
+        return Checkpoints(self.checkpoint).restore(self.step, like, self.platform.device)
+
+    def _feeds(self, variant: Variant, steps: int) -> Any:
+        data = variant.config.data
+        return self.source.train_batches(data.batch, data.seed or 0, 0, steps)
+
+    @cached_property
+    def _corpus(self) -> Any:
+        return None if self.source.resident is None else jnp.asarray(self.source.resident[0])
+
+
+def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:
+    """Those that have nothing to measure under this config (docs/instruments.md)."""
+    return [name for name in instruments if not INSTRUMENTS[name].applies(config)]
+
+
+def _same_tokens(directory: Path, source: Source) -> None:
+    """Raises UserError when a run's parameters belong to other tokens than those of `source`."""
+    read_config(directory)  # or it is no run
+    here = None if source.tokenizer is None else source.tokenizer.to_json()
+    if another(tokenizer_of(directory), here):
+        raise UserError(
+            f"{directory}: has another tokenizer than {source.source}, so its tokens stand for something else; "
+            "probe it on the text it was trained on"
+        )
+
+
+def restored(group: Group, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
+    """The parameters in a run's checkpoint of `step`, for a variant whose model they are of. Raises UserError."""
+    saved = read_config(directory)
+    if _shape(saved) != _shape(variant.config):
+        changed = [key for key in differences(saved, variant.config) if key.startswith("model.")]
+        raise UserError(
+            f"{directory}: its model differs from variant {variant.name} in {', '.join(changed)}; "
+            "leave the variants out with variants={}, or set these keys as there"
+        )
+    checkpoints = Checkpoints(directory)
+    same_config(checkpoints.folder(step), checkpoints.manifest(step).origin, saved)
+    params, wanted = checkpoints.params(step, platform.device), group.network.shapes()
+    there, here = (_sizes(tree) for tree in (params, wanted))
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path) != here.get(path):
+            got = f"{there.get(path, 'missing')} in {directory}"
+            raise UserError(f"variant {variant.name}: expected {path} {here.get(path, 'missing')}, got {got}")
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)
+
+
+def _sizes(params: Any) -> dict[str, list[int]]:
+    return {path_of(keys): list(leaf.shape) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _shape(config: RunConfig) -> ModelConfig:
+    """What decides on the parameters and what they compute, but for traced numbers, init and dropout."""
+    off = {"dropout": 0.0, "dropout_embed": None, "dropout_attention": None, "dropout_residual": None}
+    return structure_of(config.model).model_copy(update={"init": "normal", **off})
