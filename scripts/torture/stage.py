@@ -145,7 +145,6 @@ def _one(request: dict[str, Any], command: Callable[[list[str]], int]) -> NoRetu
 
 def _prepared(folder: Path) -> Callable[[list[str]], int]:
     """The command line, with everything imported that a run imports on its way."""
-    import orbax.checkpoint
     import tensorboardX.summary
 
     from model.network import Network
@@ -156,7 +155,7 @@ def _prepared(folder: Path) -> Callable[[list[str]], int]:
     from train.run import report_files as report_files
     from train.run.metrics import Record
 
-    assert all((orbax.checkpoint, tensorboardX.summary, command, experiment))
+    assert all((tensorboardX.summary, command, experiment))
     report_files.write_report = lambda root, console: None
     Record.pictures = lambda self: None
     Network.shapes = cache(Network.shapes)  # traced five times by a start

@@ -99,7 +99,7 @@ def _end(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
     checkpoints = Checkpoints(run)
-    return logged, checkpoints.params(checkpoints.only_newest(), jax.devices()[0])
+    return logged, checkpoints.params(checkpoints.only_newest())
 
 
 def _compared(got: tuple[list, Any], wanted: tuple[list, Any]) -> tuple[float, str | None]:

@@ -165,7 +165,7 @@ def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_th
     assert run() == 128 + number
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
     assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
-    meta = Checkpoints(folder / run.name / "s" / "a").meta(4)
+    meta = Checkpoints(folder / run.name / "s" / "a").header(4).meta
     assert meta["due"] and "loss/val" not in meta["row"]  # step 4 has an evaluation
     goes_on(folder, monkeypatch, run)
 
@@ -504,7 +504,7 @@ def test_the_sweep_sees_other_figures_and_other_parameters(folder, tmp_path):
     log.write_text(whole.replace('"step":6', '"step":7'))
     assert sweep._different(folder / "whole", tmp_path / "other") == "b: row 3 of 7 and 7 differs"
     log.write_text(whole)
-    shutil.rmtree(tmp_path / "other" / "s" / "c" / "ckpt" / "00000012")
+    Checkpoints(tmp_path / "other" / "s" / "c").path(12).unlink()
     assert sweep._different(folder / "whole", tmp_path / "other") == "c: other parameters"
     summary = tmp_path / "other" / "s" / "a" / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"best_val": 0}))

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import Reader
 
+from pages import Reader
 from runs import write_run
 from train.cli import main
 from train.report.compare import as_html, as_markdown, compare

@@ -79,7 +79,7 @@ class GroupRun:
         first, done = stands(self.group, directories, self.console)
         if config.train.init_from and not first:
             with self.group.variants[0].placing():
-                self._given = open_source(Path(config.train.init_from), self.platform.device)
+                self._given = open_source(Path(config.train.init_from))
         over, allow = done is not None, self.allow_data_change
         admit(self.group, self.source, directories, self.console, first, over, allow)
         if done is not None:

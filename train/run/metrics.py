@@ -20,6 +20,7 @@ from ..core.instruments import LINES, Curve, Reading
 from ..core.state import State
 from ..core.step import StepStats
 from ..core.tags import Scalars, reading_scalars, watched_scalars
+from ..device.platform import environment
 from ..errors import UserError
 from ..gradflow.advice import advice_for
 from ..gradflow.delta import underflows
@@ -66,10 +67,10 @@ class Record:
 
     def __post_init__(self) -> None:
         self.tracker = Tracker(self.directory, first_step=self.first_step, warn=self.warn)
-        self.checkpoints = Checkpoints(self.directory, self.variant.config)
+        self.checkpoints = Checkpoints(self.directory, self.variant.config, environment())
         self.checkpoints.go_on_from(self.first_step)
         if self.first_step:
-            self._go_on_from(self.checkpoints.meta(self.first_step))
+            self._go_on_from(self.checkpoints.header(self.first_step).meta)
         self.tracker.config(to_yaml(self.variant.config), flatten(self.variant.config))
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
