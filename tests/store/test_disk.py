@@ -36,6 +36,24 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(number, free, tmp_path
     assert refusal(OSError(number, ""), tmp_path) == f"{os.strerror(number)} (12,345 bytes are free on that disk)"
 
 
+@pytest.mark.parametrize("name", ["EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EIO", "ENOSPC"])
+def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path, monkeypatch, name):
+    number = getattr(errno, name)
+
+    def refuse(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if name in ("EIO", "ENOSPC"):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            disk.sync_folder(tmp_path)
+    else:
+        disk.sync_folder(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=os.strerror(number)):  # a file's content is another matter
+        disk.sync_file(tmp_path / "file")
+
+
 def test_what_is_free_is_asked_of_a_folder_that_exists(tmp_path):
     there = free_bytes(tmp_path)
     assert there is not None and there > 0

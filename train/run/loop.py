@@ -70,7 +70,7 @@ class GroupRun:
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
         directories = [own_directory_of(variant) for variant in self.group.variants]
-        with locked(directories, self.console.note):
+        with locked(directories, self.console.warn):
             return self._run(directories)
 
     def _run(self, directories: list[Path]) -> list[dict[str, Any]]:
