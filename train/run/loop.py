@@ -34,7 +34,7 @@ from ..log.console import Console
 from ..store.checkpoint import Checkpoints
 from ..store.lock import locked
 from ..store.rundir import own_directory_of
-from .metrics import RunMetrics
+from .metrics import RunMetrics, evaluation_row
 from .recovery import MOST_SKIPPED, find_cause
 from .resume import remember_choices
 from .start import admit, described, stands
@@ -195,7 +195,7 @@ class GroupRun:
         def log(split: str, results: list[Any]) -> None:
             self.throughput.pause()
             for index, metrics in self.live():
-                metrics.add_evaluation(step, results[index], self.source, task, split)
+                metrics.add(step, evaluation_row(results[index], self.source, task, split))
 
         self.pending.append((self.programs.evaluate(self.states, *self.heldout), partial(log, "val")))
         if self.config.optimizer.ema is not None:

@@ -165,21 +165,6 @@ class RunMetrics:
             self.warn(f"{self.variant.name}: {line}")
         self.spikes += len(began)
 
-    def add_evaluation(self, step: int, scores: Scores, source: Source, task: str, split: str) -> None:
-        """Adds the tags of an evaluation; `split` is val, or val_ema for the averaged weights.
-
-        The best possible losses of the data, where they are known for this task, are logged as flat lines.
-        """
-        loss = float(scores.loss)
-        row: dict[str, float | None] = {f"loss/{split}": loss}
-        if task == "lm":
-            with np.errstate(over="ignore"):
-                row[f"perplexity/{split}"] = float(np.exp(loss))
-        if task != "regression":
-            row[f"accuracy/{split}"] = float(scores.accuracy)
-        floors = source.floors if task == source.form.task else {}
-        self.add(step, row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()})
-
     def add_readings(self, step: int, readings: Mapping[str, Reading]) -> None:
         """Adds an instrument's readings at the weights after `step` steps; pictures and histograms go out at once."""
         self.add(step, reading_scalars(readings))
@@ -239,3 +224,19 @@ class RunMetrics:
             title = f"{self.variant.name}: {title}"
             figure = charts.heatmap(steps, values, title, charts.DELTA_UNIT, *charts.DELTA_SCALE, charts.SMALL)
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
+
+
+def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dict[str, float | None]:
+    """The tags of an evaluation; `split` is val, or val_ema for the averaged weights.
+
+    The best possible losses of the data, where they are known for this task, come along as flat lines.
+    """
+    loss = float(scores.loss)
+    row: dict[str, float | None] = {f"loss/{split}": loss}
+    if task == "lm":
+        with np.errstate(over="ignore"):
+            row[f"perplexity/{split}"] = float(np.exp(loss))
+    if task != "regression":
+        row[f"accuracy/{split}"] = float(scores.accuracy)
+    floors = source.floors if task == source.form.task else {}
+    return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}
