@@ -26,10 +26,6 @@ class Init:
     dtype: jnp.dtype
     width_ratio: float = 1.0  # m, how much wider than the base of muP
 
-    def number(self, name: str, default: float) -> Any:
-        """A traced number of the model section, or `default` where the config leaves it null."""
-        return self.numbers.get(name, default)
-
     def gain(self, tag: str) -> Any:
         """The factor of a block matrix's initial values: `attn_o`, `mlp_in` ..."""
         return self.numbers[f"init_gain.{tag}"]

@@ -52,7 +52,7 @@ def main() -> int:
 
     reader = threading.Thread(target=read)
     reader.start()
-    jax.block_until_ready(programs.window(states, [batches], watched))
+    jax.block_until_ready(programs.window(states, [batches], watched)[1])
     done.set()
     reader.join()
     used = highest - before

@@ -16,9 +16,10 @@ from train.config.load import Variant, load
 from train.core.tags import watched_scalars
 from train.device import platform as platforms
 from train.device.process import tune
-from train.device.programs import Programs, assumed_step_seconds, steps_per_call
+from train.device.programs import Programs
 from train.log.writer import Tracker
 from train.run.experiment import build_group
+from train.run.windows import assumed_step_seconds, steps_per_call, watched_steps
 
 from . import machine
 from .contestant import Contestant, Facts, Unavailable
@@ -59,11 +60,12 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
     atexit.register(folder.cleanup)
 
     def run(n: int) -> float:
-        nonlocal step
+        nonlocal step, states
         start, pending = time.perf_counter(), []
         for _ in range(n // K):
             batches = window_starts(TOKENS, data.context, data.batch, 0, step, K)
-            pending.append((step, programs.window(states, [batches], watch_every > 0 and step % watch_every == 0)))
+            states, measured = programs.window(states, [batches], bool(watched_steps(step, step + K, watch_every)))
+            pending.append((step, measured))
             step += K
             if len(pending) > 1:
                 _log(tracker, dtype, watch_every, *pending.pop(0))

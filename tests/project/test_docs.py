@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from train.core.evaluate import Scores
-from train.run.metrics import evaluation
+from train.run.metrics import evaluation_row
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,12 +81,12 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     summary = json.loads((run / "summary.json").read_text())
     assert len(logged) > 20 and not logged - explained and not summary.keys() - explained
     floors = SimpleNamespace(form=SimpleNamespace(task="lm"), floors={"": 1.0})
-    optional = set(evaluation(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
+    optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
     optional |= {"loss_val_ema", "verdict", "verdict/spike"}
     # Of steps that are not finite: tests/run/test_nonfinite.py.
-    optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped", "optim/batches_passed"}
-    optional |= {"skipped_steps", "rewinds", "perf/mfu"}  # the last of trainings that take their time
+    optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped"}
+    optional |= {"skipped_steps", "perf/mfu"}  # the last of trainings that take their time
     pictures = {"delta/heatmap", "delta_without/heatmap"}
     missing = {name for name in explained if not name.startswith("grad_without")} - logged - summary.keys()
     assert missing <= optional | pictures

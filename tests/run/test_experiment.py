@@ -18,7 +18,7 @@ from train.core.state import State
 from train.errors import UserError
 from train.log.console import Console
 from train.report.read import read_run
-from train.run.experiment import unmet
+from train.run.summary import unmet
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from train.cli import main
+from train.device import platform as platforms
 from train.disk import write_json
 from train.run import loop
 from train.store import manifest
@@ -206,7 +207,7 @@ def test_the_share_of_the_peak_that_a_long_training_reached(run, capsys, monkeyp
     """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
     assert json.loads((run / "summary.json").read_text())["mfu"] is None  # a short one measures no peak
     monkeypatch.setattr(loop, "_WORTH_A_PEAK_S", 0.0)
-    monkeypatch.setattr(loop.platforms, "matmul_peak", lambda dtype: {"float32": 1e9}[dtype])
+    monkeypatch.setattr(platforms, "matmul_peak", lambda dtype: {"float32": 1e9}[dtype])
     assert train(capsys, "name=long", "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
     summary = json.loads(Path("runs/long/main/summary.json").read_text())
     width, context, tokens, vocabulary = 8, 8, 32, len(set(TEXT))

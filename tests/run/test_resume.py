@@ -12,14 +12,14 @@ from train.cli import main
 from train.config.load import Experiment, load
 from train.core.state import State, hparams_of, initial_state
 from train.device import platform as platforms
-from train.device.programs import steps_per_call
 from train.device.signals import Stop
 from train.disk import write_json
 from train.errors import UserError
 from train.log.console import Console
 from train.run import experiment as experiments
-from train.run.journal import Journal
+from train.run.loop import GroupRun
 from train.run.resume import abreast
+from train.run.windows import steps_per_call
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import directory_of
 
@@ -103,18 +103,18 @@ def test_a_stop_saves_where_it_is_and_the_rest_follows(folder, monkeypatch, caps
     monkeypatch.chdir(folder)
     experiment = load("tiny.yaml", ["runs_dir=stopped"])
     stop = Stop()
-    log = Journal.window
+    log = GroupRun.log_window
 
     def stop_after_the_first(self, start, end, results):
         log(self, start, end, results)
         stop.signal = 15
 
-    monkeypatch.setattr(Journal, "window", stop_after_the_first)
+    monkeypatch.setattr(GroupRun, "log_window", stop_after_the_first)
     experiments.train(experiment, Console(), stop)
     assert stop.exit_code == 143
     at = Checkpoints(Path("stopped/tiny/with")).steps()
     assert len(at) == 1 and 0 < at[0] < 12 and at[0] % 2 == 0
-    monkeypatch.setattr(Journal, "window", log)
+    monkeypatch.setattr(GroupRun, "log_window", log)
     assert main(["train", "tiny.yaml", "runs_dir=stopped"]) == 0
     assert f"resuming at step {at[0]} of 12" in capsys.readouterr().out
     for variant in ("with", "without"):

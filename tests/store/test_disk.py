@@ -18,7 +18,6 @@ from train.core.state import State
 from train.device.signals import Stop, listening
 from train.disk import free_bytes, refusal, write_json
 from train.errors import UserError
-from train.log import event_file as eventfile
 from train.log.console import Console
 from train.log.writer import Tracker
 from train.store.checkpoint import Checkpoints
@@ -148,12 +147,11 @@ def test_an_output_that_is_full_stops_nothing():
 def test_the_names_of_logs_are_synced(tmp_path, monkeypatch):
     """Or a power cut could take the whole file, whose bytes are safe."""
     synced: list[Path] = []
-    monkeypatch.setattr(eventfile, "sync_folder", synced.append)
-    monkeypatch.setattr("train.log.metrics_file.sync_folder", lambda path: synced.append(path / "rows"))
+    monkeypatch.setattr("train.log.append.sync_folder", synced.append)
     with Tracker(tmp_path) as run:
         run.log(0, {"x": 1.0})
         assert run.drain()
         run.log(1, {"x": 1.0})
-    assert synced == [tmp_path / "rows", tmp_path]  # each once
+    assert synced == [tmp_path, tmp_path]  # each once
     Tracker(tmp_path, first_step=1).close()
-    assert synced == [tmp_path / "rows", tmp_path, tmp_path]  # the rows' file was there before
+    assert synced == [tmp_path] * 3  # the rows' file was there before

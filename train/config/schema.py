@@ -163,10 +163,10 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(
         default=500, ge=1, description="steps between checkpoints; the last step is always saved"
     )
-    on_nonfinite: Literal["stop", "skip", "rewind"] = Field(
+    on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
-        description="when a loss or gradient is not a finite number: stop the variant, skip the update, or rewind to "
-        "the last checkpoint and past the batches that led there (docs/stopping.md)",
+        description="when a loss or gradient is not a finite number: stop the variant, or skip the update "
+        "(docs/stopping.md)",
     )
     steps_per_call: Literal["auto"] | int = Field(
         default="auto",

@@ -53,8 +53,6 @@ class Run:
             parts.append(f"the run stopped at step {told.get('steps')}")
         if skipped := told.get("skipped_steps"):
             parts.append(f"{skipped} updates left out")
-        if rewinds := told.get("rewinds"):
-            parts.append(f"{len(rewinds)} rewinds")
         return "; ".join(parts)
 
     @property
@@ -170,7 +168,6 @@ class _Summary(BaseModel):
     first_nonfinite_step: int | None = None
     nonfinite: str | None = None
     skipped_steps: int = 0
-    rewinds: list[list[int]] | None = None
     floors: dict[str, float | None] | None = None
     versions: dict[str, str] | None = None
     verdict: _Said | None = None
