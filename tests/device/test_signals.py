@@ -21,10 +21,8 @@ from scripts.torture.programs import shared
 from train.cli import main
 from train.device import programs
 from train.device.signals import SIGNALS, Stop, Stopped, listening
-from train.run import experiment
-from train.run.journal import Journal
+from train.run import experiment, summary
 from train.run.loop import GroupRun
-from train.run.metrics import Record
 from train.store.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +156,7 @@ def test_a_compilation_is_not_waited_for(folder, monkeypatch, run, capsys):
 def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_the_next(
     folder, monkeypatch, run, capsys, number
 ):
-    once(monkeypatch, Journal, "window", before=lambda: kill(number))
+    once(monkeypatch, GroupRun, "log_window", before=lambda: kill(number))
     assert run() == 128 + number
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
     assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
@@ -179,7 +177,7 @@ def test_a_second_one_within_a_save_leaves_whole_checkpoints_only(folder, monkey
         kill(signal.SIGINT)
         kill(signal.SIGINT)
 
-    once(monkeypatch, Record, "save", after=twice)  # a is saved, and b is not
+    once(monkeypatch, Checkpoints, "save", after=twice)  # a is saved, and b is not
     assert run() == 130
     assert "deltaflow: interrupted during steps 7 to 8" in capsys.readouterr().err
     assert standing(folder, run) == {"a": [8], "b": [], "c": []}
@@ -194,14 +192,14 @@ def test_between_groups_and_in_a_set_up_the_groups_that_are_done_stay_done(folde
 
 
 def test_in_the_closing_of_a_group(folder, monkeypatch, run):
-    once(monkeypatch, Record, "summary", before=kill)
+    once(monkeypatch, summary, "summary_of", before=kill)
     assert run() == 143
     assert standing(folder, run) == {"a": [8, 12], "b": [8, 12], "c": []}
     goes_on(folder, monkeypatch, run)
 
 
 def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
-    monkeypatch.setattr(experiment.report_files, "write_report", lambda *_: kill())
+    monkeypatch.setattr(summary, "write_report", lambda *_: kill())
     assert run() == 143
     out, err = capsys.readouterr()
     assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
@@ -209,15 +207,14 @@ def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
 
 
 def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypatch, run):
-    original = Journal.window
+    original = GroupRun.log_window
 
     def at_the_end(self, start, end, results):
         if start == 10:
             kill()
         return original(self, start, end, results)
 
-    once(monkeypatch, GroupRun, "_finish")
-    monkeypatch.setattr(Journal, "window", at_the_end)
+    monkeypatch.setattr(GroupRun, "log_window", at_the_end)
     code = run()  # the last window is looked at when all is evaluated and saved: it was over
     assert code in (0, 143)
     goes_on(folder, monkeypatch, run)
