@@ -16,9 +16,17 @@ from model.traced import Traced
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
 # Where a run is put and what it is called says nothing about what it computes.
 LABELS = ("name", "runs_dir")
-# What may change when a run goes on: it decides on what follows a step that is not finite, and on nothing before. (The
-# program of `skip` is another one, so up to that step the rounding may differ.)
-CHANGEABLE = ("train.on_nonfinite",)
+# Keys and sections that may change when a run goes on: what was computed so far depends on none of them, except where a
+# schedule is drawn over train.steps.
+CHANGEABLE = (
+    "train.steps",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.checkpoint_every",
+    "train.steps_per_call",
+    "train.on_nonfinite",
+    "watch",
+)
 OptimizerRule = Literal[
     "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
 ]
