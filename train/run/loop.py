@@ -19,7 +19,7 @@ from ..core.instruments import INSTRUMENTS
 from ..core.state import State
 from ..device import platform as platforms
 from ..device import process
-from ..device.budget import Budget
+from ..device.memory import Budget
 from ..device.platform import Platform, agreed
 from ..device.programs import Group, Programs, model_flops, shapes_of
 from ..device.signals import Stop
@@ -121,7 +121,7 @@ class GroupRun:
         """Everything that will run, compiling in the background already."""
         train, val = self._resident()
         programs = Programs(self.group, train)
-        self._budget = Budget.of(programs, (train, val), self.platform, self.console.note)
+        self._budget = Budget.of(programs, (train, val), self.platform)
         if not first:
             programs.prepare_init()
         lead = (len(self.group.variants),) if self.group.vmapped else ()
