@@ -32,6 +32,10 @@ OptimizerRule = Literal[
 ]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
+
+
 class Factors(dict[str, float]):
     """A mapping that a frozen config can hold: equal ones have equal hashes."""
 
@@ -84,7 +88,7 @@ class OptimizerConfig(Section):
     momentum: Annotated[float, Traced()] = Field(
         default=0.9, ge=0, lt=1, description="share of the last update's direction: momentum, nesterov, muon"
     )
-    betas: Annotated[tuple[float, float], Traced()] = Field(
+    betas: Annotated[tuple[Beta, Beta], Traced()] = Field(
         default=(0.9, 0.99),
         strict=False,
         description="averaging constants of the gradient and its square: adam, adamw, muon's adam; lion's two; the "
@@ -176,11 +180,11 @@ class TrainConfig(Section):
         description="when a loss or gradient is not a finite number: stop the variant, or skip the update "
         "(docs/stopping.md)",
     )
-    steps_per_call: Literal["auto"] | int = Field(
+    steps_per_call: AutoOrCount = Field(
         default="auto",
         description="K, optimizer steps a dispatch; divides eval_every, checkpoint_every and instruments' intervals",
     )
-    unroll: Literal["auto"] | int = Field(default="auto", description="blocks unrolled in the scan over layers")
+    unroll: AutoOrCount = Field(default="auto", description="blocks unrolled in the scan over layers")
     group: Literal["auto", "vmap", "turn"] = Field(
         default="auto", description="variants of one shape: vmapped in one call, or called in turn; auto = turn on CPU"
     )
