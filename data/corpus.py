@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from .config import DataConfig
 from .errors import DataError, reason
@@ -22,12 +22,6 @@ _TIMEOUT = 10  # seconds without an answer
 _DEADLINE = 300  # seconds from the first bytes to the last
 _MOST_FILES = 10_000
 TEXT_FILE = "a UTF-8 text file"
-
-
-class Digest(Protocol):
-    """A hash of `hashlib`."""
-
-    def update(self, data: bytes, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -178,8 +172,8 @@ def _shakespeare() -> Path:
         ) from None
 
 
-def texts(corpus: Corpus, digest: Digest | None = None) -> Iterator[str]:
-    """The text in pieces of bounded size: without byte order marks, line ends as they are; `digest` gets all bytes.
+def texts(corpus: Corpus, digest: Any = None) -> Iterator[str]:
+    """The text in pieces of bounded size, without byte order marks, line ends as they are; `digest` gets all bytes.
 
     Raises DataError when a part cannot be read or is not UTF-8 text.
     """
@@ -187,7 +181,7 @@ def texts(corpus: Corpus, digest: Digest | None = None) -> Iterator[str]:
         yield from _texts(part, digest)
 
 
-def _texts(part: Part, digest: Digest | None) -> Iterator[str]:
+def _texts(part: Part, digest: Any) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line, start = 0, 1, True
     try:
