@@ -1,4 +1,4 @@
-"""Where text comes from: paths, folders, patterns, the download; and all that is refused, by its place."""
+"""Text and its origin: paths, folders, patterns, the download, and the place of every refusal."""
 
 import gc
 import hashlib
@@ -83,8 +83,8 @@ def test_a_folder_and_a_pattern_are_their_files_one_after_the_other():
     write("books/notes.md", "z")
     assert text_of(path="books") == text_of(path="books/**/*.txt") == "abé"  # no file's byte order mark is text
     assert text_of(path="books/*.txt") == text_of(path="b*/?.txt") == "ab"
-    found = find(DataConfig(path="books"))
-    assert (found.note, found.hidden) == ("3 files, ", 0) and find(DataConfig(path="books/a*")).note == "1 file, "
+    books = find(DataConfig(path="books"))
+    assert (books.note, books.hidden) == ("3 files, ", 0) and find(DataConfig(path="books/a*")).note == "1 file, "
     write("books/bad.txt", b"x\xff")
     assert error_of(path="books").startswith("data.path: 'books/bad.txt' is not UTF-8 text: byte")
     Path("empty").mkdir()

@@ -144,7 +144,7 @@ WRONG = {
     ),
     "resident_pooled": (
         "resident = np.zeros(9, int), np.zeros(9, int)",
-        "resident: expected a form of next tokens beside it (lm, outputs = vocab_size), got DataSpec(",
+        "resident: expected a form of next tokens (lm, outputs = vocab_size), got DataSpec(",
     ),
     "resident_short": (
         "form = DataSpec('lm', 8, 2, 2)\nresident = np.zeros(9, int), np.zeros(8, int)",
@@ -299,5 +299,5 @@ def test_a_class_of_your_own_is_trained_and_probed_and_its_context_must_be_the_c
     assert summary["loss_val"] > 0 and summary["task"] == "regression"
     capsys.readouterr()
     assert main(["train", str(config), "data.context=9", "name=other"]) == 1
-    said = "command line: data.context: data.kind own_parity:Parity has windows of 8 tokens"
-    assert said in "".join(capsys.readouterr())
+    message = "command line: data.context: data.kind own_parity:Parity has windows of 8 tokens"
+    assert message in "".join(capsys.readouterr())
