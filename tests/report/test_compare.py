@@ -6,17 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import Reader
 
+from pages import Reader
 from runs import write_run
 from train.cli import main
-from train.report.compare import as_html, as_markdown, compare
-from train.report.final import ABOVE, final_table, gain, log10_ratio, verdict_table
-from train.report.gather import gather, names_of
-from train.report.groups import Group, depths_over_seeds, differences, grouped, over_seeds
-from train.report.interval import estimate, quantile
-from train.report.pictures import MAX_GROUPS, gain_product, picked, pictures
+from train.report.figures import MAX_GROUPS, figures, gain_product, picked
+from train.report.groups import (
+    Group,
+    depths_over_seeds,
+    differences,
+    estimate,
+    gather,
+    grouped,
+    names_of,
+    over_seeds,
+    quantile,
+)
+from train.report.page import as_html, as_markdown, compare
 from train.report.read import depth_series, read_run
+from train.report.tables import ABOVE, final_table, gain, log10_ratio, verdict_table
 
 # Intervals
 
@@ -242,7 +250,7 @@ def test_curves_are_at_the_steps_that_all_seeds_have(sweep):
 
 
 def of(groups) -> dict[str, Any]:
-    return {picture.key: picture for picture in pictures(groups)}
+    return {figure.key: figure for figure in figures(groups)}
 
 
 def test_every_heatmap_is_on_one_scale(sweep):
@@ -341,7 +349,10 @@ def test_hostile_names_are_text(tmp_path):
     read = Reader(as_html(comparison))
     assert HOSTILE in read.text and not [attrs for tag, attrs in read.tags if tag == "img" and "onerror" in attrs]
     assert "<img" not in as_markdown(comparison)
-    assert re.findall(r"(?<!\\)\|", as_markdown(comparison).splitlines()[6]).count("|") == len(comparison.final[0]) + 1
+    assert (
+        re.findall(r"(?<!\\)\|", as_markdown(comparison).splitlines()[6]).count("|")
+        == len(final_table(comparison.groups)[0]) + 1
+    )
 
 
 # What is wrong is said in a line

@@ -21,7 +21,7 @@ from train.core.window import run_window
 from train.gradflow.norms import frobenius
 from train.gradflow.spikes import Watch
 from train.log.console import Console
-from train.report.compare import as_markdown, compare
+from train.report.page import as_markdown, compare
 from train.run.nonfinite import MOST_REWINDS, History, Rewind, first_bad
 from train.store.checkpoint import Checkpoints
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..log.event_file import PREFIX, new_name
-from .groups import Group, over_seeds
-from .interval import estimate
+from .groups import Group, estimate, over_seeds
 
 ENDS = ("mean", "low", "high")
 
@@ -40,7 +39,7 @@ def write_means(root: Path, groups: Sequence[Group]) -> list[str]:
 def means(group: Group) -> tuple[Scalars, Scalars, Scalars]:
     """(mean, low, high) of every tag that all finished seeds have logged, at the steps that all of them have.
 
-    low and high are the ends of the 95 % interval (train/report/interval.py). The mean of log10 values is the
+    low and high are the ends of the 95 % interval (train/report/groups.py). The mean of log10 values is the
     geometric mean's log10.
     """
     out: tuple[Scalars, Scalars, Scalars] = ({}, {}, {})

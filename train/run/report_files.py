@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..disk import write_atomically
 from ..log.console import Console
-from ..report.compare import as_html, as_markdown, compare
+from ..report.page import as_html, as_markdown, compare
 from ..report.seeds import write_means
 
 # Of metrics.jsonl, all runs together: with more the end of a training would take more than about ten seconds.

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, each with the sentence that says how to read it. Groups of seeds in, figures out."""
+"""The figures of a comparison, each with instructions for reading it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import numpy as np
 
 from . import charts
 from .charts import Curve, Field, Guide, Panel
-from .final import FIGURES, loss_unit
-from .groups import Group, depths_over_seeds, over_seeds
-from .interval import estimate
+from .groups import Group, depths_over_seeds, estimate, over_seeds
+from .tables import FIGURES, loss_unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_GROUPS = 8  # that have a colour, and a heatmap
+MAX_GROUPS = 8  # with a colour and a heatmap
 _FLOORS = {"floor": "best possible", "floor_unigram": "knowing only how often each token comes"}
 _FLOORS |= {"floor_zero": "saying 0 always"}
 
@@ -26,7 +25,7 @@ Depths = tuple[np.ndarray, np.ndarray]  # steps [S], and values [n, S, layers] o
 
 @dataclass(frozen=True)
 class Picture:
-    """`key` is a file's name, `says` what is seen, for those who cannot see it."""
+    """`key`: the name of a file. `says`: the alt text."""
 
     key: str
     title: str
@@ -35,8 +34,8 @@ class Picture:
     figure: Figure
 
 
-def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
-    """Every picture that there is data for, in the order in which they explain each other."""
+def figures(groups: Sequence[Group]) -> Iterator[Picture]:
+    """Yields every picture that there is data for, in the order in which they explain each other."""
     shown = picked(groups)
     delta = {group.name: depths_over_seeds(group, "delta/norm_log10") for group in groups}
     update = {group.name: depths_over_seeds(group, "update/ratio_log10") for group in groups}
@@ -51,9 +50,9 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
 
 
 def picked(groups: Sequence[Group]) -> dict[str, int | None]:
-    """Group -> its colour, in the order given; None for one too many.
+    """Returns group -> index of its colour, in the order given; None for a grey one.
 
-    Of more than `MAX_GROUPS` the best and the worst by held-out loss have one, and others evenly between them.
+    The coloured of more than `MAX_GROUPS` are the best and the worst by held-out loss, and others evenly between them.
     """
     ranked = sorted(groups, key=_final_loss)
     places = np.linspace(0, len(groups) - 1, min(len(groups), MAX_GROUPS)).round().astype(int)
@@ -63,7 +62,7 @@ def picked(groups: Sequence[Group]) -> dict[str, int | None]:
 
 
 def _final_loss(group: Group) -> float:
-    """The mean held-out loss at the end, or the training loss; what is not known or not finite comes last."""
+    """Returns the mean final held-out loss, or training loss; infinity, which sorts last, where neither is finite."""
     for title in ("loss/val", "loss/train"):
         values = [value for run in group.shown if (value := FIGURES[title](run)) is not None]
         if values:
@@ -73,7 +72,7 @@ def _final_loss(group: Group) -> float:
 
 
 def _notes(groups: Sequence[Group], shown: dict[str, int | None]) -> str:
-    """What is true of every chart of lines."""
+    """Returns the end of the caption of every line chart."""
     grey = sum(index is None for index in shown.values())
     notes = ""
     if any(len(group.shown) > 1 for group in groups):
@@ -89,8 +88,8 @@ def _notes(groups: Sequence[Group], shown: dict[str, int | None]) -> str:
 def _loss(groups: Sequence[Group], shown: dict[str, int | None], notes: str) -> Picture:
     panels = []
     for tag, title in (("loss/train", "on training batches (loss/train)"), ("loss/val", "held out (loss/val)")):
-        found = [(group.name, *over_seeds(group, tag)) for group in groups]
-        curves = [_curve(name, steps, values, shown) for name, steps, values in found if len(steps)]
+        series = [(group.name, *over_seeds(group, tag)) for group in groups]
+        curves = [_curve(name, steps, values, shown) for name, steps, values in series if len(steps)]
         panels.append(Panel(title, curves))
     unit = loss_unit(groups)
     last = max((int(curve.x[-1]) for panel in panels for curve in panel.curves), default=1)
@@ -110,14 +109,14 @@ def _loss(groups: Sequence[Group], shown: dict[str, int | None], notes: str) -> 
 
 
 def _shared_floors(groups: Sequence[Group]) -> dict[str, float]:
-    """The known losses that are the same for all runs, by name."""
+    """Returns the reference losses that are the same for all runs, by name."""
     runs = [run for group in groups for run in group.runs]
     tags = {tag for run in runs for tag in run.steps if tag.startswith("loss/floor")}
     values = {tag: {run.last(tag) for run in runs} for tag in sorted(tags)}
     return {
         tag.removeprefix("loss/"): value
-        for tag, found in values.items()
-        if len(found) == 1 and (value := found.pop()) is not None and np.isfinite(value)
+        for tag, each in values.items()
+        if len(each) == 1 and (value := each.pop()) is not None and np.isfinite(value)
     }
 
 
@@ -164,7 +163,7 @@ def _chain(delta: dict[str, Depths], shown: dict[str, int | None], notes: str) -
 
 
 def gain_product(delta_log10: np.ndarray) -> np.ndarray:
-    """log10 of the product of the gains of the last k blocks, k = 0 to L: log10 |δ_(L-k)| - log10 |δ_L|.
+    """Returns log10 of the product of the gains of the last k blocks, k = 0 to L: log10 |δ_(L-k)| - log10 |δ_L|.
 
     delta_log10: [..., L+1].
     """
@@ -229,18 +228,18 @@ def _by_depth(
     parts: Sequence[float],
     change: Callable[[np.ndarray], np.ndarray],
 ) -> list[Panel]:
-    """A chart for each part of the way from the first watched step to the last, values changed [n, layers]."""
+    """Returns a panel at each part of the way from the first watched step to the last; `change` maps [n, layers]."""
     names = {0.0: "first watched", 0.5: "half-way", 1.0: "last watched"}
-    known = {name: (steps, values) for name, (steps, values) in depths.items() if len(steps)}
+    watched = {name: (steps, values) for name, (steps, values) in depths.items() if len(steps)}
     panels: dict[tuple[int, ...], Panel] = {}
     for part in parts:
-        at = {name: int(part * (len(steps) - 1) + 0.5) for name, (steps, _) in known.items()}
-        steps = {int(known[name][0][index]) for name, index in at.items()}
+        at = {name: int(part * (len(steps) - 1) + 0.5) for name, (steps, _) in watched.items()}
+        steps = {int(watched[name][0][index]) for name, index in at.items()}
         where = f"step {min(steps)}" if len(steps) == 1 else f"steps {min(steps)} to {max(steps)}"
         title = f"{names[part]} ({where})" if steps != {0} else "step 0: the initial weights"
         curves = []
         for name, index in at.items():
-            values = change(known[name][1][:, index])
+            values = change(watched[name][1][:, index])
             curves.append(_curve(name, np.arange(values.shape[1]), values, shown))
         panels.setdefault(tuple(at.values()), Panel(title, curves))
     return list(panels.values())
