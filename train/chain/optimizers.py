@@ -82,7 +82,7 @@ def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
 
 
 def sgd(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
-    """The gradient of L + decay/2 |w|^2, or decay beside it: the same."""
+    """SGD with L2 in the loss, whose gradient is g + decay w, or with decoupled decay: the same."""
     return LR * (g + decay * w)
 
 

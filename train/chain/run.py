@@ -41,8 +41,8 @@ def judged(claim: Claim, subject: Subject) -> dict[str, Any]:
     """
     evidence, shown, why = Evidence(()), None, ""
     try:
-        found = claim.measure(subject) if claim.of_model else claim.measure()
-        evidence = Evidence([found]) if isinstance(found, Pair) else found
+        measured = claim.measure(subject) if claim.of_model else claim.measure()
+        evidence = Evidence([measured]) if isinstance(measured, Pair) else measured
         if not evidence.pairs:
             raise Unmeasured("nothing was compared")
         shown = max((compare(pair, claim.relation, claim.each) for pair in evidence.pairs), key=lambda e: e.error)

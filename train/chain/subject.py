@@ -96,7 +96,7 @@ class Subject:
         anatomy = self._anatomy()
         return anatomy.block(jax.tree.map(lambda leaf: leaf[layer], anatomy.blocks), jnp.int32(layer), carry)
 
-    def loss_beside(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
+    def loss_with_offset(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
         """Returns the loss with `offset` added to the carry entering block `depth`, or leaving the last one at depth L.
 
         The blocks are composed here, without the network's own scan and its taps.

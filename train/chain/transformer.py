@@ -171,7 +171,7 @@ def differences(function: Callable[[Array, Array], Array], places: np.ndarray, s
 def grouped(labels: Sequence[str], sizes: Sequence[int], by_hand: Slopes, measured: np.ndarray, note: str) -> Evidence:
     """One pair for each label, of the next `sizes` entries.
 
-    A slope that differences cannot tell from zero, or not well, and that is small beside the largest of all, is
+    A slope that differences cannot tell from zero, or not well, and that is small relative to the largest of all, is
     measured against that one; the note names these, and they come last.
     """
     largest, pairs, ends = float(np.abs(by_hand.value).max()), [], np.cumsum(sizes)
@@ -222,7 +222,9 @@ def stream(subject: Subject) -> Evidence:
     depths, zero = np.arange(subject.network.config.layers + 1), subject.carry()
     shape = jax.eval_shape(subject.stream, zero)
     onto = jax.linear_transpose(subject.stream, zero)  # a change of the stream as a change of the whole carry
-    grad = called_once(jax.vmap(jax.grad(subject.loss_beside, argnums=1), in_axes=(0, None)), jnp.asarray(depths), zero)
+    grad = called_once(
+        jax.vmap(jax.grad(subject.loss_with_offset, argnums=1), in_axes=(0, None)), jnp.asarray(depths), zero
+    )
     delta = np.asarray(called_once(jax.vmap(subject.stream), grad)).reshape(len(depths), -1)
     # Along delta the loss rises by |delta|, and along an entry by delta there.
     size = delta.shape[1]
@@ -233,7 +235,7 @@ def stream(subject: Subject) -> Evidence:
 
     def loss(place: Array, change: Array) -> Array:
         (offset,) = onto((change * directions[place[0], place[1]]).reshape(shape.shape))
-        return subject.loss_beside(place[0], offset)
+        return subject.loss_with_offset(place[0], offset)
 
     count = directions.shape[1]
     places = np.stack([np.repeat(depths, count), np.tile(np.arange(count), len(depths))], axis=1)

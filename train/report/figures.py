@@ -39,14 +39,75 @@ def figures(groups: Sequence[Group]) -> Iterator[Picture]:
     shown = picked(groups)
     delta = {group.name: depths_over_seeds(group, "delta/norm_log10") for group in groups}
     update = {group.name: depths_over_seeds(group, "update/ratio_log10") for group in groups}
-    notes = _notes(groups, shown)
-    yield _loss(groups, shown, notes)
+    notes = ""
+    if any(len(group.shown) > 1 for group in groups):
+        notes += " Lines are means over seeds, bands their 95 % intervals (Student's t)."
+    if grey := sum(index is None for index in shown.values()):
+        notes += (
+            f" Of {len(groups)} runs {MAX_GROUPS} have a colour: the best and the worst held-out loss and others "
+            f"evenly between; the other {grey} are grey, and all are in the tables."
+        )
+    yield Picture(
+        "loss",
+        "Loss",
+        "The loss against the number of optimizer steps: lower is better. Left on the batches that are trained on, "
+        "right on data that is never trained on; where the right one is far above the left one, the model remembers "
+        "instead of learning." + notes,
+        "Loss curves, training and held out",
+        _losses(groups, shown),
+    )
     if any(len(steps) for steps, _ in delta.values()):
-        yield _delta(delta, shown, notes)
-        yield _chain(delta, shown, notes)
+        yield Picture(
+            "delta",
+            "Gradient by depth",
+            "|δ_l|, the norm of the gradient of the loss at the residual stream entering block l, on a logarithmic "
+            "scale. The gradient is computed from right (the output) to left (the embedding): a level line is a "
+            "gradient that arrives as it left, a line that falls to the left one that vanishes, one that rises to the "
+            "left one that explodes." + notes,
+            "Norm of the gradient at every depth at three steps",
+            charts.line_charts(
+                _by_depth(delta, shown, (0.0, 0.5, 1.0)),
+                "depth l  (0: embedding, last: output)",
+                r"gradient norm $\Vert\delta_\ell\Vert$",
+                powers=True,
+            ),
+        )
+        blocks = np.arange(max(2, *(values.shape[2] for _, values in delta.values())))
+        yield Picture(
+            "chain",
+            "The chain rule at work: gains multiplied up",
+            "How much of the gradient is left after passing back through 1, 2, 3 ... blocks, starting at the loss: the "
+            "product of the gains |δ_l| / |δ_(l+1)|. In an ideal chain every block multiplies by the same number: with "
+            "1 nothing is lost (dotted), with 0.9 a third is left after 10 blocks and 1/38,000 after 100 "
+            "(dash-dotted). The step from one mark to the next is what one block does." + notes,
+            "Running product of the gains from the loss downwards against ideal chains",
+            charts.line_charts(
+                _by_depth(delta, shown, (0.0, 1.0), gain_product),
+                "blocks passed, from the loss down",
+                r"what is left: $\Vert\delta_\ell\Vert\,/\,\Vert\delta_L\Vert$",
+                [
+                    Guide("ideal: gain 1 a block", blocks, np.zeros(len(blocks)), inside=True),
+                    Guide("ideal: gain 0.9 a block", blocks, np.log10(0.9) * blocks, inside=True),
+                ],
+                powers=True,
+            ),
+        )
         yield _heat(groups, delta, shown)
     if any(len(steps) for steps, _ in update.values()):
-        yield _update(update, shown, notes)
+        yield Picture(
+            "update",
+            "How much each block learns",
+            "The size of a block's update over the size of its weights, |ΔW| / |W|, as the optimizer makes it. Adam "
+            "and its kin divide the gradient's size away, so a block with a tiny gradient may well be changed as much "
+            "as the others: this chart says who is changed, the ones above what for." + notes,
+            "Ratio of update to weight by block at three steps",
+            charts.line_charts(
+                _by_depth(update, shown, (0.0, 0.5, 1.0)),
+                "block (0: next to the embedding)",
+                r"update / weight: $\Vert\Delta W\Vert\,/\,\Vert W\Vert$",
+                powers=True,
+            ),
+        )
 
 
 def picked(groups: Sequence[Group]) -> dict[str, int | None]:
@@ -71,95 +132,23 @@ def _final_loss(group: Group) -> float:
     return np.inf
 
 
-def _notes(groups: Sequence[Group], shown: dict[str, int | None]) -> str:
-    """Returns the end of the caption of every line chart."""
-    grey = sum(index is None for index in shown.values())
-    notes = ""
-    if any(len(group.shown) > 1 for group in groups):
-        notes += " Lines are means over seeds, bands their 95 % intervals (Student's t)."
-    if grey:
-        notes += (
-            f" Of {len(groups)} runs {MAX_GROUPS} have a colour: the best and the worst held-out loss and others "
-            f"evenly between; the other {grey} are grey, and all are in the tables."
-        )
-    return notes
-
-
-def _loss(groups: Sequence[Group], shown: dict[str, int | None], notes: str) -> Picture:
+def _losses(groups: Sequence[Group], shown: dict[str, int | None]) -> Figure:
+    """Draws the losses, and the reference losses that are the same for all runs."""
     panels = []
     for tag, title in (("loss/train", "on training batches (loss/train)"), ("loss/val", "held out (loss/val)")):
         series = [(group.name, *over_seeds(group, tag)) for group in groups]
-        curves = [_curve(name, steps, values, shown) for name, steps, values in series if len(steps)]
+        curves = [Curve(name, at, *estimate(values), shown[name]) for name, at, values in series if len(at)]
         panels.append(Panel(title, curves))
-    unit = loss_unit(groups)
-    last = max((int(curve.x[-1]) for panel in panels for curve in panel.curves), default=1)
-    guides = [
-        Guide(f"{_FLOORS.get(name, name)}: {value:.3f}", np.array([0, last]), np.full(2, value), inside=True)
-        for name, value in _shared_floors(groups).items()
-    ]
-    return Picture(
-        "loss",
-        "Loss",
-        "The loss against the number of optimizer steps: lower is better. Left on the batches that are trained on, "
-        "right on data that is never trained on; where the right one is far above the left one, the model remembers "
-        "instead of learning." + notes,
-        "Loss curves, training and held out",
-        charts.line_charts(panels, "training step", f"loss ({unit})" if unit else "loss", guides),
-    )
-
-
-def _shared_floors(groups: Sequence[Group]) -> dict[str, float]:
-    """Returns the reference losses that are the same for all runs, by name."""
     runs = [run for group in groups for run in group.runs]
-    tags = {tag for run in runs for tag in run.steps if tag.startswith("loss/floor")}
-    values = {tag: {run.last(tag) for run in runs} for tag in sorted(tags)}
-    return {
-        tag.removeprefix("loss/"): value
-        for tag, each in values.items()
-        if len(each) == 1 and (value := each.pop()) is not None and np.isfinite(value)
-    }
-
-
-def _delta(delta: dict[str, Depths], shown: dict[str, int | None], notes: str) -> Picture:
-    return Picture(
-        "delta",
-        "Gradient by depth",
-        "|δ_l|, the norm of the gradient of the loss at the residual stream entering block l, on a logarithmic scale. "
-        "The gradient is computed from right (the output) to left (the embedding): a level line is a gradient that "
-        "arrives as it left, a line that falls to the left one that vanishes, one that rises to the left one that "
-        "explodes." + notes,
-        "Norm of the gradient at every depth at three steps",
-        charts.line_charts(
-            _by_depth(delta, shown, (0.0, 0.5, 1.0), lambda values: values),
-            "depth l  (0: embedding, last: output)",
-            r"gradient norm $\Vert\delta_\ell\Vert$",
-            powers=True,
-        ),
-    )
-
-
-def _chain(delta: dict[str, Depths], shown: dict[str, int | None], notes: str) -> Picture:
-    longest = max(values.shape[2] for _, values in delta.values())
-    blocks = np.arange(max(longest, 2))
-    return Picture(
-        "chain",
-        "The chain rule at work: gains multiplied up",
-        "How much of the gradient is left after passing back through 1, 2, 3 ... blocks, starting at the loss: the "
-        "product of the gains |δ_l| / |δ_(l+1)|. In an ideal chain every block multiplies by the same number: with 1 "
-        "nothing is lost (dotted), with 0.9 a third is left after 10 blocks and 1/38,000 after 100 (dash-dotted). The "
-        "step from one mark to the next is what one block does." + notes,
-        "Running product of the gains from the loss downwards against ideal chains",
-        charts.line_charts(
-            _by_depth(delta, shown, (0.0, 1.0), gain_product),
-            "blocks passed, from the loss down",
-            r"what is left: $\Vert\delta_\ell\Vert\,/\,\Vert\delta_L\Vert$",
-            [
-                Guide("ideal: gain 1 a block", blocks, np.zeros(len(blocks)), inside=True),
-                Guide("ideal: gain 0.9 a block", blocks, np.log10(0.9) * blocks, inside=True),
-            ],
-            powers=True,
-        ),
-    )
+    last = max((int(curve.x[-1]) for panel in panels for curve in panel.curves), default=1)
+    guides = []
+    for tag in sorted({tag for run in runs for tag in run.steps if tag.startswith("loss/floor")}):
+        values, name = {run.last(tag) for run in runs}, tag.removeprefix("loss/")
+        if len(values) == 1 and (value := values.pop()) is not None and np.isfinite(value):
+            label = f"{_FLOORS.get(name, name)}: {value:.3f}"
+            guides.append(Guide(label, np.array([0, last]), np.full(2, value), inside=True))
+    unit = loss_unit(groups)
+    return charts.line_charts(panels, "training step", f"loss ({unit})" if unit else "loss", guides)
 
 
 def gain_product(delta_log10: np.ndarray) -> np.ndarray:
@@ -177,10 +166,12 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], shown: dict[str, in
     paired = any(len(steps) for steps, _ in without.values())
     fields = []
     for group in chosen:
-        fields.append(_field(group.name + ": as trained" * paired, delta[group.name], "not watched"))
+        steps, values = delta[group.name]
+        fields.append(Field(group.name + ": as trained" * paired, steps, estimate(values).mean, "not watched"))
         if paired:
-            title = f"{group.name}: same weights, skips removed"
-            fields.append(_field(title, without[group.name], "not measured (watch.counterfactual is off,\nor no skip)"))
+            title, missing = "same weights, skips removed", "not measured (watch.counterfactual is off,\nor no skip)"
+            steps, values = without[group.name]
+            fields.append(Field(f"{group.name}: {title}", steps, estimate(values).mean, missing))
     low, high = charts.DELTA_SCALE
     caption = (
         "The same gradient at every watched step: time runs to the right, depth downwards from the embedding, and the "
@@ -200,33 +191,11 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], shown: dict[str, in
     return Picture("heat", "Gradient by depth and step", caption, "Heatmaps of the gradient by depth and step", figure)
 
 
-def _field(title: str, depths: Depths, missing: str) -> Field:
-    steps, values = depths
-    return Field(title, steps, estimate(values).mean, missing)
-
-
-def _update(update: dict[str, Depths], shown: dict[str, int | None], notes: str) -> Picture:
-    return Picture(
-        "update",
-        "How much each block learns",
-        "The size of a block's update over the size of its weights, |ΔW| / |W|, as the optimizer makes it. Adam and "
-        "its kin divide the gradient's size away, so a block with a tiny gradient may well be changed as much as the "
-        "others: this chart says who is changed, the ones above what for." + notes,
-        "Ratio of update to weight by block at three steps",
-        charts.line_charts(
-            _by_depth(update, shown, (0.0, 0.5, 1.0), lambda values: values),
-            "block (0: next to the embedding)",
-            r"update / weight: $\Vert\Delta W\Vert\,/\,\Vert W\Vert$",
-            powers=True,
-        ),
-    )
-
-
 def _by_depth(
     depths: dict[str, Depths],
     shown: dict[str, int | None],
     parts: Sequence[float],
-    change: Callable[[np.ndarray], np.ndarray],
+    change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> list[Panel]:
     """Returns a panel at each part of the way from the first watched step to the last; `change` maps [n, layers]."""
     names = {0.0: "first watched", 0.5: "half-way", 1.0: "last watched"}
@@ -240,10 +209,6 @@ def _by_depth(
         curves = []
         for name, index in at.items():
             values = change(watched[name][1][:, index])
-            curves.append(_curve(name, np.arange(values.shape[1]), values, shown))
+            curves.append(Curve(name, np.arange(values.shape[1]), *estimate(values), shown[name]))
         panels.setdefault(tuple(at.values()), Panel(title, curves))
     return list(panels.values())
-
-
-def _curve(name: str, x: np.ndarray, values: np.ndarray, shown: dict[str, int | None]) -> Curve:
-    return Curve(name, x, *estimate(values), shown[name])

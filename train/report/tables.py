@@ -23,40 +23,33 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
     The best possible loss and the accuracy are columns where a variant has the one or is about the other.
     """
-    shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "variant": lambda summary: str(summary.get("variant", MISSING)),
-        "steps": lambda summary: number(summary.get("steps")),
-        "loss/train": lambda summary: number(summary.get("loss_train")),
-        "loss/val": lambda summary: number(summary.get("loss_val")),
-    }
-    with_floor = any("floor" in (summary.get("floors") or {}) for summary in summaries)
-    if with_floor:
-        shown["loss/floor"] = lambda summary: number((summary.get("floors") or {}).get("floor"))
-    if with_floor or any(summary.get("task") == "classification" for summary in summaries):
-        shown["accuracy/val"] = lambda summary: number(summary.get("accuracy_val"))
+    floors = [summary.get("floors") or {} for summary in summaries]
+    with_floor = any("floor" in each for each in floors)
+    with_accuracy = with_floor or any(summary.get("task") == "classification" for summary in summaries)
+    columns = ["variant", "steps", "loss/train", "loss/val"]
+    columns += ["loss/floor"] * with_floor + ["accuracy/val"] * with_accuracy
     # At the first and the last watched step: the effect of the design, and of training.
-    shown |= {
-        "|δ_0|/|δ_L|: start → end": lambda summary: _both(
-            summary, lambda v: number(v.get("ratio"), v.get("log10_ratio"), digits=2, scientific=True)
-        ),
-        "per-layer gain: start → end": lambda summary: _both(
-            summary, lambda v: number(v.get("per_layer_gain"), digits=3)
-        ),
-        "q,k share: start → end": lambda summary: _both(summary, share),
-        "verdict": lambda summary: str((summary.get("verdict") or {}).get("state", MISSING)),
-    }
-    return list(shown), [[cell(summary) for cell in shown.values()] for summary in summaries]
+    columns += ["|δ_0|/|δ_L|: start → end", "per-layer gain: start → end", "q,k share: start → end", "verdict"]
+    rows = []
+    for summary, floor in zip(summaries, floors, strict=True):
+        row = [str(summary.get("variant", MISSING))]
+        row += [number(summary.get(key)) for key in ("steps", "loss_train", "loss_val")]
+        row += [number(floor.get("floor"))] * with_floor + [number(summary.get("accuracy_val"))] * with_accuracy
+        ends = [summary.get(key) or {} for key in ("verdict_start", "verdict_end")]
+        pairs = [
+            [number(end.get("ratio"), end.get("log10_ratio"), digits=2, scientific=True) for end in ends],
+            [number(end.get("per_layer_gain"), digits=3) for end in ends],
+            [share(end) for end in ends],
+        ]
+        row += [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+        rows.append([*row, str((summary.get("verdict") or {}).get("state", MISSING))])
+    return columns, rows
 
 
 def share(verdict: Mapping[str, Any]) -> str:
     """The gradient of Q and K over that of V and O, with ≤ where rounding may have added to it."""
     text = number(verdict.get("qk_share"), digits=2)
     return f"≤{text}" if verdict.get("qk_rounded") and text != MISSING else text
-
-
-def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> str:
-    start, end = (cell(summary.get(name) or {}) for name in ("verdict_start", "verdict_end"))
-    return MISSING if start == end == MISSING else f"{start} → {end}"
 
 
 def verdict_lines(variant: str, verdict: Mapping[str, Any]) -> list[str]:

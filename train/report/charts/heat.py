@@ -55,10 +55,10 @@ def heatmap(
         # A fixed layout: one that measures every text takes three times as long to draw.
         lines = axes.get_title(loc="left").count("\n") + 1
         wide, high = size
-        left, beside = 0.72 / wide, 0.84 / wide  # beside the map: the bar, its numbers and its unit
+        left, right = 0.72 / wide, 0.84 / wide  # right of the map: the bar, its numbers and its unit
         top = 1 - (0.14 + 0.225 * lines) / high
         # The bar begins after 85 % of the room that it shares with the map.
-        figure.subplots_adjust(left=left, right=left + (1 - beside - left) / 0.85, bottom=0.54 / high, top=top)
+        figure.subplots_adjust(left=left, right=left + (1 - right - left) / 0.85, bottom=0.54 / high, top=top)
         shown = _finite(values)
         ends = canvas.limits(shown.compressed(), vmin, vmax)
         mesh = _mesh(axes, steps, values, *ends)
