@@ -50,7 +50,7 @@ class Block(nnx.Module):
         self.residual = RuleParameters(parameters) if parameters else None
 
     def _norm_names(self, rule: Residual) -> dict[tuple[int, str], str]:
-        """Returns attribute names by (sublayer, slot): norm_1, norm_2 for the inputs, norm_1_out, norm_2_out for outputs."""
+        """Returns attribute names by (sublayer, slot): norm_1, norm_2 for inputs, norm_1_out, norm_2_out after."""
         return {
             (index, slot): f"norm_{index + 1}" + ("" if slot == "in" else f"_{slot}")
             for slot in rule.norm_slots

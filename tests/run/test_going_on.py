@@ -153,7 +153,6 @@ def test_a_data_json_that_was_deleted_hides_nothing(run, capsys):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["train.steps=20"], "train.steps: 12 there, 20 here"),
         (["model.width=16"], "model.width: 8 there, 16 here"),
         (
             ["optimizer.lr=2e-2", "seed=1"],
@@ -164,6 +163,108 @@ def test_a_data_json_that_was_deleted_hides_nothing(run, capsys):
 def test_another_config_is_refused_by_its_keys(run, capsys, keys, said):
     code, _, err = train(capsys, *keys)
     assert code == 1 and said in err and err.count("\n") == 1
+
+
+def steps_logged(run: Path) -> list[int]:
+    return [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "finished"), [("constant", True), ("rsqrt", True), ("rsqrt", False), ("wsd", False)]
+)
+def test_more_steps_are_what_a_longer_run_would_have_done(run, capsys, schedule, finished):
+    """Where nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""
+    keys = [f"optimizer.schedule={schedule}", "optimizer.decay_fraction=0.3"]
+    assert train(capsys, "name=longer", "train.steps=20", *keys)[0] == 0
+    assert train(capsys, "name=short", *keys)[0] == 0
+    short, longer = Path("runs/short/main"), Path("runs/longer/main")
+    if not finished:
+        cut_back(short)
+    code, out, err = train(capsys, "name=short", "train.steps=20", *keys)
+    step = 12 if finished else 8
+    assert (code, err) == (0, "") and out.count(f"continues at step {step} with train.steps 12 -> 20\n") == 1
+    assert arrays(short, 20) == arrays(longer, 20)
+    assert logged(short) == logged(longer)
+    assert steps_logged(short) == [0, 4, 8, 12, 16, 20]
+    assert "steps: 20" in (short / "config.yaml").read_text()
+    assert json.loads((short / "summary.json").read_text())["steps"] == 20
+    assert "finished before; nothing to do" in train(capsys, "name=short", "train.steps=20", *keys)[1]
+
+
+def test_a_schedule_over_all_steps_is_re_drawn_and_said_so(run, capsys):
+    code, out, _ = train(capsys, "train.steps=24")
+    (line,) = (line for line in out.splitlines() if "continues" in line)
+    match = re.fullmatch(
+        "continues at step 12 with train.steps 12 -> 24; the cosine schedule is re-drawn from here, "
+        r"with a learning rate of ([\d.e-]+) after ([\d.e-]+)",
+        line,
+    )
+    rates = {row["step"]: row["optim/lr"] for row in map(json.loads, logged(run).splitlines()) if "optim/lr" in row}
+    assert code == 0 and match
+    assert float(match[2]) == pytest.approx(rates[12], rel=0.01)  # of the 12th step, as it was logged
+    assert rates[16] < float(match[1]) and float(match[1]) > 2 * float(match[2])  # half of the way down, not at its end
+    assert steps_logged(run) == [0, 4, 8, 12, 16, 20, 24]
+
+
+def test_what_is_watched_saved_and_evaluated_may_change_on_the_way(run, capsys):
+    cut_back(run)
+    keys = ["watch.every=2", "watch.counterfactual=true", "train.eval_every=2", "train.eval_batches=2"]
+    keys += ["train.checkpoint_every=6", "train.steps_per_call=2", "watch.instruments.attention=2"]
+    code, out, err = train(capsys, *keys)
+    (line,) = (line for line in out.splitlines() if "continues" in line)
+    assert (code, err) == (0, "") and line.startswith("continues at step 8 with ") and "re-drawn" not in line
+    for change in (
+        "train.eval_every 4 -> 2",
+        "train.eval_batches 1 -> 2",
+        "train.checkpoint_every 4 -> 6",
+        "train.steps_per_call 4 -> 2",
+        "watch.every 4 -> 2",
+        "watch.counterfactual false -> true",
+        "watch.instruments.attention 0 -> 2",
+    ):
+        assert change in line
+    rows = {row["step"]: row for row in map(json.loads, logged(run).splitlines())}
+    assert [*rows] == [0, 4, 8, 10, 12] and "loss/val" in rows[10] and "attn/entropy/layer_000" in rows[10]
+    assert json.loads((run / "choices.json").read_text())["steps_per_call"] == 2
+    assert Checkpoints(run).steps() == [4, 8, 12]
+
+
+def test_the_parameters_do_not_depend_on_what_is_saved_and_evaluated(run, whole, capsys):
+    cut_back(run)
+    assert train(capsys, "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
+    assert arrays(run) == arrays(whole / run)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_fewer_steps_than_were_trained_are_refused(run, capsys, finished):
+    if not finished:
+        cut_back(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = train(capsys, "train.steps=4")
+    trained = 12 if finished else 8
+    assert code == 1
+    assert err == f"deltaflow: runs/tiny/main: has trained {trained} steps already, and train.steps is 4\n"
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_more_steps_without_a_checkpoint_are_refused(run, capsys):
+    shutil.rmtree(run / "ckpt")
+    before = logged(run)
+    code, _, err = train(capsys, "train.steps=20")
+    assert code == 1 and "was finished at step 12, and has no checkpoint to go on from" in err
+    assert logged(run) == before
+
+
+def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, capsys):
+    config = "train.steps_per_call=auto"
+    assert train(capsys, "name=auto", config)[0] == 0
+    choices = Path("runs/auto/main/choices.json")
+    assert json.loads(choices.read_text()) == {"steps_per_call": 4}
+    assert train(capsys, "name=auto", config, "train.steps=16")[0] == 0
+    assert json.loads(choices.read_text()) == {"steps_per_call": 4}
+    assert train(capsys, "name=auto", config, "train.steps=20", "train.eval_every=2")[0] == 0
+    assert json.loads(choices.read_text()) == {"steps_per_call": 2}
+    assert steps_logged(Path("runs/auto/main")) == [0, 4, 8, 12, 16, 18, 20]
 
 
 def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):

@@ -19,7 +19,7 @@ from train.errors import UserError
 from train.log.console import Console
 from train.run import experiment as experiments
 from train.run.loop import GroupRun
-from train.run.resume import abreast
+from train.run.start import resumable_parts
 from train.run.windows import steps_per_call
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import directory_of
@@ -183,12 +183,12 @@ def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
     for variant, steps in zip(experiment.variants, ([4, 8], [4], [12, 16, 20], []), strict=True):
         for step in steps:
             Checkpoints(directory_of(variant)).save(State({"w": np.zeros(1)}, (), np.int32(step)), {})
-    seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
+    seeds = [[variant.config.seed for variant in part] for part in resumable_parts(experiment.variants)]
     assert seeds == [[2], [0, 1], [3]]
-    done = {"variant": "main,seed=3", "verdict": None, "first_nonfinite_step": None, "exit_reason": "done"}
+    done = {"variant": "main,seed=3", "steps": 12, "verdict": None, "first_nonfinite_step": None, "exit_reason": "done"}
     write_json(directory_of(experiment.variants[3]) / "summary.json", done)
     write_json(directory_of(experiment.variants[1]) / "summary.json", {"exit_reason": "signal 2"})
-    seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
+    seeds = [[variant.config.seed for variant in part] for part in resumable_parts(experiment.variants)]
     assert seeds == [[3], [2], [0, 1]]
 
 

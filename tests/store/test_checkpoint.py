@@ -20,7 +20,7 @@ from train.core.state import State
 from train.device.platform import environment
 from train.disk import write_json
 from train.errors import UserError
-from train.run.resume import abreast, finished_run
+from train.run.start import finished_run, resumable_parts
 from train.store import tensors
 from train.store.checkpoint import Checkpoints, Header, newest_common
 from train.store.provenance import config_of, same_config
@@ -393,18 +393,24 @@ def test_variants_without_a_whole_step_in_common_go_on_apart(saved, tiny, tmp_pa
     for variant in variants:
         shutil.copytree(saved, directory_of(variant))
     zero, one, two = (directory_of(variant) for variant in variants)
-    assert abreast(variants) == [tuple(variants)]
+    assert resumable_parts(variants) == [tuple(variants)]
     flip(Checkpoints(zero).path(30))
-    assert abreast(variants) == [tuple(variants)]  # all have 20
+    assert resumable_parts(variants) == [tuple(variants)]  # all have 20
     flip(Checkpoints(one).path(20))
-    assert abreast(variants) == [(variants[1], variants[2]), (variants[0],)]
-    done = {"variant": two.name, "exit_reason": "done", "first_nonfinite_step": None, "verdict": None}
+    assert resumable_parts(variants) == [(variants[1], variants[2]), (variants[0],)]
+    done = {
+        "variant": two.name,
+        "steps": variants[2].config.train.steps,
+        "exit_reason": "done",
+        "first_nonfinite_step": None,
+        "verdict": None,
+    }
     write_json(two / "summary.json", done)
-    assert abreast(variants)[0] == (variants[2],)
+    assert resumable_parts(variants)[0] == (variants[2],)
     flip(Checkpoints(two).path(30))
-    assert finished_run(two) is None  # its last part is trained again
+    assert finished_run(variants[2]) is None  # its last part is trained again
     shutil.rmtree(two / "ckpt")
-    assert finished_run(two) is not None  # its checkpoints are not needed
+    assert finished_run(variants[2]) is not None  # its checkpoints are not needed
 
 
 # No pickle

@@ -81,7 +81,6 @@ class Programs:
 
     group: Group
     corpus: Any  # device array, or None when batches arrive whole
-    hurry: bool = False  # they are looked at, and hardly run
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
     feeds: dict[Any, Any] = field(default_factory=dict)  # what a call is given besides the state, numbers and corpus
@@ -93,7 +92,7 @@ class Programs:
         if key not in self._compiled:
 
             def build():
-                return compiled(function, arguments, donate, once or self.hurry)
+                return compiled(function, arguments, donate, once)
 
             self._compiled[key] = self._pool.submit(build)
             self.feeds[key] = arguments[3:]

@@ -1,7 +1,7 @@
 """Advice for a verdict: one sentence that names config keys to try, chosen by state and config."""
 
 from ..config.schema import RunConfig
-from ..config.yaml12 import show
+from ..config.yaml import show
 
 # log10 of the update ratio |dW| / |W| a step. A run that does not learn hardly moves its weights below STILL and
 # replaces much of them in a step above WILD. Runs of docs/verdict.md that learn end between 10^-5.8 and 10^-2.9.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.files import content_of
 
 from ..config.load import MAX_BYTES
-from ..config.yaml12 import Place, clean, read, show
+from ..config.yaml import Place, clean, read, show
 from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run

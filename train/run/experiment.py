@@ -10,9 +10,9 @@ from data.custom import imported
 from data.open import open_source
 from data.source import DataSpec, Source
 
+from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
 from ..config.schema import RunConfig
-from ..config.warnings import warnings_for
 from ..core.custom import FUNCTIONS
 from ..core.optimizer import check
 from ..core.state import hparams_of
@@ -28,7 +28,7 @@ from ..report.tables import closing_table, verdict_lines
 from ..store.rundir import directory_of
 from . import summary as summaries
 from .loop import GroupRun
-from .resume import abreast, standing, steps_per_call_of
+from .start import resumable_parts, resume_points, steps_per_call_of
 from .windows import assumed_step_seconds, steps_per_call
 
 
@@ -110,7 +110,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         groups = []  # all of them first: what is wrong with one is said before another has trained
         for members in grouped(experiment.variants):
             source = sources[data_key(members[0].config)]
-            groups += [(source, build_group(part, source.form, platform)) for part in abreast(members)]
+            groups += [(source, build_group(part, source.form, platform)) for part in resumable_parts(members)]
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
         for source, group in groups:
@@ -118,29 +118,29 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
                 break
             stop.doing = "set-up and compilation"
             guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
-            K = steps_per_call_of(directory_of(group.variants[0]), guess)
+            K = steps_per_call_of(directory_of(group.variants[0]), group.config, guess)
             waited_s = time.perf_counter() - began
             run = GroupRun(group, source, platform, console, stop, K, waited_s, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
+        ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
+        show_results(experiment.name, ordered, console)
+        if stop.signal is not None:
+            console.note(resume_points(experiment.variants))
+            return Outcome(ordered, [], [])
+        root = directory_of(experiment.variants[0]).parent
+        console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
+        stop.doing = "the report, with all training done"
+        summaries.write_report(root, console)
+        logged = {}
+        for variant in experiment.variants:
+            if variant.name in experiment.expect:
+                steps = read_run(directory_of(variant)).steps
+                logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
+        stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
+        return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
     except Stopped:
-        console.note(standing(experiment.variants))
+        console.note(resume_points(experiment.variants))
         raise
-    ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
-    show_results(experiment.name, ordered, console)
-    if stop.signal is not None:
-        console.note(standing(experiment.variants))
-        return Outcome(ordered, [], [])
-    root = directory_of(experiment.variants[0]).parent
-    console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
-    stop.doing = "the report, with all training done"
-    summaries.write_report(root, console)
-    logged = {}
-    for variant in experiment.variants:
-        if variant.name in experiment.expect:
-            steps = read_run(directory_of(variant)).steps
-            logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
-    stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
-    return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
 
 
 def show_start(experiment: Experiment, sources: Mapping[str, Source], platform: Platform, console: Console) -> None:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from model.residual import rule_of
 from ..core.batch import BatchInput
 from ..core.instruments import INSTRUMENTS
 from ..device import process
-from ..device.budget import Budget
+from ..device.memory import Budget
 from ..device.platform import Platform, agreed, environment
 from ..device.programs import Group, Programs, shapes_of
 from ..device.signals import Stop
@@ -36,10 +35,9 @@ from ..store.lock import locked
 from ..store.rundir import own_directory_of
 from .metrics import RunMetrics, evaluation_row
 from .recovery import MOST_SKIPPED, find_cause
-from .resume import remember_choices
-from .start import admit, described, stands
+from .start import begin, described
 from .summary import close, performance
-from .transfer import open_source, started_from
+from .transfer import started_from
 from .windows import Throughput, watched_steps, window_shapes, windows
 
 _PICTURES_EVERY_S = 30.0
@@ -88,20 +86,12 @@ class GroupRun:
         started, config, variants = time.perf_counter(), self.config, self.group.variants
         directories = [own_directory_of(variant) for variant in variants]
         with locked(directories, self.console.warn), ExitStack() as stack:
-            start_step, finished = stands(self.group, directories, self.console)
-            pretrained = None
-            if config.train.init_from and not start_step:
-                with variants[0].placing():
-                    pretrained = open_source(Path(config.train.init_from))
-            over = finished is not None
-            admit(self.group, self.source, directories, self.console, start_step, over, self.allow_data_change)
-            if finished is not None:
-                self.console.note(f"{', '.join(v.name for v in variants)}: finished before; nothing to do")
-                return finished
-            remember_choices(directories[0], self.K)
+            start = begin(self.group, self.source, directories, self.K, self.console, self.allow_data_change)
+            if start.finished is not None:
+                return start.finished
+            start_step, self.pretrained = start.step, start.pretrained
             budget = self.compile(start_step)  # in the background, while the logs are opened
             stack.callback(self.programs.abandon)
-            self.pretrained = pretrained
             self.checkpoints, self.metrics = [], []
             for variant, directory in zip(variants, directories, strict=True):
                 checkpoints = Checkpoints(directory, variant.config, environment())
@@ -298,7 +288,7 @@ class GroupRun:
             train, val = (jax.device_put(np.asarray(tokens), self.platform.device) for tokens in self.source.resident)
         self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
         self.programs = programs = Programs(group, train)
-        budget = Budget.of(programs, (train, val), self.platform, self.console.note)
+        budget = Budget.of(programs, (train, val), self.platform)
         lead = (len(group.variants),) if group.vmapped else ()
 
         def one_call(batches: list[BatchInput]) -> BatchInput:
