@@ -1,4 +1,4 @@
-"""How this process goes about its memory; when it and others of this machine started."""
+"""Memory settings of this process, and start times of processes."""
 
 import ctypes
 import gc
@@ -10,15 +10,14 @@ from pathlib import Path
 
 _IMPORTED = time.monotonic()
 
-
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def tune() -> None:
-    """For a process that traces, compiles and then takes steps; called once, at its start."""
-    gc.set_threshold(50_000, 20, 50)  # of what imports and tracing make nearly all stays: looking for garbage was 5 %
-    # XLA:CPU asks for a program's temporary memory at each call and lets go of it. glibc would hand blocks of more than
-    # 32 MB back to the kernel, which zeroes every page of the next one: 3 to 9 % of a step (docs/benchmarks.md).
+    """Tunes garbage collection and malloc for training. Call once, at the start of the process."""
+    gc.set_threshold(50_000, 20, 50)  # imports and tracing leave little garbage; collections took 5 %
+    # XLA:CPU allocates a program's temporary memory at every call and frees it. glibc returns blocks above 32 MB to the
+    # kernel, which zeroes each page of the next allocation: 3 to 9 % of a step (docs/benchmarks.md).
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
@@ -27,15 +26,17 @@ def tune() -> None:
 
 
 def boot() -> str | None:
-    """Names the time between two starts of this machine's kernel; None where the system does not tell."""
+    """Returns the id of the kernel's current boot, or None where there is no /proc."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return None
 
 
 def started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot: a later one of the same number has another. None where
-    there is no such process, or no /proc to tell."""
+    """Returns the start time of a process in clock ticks since boot, or None without such a process or without /proc.
+
+    It tells apart processes that reuse a pid.
+    """
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rsplit(")", 1)[1].split()[19])
@@ -43,7 +44,7 @@ def started(pid: int) -> int | None:
 
 
 def age() -> float:
-    """Seconds since this process started (since this module was imported, where /proc is missing)."""
+    """Returns the seconds since this process started, or since this module was imported where there is no /proc."""
     ticks = started(os.getpid())
     with suppress(OSError, ValueError, IndexError):
         if ticks is not None:

@@ -39,7 +39,7 @@ from .recovery import MOST_SKIPPED, find_cause
 from .resume import remember_choices
 from .start import admit, described, stands
 from .summary import close, performance
-from .transfer import open_source, started_from
+from .transfer import open_pretrained, started_from
 from .windows import Throughput, watched_steps, window_shapes, windows
 
 _PICTURES_EVERY_S = 30.0
@@ -92,7 +92,7 @@ class GroupRun:
             pretrained = None
             if config.train.init_from and not start_step:
                 with variants[0].placing():
-                    pretrained = open_source(Path(config.train.init_from), self.platform.device)
+                    pretrained = open_pretrained(Path(config.train.init_from), self.platform.device)
             over = finished is not None
             admit(self.group, self.source, directories, self.console, start_step, over, self.allow_data_change)
             if finished is not None:

@@ -13,7 +13,7 @@ import jax
 
 from ..config.load import flatten, load
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
-from ..device.platform import kind_of, versions
+from ..device.platform import device_kind, versions
 from ..errors import UserError
 from .rundir import differences, listed
 
@@ -43,7 +43,7 @@ def _versions() -> dict[str, str]:
 def device() -> dict[str, Any]:
     """The default device, how many of its kind JAX sees, and on a CPU the cores it computes with."""
     first = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
-    kind = kind_of(first)
+    kind = device_kind(first)
     found: dict[str, Any] = {"kind": kind, "name": first.device_kind, "count": len(jax.devices(first.platform))}
     if kind == "cpu":
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
