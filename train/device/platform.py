@@ -46,8 +46,8 @@ def select(config: TrainConfig) -> Platform:
         details = f" ({why})" if why else ""
         if setting := os.environ.get("JAX_PLATFORMS"):
             details += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
-        wanted = "device" if config.device == "auto" else config.device
-        raise UserError(f"train.device: no {wanted} here; JAX sees {_visible_kinds()}{details}") from None
+        kind = "device" if config.device == "auto" else config.device
+        raise UserError(f"train.device: no {kind} here; JAX sees {_visible_kinds()}{details}") from None
     platform = Platform(devices[0], device_kind(devices[0]), len(devices))
     if config.dtype == "float64" and platform.kind != "cpu":
         raise UserError(
