@@ -168,7 +168,7 @@ def test_a_run_keeps_the_state_it_began_in_unless_it_got_well(first, last, state
     assert f"{last} it is" in verdict.why
 
 
-# Losses: of a run that spikes twice, one that spiked once, and one at the loss of the best unchanging answer.
+# Losses: of a run that spikes twice, one that spiked once, and one at the loss of the best constant prediction.
 TWICE = LossHistory(500, spikes=((100, 0.5), (300, 0.7)))
 ONCE = LossHistory(500, spikes=((100, 0.5),))
 STUCK = LossHistory(500, train=3.25, val=3.24, constant=3.25, update=-4.0)

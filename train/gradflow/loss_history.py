@@ -88,7 +88,7 @@ def standstill(history: LossHistory, warmup: int) -> str | None:
     if min(history.val, math.inf if history.train is None else history.train) < history.constant - margin:
         return None
     training = "" if history.train is None else f" (training {history.train:.4g})"
-    least = f"{history.constant:.4g}, what the best unchanging answer costs"
+    least = f"{history.constant:.4g}, the loss of the best constant prediction"
     return f"after {history.steps} steps the loss is {history.val:.4g}{training}, not {MARGIN:.0%} below {least}"
 
 
