@@ -1,93 +1,40 @@
 """What the `model:` section of a config may say. No JAX here: a config is checked before JAX starts."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from . import rules
+from .rules import RULES, Rule
 from .traced import Traced
-
-Rule = Literal[
-    "pre_ln",
-    "post_ln",
-    "none",
-    "sandwich",
-    "rezero",
-    "skipinit",
-    "layerscale",
-    "deepnorm",
-    "gpt2_scaled",
-    "value_residual",
-    "x0_lambda",
-    "stochastic_depth",
-    "highway",
-    "hyper_connections",
-    "mhc",
-    "attnres",
-    "value_skipinit",
-]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class ResidualConfig(Section):
+def _residual_section() -> type[Section]:
+    """The keys of `model.residual`: the rule, and every rule's options (model/rules.py)."""
+    note = "how a sublayer joins the stream; the rules are listed at the end of docs/config.md"
+    fields: dict[str, Any] = {"rule": (Literal[tuple(RULES)], Field(default="pre_ln", description=note))}
+    for name, owners in rules.options().items():
+        types = {(option.kind, tuple(option.bounds.items())) for option in owners.values()}
+        if len(types) > 1:
+            raise ValueError(f"expected one type and the same bounds of {name} in {', '.join(owners)}, got {types}")
+        ((kind, bounds),) = types
+        value = Field(default=None, description=rules.meanings(owners), **dict(bounds))
+        fields[name] = (Annotated[kind | None, Traced()] if kind is float else kind | None, value)
+    return create_model("ResidualSection", __base__=Section, **fields)
+
+
+class ResidualConfig(_residual_section()):
     """The residual rule and its options; `residual: NAME` is short for a rule with its own defaults."""
 
-    rule: Rule = Field(
-        default="pre_ln",
-        description="how a sublayer joins the stream; the rules are listed at the end of docs/config.md",
-    )
-    alpha: Annotated[float | None, Traced()] = Field(
-        default=None,
-        description="rezero, skipinit: alpha at the start (null = 0); value_skipinit: the same (null = 1); "
-        "deepnorm: alpha (null = (2L)^1/4)",
-    )
-    scale: Annotated[float | None, Traced()] = Field(
-        default=None, description="layerscale: lambda at the start; null = 0.1, 1e-5 or 1e-6 by depth"
-    )
-    mix: Annotated[float | None, Traced()] = Field(
-        default=None, description="value_residual: lambda at the start (null = 0.5); x0_lambda: lambda_1 (null = 0)"
-    )
-    keep: Annotated[float | None, Traced()] = Field(
-        default=None, gt=0, le=1, description="stochastic_depth: survival probability of the last block; null = 0.5"
-    )
-    bias: Annotated[float | None, Traced()] = Field(
-        default=None, description="highway: the gate's bias at the start; null = -1"
-    )
-    streams: int | None = Field(
-        default=None, ge=2, le=64, description="hyper_connections, mhc: copies of the stream, n; null = 4"
-    )
-    dynamic: bool | None = Field(
-        default=None, description="hyper_connections: mixing weights that depend on the token; null = false"
-    )
-    gate: Annotated[float | None, Traced()] = Field(
-        default=None, description="mhc, dynamic hyper_connections: factor of the dynamic part at the start; null = 0.01"
-    )
-    rounds: int | None = Field(default=None, ge=1, le=1000, description="mhc: rounds of Sinkhorn; null = 20")
-    block: int | None = Field(
-        default=None, ge=1, description="attnres: blocks whose outputs are summed into one source; null = none are"
-    )
+    if TYPE_CHECKING:
+        rule: str = "pre_ln"
 
-
-# Which rules each option belongs to.
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "alpha": ("rezero", "skipinit", "value_skipinit", "deepnorm"),
-    "scale": ("layerscale",),
-    "mix": ("value_residual", "x0_lambda"),
-    "keep": ("stochastic_depth",),
-    "bias": ("highway",),
-    "streams": ("hyper_connections", "mhc"),
-    "dynamic": ("hyper_connections",),
-    "gate": ("hyper_connections", "mhc"),
-    "rounds": ("mhc",),
-    "block": ("attnres",),
-}
-
-
-# Rules that the skip scale means nothing to (`additive` is False in model/residual).
-NO_SKIP_SCALE = ("highway", "attnres", "value_skipinit")
+        def __getattr__(self, name: str) -> Any: ...  # the options
 
 
 class InitGain(Section):
@@ -180,6 +127,11 @@ class ModelConfig(Section):
         return given
 
     @property
+    def rule(self) -> Rule:
+        """The declaration of the residual rule."""
+        return RULES[self.residual.rule]
+
+    @property
     def head_width(self) -> int:
         return self.width // self.heads
 
@@ -214,7 +166,7 @@ class ModelConfig(Section):
     def drops(self) -> bool:
         """Whether training draws anything: dropout, or whole blocks."""
         places = ("embed", "attention", "residual")
-        return self.residual.rule == "stochastic_depth" or any(self.dropout_at(place) for place in places)
+        return self.rule.draws or any(self.dropout_at(place) for place in places)
 
     @property
     def gated(self) -> bool:
@@ -243,23 +195,9 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
                 f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}",
             )
         )
-    rule = config.residual.rule
-    for option, rules in OPTIONS.items():
-        if getattr(config.residual, option) is not None and rule not in rules:
-            found.append((f"residual.{option}", f"an option of {', '.join(rules)}; residual.rule is {rule}"))
-    if config.residual.gate is not None and rule == "hyper_connections" and not config.residual.dynamic:
-        found.append(("residual.gate", "an option of dynamic hyper_connections; residual.dynamic is false"))
-    if rule in NO_SKIP_SCALE and config.skip_scale != 1.0:
-        found.append(("skip_scale", f"{rule} has none; leave it at 1, got {config.skip_scale}"))
+    found += rules.problems(config.residual, config.skip_scale)
     if config.init_gain.mlp_gate != 1.0 and not config.gated:
         found.append(("init_gain.mlp_gate", f"activation {config.activation} has no gate; it is for swiglu and geglu"))
-    if rule == "none" and config.skip_scale not in (0.0, 1.0):
-        found.append(
-            (
-                "skip_scale",
-                f"residual: none means skip_scale 0; leave it out or use pre_ln, got {config.skip_scale}",
-            )
-        )
     return found
 
 

@@ -26,10 +26,6 @@ class Init:
     dtype: jnp.dtype
     width_ratio: float = 1.0  # m = width / base width of muP
 
-    def number(self, name: str, default: float) -> Any:
-        """Returns a traced number of the model section, or `default` where the config has null."""
-        return self.numbers.get(name, default)
-
     def gain(self, tag: str) -> Any:
         """Returns the factor of a block matrix's initial values, by tag: `attn_o`, `mlp_in` ..."""
         return self.numbers[f"init_gain.{tag}"]

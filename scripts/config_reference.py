@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from data.synthetic import TASKS
-from model.residual import RULES
+from model.rules import RULES
 from model.traced import Traced
 from train.config.schema import ExperimentConfig
 
@@ -31,7 +31,6 @@ at s = 0.
 TASKS_HEAD = """Rows are drawn by a counter-based generator from (data.seed, step), held-out ones from `data.task_seed`.
 The best possible loss is logged as `loss/floor`, others as `loss/floor_NAME`.
 """
-ALIASES = {"none": "x <- F(N(x)): pre_ln at s = 0, and the same compiled program."}
 
 
 def _type(annotation: object) -> str:
@@ -85,7 +84,7 @@ def reference() -> str:
         parts += [f"## {name}\n", doc + "\n", "\n".join(header + _rows(section, f"{name}.")), ""]
     parts += ["## Residual rules\n", RULES_HEAD, "| rule | skip scale | what it is |", "|---|---|---|"]
     for name, rule in RULES.items():
-        doc = ALIASES.get(name) or " ".join((rule.__doc__ or "").split())
+        doc = rule.meaning or " ".join(rule.implementation().__doc__.split())
         parts.append(f"| `{name}` | {'yes' if rule.additive else 'no'} | {doc.replace('|', chr(92) + '|')} |")
     parts += ["", "## Synthetic data\n", TASKS_HEAD, "| data.kind | what it is |", "|---|---|"]
     for name, task in TASKS.items():

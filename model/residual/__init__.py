@@ -1,4 +1,4 @@
-"""The studied thing: how a sublayer joins the residual stream. A new rule is one small object in RULES."""
+"""Residual rules: how a sublayer joins the stream. Each is declared in model/rules.py and implemented here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,21 +7,8 @@ import jax.numpy as jnp
 
 from .. import traced
 from ..config import ModelConfig
-from .attnres import AttnRes
+from ..rules import RULES
 from .base import Branch, Carry, Context, Observer, Residual, Sublayer
-from .mixed import ValueResidual, ValueSkipInit, X0Lambda
-from .scaled import (
-    DeepNorm,
-    GPT2Scaled,
-    Highway,
-    LayerScale,
-    PostLN,
-    ReZero,
-    Sandwich,
-    SkipInit,
-    StochasticDepth,
-)
-from .streams import HyperConnections, ManifoldHyperConnections
 
 __all__ = [
     "RULES",
@@ -37,40 +24,17 @@ __all__ = [
     "without_skip",
 ]
 
-RULES: dict[str, type[Residual]] = {
-    "pre_ln": Residual,
-    "post_ln": PostLN,
-    "none": Residual,
-    "sandwich": Sandwich,
-    "rezero": ReZero,
-    "skipinit": SkipInit,
-    "layerscale": LayerScale,
-    "deepnorm": DeepNorm,
-    "gpt2_scaled": GPT2Scaled,
-    "value_residual": ValueResidual,
-    "x0_lambda": X0Lambda,
-    "stochastic_depth": StochasticDepth,
-    "highway": Highway,
-    "hyper_connections": HyperConnections,
-    "mhc": ManifoldHyperConnections,
-    "attnres": AttnRes,
-    "value_skipinit": ValueSkipInit,
-}
-
-# Other names of pre_ln with other numbers (skip scale 0, smaller initial matrices), so they share its program.
-_ALIASES = ("none", "gpt2_scaled")
-
 
 def rule_of(config: ModelConfig) -> Residual:
-    return RULES[config.residual.rule](config)
+    """The residual rule of a model."""
+    return config.rule.implementation()(config)
 
 
 def numbers_of(config: ModelConfig) -> dict[str, Any]:
-    """The traced numbers of a model by key: skip_scale is 0 under `residual: none`, and each init_gain holds the
-    rule's own factor."""
+    """The traced numbers of a model by key, with the rule's own skip scale (0 of `none`) and factors of init_gain."""
     numbers = traced.numbers(config)
-    if config.residual.rule == "none":
-        numbers["skip_scale"] = 0.0
+    if config.rule.skip_scale is not None:
+        numbers["skip_scale"] = config.rule.skip_scale
     for tag, gain in rule_of(config).gains.items():
         numbers[f"init_gain.{tag}"] *= gain
     return numbers
@@ -82,8 +46,8 @@ def without_skip(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def structure_of(config: ModelConfig) -> ModelConfig:
-    """What decides on a model's program: `config` without its traced numbers."""
+    """`config` without its traced numbers: models of equal structure share a program."""
     config = traced.structure(config)
-    if config.residual.rule in _ALIASES:
-        return config.model_copy(update={"residual": config.residual.model_copy(update={"rule": "pre_ln"})})
+    if (program := config.rule.program) is not None:
+        return config.model_copy(update={"residual": config.residual.model_copy(update={"rule": program})})
     return config

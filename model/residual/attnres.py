@@ -21,12 +21,11 @@ class AttnRes(Residual):
     """
 
     parts = True
-    additive = False
 
     @property
     def size(self) -> int:
         """Sublayers whose outputs are summed into one source."""
-        block = self.config.residual.block
+        block = self.option("block")
         return 1 if block is None else 2 * block
 
     @property

@@ -72,10 +72,23 @@ class Residual:
     config: ModelConfig
 
     final_norm: ClassVar[bool] = True  # a norm between the last block and the head
-    draws: ClassVar[bool] = False  # what it does in training depends on a key
     parts: ClassVar[bool] = False  # the carry holds more than the stream
-    additive: ClassVar[bool] = True  # the skip scale applies, so the counterfactual s = 0 exists
     norm_slots: ClassVar[tuple[str, ...]] = ("in",)  # norms of a sublayer; their parameters are norm_1, norm_1_out ...
+
+    @property
+    def additive(self) -> bool:
+        """The skip scale applies, so the counterfactual s = 0 exists."""
+        return self.config.rule.additive
+
+    def option(self, name: str) -> Any:
+        """An option that is part of the program: the config's value, or the rule's default."""
+        value = getattr(self.config.residual, name)
+        return self.config.rule.default(name, self.config) if value is None else value
+
+    def number(self, numbers: Mapping[str, Any], name: str) -> Any:
+        """A traced option: its entry in the model's traced `numbers`, or the rule's default."""
+        key = f"residual.{name}"
+        return numbers[key] if key in numbers else self.config.rule.default(name, self.config)
 
     @property
     def gains(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ class ValueResidual(Residual):
     parts = True
 
     def block_parameters(self, init, layer):
-        return {"lambda": scalar(init, init.number("residual.mix", 0.5))}
+        return {"lambda": scalar(init, self.number(init.numbers, "mix"))}
 
     def begin(self, x, context):
         config, (B, T) = self.config, context.shape
@@ -54,7 +54,7 @@ class X0Lambda(Residual):
     parts = True
 
     def block_parameters(self, init, layer):
-        return {"lambda_0": scalar(init, 1.0), "lambda_1": scalar(init, init.number("residual.mix", 0.0))}
+        return {"lambda_0": scalar(init, 1.0), "lambda_1": scalar(init, self.number(init.numbers, "mix"))}
 
     def begin(self, x, context):
         return x, x
@@ -80,10 +80,8 @@ class ValueSkipInit(Residual):
     orthogonal V and O: model.init: orthogonal. With grouped heads a value serves every query head of its group.
     """
 
-    additive = False
-
     def block_parameters(self, init, layer):
-        return {"alpha": scalar(init, init.number("residual.alpha", 1.0)), "beta": scalar(init, 0.0)}
+        return {"alpha": scalar(init, self.number(init.numbers, "alpha")), "beta": scalar(init, 0.0)}
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         def mix(v: Array, o: Array) -> Array:

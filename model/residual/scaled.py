@@ -30,7 +30,7 @@ class SkipInit(Residual):
     """x <- s x + alpha F(N(x)), alpha learnable and 0 at the start (De & Smith 2020, 2002.10444)."""
 
     def sublayer_parameters(self, init, layer, index):
-        return {"alpha": scalar(init, init.number("residual.alpha", 0.0))}
+        return {"alpha": scalar(init, self.number(init.numbers, "alpha"))}
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         return self.add(carry, sub.own["alpha"].astype(carry.dtype) * sub.f(sub.norm(carry)), context)
@@ -52,12 +52,8 @@ class LayerScale(Residual):
     It starts at 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 beyond, as in the paper's section 2.
     """
 
-    def start(self) -> float:
-        layers = self.config.layers
-        return 0.1 if layers <= 18 else 1e-5 if layers <= 24 else 1e-6
-
     def sublayer_parameters(self, init, layer, index):
-        start = init.number("residual.scale", self.start())
+        start = self.number(init.numbers, "scale")
         return {"lambda": jnp.full((self.config.width,), scalar(init, start))}
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
@@ -76,7 +72,7 @@ class DeepNorm(Residual):
         return dict.fromkeys(("attn_v", "attn_o", "mlp_in", "mlp_gate", "mlp_out"), beta)
 
     def alpha(self, context: Context) -> Float[Array, ""] | float:
-        return context.numbers.get("residual.alpha", (2 * self.config.layers) ** 0.25)
+        return self.number(context.numbers, "alpha")
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         return sub.norm(self.add(self.alpha(context) * carry, sub.f(carry), context))
@@ -98,17 +94,15 @@ class StochasticDepth(Residual):
     the counterfactual: without the skip nothing passes a dropped block.
     """
 
-    draws = True
-
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         y = sub.f(sub.norm(carry))
         if context.key is None or context.layer is None:
             return self.add(carry, y, context)
-        last = context.numbers.get("residual.keep", jnp.asarray(0.5, carry.dtype))
+        last = jnp.asarray(self.number(context.numbers, "keep"), carry.dtype)
         depth = (context.layer + 1).astype(carry.dtype) / self.config.layers
         keep = 1 - depth * (1 - last)
-        kept = jax.random.uniform(context.key, (), carry.dtype) < keep
-        return self.add(carry, jnp.where(kept, y / keep, jnp.zeros_like(y)), context)
+        drawn = jax.random.uniform(context.key, (), carry.dtype) < keep
+        return self.add(carry, jnp.where(drawn, y / keep, jnp.zeros_like(y)), context)
 
 
 class Highway(Residual):
@@ -117,12 +111,10 @@ class Highway(Residual):
     Srivastava et al. 2015, 1505.00387, eq. 3. The gate weighs the skip itself, so there is no skip scale.
     """
 
-    additive = False
-
     def sublayer_parameters(self, init, layer, index):
         width = self.config.width
         kernel = init.matrix(f"blocks/residual/gate_{index + 1}", layer, width, width)
-        bias = jnp.full((width,), scalar(init, init.number("residual.bias", -1.0)))
+        bias = jnp.full((width,), scalar(init, self.number(init.numbers, "bias")))
         return {"gate": {"kernel": kernel, "bias": bias}}
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:

@@ -14,15 +14,13 @@ from jaxtyping import Array, Float
 from ..layers import normalize
 from .base import Carry, Context, Residual, Sublayer, scalar
 
-STREAMS = 4
-
 
 class Streams(Residual):
     """What both rules share. A sublayer reads one mix of the streams and is written to all of them."""
 
     @property
     def n(self) -> int:
-        return self.config.residual.streams or STREAMS
+        return self.option("streams")
 
     @property
     def flops(self) -> int:
@@ -66,7 +64,7 @@ class HyperConnections(Streams):
     @property
     def flops(self) -> int:
         # The matrices of the moving parts are used once a stream, not once.
-        again = 2 * (self.n - 1) * (self.n + 2) * self.config.width if self.config.residual.dynamic else 0
+        again = 2 * (self.n - 1) * (self.n + 2) * self.config.width if self.option("dynamic") else 0
         return super().flops + 2 * self.config.layers * again
 
     def sublayer_parameters(self, init, layer, index):
@@ -76,15 +74,15 @@ class HyperConnections(Streams):
             "across": jnp.eye(n, dtype=init.dtype),
             "write": jnp.ones((n,), init.dtype),
         }
-        if self.config.residual.dynamic:
-            gate = scalar(init, init.number("residual.gate", 0.01))
+        if self.option("dynamic"):
+            gate = scalar(init, self.number(init.numbers, "gate"))
             for name, columns in (("read", 1), ("across", n), ("write", 1)):
                 own[f"dynamic_{name}"] = {"kernel": jnp.zeros((D, columns), init.dtype), "scale": gate}
         return own
 
     def weights(self, carry, sub, context):
         own = {name: sub.own[name].astype(carry.dtype)[None] for name in ("read", "across", "write")}
-        if not self.config.residual.dynamic:
+        if not self.option("dynamic"):
             return own["read"], own["across"], own["write"]
         normed = normalize(carry, "rms", context.numbers["norm_eps"])
 
@@ -115,7 +113,7 @@ class ManifoldHyperConnections(Streams):
             "write": jnp.zeros((n,), init.dtype),
             "across": -8 * (1 - jnp.eye(n, dtype=init.dtype)),
         }
-        gate = scalar(init, init.number("residual.gate", 0.01))
+        gate = scalar(init, self.number(init.numbers, "gate"))
         kernels = {name: jnp.zeros((width, start.size), init.dtype) for name, start in starts.items()}
         return {
             name: {"kernel": kernels[name], "bias": start.reshape(-1), "gate": gate} for name, start in starts.items()
@@ -128,9 +126,8 @@ class ManifoldHyperConnections(Streams):
             kernel, bias, gate = (sub.own[name][part].astype(carry.dtype) for part in ("kernel", "bias", "gate"))
             return gate * (normed @ kernel) + bias[None, :]
 
-        rounds = 20 if self.config.residual.rounds is None else self.config.residual.rounds
         # Sinkhorn's matrix maps streams (columns) to streams (rows).
-        across = sinkhorn(logits("across").reshape(-1, self.n, self.n), rounds)
+        across = sinkhorn(logits("across").reshape(-1, self.n, self.n), self.option("rounds"))
         return jax.nn.sigmoid(logits("read")), jnp.swapaxes(across, 1, 2), 2 * jax.nn.sigmoid(logits("write"))
 
 

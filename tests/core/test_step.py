@@ -11,7 +11,7 @@ import pytest
 
 from model.network import Network
 from train.config.schema import OptimizerConfig
-from train.core.clipping import clip_factor
+from train.core.clipping import clip_factor, clipped
 from train.core.groups import decayed
 from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, transformation
@@ -182,6 +182,14 @@ def test_a_clipped_gradient_has_the_norm_of_the_clip():
     assert float(clip_factor(norm, np.float32(0.5))) == pytest.approx(0.1, rel=2e-6)
 
 
+def test_the_clip_factor_of_a_float64_gradient_is_not_rounded_to_float32(x64):
+    grads = {"blocks": {"a": jnp.asarray([[3.0], [0.0]])}, "b": jnp.asarray([[4.0]])}
+    clips, factor = clipped(grads, grads, total_norm(parameter_norms(grads), grads), {"clip": 0.3})
+    assert factor.dtype == np.float64
+    assert float(factor) == pytest.approx(0.3 / 5, rel=1e-14)
+    np.testing.assert_allclose(clips["b"], [[4.0 * 0.3 / 5]], rtol=1e-14)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_stays_visible(bad):
     grads = {"blocks": {"a": jnp.asarray([[3.0, bad]], jnp.float32)}, "b": jnp.ones((1,), jnp.float32)}
@@ -299,8 +307,7 @@ def test_three_steps_on_the_model_are_clipped_adam_on_its_gradient(x64, make):
     assert float(metrics.lr) == pytest.approx(1e-3 * 3 / 4, rel=1e-14)
     expected = numpy_adamw(params, grads, hp.optimizer, [1e-3 * n / 4 for n in (1, 2, 3)], 1e-8)[-1]
     for path, got in leaves(state.params).items():
-        # clip_factor is float32, which Adam's first steps do not feel but for epsilon.
-        np.testing.assert_allclose(got, expected[path], rtol=1e-6, atol=1e-9, err_msg=path)
+        np.testing.assert_allclose(got, expected[path], rtol=1e-12, atol=1e-14, err_msg=path)
     assert int(state.step) == 3
 
 

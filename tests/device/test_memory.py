@@ -229,7 +229,7 @@ def test_what_the_limits_of_a_process_leave(tmp_path, monkeypatch):
 
 LIMITED = """
 import resource, sys
-import jax, orbax.checkpoint
+import jax
 from train.cli import main
 from train.run import budget
 if sys.argv[1] == "deaf":

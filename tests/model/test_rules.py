@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 import networks
-from model.config import OPTIONS, ModelConfig, ResidualConfig, problems
+from model.config import ModelConfig, ResidualConfig, problems
 from model.network import Network
 from model.residual import RULES, Context, Sublayer, numbers_of, rule_of, structure_of
 from model.residual.attnres import mix
 from model.residual.streams import sinkhorn
+from model.rules import options
 from networks import EACH_RULE, FEW_RULES, B, D, L, T, V, parameters
 from reference import Reference
 from train.core.loss import tapped_loss
@@ -400,13 +401,12 @@ def test_stochastic_depth_at_keep_one_is_pre_ln_in_training_too(x64):
 def test_every_rule_is_named_and_built():
     for rule in RULES:
         assert rule_of(ModelConfig(residual=rule)).config.residual == ResidualConfig(rule=rule)  # pyright: ignore[reportArgumentType]
-    assert {rule for rules in OPTIONS.values() for rule in rules} <= set(RULES)
-    assert set(OPTIONS) == set(ResidualConfig.model_fields) - {"rule"}
+    assert ["rule", *options()] == list(ResidualConfig.model_fields)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", options())
 def test_an_option_of_another_rule_is_refused(option):
     config = ModelConfig(residual={"rule": "pre_ln", option: {"dynamic": True, "streams": 2}.get(option, 1)})  # pyright: ignore[reportArgumentType]
     assert problems(config) == [
-        (f"residual.{option}", f"an option of {', '.join(OPTIONS[option])}; residual.rule is pre_ln")
+        (f"residual.{option}", f"an option of {', '.join(options()[option])}; residual.rule is pre_ln")
     ]

@@ -13,9 +13,8 @@ import pytest
 
 from train.cli import main
 from train.device import platform as platforms
-from train.disk import write_json
 from train.run import loop
-from train.store import manifest
+from train.store import tensors
 from train.store.checkpoint import Checkpoints
 
 TEXT = "the quick brown fox jumps over the lazy dog. "
@@ -53,7 +52,7 @@ def cut_back(run: Path, step: int = 8) -> None:
     """As after a kill behind `step`."""
     (run / "summary.json").unlink()
     for newer in [there for there in Checkpoints(run).steps() if there > step]:
-        shutil.rmtree(Checkpoints(run).folder(newer))
+        Checkpoints(run).path(newer).unlink()
 
 
 def train(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -66,12 +65,12 @@ def logged(run: Path) -> str:
     return re.sub(r',"perf/\w+":[^,}]+', "", (run / "metrics.jsonl").read_text())
 
 
-def arrays(run: Path, step: int = 12) -> dict:
-    return Checkpoints(run).manifest(step).arrays
+def arrays(run: Path, step: int = 12) -> dict[str, bytes]:
+    return {path: array.tobytes() for path, array in Checkpoints(run).arrays(step).items()}
 
 
 def damage(run: Path, step: int) -> None:
-    path = max((p for p in Checkpoints(run).folder(step).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path = Checkpoints(run).path(step)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -83,18 +82,19 @@ def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, whole, 
     assert (code, err) == (0, "") and "resuming at step 8 of 12" in out
     assert out.count("\nwarning: runs/tiny/main/ckpt: goes back to step 8; skipped step 12: ") == 1
     assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
-    assert sorted(path.name for path in (run / "ckpt").iterdir()) == ["00000004", "00000008", "00000012"]
+    assert [path.name[:8] for path in sorted((run / "ckpt").iterdir())] == ["00000004", "00000008", "00000012"]
     assert "finished before; nothing to do" in train(capsys)[1]
 
 
 def test_a_run_that_is_cut_back_twice_ends_bit_for_bit_the_same(run, whole, capsys):
     cut_back(run)
     damage(run, 8)
-    (run / "ckpt" / ".00000012.writing").mkdir()
+    leftover = run / "ckpt" / ".00000012.safetensors.0123abcd.tmp"
+    leftover.write_bytes(b"x")
     code, out, _ = train(capsys)
     assert code == 0 and "resuming at step 4 of 12" in out
     assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
-    assert not (run / "ckpt" / ".00000012.writing").exists() and not (run / ".lock").exists()
+    assert not leftover.exists() and not (run / ".lock").exists()
 
 
 def test_a_run_is_never_started_over_when_all_is_damaged(run, capsys):
@@ -104,7 +104,7 @@ def test_a_run_is_never_started_over_when_all_is_damaged(run, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, out, err = train(capsys)
     assert code == 1 and err.startswith("deltaflow: runs/tiny/main/ckpt: no checkpoint can be used (step 12: ")
-    assert err.count("\n") == 1 and "delete what is there to start the run anew" in err
+    assert err.count("\n") == 1 and "delete what is there to start the run over" in err
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -126,7 +126,7 @@ def test_other_data_is_refused_or_allowed_and_remembered(run, whole, capsys):
     assert (code, err) == (0, "") and "warning: runs/tiny/main: goes on from step 8 on other data (corpus.txt" in out
     known, before = (json.loads((folder / "data.json").read_text()) for folder in (run, whole / run))
     assert known["before"] == [before | {"until_step": 8}] and known["sha256"] != before["sha256"]
-    assert Checkpoints(run).manifest(12).origin["data"] == known["sha256"]
+    assert Checkpoints(run).header(12).provenance["data"] == known["sha256"]
     assert arrays(run) != arrays(whole / run)  # it was trained on something else
     cut_back(run)  # back to before the change
     assert train(capsys)[0] == 0
@@ -147,7 +147,7 @@ def test_a_data_json_that_was_deleted_hides_nothing(run, capsys):
     (run / "data.json").unlink()
     Path("corpus.txt").write_text(TEXT[::-1] * 20)
     code, _, err = train(capsys)
-    assert code == 1 and "ckpt/00000008: was saved by a run on other data (sha256 " in err
+    assert code == 1 and "ckpt/00000008.safetensors: was saved by a run on other data (sha256 " in err
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,12 @@ def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("warmup: 2", "warmup: 3"))
     code, _, err = train(capsys, "optimizer.warmup=3")
-    assert code == 1 and "ckpt/00000008: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
+    assert (
+        code == 1
+        and "ckpt/00000008.safetensors: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
+    )
     assert main(["sample", str(run), "--top", "1"]) == 1  # heads, say, change what arrays of the same shapes compute
-    assert "ckpt/00000008: was saved under another config (optimizer.warmup" in capsys.readouterr().err
+    assert "ckpt/00000008.safetensors: was saved under another config (optimizer.warmup" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -234,15 +237,15 @@ def test_other_names_are_no_other_config(run, whole, capsys):
 
 def test_other_versions_and_devices_are_told_in_one_line(run, whole, capsys):
     cut_back(run)
-    path = Checkpoints(run).folder(8) / "manifest.json"
-    content = json.loads(path.read_text())
-    content.pop("sha256")
-    content["origin"]["versions"]["jax"] = "0.0.1"
-    content["origin"]["device"]["count"] = 1
-    write_json(path, content | {"sha256": manifest._own_sum(content)})
+    path = Checkpoints(run).path(8)
+    metadata, saved = tensors.read(path)
+    provenance = json.loads(metadata["provenance"])
+    provenance["versions"]["jax"], provenance["device"]["count"] = "0.0.1", 1
+    with open(path, "wb") as file:
+        tensors.write(file, saved, metadata | {"provenance": json.dumps(provenance)})
     code, out, err = train(capsys)
     (line,) = (line for line in out.splitlines() if "bitwise" in line)
-    now = Checkpoints(whole / run).manifest(12).origin["versions"]["jax"]
+    now = Checkpoints(whole / run).header(12).provenance["versions"]["jax"]
     assert code == 0 and line == (
         f"warning: saved with jax 0.0.1 then, {now} now; device count 1 then, 4 now: "
         "what follows is not bitwise what it would have been"

@@ -91,11 +91,7 @@ def summary(run: Path) -> dict:
 
 
 def saved(run: Path, step: int) -> list[np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        state = checkpointer.restore((run / "ckpt" / f"{step:08d}" / "state").absolute())
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    return [*Checkpoints(run).arrays(step).values()]
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:

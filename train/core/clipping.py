@@ -28,14 +28,14 @@ def clipped(grads: Any, params: Any, norm: Norm, hp: Numbers) -> tuple[Any, Floa
 
 
 def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:
-    """min(1, clip / norm), float32 (Pascanu et al. 2013, 1211.5063); 1 for a zero or non-finite norm.
+    """min(1, clip / norm) in the norm's dtype (Pascanu et al. 2013, 1211.5063); 1 for a zero or non-finite norm.
 
     A non-finite gradient must stay visible, not be scaled into something that looks healthy.
     """
+    dtype = norm.mantissa.dtype
     if clip is None:
-        return jnp.ones((), jnp.float32)
-    single = Norm(norm.mantissa.astype(jnp.float32), norm.exponent)
-    return _factor(single, jnp.log2(jnp.asarray(clip, jnp.float32)))
+        return jnp.ones((), dtype)
+    return _factor(norm, jnp.log2(jnp.asarray(clip, dtype)))
 
 
 def _factor(norm: Norm, log2_limit: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -27,18 +27,18 @@ The factor comes before decoupled weight decay, so what decays in a step, lr * w
 """
 
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from model.config import ModelConfig
+from model.rules import RULES, Kind
 
 from .parameters import by_path, is_branch_matrix
 
-Kind = Literal["hidden", "vector", "readout", "scalar"]
-
-# By path, the first pattern that fits. A parameter that none fits is an error, and not a guess.
+# By path, the first pattern that fits. A parameter that none fits is an error, and not a guess. Those of
+# blocks/residual are in model/rules.py, since a name means different things to different rules.
 KINDS: dict[str, Kind] = {
     "embed": "vector",
     "positions": "vector",
@@ -51,26 +51,6 @@ KINDS: dict[str, Kind] = {
     "blocks/mlp/*/bias": "vector",
 }
 
-# What lies in blocks/residual, by rule: names mean different things to different rules.
-RESIDUAL_KINDS: dict[str, dict[str, Kind]] = {
-    "rezero": {"alpha_*": "scalar"},
-    "skipinit": {"alpha_*": "scalar"},
-    "layerscale": {"lambda_*": "vector"},
-    "value_residual": {"lambda": "scalar"},
-    "x0_lambda": {"lambda_*": "scalar"},
-    "highway": {"gate_*/kernel": "hidden", "gate_*/bias": "vector"},
-    "hyper_connections": {
-        "dynamic_*/kernel": "readout",
-        "dynamic_*/scale": "scalar",
-        "read_*": "scalar",
-        "across_*": "scalar",
-        "write_*": "scalar",
-    },
-    "mhc": {"*/kernel": "readout", "*/bias": "scalar", "*/gate": "scalar"},
-    "attnres": {"query_*": "readout"},
-    "value_skipinit": {"alpha": "scalar", "beta": "scalar"},
-}
-
 _SGD: dict[Kind, float] = {"hidden": 0, "vector": 1, "readout": -1, "scalar": 0}
 _ADAM: dict[Kind, float] = {"hidden": -1, "vector": 0, "readout": -1, "scalar": 0}
 EXPONENTS: dict[str, dict[Kind, float]] = {
@@ -81,16 +61,16 @@ EXPONENTS: dict[str, dict[Kind, float]] = {
 
 
 def kind_of(path: str, rule: str) -> Kind:
-    """How the parameter grows with the width; `rule` is the residual rule. Raises ValueError where nothing says so.
+    """The kind of a parameter under a residual rule. Raises ValueError where none is declared.
 
     >>> kind_of("blocks/residual/lambda_1", "layerscale"), kind_of("blocks/residual/lambda_1", "x0_lambda")
     ('vector', 'scalar')
     """
-    own = RESIDUAL_KINDS.get(rule, {})
-    for pattern, kind in [*KINDS.items(), *((f"blocks/residual/{name}", kind) for name, kind in own.items())]:
+    own: dict[str, Kind] = {f"blocks/residual/{name}": kind for name, kind in RULES[rule].kinds.items()}
+    for pattern, kind in [*KINDS.items(), *own.items()]:
         if fnmatchcase(path, pattern):
             return kind
-    raise ValueError(f"expected a parameter that train/core/mup.py knows under residual: {rule}, got {path}")
+    raise ValueError(f"expected a parameter with a kind in train/core/mup.py or of residual: {rule}, got {path}")
 
 
 def exponent(optimizer: str, path: str, rule: str) -> float:

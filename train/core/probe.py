@@ -1,6 +1,7 @@
 """One backward pass and everything about it: the measurement behind `deltaflow probe`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
@@ -103,9 +104,14 @@ def _norms(norms: Mapping[str, Norm]) -> dict[str, Any]:
     return {name: numbers(norm) for name, norm in norms.items()}
 
 
-def _told(norms: dict[str, Any], doubt: bool) -> dict[str, Any]:
-    """Norms for JSON, with null for every zero when in doubt whether it is one."""
-    return jax.tree.map(lambda x: None if x == 0 else x, norms) if doubt else norms
+def _certain(norms: dict[str, Any], doubt: bool, zeros: Sequence[str] = ()) -> dict[str, Any]:
+    """Norms for JSON. In doubt a zero is null, but for the names that fit `zeros`: these are 0 by the equations."""
+
+    def one(name: str, norm: Any) -> Any:
+        exact = any(fnmatchcase(name, pattern) for pattern in zeros)
+        return norm if exact else jax.tree.map(lambda x: None if x == 0 else x, norm)
+
+    return {name: one(name, norm) for name, norm in norms.items()} if doubt else norms
 
 
 def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -> dict[str, Any]:
@@ -121,22 +127,23 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
     verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank), network.dtype)
     rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
     doubt_without = without is not None and underflows(without, probe.weight, parts)
+    skip_only = [f"residual_{pattern}" for pattern in network.config.rule.skip_only]
     return {
         "dtype": network.dtype,
         "loss": finite(np.asarray(probe.loss)),
         "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),
         "n_params": parameter_count(params),
-        "delta": _told(_delta(probe.flow, seen.rms), doubt),
-        "delta_without": None if without is None else _told(_delta(without, rms_without), doubt_without),
+        "delta": _certain(_delta(probe.flow, seen.rms), doubt),
+        "delta_without": None if without is None else _certain(_delta(without, rms_without), doubt_without),
         "gain": finite(gains(delta)),
-        "grad": _told(_norms(probe.flow.grad), doubt),
+        "grad": _certain(_norms(probe.flow.grad), doubt),
         "grad_log10": {name: finite(values) for name, values in logs.items()},
-        "grad_without": None if without is None else _told(_norms(without.grad), doubt_without),
+        "grad_without": None if without is None else _certain(_norms(without.grad), doubt_without, skip_only),
         "weight": _norms(probe.weight),
-        "weight_dot_grad": _told(_norms(probe.dot), doubt),
+        "weight_dot_grad": _certain(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
-        "act": {"rms": _told({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
+        "act": {"rms": _certain({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
         "verdict": verdict._replace(advice=advice_for(verdict.state, config)).as_json(),
     }
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from data.source import Batch
 from model.network import Network, Params
-from model.residual import rule_of, without_skip
+from model.residual import without_skip
 
 from ..config.schema import RunConfig
 from ..gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
@@ -86,10 +86,10 @@ def train_step(
     stats = None
     if measured_flow is not None:
         without = None
-        if config.watch.counterfactual and rule_of(config.model).additive:
+        if config.watch.counterfactual and config.model.rule.additive:
             # Watched steps are rare, so a short compile matters more than a fast loop over blocks.
             rolled = dataclasses.replace(network, unroll=1)
-            without_key = None if rule_of(config.model).draws else key
+            without_key = None if config.model.rule.draws else key
             without = flow(tapped(rolled, config, state.params, batch, without_skip(hp.model), without_key)[1])
         stats = StepStats(
             measured_flow,

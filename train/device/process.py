@@ -1,4 +1,4 @@
-"""Memory settings of this process, and start times of processes."""
+"""Process settings (garbage collection, malloc), and start times of processes."""
 
 import ctypes
 import gc
@@ -9,15 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 _IMPORTED = time.monotonic()
-
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def tune() -> None:
-    """Tunes garbage collection and malloc for training. Call once, at the start of the process."""
-    gc.set_threshold(50_000, 20, 50)  # imports and tracing leave little garbage; collections took 5 %
-    # XLA:CPU allocates a program's temporary memory at every call and frees it. glibc returns blocks above 32 MB to the
-    # kernel, which zeroes each page of the next allocation: 3 to 9 % of a step (docs/benchmarks.md).
+    """Settings for a process that traces, compiles and then takes steps; to be called once, at its start."""
+    gc.set_threshold(50_000, 20, 50)  # nearly all objects of imports and tracing stay: collecting took 5 % of the time
+    # XLA:CPU allocates and frees a program's temporaries at each call. glibc would return blocks of more than 32 MB to
+    # the kernel, which zeroes every page of the next one: 3 to 9 % of a step (docs/benchmarks.md).
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
@@ -26,16 +25,16 @@ def tune() -> None:
 
 
 def boot() -> str | None:
-    """Returns the id of the kernel's current boot, or None where there is no /proc."""
+    """Returns the id of the current boot of this machine; None where the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return None
 
 
 def started(pid: int) -> int | None:
-    """Returns the start time of a process in clock ticks since boot, or None without such a process or without /proc.
+    """Returns when a process started, in clock ticks since boot, which tells it from a later one of the same id.
 
-    It tells apart processes that reuse a pid.
+    None where there is no such process, or no /proc.
     """
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -44,7 +43,7 @@ def started(pid: int) -> int | None:
 
 
 def age() -> float:
-    """Returns the seconds since this process started, or since this module was imported where there is no /proc."""
+    """Returns seconds since this process started (since this module was imported, where /proc is missing)."""
     ticks = started(os.getpid())
     with suppress(OSError, ValueError, IndexError):
         if ticks is not None:

@@ -1,7 +1,5 @@
 """Advice for a verdict: one sentence that names config keys to try, chosen by state and config."""
 
-from model.config import NO_SKIP_SCALE
-
 from ..config.schema import RunConfig
 from ..config.yaml12 import show
 
@@ -21,7 +19,7 @@ def _vanishing(config: RunConfig, update: float | None) -> str:
     model = config.model
     if _bare(config):
         return f"{_skip(config)}: a skip passes delta on unchanged"
-    if abs(model.skip_scale) < 1 and model.residual.rule not in NO_SKIP_SCALE:
+    if abs(model.skip_scale) < 1 and model.rule.additive:
         return f"model.skip_scale: 1 (it is {show(model.skip_scale)}, and multiplies delta twice a block)"
     if model.norm == "none":
         return "model.norm: rms, whose backward pass divides by the stream's size"
@@ -37,7 +35,7 @@ def _vanishing(config: RunConfig, update: float | None) -> str:
 
 def _exploding(config: RunConfig, update: float | None) -> str:
     model = config.model
-    if abs(model.skip_scale) > 1 and model.residual.rule not in NO_SKIP_SCALE:
+    if abs(model.skip_scale) > 1 and model.rule.additive:
         return f"model.skip_scale: 1 (it is {show(model.skip_scale)}, and multiplies delta twice a block)"
     if model.norm == "none":
         return "model.norm: rms, or model.residual: rezero or skipinit, whose branches begin at 0"
@@ -106,7 +104,7 @@ _BY_STATE = {
 def _bare(config: RunConfig) -> bool:
     """True if no skip path goes past the branches."""
     model = config.model
-    return model.residual.rule == "none" or (model.skip_scale == 0 and model.residual.rule not in NO_SKIP_SCALE)
+    return model.residual.rule == "none" or (model.skip_scale == 0 and model.rule.additive)
 
 
 def _skip(config: RunConfig) -> str:

@@ -23,7 +23,7 @@ from ..core.batch import BatchInput
 from ..core.instruments import INSTRUMENTS
 from ..device import process
 from ..device.budget import Budget
-from ..device.platform import Platform, agreed
+from ..device.platform import Platform, agreed, environment
 from ..device.programs import Group, Programs, shapes_of
 from ..device.signals import Stop
 from ..errors import UserError, first_line
@@ -87,12 +87,12 @@ class GroupRun:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
         started, config, variants = time.perf_counter(), self.config, self.group.variants
         directories = [own_directory_of(variant) for variant in variants]
-        with locked(directories, self.console.note), ExitStack() as stack:
+        with locked(directories, self.console.warn), ExitStack() as stack:
             start_step, finished = stands(self.group, directories, self.console)
             pretrained = None
             if config.train.init_from and not start_step:
                 with variants[0].placing():
-                    pretrained = open_pretrained(Path(config.train.init_from), self.platform.device)
+                    pretrained = open_pretrained(Path(config.train.init_from))
             over = finished is not None
             admit(self.group, self.source, directories, self.console, start_step, over, self.allow_data_change)
             if finished is not None:
@@ -104,9 +104,9 @@ class GroupRun:
             self.pretrained = pretrained
             self.checkpoints, self.metrics = [], []
             for variant, directory in zip(variants, directories, strict=True):
-                checkpoints = Checkpoints(directory, variant.config)
+                checkpoints = Checkpoints(directory, variant.config, environment())
                 checkpoints.go_on_from(start_step)
-                saved, dtype = checkpoints.meta(start_step) if start_step else None, self.group.network.dtype
+                saved, dtype = checkpoints.header(start_step).meta if start_step else None, self.group.network.dtype
                 metrics = RunMetrics(variant, directory, dtype, start_step, saved, self.console.warn)
                 stack.callback(metrics.tracker.close)
                 self.checkpoints.append(checkpoints)

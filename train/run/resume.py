@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config.load import Variant
+from ..device.platform import environment
 from ..disk import read_json, write_json
 from ..errors import UserError
 from ..report.read import summary_problem
 from ..store.checkpoint import Checkpoints
-from ..store.provenance import elsewhere, same_config, same_data
+from ..store.provenance import environment_changes, same_config, same_data
 from ..store.rundir import data_sums, directory_of
 
 
@@ -83,10 +84,10 @@ def same_origin(variant: Variant, step: int) -> str | None:
     config, or of data that the run was never trained on."""
     directory = directory_of(variant)
     checkpoints = Checkpoints(directory)
-    origin, where = checkpoints.manifest(step).origin, checkpoints.folder(step)
-    same_config(where, origin, variant.config)
-    same_data(where, origin, data_sums(directory))
-    changed = elsewhere(origin)
+    header, where = checkpoints.header(step), checkpoints.path(step)
+    same_config(where, header, variant.config)
+    same_data(where, header, data_sums(directory))
+    changed = environment_changes(header, environment())
     return changed and f"saved with {changed}: what follows is not bitwise what it would have been"
 
 
@@ -94,7 +95,7 @@ def saved_alike(variant: Variant) -> None:
     """Where config.yaml is lost the newest checkpoint knows the config. Raises UserError when it is another."""
     if step := newest(variant):
         checkpoints = Checkpoints(directory_of(variant))
-        same_config(checkpoints.folder(step), checkpoints.manifest(step).origin, variant.config)
+        same_config(checkpoints.path(step), checkpoints.header(step), variant.config)
 
 
 def steps_per_call_of(directory: Path, guess: int) -> int:

@@ -48,16 +48,16 @@ class Transfer:
         return [(key, f"{len(paths)}: {', '.join(paths)}" if paths else "none") for key, paths in lists.items()]
 
 
-def open_pretrained(directory: Path, device: Any) -> PretrainedRun:
+def open_pretrained(directory: Path) -> PretrainedRun:
     """Opens the newest checkpoint of a run. Raises UserError if there is none."""
     try:
         read_config(directory)  # or it is no run
         checkpoints = Checkpoints(directory)
         step = checkpoints.only_newest()
-        params = checkpoints.params(step, device)
+        params = checkpoints.params(step)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    by_path = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return PretrainedRun(directory, step, by_path, tokenizer_of(directory))
 
 

@@ -1,0 +1,172 @@
+"""Declarations of the residual rules: options, defaults, and what a config or an optimizer must know of a rule.
+
+The config's keys, their documentation and checks, and muP's factors derive from `RULES`. No JAX here; each declaration
+names the class that implements it. To add a rule, set `RULES[name]` before the config's schema is imported:
+
+    RULES["scaled"] = Rule("my_rules:Scaled", {"factor": Option("factor of F", 0.5)})
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+# How a parameter's shape grows with the width (train/core/mup.py).
+Kind = Literal["hidden", "vector", "readout", "scalar"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of one rule: a key of `model.residual`, null for the rule's own default."""
+
+    meaning: str
+    default: Any  # a value, or a function of the model's config
+    kind: type = float  # float: traced; int, bool: part of the program
+    bounds: Mapping[str, Any] = field(default_factory=dict)  # pydantic's ge, gt, le, lt
+    shown: str = ""  # the default in words, where it is not a value
+    needs: str | None = None  # another option, which must be true
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One residual rule."""
+
+    code: str  # module:Class; a leading dot is model/residual
+    options: Mapping[str, Option] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)  # its parameters, by pattern of paths in blocks/residual
+    skip_only: tuple[str, ...] = ()  # patterns of parameters that act through the skip alone: no gradient at s = 0
+    additive: bool = True  # the skip scale applies, so the counterfactual s = 0 exists
+    draws: bool = False  # its training depends on a random key
+    skip_scale: float | None = None  # fixed by the rule
+    program: str | None = None  # the rule whose program it runs, with other numbers
+    meaning: str = ""  # where it is not the class's docstring
+
+    def implementation(self) -> Any:
+        """The subclass of `model.residual.Residual`; imports JAX."""
+        module, _, name = self.code.partition(":")
+        return getattr(import_module(module, f"{__package__}.residual"), name)
+
+    def default(self, option: str, config: Any) -> Any:
+        """The value of an option that the config leaves null; `config` is the model's."""
+        value = self.options[option].default
+        return value(config) if callable(value) else value
+
+
+def _layerscale(config: Any) -> float:
+    return 0.1 if config.layers <= 18 else 1e-5 if config.layers <= 24 else 1e-6
+
+
+_ALPHA = Option("alpha at the start", 0.0)
+_STREAMS = Option("copies of the stream, n", 4, int, {"ge": 2, "le": 64})
+_GATE = "factor of the dynamic part at the start"
+
+RULES: dict[str, Rule] = {
+    "pre_ln": Rule(".base:Residual"),
+    "post_ln": Rule(".scaled:PostLN"),
+    "none": Rule(
+        ".base:Residual",
+        skip_scale=0.0,
+        program="pre_ln",
+        meaning="x <- F(N(x)): pre_ln at s = 0, and the same compiled program.",
+    ),
+    "sandwich": Rule(".scaled:Sandwich"),
+    "rezero": Rule(".scaled:ReZero", {"alpha": _ALPHA}, {"alpha_*": "scalar"}),
+    "skipinit": Rule(".scaled:SkipInit", {"alpha": _ALPHA}, {"alpha_*": "scalar"}),
+    "layerscale": Rule(
+        ".scaled:LayerScale",
+        {"scale": Option("lambda at the start", _layerscale, shown="0.1, 1e-5 or 1e-6 by depth")},
+        {"lambda_*": "vector"},
+    ),
+    "deepnorm": Rule(
+        ".scaled:DeepNorm",
+        {"alpha": Option("alpha", lambda config: (2 * config.layers) ** 0.25, shown="(2L)^(1/4)")},
+    ),
+    "gpt2_scaled": Rule(".scaled:GPT2Scaled", program="pre_ln"),
+    "value_residual": Rule(".mixed:ValueResidual", {"mix": Option("lambda at the start", 0.5)}, {"lambda": "scalar"}),
+    "x0_lambda": Rule(".mixed:X0Lambda", {"mix": Option("lambda_1 at the start", 0.0)}, {"lambda_*": "scalar"}),
+    "stochastic_depth": Rule(
+        ".scaled:StochasticDepth",
+        {"keep": Option("survival probability of the last block", 0.5, bounds={"gt": 0, "le": 1})},
+        draws=True,
+    ),
+    "highway": Rule(
+        ".scaled:Highway",
+        {"bias": Option("the gate's bias at the start", -1.0)},
+        {"gate_*/kernel": "hidden", "gate_*/bias": "vector"},
+        additive=False,
+    ),
+    "hyper_connections": Rule(
+        ".streams:HyperConnections",
+        {
+            "streams": _STREAMS,
+            "dynamic": Option("mixing weights that depend on the token", False, bool),
+            "gate": Option(_GATE, 0.01, needs="dynamic"),
+        },
+        {
+            "dynamic_*/kernel": "readout",
+            "dynamic_*/scale": "scalar",
+            "read_*": "scalar",
+            "across_*": "scalar",
+            "write_*": "scalar",
+        },
+        skip_only=("across_*", "dynamic_across_*"),
+    ),
+    "mhc": Rule(
+        ".streams:ManifoldHyperConnections",
+        {
+            "streams": _STREAMS,
+            "gate": Option(_GATE, 0.01),
+            "rounds": Option("rounds of Sinkhorn", 20, int, {"ge": 1, "le": 1000}),
+        },
+        {"*/kernel": "readout", "*/bias": "scalar", "*/gate": "scalar"},
+        skip_only=("across_*",),
+    ),
+    "attnres": Rule(
+        ".attnres:AttnRes",
+        {"block": Option("blocks whose outputs are summed into one source", None, int, {"ge": 1}, "none are")},
+        {"query_*": "readout"},
+        additive=False,
+    ),
+    "value_skipinit": Rule(
+        ".mixed:ValueSkipInit",
+        {"alpha": Option("alpha at the start", 1.0)},
+        {"alpha": "scalar", "beta": "scalar"},
+        additive=False,
+    ),
+}
+
+
+def options() -> dict[str, dict[str, Option]]:
+    """Each option as the rules that have it declare it."""
+    found: dict[str, dict[str, Option]] = {}
+    for name, rule in RULES.items():
+        for key, option in rule.options.items():
+            found.setdefault(key, {})[name] = option
+    return found
+
+
+def meanings(rules: Mapping[str, Option]) -> str:
+    """An option in words, rules that mean the same by it together: `rezero, skipinit: alpha at the start; null = 0`."""
+    by_text: dict[str, list[str]] = {}
+    for name, option in rules.items():
+        shown = option.shown or (str(option.default).lower() if option.kind is bool else f"{option.default:g}")
+        by_text.setdefault(f"{option.meaning}; null = {shown}", []).append(f"{option.needs or ''} {name}".strip())
+    return ". ".join(f"{', '.join(names)}: {text}" for text, names in by_text.items())
+
+
+def problems(residual: Any, skip_scale: float) -> Iterator[tuple[str, str]]:
+    """What is wrong with the rule's options and the skip scale, as (key of the model section, message)."""
+    name, rule = residual.rule, RULES[residual.rule]
+    for key, owners in options().items():
+        if getattr(residual, key) is None:
+            continue
+        if name not in owners:
+            yield f"residual.{key}", f"an option of {', '.join(owners)}; residual.rule is {name}"
+        elif (needs := owners[name].needs) and not getattr(residual, needs):
+            yield f"residual.{key}", f"an option of {needs} {name}; residual.{needs} is false"
+    if not rule.additive and skip_scale != 1.0:
+        yield "skip_scale", f"{name} has none; leave it at 1, got {skip_scale}"
+    if rule.skip_scale is not None and skip_scale not in (rule.skip_scale, 1.0):
+        usual = f"use {rule.program}" if rule.program else "another rule"
+        meant = f"residual: {name} means skip_scale {rule.skip_scale:g}"
+        yield "skip_scale", f"{meant}; leave it out or {usual}, got {skip_scale}"
