@@ -19,7 +19,7 @@ from train.core.clipping import by_matrix, clipped
 from train.core.custom import FUNCTIONS
 from train.core.groups import decayed, unfrozen, unmatched
 from train.core.optimizer import averaged, check
-from train.core.state import hparams_of, initial_state, structure_of
+from train.core.state import hparams_of, initial_state, program_structure
 from train.core.step import train_step
 from train.errors import UserError
 from train.gradflow.norms import parameter_norms, total_norm, value
@@ -176,10 +176,10 @@ def test_factors_are_traced_and_their_patterns_are_not(tiny):
 
     one, two = config(embed=0.5, blocks=2.0), config(embed=0.25, blocks=2.0)
     assert hparams_of(one).optimizer["lr_factors"] == {"embed": 0.5, "blocks": 2.0}
-    assert structure_of(one).model_dump_json() == structure_of(two).model_dump_json()
-    assert hash(structure_of(one)) == hash(structure_of(two))
+    assert program_structure(one).model_dump_json() == program_structure(two).model_dump_json()
+    assert hash(program_structure(one)) == hash(program_structure(two))
     for other in (config(embed=0.5), config(blocks=2.0, embed=0.5)):  # the first match counts, so order does
-        assert structure_of(other).model_dump_json() != structure_of(one).model_dump_json()
+        assert program_structure(other).model_dump_json() != program_structure(one).model_dump_json()
 
 
 def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):

@@ -16,7 +16,7 @@ from train.core.groups import decayed
 from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, transformation
 from train.core.schedule import learning_rate
-from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
+from train.core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from train.core.step import dropout_key, micro, train_step
 from train.core.tags import watched_scalars
 from train.gradflow.norms import Norm, log10, named, parameter_norms, total_norm, value
@@ -525,7 +525,7 @@ def clipped_at(hp: HParams, clip: float) -> HParams:
 )
 def test_what_shares_a_program(tiny, overrides, shared):
     base, other = tiny().variants[0].config, tiny(overrides).variants[0].config
-    assert (structure_of(base) == structure_of(other)) is shared
+    assert (program_structure(base) == program_structure(other)) is shared
     assert base != other
 
 
@@ -540,7 +540,7 @@ def test_a_number_that_is_traced_is_in_hparams_and_nowhere_else(tiny):
     assert hp.optimizer == wanted | {"eps": np.float32(1e-8), "momentum": np.float32(0.9)}
     assert all(number.dtype == np.float32 for number in jax.tree.leaves((hp.model, hp.optimizer)))
     assert hparams_of(config, "float64").optimizer["lr"].dtype == np.float64
-    shared = structure_of(config).model_dump_json()
+    shared = program_structure(config).model_dump_json()
     assert not any(text in shared for text in ("0.5", "0.3", "0.25", "0.125", "0.75", "0.625", "0.0625"))
 
 

@@ -13,7 +13,7 @@ from model.network import Network
 from train.cli import main
 from train.core.evaluate import evaluate
 from train.core.loss import losses, tapped_loss
-from train.core.state import hparams_of, initial_state, structure_of
+from train.core.state import hparams_of, initial_state, program_structure
 from train.core.step import train_step
 from train.gradflow.delta import backward, flow
 from train.gradflow.norms import value
@@ -91,7 +91,7 @@ def test_smoothing_is_traced_and_off_is_another_program(tiny):
     configs = [tiny({"task.label_smoothing": value}).variants[0].config for value in (0.0, 0.1, 0.2)]
     numbers = [hparams_of(config).model for config in configs]
     assert "task.label_smoothing" not in numbers[0] and numbers[2]["task.label_smoothing"] == np.float32(0.2)
-    assert structure_of(configs[1]) == structure_of(configs[2]) != structure_of(configs[0])
+    assert program_structure(configs[1]) == program_structure(configs[2]) != program_structure(configs[0])
 
 
 def test_squared_errors_by_hand(x64, tiny):

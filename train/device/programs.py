@@ -26,7 +26,7 @@ from ..core.evaluate import evaluate
 from ..core.instruments import read
 from ..core.optimizer import HParams
 from ..core.parameters import is_matrix, path_of
-from ..core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
+from ..core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from ..core.window import run_window
 
 
@@ -52,7 +52,7 @@ def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None
     """Groups variants of equal structure, or equal `key_of`, in order of first appearance."""
     groups: dict[Any, list[Variant]] = {}
     for variant in variants:
-        key = structure_of(variant.config).model_dump_json() if key_of is None else key_of(variant)
+        key = program_structure(variant.config).model_dump_json() if key_of is None else key_of(variant)
         groups.setdefault(key, []).append(variant)
     return [tuple(members) for members in groups.values()]
 
