@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-Series = tuple[
-    Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]
-]  # steps and values of a tag; NaN stands for any non-finite value
+# Steps and values of a tag; NaN stands for any non-finite value.
+Series = tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]]
 
 # Losses of constant predictions, by their names in `floors` (data/source.py).
 CONSTANT = ("unigram", "prior", "zero")
