@@ -64,7 +64,7 @@ def _claimed(root: Path, text: str, kind: str) -> str:
         try:
             if directory_of(variant).resolve().parent.parent != root / "runs":
                 return f"led to {str(directory_of(variant))!r:.80}"
-            claim(variant)
+            claim(variant, rewrite=True)
         except UserError as error:
             return "" if "\n" not in str(error) else f"said {str(error)[:80]!r}"
         except BaseException as error:
