@@ -14,7 +14,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _residual_section() -> type[Section]:
+def residual_section() -> type[Section]:
     """The keys of `model.residual`: the rule, and every rule's options (model/rules.py)."""
     note = "how a sublayer joins the stream; the rules are listed at the end of docs/config.md"
     fields: dict[str, Any] = {"rule": (Literal[tuple(RULES)], Field(default="pre_ln", description=note))}
@@ -28,7 +28,7 @@ def _residual_section() -> type[Section]:
     return create_model("ResidualSection", __base__=Section, **fields)
 
 
-class ResidualConfig(_residual_section()):
+class ResidualConfig(residual_section()):
     """The residual rule and its options; `residual: NAME` is short for a rule with its own defaults."""
 
     if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 import data.config
 import model.config
 
+from . import instruments
 from .fields import related
 from .names import wrong_path
 from .schema import RunConfig
@@ -199,19 +200,6 @@ def _batches_at_once(config: RunConfig) -> int:
     return max(1, min(MOST_BATCHES, data.config.MOST_IN_BATCH // (config.data.batch * config.data.context)))
 
 
-def _instruments(config: RunConfig) -> Iterator[tuple[str, str]]:
-    name, batch = config.optimizer.name, config.data.batch
-    if config.watch.instruments.sharpness_adam and config.optimizer.freeze:
-        yield (
-            "watch.instruments.sharpness_adam",
-            "needs optimizer.freeze []: adam knows no scale of what is frozen",
-        )
-    if config.watch.instruments.sharpness_adam and name not in ("adam", "adamw"):
-        yield "watch.instruments.sharpness_adam", f"is for optimizer.name adam and adamw, got {name}"
-    if config.watch.instruments.noise and batch < 2:
-        yield "watch.instruments.noise", f"compares parts of a batch: expected data.batch of at least 2, got {batch}"
-
-
 def _unroll(config: RunConfig) -> Iterator[tuple[str, str]]:
     if config.train.unroll != "auto" and config.train.unroll < 1:
         yield "train.unroll", f"expected auto or a whole number >= 1, got {config.train.unroll}"
@@ -251,7 +239,7 @@ _CHECKS = (
         _steps_per_call,
     ),
     (("watch.curvature_batches", "data.batch", "data.context"), _curvature),
-    (("watch.instruments", "optimizer.name", "optimizer.freeze", "data.batch"), _instruments),
+    (("watch.instruments", "optimizer.name", "optimizer.freeze", "data.batch"), instruments.problems),
     (("train.unroll",), _unroll),
     (("train.dtype", "train.device"), _dtype),
 )

@@ -14,8 +14,8 @@ from data.errors import DataError
 from data.source import Source
 from model.residual import rule_of
 
+from ..config.instruments import INSTRUMENTS
 from ..core.batch import BatchInput
-from ..core.instruments import INSTRUMENTS
 from ..core.state import State
 from ..device import platform as platforms
 from ..device import process

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float
 from data.source import Source
 from model.residual import rule_of
 
+from ..config.instruments import lines
 from ..config.load import Variant, flatten, to_yaml
 from ..core.evaluate import Scores
-from ..core.instruments import LINES, Curve, Reading
 from ..core.state import State
 from ..core.step import StepStats
-from ..core.tags import Scalars, reading_scalars, watched_scalars
+from ..core.tags import Scalars, watched_scalars
 from ..errors import UserError
 from ..gradflow.advice import advice_for
 from ..gradflow.delta import underflows
@@ -28,6 +28,7 @@ from ..gradflow.loss_history import Series, loss_history_of
 from ..gradflow.norms import log10
 from ..gradflow.spikes import Watch, follow
 from ..gradflow.verdict import Verdict, judge, over_run
+from ..instruments.readings import Curve, Reading, scalars_of
 from ..log.writer import Tracker
 from ..report.read import depth_series, read_run
 from ..store.checkpoint import Checkpoints
@@ -118,7 +119,7 @@ class Record:
 
     def readings(self, step: int, readings: Mapping[str, Reading]) -> None:
         """What an instrument read at the weights after `step` steps."""
-        self.add(step, reading_scalars(readings))
+        self.add(step, scalars_of(readings))
         for name, reading in readings.items():
             if isinstance(reading, Histogram):
                 for index, (counts, top) in enumerate(zip(reading.counts, reading.top, strict=True)):
@@ -127,7 +128,7 @@ class Record:
             if isinstance(reading, Curve):
                 from ..report import charts  # matplotlib takes a second to import
 
-                title = f"{self.variant.name}: the loss along {LINES[name]}, step {step}"
+                title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
 
