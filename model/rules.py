@@ -15,6 +15,12 @@ from typing import Any, Literal
 Kind = Literal["hidden", "vector", "readout", "scalar"]
 
 
+def load(code: str, package: str) -> Any:
+    """The object at module:name; a leading dot is `package`."""
+    module, _, name = code.partition(":")
+    return getattr(import_module(module, package), name)
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of one rule: a key of `model.residual`, null for the rule's own default."""
@@ -43,8 +49,7 @@ class Rule:
 
     def implementation(self) -> Any:
         """The subclass of `model.residual.Residual`; imports JAX."""
-        module, _, name = self.code.partition(":")
-        return getattr(import_module(module, f"{__package__}.residual"), name)
+        return load(self.code, __name__.replace(".rules", ".residual"))
 
     def default(self, option: str, config: Any) -> Any:
         """The value of an option that the config leaves null; `config` is the model's."""

@@ -11,6 +11,7 @@ import pytest
 
 from model.rules import RULES, Option, options
 from train.config.instruments import INSTRUMENTS
+from train.config.optimizers import OPTIMIZERS
 from train.config.schema import InstrumentsConfig
 from train.report.read import read_run
 
@@ -64,6 +65,11 @@ def test_the_config_has_a_key_for_each_declaration():
 @pytest.mark.parametrize("name", RULES)
 def test_each_rule_names_a_class(name):
     assert RULES[name].implementation().__doc__
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_names_an_update_rule(name):
+    assert OPTIMIZERS[name].rule().__doc__
 
 
 @pytest.mark.parametrize("name", INSTRUMENTS)

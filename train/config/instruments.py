@@ -9,8 +9,9 @@ The config's keys and checks, TensorBoard's Custom Scalars, and the table of doc
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from model.rules import load
 
 from ..text import LAYER
 
@@ -55,8 +56,7 @@ class Instrument:
 
     def function(self) -> Any:
         """The measuring function; imports JAX."""
-        module, _, name = self.code.partition(":")
-        return getattr(import_module(module, __name__.replace(".config.", ".")), name)
+        return load(self.code, __name__.replace(".config.", "."))
 
 
 def problems(config: "RunConfig") -> Iterator[tuple[str, str]]:

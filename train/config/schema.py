@@ -4,7 +4,7 @@ No JAX here: a config is loaded and checked before JAX starts.
 """
 
 from os.path import expanduser
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, create_model
 
@@ -13,6 +13,7 @@ from model.config import ModelConfig, Section
 from model.traced import Traced
 
 from .instruments import INSTRUMENTS
+from .optimizers import OPTIMIZERS, readers
 
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
@@ -21,9 +22,12 @@ LABELS = ("name", "runs_dir")
 # What may change when a run goes on: it decides on what follows a step that is not finite, and on nothing before. (The
 # program of `skip` is another one, so up to that step the rounding may differ.)
 CHANGEABLE = ("train.on_nonfinite",)
-OptimizerRule = Literal[
-    "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
-]
+
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
 class Factors(dict[str, float]):
@@ -41,7 +45,7 @@ class OptimizerConfig(Section):
     folder means all in it, and * also takes slashes.
     """
 
-    name: OptimizerRule | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
+    name: OptimizerName | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
         default="adamw",
         description="sgd is plain; nesterov is momentum looked at ahead; muon is for attention's and the MLP's "
         "matrices and adam for all else; adafactor multiplies each update by the rms of what it updates; "
@@ -76,7 +80,7 @@ class OptimizerConfig(Section):
         "decoupled for all others",
     )
     momentum: Annotated[float, Traced()] = Field(
-        default=0.9, ge=0, lt=1, description="share of the last update's direction: momentum, nesterov, muon"
+        default=0.9, ge=0, lt=1, description=f"share of the last update's direction: {readers('momentum')}"
     )
     betas: Annotated[tuple[float, float], Traced()] = Field(
         default=(0.9, 0.99),
