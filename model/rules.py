@@ -143,11 +143,11 @@ RULES: dict[str, Rule] = {
 
 def options() -> dict[str, dict[str, Option]]:
     """Each option as the rules that have it declare it."""
-    found: dict[str, dict[str, Option]] = {}
+    by_key: dict[str, dict[str, Option]] = {}
     for name, rule in RULES.items():
         for key, option in rule.options.items():
-            found.setdefault(key, {})[name] = option
-    return found
+            by_key.setdefault(key, {})[name] = option
+    return by_key
 
 
 def meanings(rules: Mapping[str, Option]) -> str:
@@ -160,7 +160,7 @@ def meanings(rules: Mapping[str, Option]) -> str:
 
 
 def problems(residual: Any, skip_scale: float) -> Iterator[tuple[str, str]]:
-    """What is wrong with the rule's options and the skip scale, as (key of the model section, message)."""
+    """Problems of the rule's options and of the skip scale, as (key of the model section, message)."""
     name, rule = residual.rule, RULES[residual.rule]
     for key, owners in options().items():
         if getattr(residual, key) is None:

@@ -1,4 +1,4 @@
-"""What is seen inside the blocks, against the whole model, against definitions by hand, and against the taps."""
+"""Measurements inside the blocks, against the whole model, against definitions by hand, and against the taps."""
 
 from functools import partial
 

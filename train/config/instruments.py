@@ -60,7 +60,7 @@ class Instrument:
 
 
 def problems(config: "RunConfig") -> Iterator[tuple[str, str]]:
-    """What instruments that are on lack, as (dotted key, message)."""
+    """Problems of the instruments that are on, as (dotted key, message)."""
     for name in config.watch.intervals:
         instrument = INSTRUMENTS[name]
         if not instrument.optional and (message := instrument.unmet(config)) is not None:
@@ -314,5 +314,5 @@ INSTRUMENTS: dict[str, Instrument] = {
 
 
 def lines() -> dict[str, str]:
-    """What each curve's line is along, by tag."""
+    """The direction of each curve's line in words, by tag."""
     return {tag: what for instrument in INSTRUMENTS.values() for tag, what in instrument.lines.items()}

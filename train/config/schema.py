@@ -126,12 +126,12 @@ class OptimizerConfig(Section):
 
     @property
     def patterned(self) -> bool:
-        """Whether something in it can only be checked against the model's parameters."""
+        """Something in it can only be checked against the model's parameters."""
         return ":" in self.name or bool(self.freeze or self.lr_factors or self.decay_mask)
 
 
 class TaskConfig(Section):
-    """What the outputs are for, and the training loss. Held-out losses are always the plain mean."""
+    """The use of the outputs, and the training loss. Held-out losses are always the plain mean."""
 
     kind: Literal["lm", "classification", "regression"] | None = Field(
         default=None,
@@ -201,7 +201,7 @@ def _instruments_section() -> type[Section]:
 
 class InstrumentsConfig(_instruments_section()):
     """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
-    batches that come next, and changes nothing of it; docs/instruments.md tells what each is, and what it costs."""
+    batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
 
 
 class WatchConfig(Section):

@@ -1,4 +1,4 @@
-"""Optax transformations, built anew inside every traced step from traced hyperparameters.
+"""Optax transformations, built inside every traced step from traced hyperparameters.
 
 (inject_hyperparams would put them into checkpoints and let a schedule overwrite a variant's own rate.)
 """

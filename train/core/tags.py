@@ -1,4 +1,4 @@
-"""What was measured, as numbers under the names of docs/tags.md. Numpy only: it runs while the device works."""
+"""Measurements of a step as numbers by tag (docs/tags.md). Numpy only: it runs while the device works."""
 
 import math
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def _depths(prefix: str, values: np.ndarray, suffix: str = "") -> Columns:
 
 
 def by_layer(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
-    """logs: by name, [steps, L] of what each layer has, [steps] of what there is once."""
+    """Columns of values by name: [steps, L] with a value a layer, or [steps]."""
     out: Columns = []
     for name, values in logs.items():
         if values.ndim == 1:

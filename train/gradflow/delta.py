@@ -110,7 +110,7 @@ def _shift(x: Float[Array, "..."], exponent: Float[Array, "..."]) -> Float[Array
 
 
 class Flow(NamedTuple):
-    """Where the gradient goes, before clipping. Norms are Frobenius norms at their true scale."""
+    """The flow of the gradient before clipping. Norms are Frobenius norms at their true scale."""
 
     delta: Norm  # [L+1]
     grad: Norms  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
@@ -134,12 +134,11 @@ def flow(result: Backward) -> Flow:
 
 
 def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
-    """Whether what is exactly zero in this backward pass may only be too small for the dtype.
+    """True where an exact zero of this backward pass may only be too small for the dtype.
 
     Delta has no limit between blocks (model/taps.py), but the stream and what is made of it has: the gradient of Q is
-    a product of three activations, and of weights, which may be tiny. A stream that is zero is so in earnest otherwise,
-    as at rezero's alpha = 0 without the skip. And where a carry has `parts` besides the stream, delta has the range
-    between them.
+    a product of three activations, and of weights, which may be tiny. (A stream of zeros is exact, as at rezero's
+    alpha = 0 without the skip.) And where a carry has `parts` other than the stream, delta has the range between them.
     """
     assert flow.seen is not None
     rms = np.asarray(flow.seen.rms)

@@ -1,4 +1,4 @@
-"""What happens inside the blocks of a model: attention, hidden units, and delta's two ways down a block.
+"""Measurements inside the blocks of a model: attention, hidden units, and delta's two ways down a block.
 
 Everything goes block by block through an `Anatomy` (model/network.py), so that nothing has to be kept that is not
 asked for; the training step knows nothing of it.
@@ -18,11 +18,11 @@ from model.taps import power_of_two, scaled
 
 from .norms import Norm, cosine, frobenius, inner
 
-Looks = Mapping[str, Callable[[Array], Any]]  # what to make of what an observer is told, by name
+Looks = Mapping[str, Callable[[Array], Any]]  # functions of what an observer receives, by name
 
 
 def observed(anatomy: Anatomy, looks: Looks) -> dict[str, Any]:
-    """What `looks` make of each block, stacked [L, ...]. Names: "attention", "mlp" (model/residual/base.py)."""
+    """The results of `looks` in each block, stacked [L, ...]. Names: "attention", "mlp" (model/residual/base.py)."""
 
     def body(carry: Carry, inputs: tuple[Any, Array]) -> tuple[Carry, dict[str, Any]]:
         found: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def observed(anatomy: Anatomy, looks: Looks) -> dict[str, Any]:
 
 
 class Attention(NamedTuple):
-    """Of every head; nan for the entropy where no query sees two keys."""
+    """Statistics of every head; the entropy is nan where no query sees two keys."""
 
     entropy: Float[Array, "H"]  # mean over queries that see at least two keys; 1 = it looks at all alike, 0 = at one
     logit_max: Float[Array, "H"]  # the largest score that is not masked
@@ -70,7 +70,7 @@ def dead_units(hidden: Float[Array, "N F"]) -> Float[Array, ""]:
 
 
 def carries(anatomy: Anatomy) -> Carry:
-    """What enters every block, and what leaves the last, [L+1, ...]."""
+    """The carries that enter every block, and the last block's output, [L+1, ...]."""
 
     def body(carry: Carry, inputs: tuple[Any, Array]) -> tuple[Carry, Carry]:
         return anatomy.block(*inputs, carry), carry
