@@ -33,10 +33,10 @@ import numpy as np
 import pytest
 
 from train.config.load import Experiment, from_mapping
-from train.run import report_files
+from train.run import summary
 
 gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
-_WRITE_REPORT = report_files.write_report
+_WRITE_REPORT = summary.write_report
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -56,10 +56,10 @@ def _forget_programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
-    """Drawing the report takes longer than most trainings here; test_report_files.py and `trained` have it."""
+    """Drawing the report takes longer than most trainings here; test_summary.py and `trained` have it."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ != "test_report_files":
-            patch.setattr(report_files, "write_report", lambda *_: None)
+        if request.module.__name__ != "test_summary":
+            patch.setattr(summary, "write_report", lambda *_: None)
         yield
 
 
@@ -142,7 +142,7 @@ variants:
         encoding="utf-8",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_files, "write_report", _WRITE_REPORT)
+        patch.setattr(summary, "write_report", _WRITE_REPORT)
         assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
 

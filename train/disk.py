@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from data.files import json_of
 from .errors import UserError, first_line
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_IN_TEXT = re.compile(r"os_error_code='(\d+)'")  # TensorStore raises ValueError for everything
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -68,19 +67,17 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Returns when the names in a folder are on the disk: made, renamed, removed. Raises OSError."""
-    if os.name != "nt":  # where a folder cannot be opened, and its names are journalled
+    """Returns when the names in a folder are on the disk: made, renamed, removed. Raises OSError.
+
+    File systems without such a call (SMB, 9p, some FUSE) are left to write the names in their own time.
+    """
+    if os.name == "nt":  # where a folder cannot be opened, and its names are journalled
+        return
+    try:
         _sync(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def sync_tree(folder: Path) -> None:
-    """Returns when all that is below a folder is on the disk, and its own names. Raises OSError."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            sync_tree(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            sync_file(Path(entry.path))
-    sync_folder(folder)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -98,8 +95,6 @@ def refusal(error: BaseException, where: Path, needed: int | None = None) -> str
     'Input/output error'
     """
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := _IN_TEXT.search(str(error))):
-        number = int(found[1])
     reason = first_line(error)[:300] if number is None else os.strerror(number)
     if number not in _FULL:
         return reason

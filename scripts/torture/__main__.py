@@ -30,7 +30,6 @@ SWEEPS: tuple[str, ...] = (
     "signals",
     "powercuts",
     "configs",
-    "bits",
     "topology",
     "hostile",
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from train.errors import UserError
@@ -31,7 +30,7 @@ class Left:
 
 def left_in(run: Path) -> Left:
     """Reads a variant's run directory. Raises UserError, OSError or ValueError for what cannot be read."""
-    source = open_source(run, jax.devices("cpu")[0])
+    source = open_source(run)
     lines = (run / "metrics.jsonl").read_bytes().decode("utf-8").splitlines()
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return Left(

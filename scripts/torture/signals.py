@@ -120,7 +120,7 @@ def _ours(folder: Path) -> Iterator[None]:
 
 
 def _train(runs: str, report: bool = False) -> int:
-    drawn = nullcontext() if report else patch("train.run.report_files.write_report", lambda *_: None)
+    drawn = nullcontext() if report else patch("train.run.summary.write_report", lambda *_: None)
     with drawn, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         return main(["train", "t.yaml", f"runs_dir={runs}"])
 
@@ -216,12 +216,10 @@ def _logged(run: Path) -> list[dict]:
 
 def _saved(run: Path) -> list[np.ndarray]:
     """The last state."""
-    import jax
-    import orbax.checkpoint as ocp
+    from train.store.checkpoint import Checkpoints
 
-    newest = max(path for path in (run / "ckpt").iterdir() if path.name.isdigit())
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpointer.restore((newest / "state").absolute()))]
+    checkpoints = Checkpoints(run)
+    return [*checkpoints.arrays(checkpoints.only_newest()).values()]
 
 
 def _remove(folder: Path) -> None:

@@ -145,20 +145,18 @@ def _one(request: dict[str, Any], command: Callable[[list[str]], int]) -> NoRetu
 
 def _prepared(folder: Path) -> Callable[[list[str]], int]:
     """The command line, with everything imported that a run imports on its way."""
-    import orbax.checkpoint
     import tensorboardX.summary
 
     from model.network import Network
     from train import cli
     from train.commands import train as command
     from train.device import programs
-    from train.run import experiment
-    from train.run import report_files as report_files
-    from train.run.metrics import Record
+    from train.run import experiment, summary
+    from train.run.metrics import RunMetrics
 
-    assert all((orbax.checkpoint, tensorboardX.summary, command, experiment))
-    report_files.write_report = lambda root, console: None
-    Record.pictures = lambda self: None
+    assert all((tensorboardX.summary, command, experiment))
+    summary.write_report = lambda root, console: None
+    RunMetrics.draw = lambda self: None
     Network.shapes = cache(Network.shapes)  # traced five times by a start
     keep_programs(programs.Programs, folder)
     return cli.main

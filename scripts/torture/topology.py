@@ -37,7 +37,7 @@ watch: {every: 0}
 RUN = """
 import sys
 from train.config.load import load
-from train.run import report_files
+from train.run import summary
 from train.log.console import Console
 from train.run.experiment import train
 from train.device.signals import Stop
@@ -49,7 +49,7 @@ class Until(Console):
             stop.signal = 15
 
 stop = Stop()
-report_files.write_report = lambda *_: None  # drawing it takes longer than all the rest
+summary.write_report = lambda *_: None  # drawing it takes longer than all the rest
 experiment = load(sys.argv[1], ["runs_dir=" + sys.argv[3]])
 train(experiment, Until(), stop)
 """
@@ -99,7 +99,7 @@ def _end(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
     checkpoints = Checkpoints(run)
-    return logged, checkpoints.params(checkpoints.only_newest(), jax.devices()[0])
+    return logged, checkpoints.params(checkpoints.only_newest())
 
 
 def _compared(got: tuple[list, Any], wanted: tuple[list, Any]) -> tuple[float, str | None]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -24,6 +23,7 @@ from train.gradflow.delta import Flow, backward
 from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, named, value
 from train.run.sample import Generator
+from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -263,8 +263,7 @@ def test_probabilities_are_the_model_s_after_the_last_tokens(trained, prompt):
     """The tokens alone, without padding, through the network with the weights of the newest checkpoint."""
     _, run = trained
     generator, config = Generator(run), read_config(run)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        params = checkpointer.restore((run / "ckpt" / "00000040" / "state").absolute())["params"]
+    params = Checkpoints(run).params(40)
     tokens = generator.tokenizer.encode(prompt).astype(np.int32)[-8:]
     network = Network(config.model, generator.tokenizer.vocab_size, 8)
     logits = np.asarray(jax.jit(lambda p: network.apply(p, tokens[None])[0])(params), np.float64)[-1]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from train.config.expand import MAX_VARIANTS, label, short
 from train.config.load import ConfigError, Experiment, from_mapping, load
 from train.config.schema import STATES
+from train.config.variants import MAX_VARIANTS, label, short
 
 
 def names(**keys: Any) -> list[str]:

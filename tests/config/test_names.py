@@ -7,7 +7,7 @@ import pytest
 
 from train.cli import main
 from train.config.load import ConfigError, Variant, from_mapping, load
-from train.config.names import safe, unsafe, wrong_path
+from train.config.variants import unsafe
 from train.errors import UserError
 from train.store.rundir import own_directory_of
 

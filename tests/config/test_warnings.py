@@ -3,8 +3,8 @@
 import pytest
 
 from train.cli import main
+from train.config.checks import warnings_for
 from train.config.load import from_mapping
-from train.config.warnings import warnings_for
 from train.report.read import read_run
 
 WARMUPS = {"one": {"optimizer.warmup": 100}, "two": {"optimizer.warmup": 9}, "three": {"optimizer.warmup": 10}}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config.yaml12 import BAD, Place, clean, number, read, show
+from train.config.yaml import BAD, Place, clean, number, read, show
 
 QUIET = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 

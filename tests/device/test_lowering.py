@@ -13,8 +13,9 @@ from train.config.load import load
 from train.core.state import structure_of
 from train.core.window import run_window
 from train.device.platform import Platform
-from train.device.programs import Programs, assumed_step_seconds, grouped, steps_per_call
+from train.device.programs import Programs, grouped
 from train.run.experiment import build_group
+from train.run.windows import assumed_step_seconds, steps_per_call
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 VOCAB = 65

@@ -12,11 +12,12 @@ from data.source import DataSpec
 from data.text import open_dataset
 from model.network import Network
 from train.device import platform as platforms
-from train.device.programs import Programs, assumed_step_seconds, grouped, model_flops, steps_per_call
+from train.device.programs import Programs, grouped, model_flops
 from train.device.signals import Stop
 from train.log.console import Console
 from train.run.experiment import build_group
 from train.run.loop import GroupRun
+from train.run.windows import assumed_step_seconds, steps_per_call
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _compiles: list[str] = []
@@ -160,7 +161,7 @@ def trained(tiny):
         states, losses = programs.init(), []
         for first in range(0, STEPS, K):
             batch = window_starts(len(dataset.train), config.data.context, config.data.batch, 0, first, K)
-            measured = programs.window(states, [batch] * len(members), False)
+            states, measured = programs.window(states, [batch] * len(members), False)
             losses.append(np.stack([metrics.loss for metrics, _ in programs.each(jax.device_get(measured))]))
         params = [state.params for state in programs.each(jax.device_get(states))]
         return np.concatenate(losses, axis=1), params
@@ -236,7 +237,7 @@ def test_twins_see_the_same_batches(twins):
     batches = {}
     for run in twins:
         for first in (0, 10):
-            for variant, batch in zip(run.group.variants, run._batches(first, first + 10), strict=True):
+            for variant, batch in zip(run.group.variants, run.batches(first, first + 10), strict=True):
                 assert batch.shape == (10, 4)
                 batches[variant.name, first] = sha(batch)
     assert len({batches[name, 0] for name in ("with", "without", "post", "no_norm")}) == 1
@@ -268,7 +269,7 @@ def watched_run(tiny, tmp_path_factory):
         spy(Programs, "window", "call")
         spy(Programs, "evaluate", "call")
         spy(jax, "device_get", "fetch")
-        train = GroupRun._train
+        train = GroupRun.train
         calls = []
 
         def guarded(*args):
@@ -276,7 +277,7 @@ def watched_run(tiny, tmp_path_factory):
                 train(*args)
             calls.extend(during)
 
-        patch.setattr(GroupRun, "_train", guarded)
+        patch.setattr(GroupRun, "train", guarded)
         run.run()
     return compiled[0], calls[0], events
 

@@ -1,28 +1,27 @@
 """What the tracker wrote is read back by TensorBoard's own reader; failures of the disk must not reach training."""
 
 import errno
+import itertools
 import json
 import math
 import os
 import re
-import threading
-import time
+import resource
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
 import pytest
-import tensorboardX
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from train.errors import UserError
-from train.log import event_file as eventfile
-from train.log import metrics_file as logs
-from train.log import writer as tracker
+from train.log import append
+from train.log.append import MAX_PENDING, AppendFile
 from train.log.charts_layout import chart_layout
-from train.log.writer import Tracker
+from train.log.writer import FLUSH_S, TAG_SETS, Tracker
 
 
 def read(directory):
@@ -44,10 +43,6 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         Tracker(tmp_path)
 
 
-def full_disk(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_scalars_are_one_event_a_step_and_one_line(tmp_path):
     with Tracker(tmp_path) as run:
         run.log(0, {"loss/train": 4.5, "gain/layer_000": 0.5, "loss/val": None})
@@ -66,7 +61,7 @@ def test_rows_with_the_same_tags_and_with_others_keep_their_own_values(tmp_path)
     """An event is filled in again when the same tags come back, and there may be more sets of tags than are kept."""
     logged = {}
     with Tracker(tmp_path) as run:
-        for step in range(3 * tracker.SHAPES_OF_ROWS):
+        for step in range(3 * TAG_SETS):
             others = {f"tag_{i}": float(step + i) for i in range(1 + step // 2)}
             logged[step] = {"a": -float(step), "b": None if step % 3 else step / 4} | others
             run.log(step, logged[step])
@@ -237,139 +232,98 @@ def test_layout_reaches_tensorboard(tmp_path):
     assert list(layout.category[0].chart[2].multiline.tag) == [r"^gain/layer_\d+$"]
 
 
-def seconds_of_logs(run, count=10_000):
-    start = time.monotonic()
-    for step in range(count):
-        run.log(step, {"loss": 1.0})
-    return time.monotonic() - start
+@contextmanager
+def full_disk(room: int = 0):
+    """Writes beyond `room` bytes of any file fail, with "File too large", as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_warns_once_and_training_goes_on(tmp_path, monkeypatch):
+def tracker_without_delay(directory, warnings):
+    """Each record is flushed at once."""
+    return Tracker(directory, warn=warnings.append, clock=itertools.count(step=10.0).__next__)
+
+
+def test_a_full_disk_warns_once_and_loses_nothing(tmp_path):
     warnings = []
-    run = Tracker(tmp_path, warn=warnings.append)
-    monkeypatch.setattr(tensorboardX.RecordWriter, "write", full_disk)
-    assert seconds_of_logs(run) < 10
-    assert not run.drain()
-    start = time.monotonic()
-    run.finish({"loss": 1.0})
-    assert time.monotonic() - start < 5
-    (warning,) = warnings
-    assert warning.startswith(f"{tmp_path}: some metrics are not recorded (TensorBoard events: OSError: [Errno 28]")
-    assert "\n" not in warning
-    assert len(rows(tmp_path)) == 10_000
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_thread_warns_once_and_training_goes_on(tmp_path, monkeypatch):
-    def die(*_):
-        raise SystemExit
-
-    warnings = []
-    run = Tracker(tmp_path, warn=warnings.append)
-    monkeypatch.setattr(tensorboardX.RecordWriter, "write", die)
-    run.log(0, {"loss": 1.0})
-    run._events.join(5)
-    assert not run._events.is_alive()
-    assert seconds_of_logs(run) < 10
-    assert not run.drain()
-    run.close()
-    assert warnings == [
-        f"{tmp_path}: some metrics are not recorded (TensorBoard events: the writer thread died); training goes on"
-    ]
-
-
-def test_a_disk_that_does_not_answer_stalls_training_once_and_briefly(tmp_path, monkeypatch):
-    answers = threading.Event()
-    monkeypatch.setattr(tracker, "PUT_S", 0.3)
-    monkeypatch.setattr(tracker, "DRAIN_S", 0.3)
-    warnings = []
-    run = Tracker(tmp_path, warn=warnings.append)
-    write = tensorboardX.RecordWriter.write
-    monkeypatch.setattr(tensorboardX.RecordWriter, "write", lambda self, data: (answers.wait(), write(self, data)))
-    assert seconds_of_logs(run) < 10
-    assert not run.drain()
-    assert warnings == [
-        f"{tmp_path}: some metrics are not recorded (TensorBoard events: the disk does not keep up); training goes on"
-    ]
-    answers.set()
-    deadline = time.monotonic() + 10
-    while not run._events.queue.empty() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    run.log(10_000, {"loss": 2.0})
-    monkeypatch.setattr(tracker, "DRAIN_S", 10)
-    run.close()
-    logged = points(tmp_path, "loss")
-    assert logged[-1] == (10_000, 2.0)
-    assert len(logged) > eventfile.QUEUE / 2
-
-
-def test_events_go_on_in_a_new_file_when_the_disk_has_room_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(eventfile, "RETRY_S", 0.0)
-    warnings = []
-    run = Tracker(tmp_path, warn=warnings.append)
+    run = tracker_without_delay(tmp_path, warnings)
     run.log(0, {"x": 0.0})
     assert run.drain()
-    with monkeypatch.context() as patch:
-        patch.setattr(tensorboardX.RecordWriter, "write", full_disk)
-        run.log(1, {"x": 1.0})
+    with full_disk():
+        for step in range(1, 100):
+            run.log(step, {"x": float(step)})
         assert not run.drain()
+        assert rows(tmp_path) == [{"step": 0, "x": 0.0}]
+        assert points(tmp_path, "x") == [(0, 0.0)]
+    (warning,) = warnings
+    assert re.fullmatch(rf"{tmp_path}: metrics.jsonl cannot be written \(.*too large.*\); training goes on", warning)
+    run.finish({"x": 99.0})
+    assert points(tmp_path, "x") == [(step, float(step)) for step in range(100)]
+    assert rows(tmp_path) == [{"step": step, "x": float(step)} for step in range(100)]
+
+
+def test_a_disk_that_stays_full_ends_in_whole_records(tmp_path):
+    warnings = []
+    run = tracker_without_delay(tmp_path, warnings)
+    run.log(0, {"x": 0.0})
+    line = (tmp_path / "metrics.jsonl").read_bytes()
+    with full_disk(len(line) + 5):  # the next row is torn
+        run.log(1, {"x": 1.0})
+        run.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == line
+    assert len(warnings) == 1
+
+
+def test_a_disk_that_fills_up_and_empties_again_leaves_no_torn_record(tmp_path):
+    run = tracker_without_delay(tmp_path, [])
+    for step in range(200):
+        with full_disk(37 * step % 1000):
+            run.log(step, {"x": 1.0})
+    run.close()
+    assert [row["step"] for row in rows(tmp_path)] == [step for step, _ in points(tmp_path, "x")] == list(range(200))
+
+
+def test_a_file_that_cannot_be_written_again_is_opened_again(tmp_path):
+    """As after a network drive came back: its old descriptors stay dead."""
+    warnings = []
+    run = tracker_without_delay(tmp_path, warnings)
+    for file in (run._rows._file, run._events._file):
+        os.dup2(os.open(tmp_path / "metrics.jsonl", os.O_RDONLY), file.fileno())
+    run.log(1, {"x": 1.0})
+    assert len(warnings) == 1
     run.log(2, {"x": 2.0})
     run.close()
-    assert points(tmp_path, "x") == [(0, 0.0), (2, 2.0)]
-    assert len(warnings) == 1
+    assert [row["step"] for row in rows(tmp_path)] == [step for step, _ in points(tmp_path, "x")] == [1, 2]
 
 
-def test_a_row_cut_by_a_full_disk_is_written_whole_when_there_is_room(tmp_path, monkeypatch):
-    warnings = []
-    run = Tracker(tmp_path, warn=warnings.append)
-    file = run._rows._file
+def test_records_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path):
+    log = AppendFile(tmp_path / "log")
+    record = bytes(MAX_PENDING // 4)
+    with full_disk():
+        for _ in range(6):
+            log.append(record)
+        assert log.lost == 2
+    log.append(record)  # there is room again
+    log.flush(sync=True)
+    log.close()
+    assert (tmp_path / "log").stat().st_size == 5 * len(record) and log.lost == 2
 
-    class Filling:
-        room = 20
 
-        def __getattr__(self, name):
-            return getattr(file, name)
-
-        def write(self, data):
-            if not self.room:
-                full_disk()
-            taken, self.room = data[: self.room], max(0, self.room - len(data))
-            return file.write(taken)
-
-    filling = Filling()
-    monkeypatch.setattr(run._rows, "_file", filling)
-    for step in range(3):
-        run.log(step, {"x": 1.0})  # 19 bytes a line: the second is cut after 1
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step":0,"x":1.0}\n'
-    filling.room = 1000
-    run.log(3, {"x": 1.0})
+def test_records_reach_their_files_after_a_while_and_not_each_at_once(tmp_path):
+    now = [0.0]
+    run = Tracker(tmp_path, clock=lambda: now[0])
+    run.log(0, {"x": 0.0})
+    assert rows(tmp_path) == read(tmp_path).Tags()["scalars"] == []
+    now[0] = FLUSH_S
+    for step in (1, 2):
+        run.log(step, {"x": 1.0})
+        assert [row["step"] for row in rows(tmp_path)] == [step for step, _ in points(tmp_path, "x")] == [0]
     run.close()
-    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3]
-    assert len(warnings) == 1
-
-
-def test_rows_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(logs, "MAX_UNWRITTEN", 40)
-    run = Tracker(tmp_path, warn=warnings.append)
-    file = run._rows._file
-
-    class Full:
-        def __getattr__(self, name):
-            return getattr(file, name)
-
-        write = full_disk
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run._rows, "_file", Full())
-        for step in range(4):
-            run.log(step, {"x": 1.0})  # 19 bytes a line: two of them fit
-        assert not run.drain()
-    run.log(4, {"x": 1.0})
-    assert not run.drain()  # it goes on saying that something was lost
-    run.close()
-    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 4]
-    assert len(warnings) == 1
+    assert len(rows(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -395,10 +349,14 @@ def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 7]
 
 
+def refused(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_log_is_cut_without_room_for_a_copy(tmp_path, monkeypatch):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step":1}\n{"step":2}\n{"st')
-    monkeypatch.setattr(logs.os, "replace", full_disk)
+    monkeypatch.setattr(append.os, "replace", refused)
     Tracker(tmp_path, first_step=2).close()
     assert rows(tmp_path) == [{"step": 1}]
     log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as nobody writes it
@@ -415,4 +373,3 @@ def test_after_close_nothing_is_written_and_nothing_raises(tmp_path):
     run.log(1, {"x": 1.0})
     assert run.drain()
     assert rows(tmp_path) == [{"step": 0, "x": 1.0}]
-    assert not run._events.is_alive()

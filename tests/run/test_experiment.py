@@ -18,7 +18,7 @@ from train.core.state import State
 from train.errors import UserError
 from train.log.console import Console
 from train.report.read import read_run
-from train.run.experiment import unmet
+from train.run.summary import unmet
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config
 
@@ -64,7 +64,10 @@ def test_the_run_directory(trained):
         events = {name for name in names if name.startswith("events.out.tfevents.")}
         assert names - events == {"config.yaml", "metrics.jsonl", "summary.json", "tokenizer.json", "data.json", "ckpt"}
         assert len(events) == 1
-        assert sorted(path.name for path in (folder / "ckpt").iterdir()) == ["00000020", "00000040"]
+        assert sorted(path.name for path in (folder / "ckpt").iterdir()) == [
+            "00000020.safetensors",
+            "00000040.safetensors",
+        ]
         assert read_config(folder) == variant.config
         assert read_run(folder).name == variant.name
     reports = ["report.html", "report.md"]
@@ -278,10 +281,7 @@ def test_an_interrupted_run_logs_what_an_unbroken_one_does(trained, interrupted,
 @pytest.mark.parametrize("variant", ["with", "without_skip"])
 def test_an_interrupted_run_ends_with_the_same_weights_and_verdict(trained, interrupted, variant):
     def final(root: Path):
-        import orbax.checkpoint as ocp
-
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            return checkpointer.restore((root / variant / "ckpt" / "00000040" / "state").absolute())
+        return Checkpoints(root / variant).arrays(40)
 
     one, other = final(trained[1].parent), final(interrupted[0])
     assert len(jax.tree.leaves(one)) > 20
@@ -326,7 +326,7 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
     assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == names
     for path in tmp_path.rglob("summary.json"):
         stopped = json.loads(path.read_text(encoding="utf-8"))
-        saved = max(int(folder.name) for folder in (path.parent / "ckpt").iterdir())
+        saved = max(Checkpoints(path.parent).steps())
         assert (stopped["steps"], stopped["exit_reason"]) == (saved, f"signal {signal.SIGINT}")
     assert main(arguments) == 0
     for name in names:
@@ -353,10 +353,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("train.store.checkpoint.os.replace", full)
-    with pytest.raises(UserError, match=r"00000025: cannot save: .*No space left on device"):
+    with pytest.raises(UserError, match=r"00000025.safetensors: cannot save: .*No space left on device"):
         checkpoints.save(states[4], {"row": {}})
-    assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == ["00000010", "00000015", "00000020"]
-    assert checkpoints.meta(20) == {"row": {}, "step": 20}
+    assert checkpoints.steps() == [10, 15, 20] and len(list((tmp_path / "ckpt").iterdir())) == 3
+    assert checkpoints.header(20).meta == {"row": {}}
     newest = checkpoints.restore(20, states[0], jax.devices()[0])
     np.testing.assert_array_equal(newest.params["w"], np.full(3, 20, np.float32))
 

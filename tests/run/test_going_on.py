@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from train.cli import main
-from train.disk import write_json
+from train.device import platform as platforms
 from train.run import loop
-from train.store import manifest
+from train.store import tensors
 from train.store.checkpoint import Checkpoints
 
 TEXT = "the quick brown fox jumps over the lazy dog. "
@@ -52,7 +52,7 @@ def cut_back(run: Path, step: int = 8) -> None:
     """As after a kill behind `step`."""
     (run / "summary.json").unlink()
     for newer in [there for there in Checkpoints(run).steps() if there > step]:
-        shutil.rmtree(Checkpoints(run).folder(newer))
+        Checkpoints(run).path(newer).unlink()
 
 
 def train(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -65,12 +65,12 @@ def logged(run: Path) -> str:
     return re.sub(r',"perf/\w+":[^,}]+', "", (run / "metrics.jsonl").read_text())
 
 
-def arrays(run: Path, step: int = 12) -> dict:
-    return Checkpoints(run).manifest(step).arrays
+def arrays(run: Path, step: int = 12) -> dict[str, bytes]:
+    return {path: array.tobytes() for path, array in Checkpoints(run).arrays(step).items()}
 
 
 def damage(run: Path, step: int) -> None:
-    path = max((p for p in Checkpoints(run).folder(step).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path = Checkpoints(run).path(step)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -82,18 +82,19 @@ def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, whole, 
     assert (code, err) == (0, "") and "resuming at step 8 of 12" in out
     assert out.count("\nwarning: runs/tiny/main/ckpt: goes back to step 8; skipped step 12: ") == 1
     assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
-    assert sorted(path.name for path in (run / "ckpt").iterdir()) == ["00000004", "00000008", "00000012"]
+    assert [path.name[:8] for path in sorted((run / "ckpt").iterdir())] == ["00000004", "00000008", "00000012"]
     assert "finished before; nothing to do" in train(capsys)[1]
 
 
 def test_a_run_that_is_cut_back_twice_ends_bit_for_bit_the_same(run, whole, capsys):
     cut_back(run)
     damage(run, 8)
-    (run / "ckpt" / ".00000012.writing").mkdir()
+    leftover = run / "ckpt" / ".00000012.safetensors.0123abcd.tmp"
+    leftover.write_bytes(b"x")
     code, out, _ = train(capsys)
     assert code == 0 and "resuming at step 4 of 12" in out
     assert arrays(run) == arrays(whole / run) and logged(run) == logged(whole / run)
-    assert not (run / "ckpt" / ".00000012.writing").exists() and not (run / ".lock").exists()
+    assert not leftover.exists() and not (run / ".lock").exists()
 
 
 def test_a_run_is_never_started_over_when_all_is_damaged(run, capsys):
@@ -103,7 +104,7 @@ def test_a_run_is_never_started_over_when_all_is_damaged(run, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, out, err = train(capsys)
     assert code == 1 and err.startswith("deltaflow: runs/tiny/main/ckpt: no checkpoint can be used (step 12: ")
-    assert err.count("\n") == 1 and "delete what is there to start the run anew" in err
+    assert err.count("\n") == 1 and "delete what is there to start the run over" in err
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -125,7 +126,7 @@ def test_other_data_is_refused_or_allowed_and_remembered(run, whole, capsys):
     assert (code, err) == (0, "") and "warning: runs/tiny/main: goes on from step 8 on other data (corpus.txt" in out
     known, before = (json.loads((folder / "data.json").read_text()) for folder in (run, whole / run))
     assert known["before"] == [before | {"until_step": 8}] and known["sha256"] != before["sha256"]
-    assert Checkpoints(run).manifest(12).origin["data"] == known["sha256"]
+    assert Checkpoints(run).header(12).provenance["data"] == known["sha256"]
     assert arrays(run) != arrays(whole / run)  # it was trained on something else
     cut_back(run)  # back to before the change
     assert train(capsys)[0] == 0
@@ -146,13 +147,12 @@ def test_a_data_json_that_was_deleted_hides_nothing(run, capsys):
     (run / "data.json").unlink()
     Path("corpus.txt").write_text(TEXT[::-1] * 20)
     code, _, err = train(capsys)
-    assert code == 1 and "ckpt/00000008: was saved by a run on other data (sha256 " in err
+    assert code == 1 and "ckpt/00000008.safetensors: was saved by a run on other data (sha256 " in err
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["train.steps=20"], "train.steps: 12 there, 20 here"),
         (["model.width=16"], "model.width: 8 there, 16 here"),
         (
             ["optimizer.lr=2e-2", "seed=1"],
@@ -165,14 +165,119 @@ def test_another_config_is_refused_by_its_keys(run, capsys, keys, said):
     assert code == 1 and said in err and err.count("\n") == 1
 
 
+def steps_logged(run: Path) -> list[int]:
+    return [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "finished"), [("constant", True), ("rsqrt", True), ("rsqrt", False), ("wsd", False)]
+)
+def test_more_steps_are_what_a_longer_run_would_have_done(run, capsys, schedule, finished):
+    """Where nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""
+    keys = [f"optimizer.schedule={schedule}", "optimizer.decay_fraction=0.3"]
+    assert train(capsys, "name=longer", "train.steps=20", *keys)[0] == 0
+    assert train(capsys, "name=short", *keys)[0] == 0
+    short, longer = Path("runs/short/main"), Path("runs/longer/main")
+    if not finished:
+        cut_back(short)
+    code, out, err = train(capsys, "name=short", "train.steps=20", *keys)
+    step = 12 if finished else 8
+    assert (code, err) == (0, "") and out.count(f"continues at step {step} with train.steps 12 -> 20\n") == 1
+    assert arrays(short, 20) == arrays(longer, 20)
+    assert logged(short) == logged(longer)
+    assert steps_logged(short) == [0, 4, 8, 12, 16, 20]
+    assert "steps: 20" in (short / "config.yaml").read_text()
+    assert json.loads((short / "summary.json").read_text())["steps"] == 20
+    assert "finished before; nothing to do" in train(capsys, "name=short", "train.steps=20", *keys)[1]
+
+
+def test_a_schedule_over_all_steps_is_re_drawn_and_said_so(run, capsys):
+    code, out, _ = train(capsys, "train.steps=24")
+    (line,) = (line for line in out.splitlines() if "continues" in line)
+    match = re.fullmatch(
+        "continues at step 12 with train.steps 12 -> 24; the cosine schedule is re-drawn from here, "
+        r"with a learning rate of ([\d.e-]+) after ([\d.e-]+)",
+        line,
+    )
+    rates = {row["step"]: row["optim/lr"] for row in map(json.loads, logged(run).splitlines()) if "optim/lr" in row}
+    assert code == 0 and match
+    assert float(match[2]) == pytest.approx(rates[12], rel=0.01)  # of the 12th step, as it was logged
+    assert rates[16] < float(match[1]) and float(match[1]) > 2 * float(match[2])  # half of the way down, not at its end
+    assert steps_logged(run) == [0, 4, 8, 12, 16, 20, 24]
+
+
+def test_what_is_watched_saved_and_evaluated_may_change_on_the_way(run, capsys):
+    cut_back(run)
+    keys = ["watch.every=2", "watch.counterfactual=true", "train.eval_every=2", "train.eval_batches=2"]
+    keys += ["train.checkpoint_every=6", "train.steps_per_call=2", "watch.instruments.attention=2"]
+    code, out, err = train(capsys, *keys)
+    (line,) = (line for line in out.splitlines() if "continues" in line)
+    assert (code, err) == (0, "") and line.startswith("continues at step 8 with ") and "re-drawn" not in line
+    for change in (
+        "train.eval_every 4 -> 2",
+        "train.eval_batches 1 -> 2",
+        "train.checkpoint_every 4 -> 6",
+        "train.steps_per_call 4 -> 2",
+        "watch.every 4 -> 2",
+        "watch.counterfactual false -> true",
+        "watch.instruments.attention 0 -> 2",
+    ):
+        assert change in line
+    rows = {row["step"]: row for row in map(json.loads, logged(run).splitlines())}
+    assert [*rows] == [0, 4, 8, 10, 12] and "loss/val" in rows[10] and "attn/entropy/layer_000" in rows[10]
+    assert json.loads((run / "choices.json").read_text())["steps_per_call"] == 2
+    assert Checkpoints(run).steps() == [4, 8, 12]
+
+
+def test_the_parameters_do_not_depend_on_what_is_saved_and_evaluated(run, whole, capsys):
+    cut_back(run)
+    assert train(capsys, "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
+    assert arrays(run) == arrays(whole / run)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_fewer_steps_than_were_trained_are_refused(run, capsys, finished):
+    if not finished:
+        cut_back(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = train(capsys, "train.steps=4")
+    trained = 12 if finished else 8
+    assert code == 1
+    assert err == f"deltaflow: runs/tiny/main: has trained {trained} steps already, and train.steps is 4\n"
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_more_steps_without_a_checkpoint_are_refused(run, capsys):
+    shutil.rmtree(run / "ckpt")
+    before = logged(run)
+    code, _, err = train(capsys, "train.steps=20")
+    assert code == 1 and "was finished at step 12, and has no checkpoint to go on from" in err
+    assert logged(run) == before
+
+
+def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, capsys):
+    config = "train.steps_per_call=auto"
+    assert train(capsys, "name=auto", config)[0] == 0
+    choices = Path("runs/auto/main/choices.json")
+    assert json.loads(choices.read_text()) == {"steps_per_call": 4}
+    assert train(capsys, "name=auto", config, "train.steps=16")[0] == 0
+    assert json.loads(choices.read_text()) == {"steps_per_call": 4}
+    assert train(capsys, "name=auto", config, "train.steps=20", "train.eval_every=2")[0] == 0
+    assert json.loads(choices.read_text()) == {"steps_per_call": 2}
+    assert steps_logged(Path("runs/auto/main")) == [0, 4, 8, 12, 16, 18, 20]
+
+
 def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):
     cut_back(run)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("warmup: 2", "warmup: 3"))
     code, _, err = train(capsys, "optimizer.warmup=3")
-    assert code == 1 and "ckpt/00000008: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
+    assert (
+        code == 1
+        and "ckpt/00000008.safetensors: was saved under another config (optimizer.warmup: 2 there, 3 here)" in err
+    )
     assert main(["sample", str(run), "--top", "1"]) == 1  # heads, say, change what arrays of the same shapes compute
-    assert "ckpt/00000008: was saved under another config (optimizer.warmup" in capsys.readouterr().err
+    assert "ckpt/00000008.safetensors: was saved under another config (optimizer.warmup" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -206,7 +311,7 @@ def test_the_share_of_the_peak_that_a_long_training_reached(run, capsys, monkeyp
     """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
     assert json.loads((run / "summary.json").read_text())["mfu"] is None  # a short one measures no peak
     monkeypatch.setattr(loop, "_WORTH_A_PEAK_S", 0.0)
-    monkeypatch.setattr(loop.platforms, "matmul_peak", lambda dtype: {"float32": 1e9}[dtype])
+    monkeypatch.setattr(platforms, "matmul_peak", lambda dtype: {"float32": 1e9}[dtype])
     assert train(capsys, "name=long", "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
     summary = json.loads(Path("runs/long/main/summary.json").read_text())
     width, context, tokens, vocabulary = 8, 8, 32, len(set(TEXT))
@@ -233,15 +338,15 @@ def test_other_names_are_no_other_config(run, whole, capsys):
 
 def test_other_versions_and_devices_are_told_in_one_line(run, whole, capsys):
     cut_back(run)
-    path = Checkpoints(run).folder(8) / "manifest.json"
-    content = json.loads(path.read_text())
-    content.pop("sha256")
-    content["origin"]["versions"]["jax"] = "0.0.1"
-    content["origin"]["device"]["count"] = 1
-    write_json(path, content | {"sha256": manifest._own_sum(content)})
+    path = Checkpoints(run).path(8)
+    metadata, saved = tensors.read(path)
+    provenance = json.loads(metadata["provenance"])
+    provenance["versions"]["jax"], provenance["device"]["count"] = "0.0.1", 1
+    with open(path, "wb") as file:
+        tensors.write(file, saved, metadata | {"provenance": json.dumps(provenance)})
     code, out, err = train(capsys)
     (line,) = (line for line in out.splitlines() if "bitwise" in line)
-    now = Checkpoints(whole / run).manifest(12).origin["versions"]["jax"]
+    now = Checkpoints(whole / run).header(12).provenance["versions"]["jax"]
     assert code == 0 and line == (
         f"warning: saved with jax 0.0.1 then, {now} now; device count 1 then, 4 now: "
         "what follows is not bitwise what it would have been"

@@ -1,7 +1,6 @@
 """Steps that are not finite: seen at the exact step, traced to where they began, and each policy kept to the bit."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.torture.programs import shared
 from train.cli import main
 from train.core.finite import all_finite, finite_by_norm, sound
-from train.core.nonfinite_cause import cause_of, look
+from train.core.nonfinite_cause import cause_of, examine
 from train.core.state import State, hparams_of, initial_state
 from train.core.step import train_step
 from train.core.task import network_of
@@ -22,11 +20,11 @@ from train.gradflow.norms import frobenius
 from train.gradflow.spikes import Watch
 from train.log.console import Console
 from train.report.compare import as_markdown, compare
-from train.run.nonfinite import MOST_REWINDS, History, Rewind, first_bad
+from train.run.recovery import NonfiniteSteps, first_nonfinite
 from train.store.checkpoint import Checkpoints
 
 # Batches of one number to tell from four; those in `bad` hold a target whose square float32 cannot.
-DATA = '''
+DATA = """
 import numpy as np
 from data.custom import OwnSource
 from data.source import Batch, DataSpec
@@ -52,18 +50,7 @@ class Calm(OwnSource):
 
 class Stormy(Calm):
     bad = (9,)
-
-
-class Ever(Calm):
-    bad = range(9, 1000)
-
-
-class Shifted(Calm):
-    """What Stormy comes to after a rewind from step 10 to the checkpoint of step 8."""
-
-    def drawn(self, seed, step, batch):
-        return super().drawn(seed, step + 2 if 8 <= step < 1000 else step, batch)
-'''
+"""
 CONFIG = """
 name: n
 model: {layers: 2, width: 8, heads: 1, attention: full}
@@ -77,12 +64,6 @@ GROUP = [
     "data.kind=stormy_batches:Calm",
     "variants={good: {}, bad: {optimizer.lr: 1e30}, late: {optimizer.lr: 2e-2}}",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _shared_programs():
-    with shared():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +91,7 @@ def summary(run: Path) -> dict:
 
 
 def saved(run: Path, step: int) -> list[np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        state = checkpointer.restore((run / "ckpt" / f"{step:08d}" / "state").absolute())
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    return [*Checkpoints(run).arrays(step).values()]
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -228,52 +205,14 @@ def test_skip_leaves_out_one_update_and_counts_the_step(train, folder, monkeypat
     assert all(again[key] == ended[key] for key in ("skipped_steps", "first_nonfinite_step", "nonfinite", "verdict"))
 
 
-@pytest.mark.parametrize("killed", [12, pytest.param(8, marks=pytest.mark.slow)])
-def test_rewind_trains_as_if_the_batches_had_never_been_there(train, folder, monkeypatch, capsys, killed):
-    """Killed after it went back, and after the next checkpoint, which knows of it."""
-    shutil.rmtree(folder / "runs" / "rewound", ignore_errors=True)
-    assert train("rewound", "train.on_nonfinite=rewind") == 0
-    assert "main: back to step 8, past the batches of steps 9 to 10" in capsys.readouterr().out
-    assert train("shifted", "data.kind=stormy_batches:Shifted") == 0
-    run, shifted = (folder / "runs" / name / "main" for name in ("rewound", "shifted"))
-    assert equal(saved(run, 16), saved(shifted, 16))
-    logged = rows(run)
-    passed = [row.pop("optim/batches_passed", None) for row in logged]
-    assert passed == [None, 0, 0, 2, 2] and logged == rows(shifted)
-    assert (summary(run)["rewinds"], summary(run)["first_nonfinite_step"]) == ([[8, 2]], 10)
-    name = f"rewound_{killed}"
-    killed_at(monkeypatch, killed, lambda: train(name, "train.on_nonfinite=rewind"))
-    assert train(name, "train.on_nonfinite=rewind") == 0
-    other = folder / "runs" / name / "main"
-    assert rows(other) == rows(run) and equal(saved(other, 16), saved(run, 16))
-    assert summary(other)["rewinds"] == [[8, 2]]
-
-
-@pytest.mark.slow
-def test_three_rewinds_to_one_place_and_no_more(train, folder, capsys):
-    assert train("ever", "train.on_nonfinite=rewind", "data.kind=stormy_batches:Ever") == 1
-    out, ended = capsys.readouterr().out, summary(folder / "runs" / "ever" / "main")
-    assert out.count("back to step 8") == MOST_REWINDS and "after 3 rewinds to step 8" in out
-    # Of each stretch the first batch is bad already, once the first rewind has passed those before.
-    assert ended["rewinds"] == [[8, 2], [8, 1], [8, 1]] and ended["exit_reason"] == "nonfinite"
-    assert Checkpoints(folder / "runs" / "ever" / "main").steps() == [4, 8]
-
-
-def test_what_a_history_remembers():
+def test_the_memory_of_bad_steps():
     finite = np.array([True, False, True, True])
-    history = History().skipping(finite, 8).bad_at(10, "why").bad_at(12, "other")
-    assert (history.first, history.cause, history.skipped, history.in_a_row) == (10, "why", 1, 0)
-    history = history.skipping(np.array([True, True, False, False]), 12).skipping(np.zeros(4, bool), 16)
-    assert (history.skipped, history.in_a_row) == (7, 6)
-    assert first_bad(finite, 8) == 10 and first_bad(np.ones(4, bool), 8) is None
-    for place in (8, 8, 24):
-        history = history.rewound(place, place + 3)
-        assert history is not None
-    assert history.rewinds == (Rewind(8, 3), Rewind(8, 3), Rewind(24, 3))
-    assert [history.offset(step) for step in (7, 8, 23, 24, 99)] == [0, 6, 6, 9, 9]
-    assert History.from_json(json.loads(json.dumps(history.as_json()))) == history
-    again = history.rewound(8, 9)
-    assert again is not None and again.rewound(8, 9) is None
+    memory = NonfiniteSteps().skipping(finite, 8).diagnosed(10, "why").diagnosed(12, "other")
+    assert (memory.first, memory.cause, memory.skipped, memory.in_a_row) == (10, "why", 1, 0)
+    memory = memory.skipping(np.array([True, True, False, False]), 12).skipping(np.zeros(4, bool), 16)
+    assert (memory.skipped, memory.in_a_row) == (7, 6)
+    assert first_nonfinite(finite, 8) == 10 and first_nonfinite(np.ones(4, bool), 8) is None
+    assert NonfiniteSteps(**json.loads(json.dumps(vars(memory)))) == memory
 
 
 # What is seen of a step, and where it began
@@ -298,7 +237,7 @@ def steps(bench):
     run = jax.jit(
         lambda state, every: run_window(network, config, every, state, hp, None, window)[:2], static_argnums=1
     )
-    examined = jax.jit(lambda state: look(network, config, state, hp, window[0]))
+    examined = jax.jit(lambda state: examine(network, config, state, hp, window[0]))
     return (lambda state, watched: run(state, int(watched))), (lambda state: cause_of(examined(state), "float32"))
 
 

@@ -1,6 +1,7 @@
 """A run that was stopped and started again logs and learns what an unbroken one does."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,14 +13,14 @@ from train.cli import main
 from train.config.load import Experiment, load
 from train.core.state import State, hparams_of, initial_state
 from train.device import platform as platforms
-from train.device.programs import steps_per_call
 from train.device.signals import Stop
 from train.disk import write_json
 from train.errors import UserError
 from train.log.console import Console
 from train.run import experiment as experiments
-from train.run.journal import Journal
-from train.run.resume import abreast
+from train.run.loop import GroupRun
+from train.run.start import resumable_parts
+from train.run.windows import steps_per_call
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import directory_of
 
@@ -83,7 +84,7 @@ def test_a_run_cut_back_to_a_checkpoint_ends_the_same(folder, monkeypatch, kept)
         (run / "summary.json").unlink()
         for step in Checkpoints(run).steps():
             if step > kept:
-                shutil.rmtree(run / "ckpt" / f"{step:08d}")
+                Checkpoints(run).path(step).unlink()
         with open(run / "metrics.jsonl", "a") as file:
             file.write('{"step": 13, "loss/tr')
     assert main(["train", "tiny.yaml", f"runs_dir={cut}"]) == 0
@@ -103,18 +104,18 @@ def test_a_stop_saves_where_it_is_and_the_rest_follows(folder, monkeypatch, caps
     monkeypatch.chdir(folder)
     experiment = load("tiny.yaml", ["runs_dir=stopped"])
     stop = Stop()
-    log = Journal.window
+    log = GroupRun.log_window
 
     def stop_after_the_first(self, start, end, results):
         log(self, start, end, results)
         stop.signal = 15
 
-    monkeypatch.setattr(Journal, "window", stop_after_the_first)
+    monkeypatch.setattr(GroupRun, "log_window", stop_after_the_first)
     experiments.train(experiment, Console(), stop)
     assert stop.exit_code == 143
     at = Checkpoints(Path("stopped/tiny/with")).steps()
     assert len(at) == 1 and 0 < at[0] < 12 and at[0] % 2 == 0
-    monkeypatch.setattr(Journal, "window", log)
+    monkeypatch.setattr(GroupRun, "log_window", log)
     assert main(["train", "tiny.yaml", "runs_dir=stopped"]) == 0
     assert f"resuming at step {at[0]} of 12" in capsys.readouterr().out
     for variant in ("with", "without"):
@@ -159,7 +160,7 @@ def test_a_broken_promise_is_exit_code_1(folder, monkeypatch, capsys):
 
 def test_a_checkpoint_that_cannot_be_read_is_one_line(folder, tmp_path):
     shutil.copytree(folder / "whole" / "tiny" / "with", tmp_path / "with")
-    shutil.rmtree(tmp_path / "with" / "ckpt" / "00000012" / "state")
+    os.truncate(Checkpoints(tmp_path / "with").path(12), 5000)
     with pytest.raises(UserError, match="00000012.*cannot restore") as caught:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
@@ -182,12 +183,12 @@ def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
     for variant, steps in zip(experiment.variants, ([4, 8], [4], [12, 16, 20], []), strict=True):
         for step in steps:
             Checkpoints(directory_of(variant)).save(State({"w": np.zeros(1)}, (), np.int32(step)), {})
-    seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
+    seeds = [[variant.config.seed for variant in part] for part in resumable_parts(experiment.variants)]
     assert seeds == [[2], [0, 1], [3]]
-    done = {"variant": "main,seed=3", "verdict": None, "first_nonfinite_step": None, "exit_reason": "done"}
+    done = {"variant": "main,seed=3", "steps": 12, "verdict": None, "first_nonfinite_step": None, "exit_reason": "done"}
     write_json(directory_of(experiment.variants[3]) / "summary.json", done)
     write_json(directory_of(experiment.variants[1]) / "summary.json", {"exit_reason": "signal 2"})
-    seeds = [[variant.config.seed for variant in part] for part in abreast(experiment.variants)]
+    seeds = [[variant.config.seed for variant in part] for part in resumable_parts(experiment.variants)]
     assert seeds == [[3], [2], [0, 1]]
 
 

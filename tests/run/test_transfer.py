@@ -76,5 +76,5 @@ def test_a_folder_that_is_no_run_is_one_line(trained, tmp_path, capsys):
 
 def test_parameters_are_read_without_knowing_the_model(trained):
     _, run = trained
-    params = Checkpoints(run).params(40, jax.devices()[0])
+    params = Checkpoints(run).params(40)
     assert params["embed"].shape[1] == 16 and params["blocks"]["attn"]["q"]["kernel"].shape == (2, 16, 16)

@@ -1,7 +1,6 @@
-"""Checkpoints: what is written and in which order, what verifies, what is kept, and what a run goes back to."""
+"""Checkpoints: order of the calls that write one, what is refused, what is kept, and where a run goes back to."""
 
 import ast
-import hashlib
 import json
 import os
 import pickle
@@ -11,18 +10,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from train.cli import main
 from train.core.state import State
+from train.device.platform import environment
 from train.disk import write_json
 from train.errors import UserError
-from train.run.resume import abreast, finished_run
-from train.store import checkpoint as checkpoints_module
-from train.store import manifest
-from train.store.checkpoint import Checkpoints, newest_common
+from train.run.start import finished_run, resumable_parts
+from train.store import tensors
+from train.store.checkpoint import Checkpoints, Header, newest_common
+from train.store.provenance import config_of, same_config
 from train.store.rundir import directory_of
+from train.store.tensors import Damaged
 
 ROOT = Path(__file__).parents[2]
 DEVICE = jax.devices()[0]
@@ -33,8 +36,9 @@ class Adam(NamedTuple):
     mu: dict
 
 
-def state_at(step: int, width: int = 3, dtype: str = "float32") -> State:
-    params = {"blocks": {"q": np.full((2, width), step, dtype)}, "embed": np.arange(2 * width, dtype=dtype) - step}
+def state_at(step: int, width: int = 3, dtype="float32") -> State:
+    params = {"blocks": {"q": np.full((2, width), step, dtype)}, "embed": np.arange(2 * width).astype(dtype)}
+    params["embed"] = params["embed"] - np.asarray(step, dtype)
     return State(params, ((), Adam(np.int32(step), jax.tree.map(np.negative, params))), np.int32(step))
 
 
@@ -65,6 +69,10 @@ def flip(path: Path, bit: int = 5) -> None:
     path.write_bytes(content)
 
 
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.directory.iterdir())
+
+
 # What is written
 
 
@@ -73,250 +81,270 @@ def test_what_is_restored_is_what_was_saved(saved):
     assert checkpoints.steps() == [10, 20, 30] and checkpoints.newest() == 30
     for step in (10, 20, 30):
         assert same(checkpoints.restore(step, state_at(0), DEVICE), state_at(step))
-        assert same(checkpoints.params(step, DEVICE), state_at(step).params)
-        assert checkpoints.meta(step) == {"row": {"loss/val": 3.0 - step / 100}, "step": step}
+        assert same(checkpoints.params(step), state_at(step).params)
+        assert checkpoints.header(step).meta == {"row": {"loss/val": 3.0 - step / 100}}
 
 
-def test_the_manifest_tells_of_every_file_and_array(saved):
-    folder = Checkpoints(saved).folder(20)
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    told = json.loads(files.pop("manifest.json").read_text())
-    assert told["files"].keys() == files.keys() and "meta.json" in files and len(files) > 5
-    for name, path in files.items():
-        content = path.read_bytes()
-        assert told["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    count = hashlib.sha256(np.int32(20).tobytes()).hexdigest()
-    assert told["arrays"]["optimizer/1/steps"] == {"dtype": "int32", "shape": [], "sha256": count}
-    assert told["arrays"]["params/blocks/q"]["shape"] == [2, 3]
-    assert (told["format"], told["step"], told["loss_val"]) == (1, 20, 2.8)
-    assert told["origin"]["versions"].keys() >= {
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-        "python",
+@pytest.mark.parametrize("dtype", [*tensors._CODES])
+def test_every_dtype_comes_back_bit_for_bit(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    values = np.frombuffer(rng.bytes(240), np.dtype(dtype) if dtype != "bool" else "uint8")
+    values = values.astype(bool) if dtype == "bool" else values
+    arrays = {
+        "a": values,
+        "scalar": values[3],
+        "empty": values[:0].reshape(0, 4),
+        "transposed": values[:20].reshape(4, 5).T,
     }
-    assert told["origin"]["device"] == {"kind": "cpu", "name": "cpu", "count": 4} | {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    }
+    with open(tmp_path / "x", "wb") as file:
+        tensors.write(file, {key: np.asarray(value) for key, value in arrays.items()}, {"k": "ä\n"})
+    metadata, restored = tensors.read(tmp_path / "x")
+    assert metadata == {"k": "ä\n"} and restored.keys() == arrays.keys()
+    for key, value in arrays.items():
+        assert restored[key].dtype == dtype and restored[key].shape == np.shape(value)
+        assert restored[key].tobytes() == np.asarray(value).tobytes()
 
 
-def test_all_is_synced_before_it_is_renamed_and_verified_before_the_oldest_goes(run, monkeypatch):
-    calls = []
-    fsync, replace, verify = os.fsync, os.replace, manifest.verify
+def test_the_file_is_one_that_the_safetensors_library_reads(saved):
+    library = pytest.importorskip("safetensors.numpy")
+    arrays = library.load_file(Checkpoints(saved).path(20))
+    assert arrays.pop("sha256").shape == (32,)
+    assert same(arrays, Checkpoints(saved).arrays(20))
+    assert arrays["optimizer/1/steps"] == 20 and arrays["params/blocks/q"].shape == (2, 3)
 
-    def note_fsync(descriptor):
-        calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
 
-    def note_replace(source, target):
-        calls.append(("replace", str(source), str(target)))
-        replace(source, target)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_arrays_carry_the_sharding_of_their_target(tmp_path, count):
+    state = state_at(5, width=4, dtype=jnp.bfloat16)
+    Checkpoints(tmp_path).save(state, {})
+    mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(*[None, "data"][: leaf.ndim])), state)
+    restored = Checkpoints(tmp_path).restore(5, state, shardings)
+    assert same(restored, state)
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == shardings
+    assert same(Checkpoints(tmp_path).restore(5, state, jax.devices()[count - 1]), state)
 
-    def note_verify(folder, step):
-        calls.append(("verify", str(folder)))
-        return verify(folder, step)
 
+def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
+    config = tiny({}).variants[0].config
+    Checkpoints(tmp_path, config, environment()).save(state_at(5), {"row": {"loss/val": 2.5}})
+    header = Checkpoints(tmp_path).header(5)
+    assert config_of(tmp_path, header) == config and header.loss_val == 2.5
+    assert header.provenance.keys() == {"data", "versions", "device"}
+    assert header.provenance["versions"].keys() == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert header.provenance["device"] == {"kind": "cpu", "name": "cpu", "count": 4, "cores": cores}
+    same_config(tmp_path, header, config)
+    with pytest.raises(UserError, match="was saved under another config .*seed: 0 there, 3 here"):
+        same_config(tmp_path, header, tiny({"seed": 3}).variants[0].config)
+
+
+def test_a_file_is_synced_and_read_back_before_it_has_its_name(run, monkeypatch):
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc to see what is synced")
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "replace", note_replace)
-    monkeypatch.setattr(checkpoints_module.manifests, "verify", note_verify)
+    calls = []
+    fsync, replace, unlink, read = os.fsync, os.replace, os.unlink, tensors.read_metadata
+
+    def note(name, function, named):
+        def noted(*arguments):
+            calls.append((name, named(arguments[0])))
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(os, "fsync", note("fsync", fsync, lambda d: Path(os.readlink(f"/proc/self/fd/{d}")).name))
+    monkeypatch.setattr(os, "replace", note("replace", replace, lambda path: Path(path).name))
+    monkeypatch.setattr(os, "unlink", note("unlink", unlink, lambda path: Path(path).name))
+    monkeypatch.setattr(tensors, "read_metadata", note("read", read, lambda path: path.name))
     checkpoints = Checkpoints(run)
     checkpoints.save(state_at(40), {})
-    final, writing = str(checkpoints.folder(40)), str(checkpoints.directory / ".00000040.writing")
-    at = calls.index(("replace", writing, final))
-    inside = {f"{writing}/{path.relative_to(final)}" for path in Path(final).rglob("*")}
-    assert inside | {writing} <= {call[1] for call in calls[:at] if call[0] == "fsync"} and len(inside) > 8
-    aside = ("replace", str(checkpoints.folder(10)), str(checkpoints.directory / ".00000010.aside"))
-    assert calls[at + 1 :] == [("fsync", str(checkpoints.directory)), ("verify", final), aside]
+    temporary = calls[0][1]
+    assert temporary.startswith(".00000040.safetensors.") and temporary.endswith(".tmp")
+    assert calls[:3] == [("fsync", temporary), ("read", temporary), ("replace", temporary)]
+    assert calls[3] == ("fsync", "ckpt") and ("unlink", "00000010.safetensors") in calls[4:]
+    assert names(checkpoints) == [f"000000{step}.safetensors" for step in (20, 30, 40)]
 
 
 def test_the_newest_three_and_the_best_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
     kept = []
     for step, loss in enumerate([2.0, 1.0, 1.5, 1.0, None, float("nan"), 1.2, 0.5, 3.0], 1):
+        # Each by another process, which has to look up the losses.
+        checkpoints = Checkpoints(tmp_path)
         checkpoints.save(state_at(step), {"row": {} if loss is None else {"loss/val": loss}})
         kept.append(checkpoints.steps())
     assert kept[3] == [2, 3, 4] and kept[4:] == [[2, 3, 4, 5], [2, 4, 5, 6], [2, 5, 6, 7], [6, 7, 8], [7, 8, 9]]
-    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["00000007", "00000008", "00000009"]
+    assert names(checkpoints) == [f"0000000{step}.safetensors" for step in (7, 8, 9)]
 
 
-def test_what_was_not_written_as_it_should_be_costs_no_older_one(run, monkeypatch):
-    """Here Orbax's file is damaged after the manifest and before the second look."""
-    replace = os.replace
+def test_a_damaged_checkpoint_is_not_kept_as_the_best(run):
+    flip(Checkpoints(run).path(20), 700)
+    for step in (40, 50):
+        Checkpoints(run).save(state_at(step), {"row": {"loss/val": 3.0}})
+    assert Checkpoints(run).steps() == [30, 40, 50]
 
-    def damaging(source, target):
-        replace(source, target)
-        flip(Path(target) / "meta.json")
 
-    monkeypatch.setattr(os, "replace", damaging)
-    with pytest.raises(UserError, match=r"00000040: cannot save: meta.json: its sha256 differs$"):
+def test_what_does_not_read_back_as_written_is_an_error_and_leaves_no_file(run, monkeypatch):
+    fsync = os.fsync
+
+    def damaging(descriptor):
+        fsync(descriptor)
+        for path in (run / "ckpt").glob("*.tmp"):
+            flip(path)
+
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(os, "fsync", damaging)
+    with pytest.raises(UserError, match=r"00000040.safetensors: cannot save: what was written reads back otherwise"):
         Checkpoints(run).save(state_at(40), {})
-    monkeypatch.undo()
-    assert Checkpoints(run).steps() == [10, 20, 30, 40] and Checkpoints(run).newest(lambda _: None) == 30
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_save_over_the_same_step_replaces_it_or_leaves_it(run, monkeypatch):
     checkpoints = Checkpoints(run)
     checkpoints.save(state_at(30)._replace(params=state_at(7).params), {"again": True})
-    assert checkpoints.meta(30)["again"] and same(checkpoints.params(30, DEVICE), state_at(7).params)
-    replace = os.replace
+    assert checkpoints.header(30).meta == {"again": True} and same(checkpoints.params(30), state_at(7).params)
 
     def full(source, target):
-        if str(source).endswith(".writing"):
-            raise OSError(28, "No space left on device")
-        replace(source, target)
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         checkpoints.save(state_at(30), {})
-    assert checkpoints.damage(30) is None and checkpoints.meta(30)["again"]
-    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["00000010", "00000020", "00000030"]
+    assert checkpoints.header(30).meta == {"again": True}
+    assert names(checkpoints) == [f"000000{step}.safetensors" for step in (10, 20, 30)]
 
 
-# What verifies
+# What is refused
 
 
-def files_of(run: Path, step: int = 30) -> list[Path]:
-    return sorted(path for path in Checkpoints(run).folder(step).rglob("*") if path.is_file())
+def test_every_flipped_bit_and_every_cut_is_refused(tmp_path):
+    """All of them, of a small file."""
+    path = tmp_path / "x"
+    with open(path, "wb") as file:
+        tensors.write(file, {"w": np.arange(3, dtype=np.int32), "b": np.asarray(jnp.ones(2, jnp.bfloat16))}, {"k": "v"})
+    content = path.read_bytes()
+    assert tensors.read_metadata(path) == {"k": "v"} and 150 < len(content) < 400
+    damages = [content[:end] for end in range(len(content))] + [content + b"\0", content * 2]
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damages.append(bytes(flipped))
+    for damage in damages:
+        path.write_bytes(damage)
+        for reader in (tensors.read, tensors.read_metadata):
+            with pytest.raises(Damaged):
+                reader(path)
 
 
-@pytest.mark.parametrize("fault", [flip, lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink])
-def test_whatever_file_is_damaged_the_one_before_is_used(run, fault):
-    for path in files_of(run):
-        before, said = path.read_bytes(), []
-        fault(path)
-        assert Checkpoints(run).newest(said.append) == 20
-        (line,) = said
-        assert line.startswith(f"{run}/ckpt: goes back to step 20; skipped step 30: ") and path.name in line
-        with pytest.raises(UserError, match="00000030: cannot restore: "):
-            Checkpoints(run).restore(30, state_at(0), DEVICE)
-        path.write_bytes(before)
-    assert Checkpoints(run).newest() == 30
+@pytest.mark.parametrize("fault", [flip, lambda path: flip(path, 8 * 650), lambda path: os.truncate(path, 650)])
+def test_the_one_before_is_used_instead_of_a_damaged_one(run, fault):
+    said = []
+    fault(Checkpoints(run).path(30))
+    assert Checkpoints(run).newest(said.append) == 20
+    (line,) = said
+    assert line.startswith(f"{run}/ckpt: goes back to step 20; skipped step 30: ")
+    with pytest.raises(UserError, match="00000030.safetensors: cannot restore: "):
+        Checkpoints(run).restore(30, state_at(0), DEVICE)
 
 
-def test_a_flipped_bit_restores_wrong_where_no_hash_is_looked_at(tmp_path):
-    """Why there are hashes: Orbax takes it."""
-    import orbax.checkpoint as ocp
-
-    state = State({"w": np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)}, (), np.int32(5))
-    Checkpoints(tmp_path).save(state, {})
-    state_folder = Checkpoints(tmp_path).folder(5) / "state"
-    flip(max((path for path in state_folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size), 8000)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        wrong = np.asarray(checkpointer.restore(state_folder)["params"]["w"])
-    assert wrong.shape == (16, 32) and 0 < (wrong != state.params["w"]).sum()
-    with pytest.raises(UserError, match="00000005: cannot restore: .*: its sha256 differs"):
-        Checkpoints(tmp_path).restore(5, state, DEVICE)
-
-
-def test_links_and_foreign_files_in_a_checkpoint_are_refused(run, tmp_path):
-    folder = Checkpoints(run).folder(30)
-    meta = (folder / "meta.json").read_bytes()
-    (tmp_path / "outside").write_bytes(meta)
-    (folder / "meta.json").unlink()
-    (folder / "meta.json").symlink_to(tmp_path / "outside")
-    assert Checkpoints(run).damage(30) == "meta.json: is a link"
-    (folder / "meta.json").unlink()
-    os.mkfifo(folder / "meta.json")
-    assert Checkpoints(run).damage(30) == "meta.json: is neither a file nor a folder"
-    (folder / "meta.json").unlink()
-    (folder / "meta.json").write_bytes(meta)
-    (folder / "state" / "more").write_text("x")
-    assert Checkpoints(run).damage(30) == "state/more: was not saved with it"
-    (folder / "state" / "more").unlink()
-    (folder / "manifest.json").rename(tmp_path / "manifest.json")
-    (folder / "manifest.json").symlink_to(tmp_path / "manifest.json")
-    assert "cannot be read" in str(Checkpoints(run).damage(30))
-    (folder / "manifest.json").unlink()
-    os.mkfifo(folder / "manifest.json")
-    assert Checkpoints(run).damage(30) == "manifest.json: is no file"  # and nobody waits for what comes out of it
-    shutil.rmtree(folder)
-    folder.symlink_to(Checkpoints(run).folder(20))
-    assert Checkpoints(run).damage(30) == "it is no folder of its own"
+def replaced(path: Path, by: str, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    path.rename(moved)
+    if by == "link":
+        path.symlink_to(moved)
+    elif by == "pipe":
+        os.mkfifo(path)
+    elif by == "folder":
+        path.mkdir()
+    elif by == "other step":
+        shutil.copy(path.with_name("00000020.safetensors"), path)
+    elif by == "empty":
+        path.touch()
 
 
-def test_what_others_put_beside_does_no_harm(run):
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        ("link", "it is a link"),
+        ("pipe", "it is no file"),
+        ("folder", "it cannot be read: Is a directory"),
+        ("other step", "it was saved at step 20"),
+        ("empty", "a header of 0 bytes does not fit into its 0"),
+    ],
+)
+def test_what_is_no_checkpoint_of_its_step_is_refused(run, tmp_path, by, why):
+    replaced(Checkpoints(run).path(30), by, tmp_path)
+    assert Checkpoints(run).damage(30) == why  # and a pipe is not waited for
+    assert Checkpoints(run).newest(lambda _: None) == 20
+
+
+def test_other_files_in_the_folder_do_no_harm(run):
     folder = Checkpoints(run).directory
-    for name in (".DS_Store", "notes.txt", "²²²²²²²²", "12345678901234567890123", "0000040", "000000040"):
+    others = (".DS_Store", "notes.txt", "²²²²²²²².safetensors", f"{'1' * 23}.safetensors", "0000040.safetensors")
+    for name in (*others, "000000040.safetensors", "00000040.safetensors.tmp", "x00000040.safetensors"):
         (folder / name).write_text("x")
-    (folder / "00000030" / ".DS_Store").write_text("x")
-    (folder / "00000030" / "state" / ".nfs0001").symlink_to("/nowhere")
-    (folder / "best").symlink_to("00000010")
-    (folder / "copy of 00000030").mkdir()
+    (folder / "best").symlink_to("00000010.safetensors")
+    (folder / "00000050").mkdir()
     assert Checkpoints(run).steps() == [10, 20, 30] and Checkpoints(run).newest() == 30
     Checkpoints(run).save(state_at(40), {})
     assert Checkpoints(run).steps() == [20, 30, 40] and (folder / "notes.txt").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("header", "why"),
     [
-        ("", "not the JSON"),
-        ("[]", "not the JSON"),
-        ("[" * 100_000, "not the JSON"),
-        ('{"sha256": 5}', "its sha256 differs"),
-        ("\xff", "not the JSON"),
-        ('{"step": ' + "9" * 5000 + "}", "not the JSON"),
+        (b"", "its header is not the JSON that was written"),
+        (b"[]", "its header is not the JSON that was written"),
+        (b"[" * 100_000, "its header is not the JSON that was written"),
+        (b'{"__metadata__": {"step": 30}}', "its header is not the JSON that was written"),
+        (b'{"__metadata__": {"format": "2"}}', "expected format 1, got 2"),
+        (b'{"__metadata__": {"format": "1", "step": "x"}}', "its metadata is not that of a checkpoint"),
+        (
+            b'{"__metadata__": {"format": "1", "step": "30", "meta": "1", "config": "1", "provenance": "1"}}',
+            "its metadata",
+        ),
     ],
 )
-def test_a_manifest_of_nonsense_is_a_damaged_one(run, text, why):
-    (Checkpoints(run).folder(30) / "manifest.json").write_text(text, encoding="latin-1")
-    assert why in str(Checkpoints(run).damage(30))
+def test_a_header_of_nonsense_is_refused_even_if_its_digest_is_right(run, header, why):
+    import hashlib
+
+    content = len(header).to_bytes(8, "little") + header
+    Checkpoints(run).path(30).write_bytes(content + hashlib.sha256(content).digest())
+    assert str(Checkpoints(run).damage(30)).startswith(why)
 
 
-def forged(folder: Path, **changes) -> None:
-    """A manifest whose own hash is right, whoever wrote the rest."""
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text()) | changes
-    content.pop("sha256")
-    path.write_text(json.dumps(content | {"sha256": manifest._own_sum(content)}))
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]},
+        {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]},
+        {"dtype": "O", "shape": [1], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [1]},
+        7,
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_are_refused_even_if_the_digest_is_right(tmp_path, entry):
+    import hashlib
 
-
-def test_a_manifest_of_another_format_or_step_is_refused(run):
-    folder = Checkpoints(run).folder(30)
-    for changes, why in (
-        ({"format": 2}, "manifest.json: expected format 1, got 2"),
-        ({"format": 1, "step": 20}, "it was saved at step 20"),
-        ({"step": "30"}, "manifest.json: step is not as expected"),
-        ({"step": 30, "files": {"../../../x": {"bytes": 1, "sha256": ""}}}, "meta.json: was not saved with it"),
-    ):
-        forged(folder, **changes)
-        assert Checkpoints(run).damage(30) == why
-
-
-def test_arrays_are_compared_with_what_was_saved_after_they_are_read(run):
-    """Should Orbax read something else than it wrote."""
-    folder = Checkpoints(run).folder(30)
-    arrays = json.loads((folder / "manifest.json").read_text())["arrays"]
-    arrays["params/embed"]["sha256"] = "0" * 64
-    forged(folder, arrays=arrays)
-    with pytest.raises(UserError, match="cannot restore: params/embed is not what was saved"):
-        Checkpoints(run).restore(30, state_at(0), DEVICE)
-    with pytest.raises(UserError, match="params/embed is not what was saved"):
-        Checkpoints(run).params(30, DEVICE)
+    header = json.dumps({"a": entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(16)
+    (tmp_path / "x").write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(Damaged, match="its header describes no arrays"):
+        tensors.read(tmp_path / "x")
 
 
 def test_when_none_is_whole_that_is_an_error(run):
     for step in (10, 20, 30):
-        flip(Checkpoints(run).folder(step) / "meta.json")
+        flip(Checkpoints(run).path(step), 700)
     with pytest.raises(UserError) as caught:
         Checkpoints(run).newest()
     said = str(caught.value)
-    assert said.startswith(f"{run}/ckpt: no checkpoint can be used (step 30: meta.json: its sha256 differs; step 20: ")
-    assert said.endswith("; bring back a copy of one, or delete what is there to start the run anew")
+    assert said.startswith(f"{run}/ckpt: no checkpoint can be used (step 30: its sha256 differs; step 20: ")
+    assert "delete what is there to start the run over" in said
     shutil.rmtree(run / "ckpt")
     assert Checkpoints(run).newest() is None
-
-
-def test_a_checkpoint_without_a_manifest_is_one_line(run):
-    for path in run.rglob("manifest.json"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"step 30: it has no manifest.json \(older versions wrote none\)"):
-        Checkpoints(run).newest()
 
 
 def test_other_shapes_dtypes_and_names_are_listed(saved):
@@ -337,27 +365,27 @@ def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_pat
     both = [Checkpoints(run) for run in runs]
     said: list[str] = []
     assert newest_common(both, said.append) == 30 and not said
-    flip(files_of(runs[0])[0])
-    flip(files_of(runs[1], 20)[0])
+    flip(both[0].path(30))
+    flip(both[1].path(20))
     assert newest_common(both, said.append) == 10
     assert "goes back to step 10; skipped a, step 30: " in said[0] and "; b, step 20: " in said[0]
-    flip(files_of(runs[1], 10)[0])
+    flip(both[1].path(10))
     with pytest.raises(UserError, match=r"ckpt and of 1 more: no checkpoint can be used \(a, step 30"):
         newest_common(both)
     shutil.rmtree(runs[0] / "ckpt")
     assert newest_common(both) is None  # one of them was never saved
 
 
-def test_what_is_newer_makes_room_and_leftovers_go(run):
+def test_newer_checkpoints_are_set_aside_and_leftovers_removed(run):
     checkpoints = Checkpoints(run)
-    leftover = checkpoints.directory / ".00000040.writing"
-    shutil.copytree(checkpoints.folder(30), leftover)
-    flip(files_of(run)[0])
+    leftover = checkpoints.directory / ".00000040.safetensors.0a1b2c3d.tmp"
+    leftover.write_bytes(b"x")
+    flip(checkpoints.path(30))
     checkpoints.go_on_from(20)
-    assert checkpoints.steps() == [10, 20] and not leftover.exists()
-    assert (checkpoints.directory / ".00000030.aside").is_dir()  # not gone before something better is there
+    # The damaged one is removed only once there is something newer.
+    assert names(checkpoints) == [".00000030.safetensors.aside", "00000010.safetensors", "00000020.safetensors"]
     checkpoints.save(state_at(25), {})
-    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["00000010", "00000020", "00000025"]
+    assert names(checkpoints) == [f"000000{step}.safetensors" for step in (10, 20, 25)]
 
 
 def test_variants_without_a_whole_step_in_common_go_on_apart(saved, tiny, tmp_path):
@@ -365,18 +393,24 @@ def test_variants_without_a_whole_step_in_common_go_on_apart(saved, tiny, tmp_pa
     for variant in variants:
         shutil.copytree(saved, directory_of(variant))
     zero, one, two = (directory_of(variant) for variant in variants)
-    assert abreast(variants) == [tuple(variants)]
-    flip(files_of(zero, 30)[0])
-    assert abreast(variants) == [tuple(variants)]  # all have 20
-    flip(files_of(one, 20)[0])
-    assert abreast(variants) == [(variants[1], variants[2]), (variants[0],)]
-    done = {"variant": two.name, "exit_reason": "done", "first_nonfinite_step": None, "verdict": None}
+    assert resumable_parts(variants) == [tuple(variants)]
+    flip(Checkpoints(zero).path(30))
+    assert resumable_parts(variants) == [tuple(variants)]  # all have 20
+    flip(Checkpoints(one).path(20))
+    assert resumable_parts(variants) == [(variants[1], variants[2]), (variants[0],)]
+    done = {
+        "variant": two.name,
+        "steps": variants[2].config.train.steps,
+        "exit_reason": "done",
+        "first_nonfinite_step": None,
+        "verdict": None,
+    }
     write_json(two / "summary.json", done)
-    assert abreast(variants)[0] == (variants[2],)
-    flip(files_of(two, 30)[0])
-    assert finished_run(two) is None  # its last part is trained again
+    assert resumable_parts(variants)[0] == (variants[2],)
+    flip(Checkpoints(two).path(30))
+    assert finished_run(variants[2]) is None  # its last part is trained again
     shutil.rmtree(two / "ckpt")
-    assert finished_run(two) is not None  # nobody needs its checkpoints
+    assert finished_run(variants[2]) is not None  # its checkpoints are not needed
 
 
 # No pickle
@@ -394,16 +428,20 @@ def test_nothing_here_can_unpickle():
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, path
 
 
-def test_no_pickle_is_read_while_a_checkpoint_is(saved, monkeypatch):
-    found = []
-    monkeypatch.setattr(pickle, "loads", lambda *_, **__: found.append("loads"))
-    monkeypatch.setattr(pickle, "load", lambda *_, **__: found.append("load"))
-    listening = [True]
-    sys.addaudithook(lambda event, _: found.append(event) if listening and event == "pickle.find_class" else None)
-    assert same(Checkpoints(saved).restore(30, state_at(0), DEVICE), state_at(30))
-    Checkpoints(saved).params(20, DEVICE)
+def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_loaded(run):
+    loaded, listening = [], [True]
+    sys.addaudithook(lambda event, _: loaded.append(event) if listening and event == "pickle.find_class" else None)
+    Checkpoints(run).path(30).write_bytes(pickle.dumps(np.float32(1)))
+    with pytest.raises(UserError, match="cannot restore"):
+        Checkpoints(run).restore(30, state_at(0), DEVICE)
     listening.clear()
-    assert not found
+    assert not loaded
+
+
+def test_a_header_survives_its_text():
+    header = Header(3, {"row": {"loss/val": float("nan")}}, {"seed": 1}, {"data": None})
+    back = Header.from_text(header.as_text())
+    assert back.loss_val is None and (back.step, back.config, back.provenance) == (3, {"seed": 1}, {"data": None})
 
 
 # Through the command line
@@ -416,12 +454,12 @@ def copied(trained, tmp_path) -> Path:
 
 
 def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
-    flip(files_of(copied / "with", 40)[0])
+    flip(Checkpoints(copied / "with").path(40), 700)
     assert main(["sample", str(copied / "with"), "--top", "3"]) == 0
     out = capsys.readouterr()
-    assert f"warning: {copied}/with/ckpt: goes back to step 20; skipped step 40: config.yaml: its sha256" in out.err
+    assert f"warning: {copied}/with/ckpt: goes back to step 20; skipped step 40: its sha256 differs" in out.err
     assert out.err.count("\n") == 1
-    flip(files_of(copied / "with", 20)[0])
+    flip(Checkpoints(copied / "with").path(20), 700)
     # The other variant is not touched, and nothing is begun before all is looked at.
     for arguments in (
         ["sample", str(copied / "with")],
@@ -431,5 +469,5 @@ def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
     ):
         assert main(arguments) == 1
         err = capsys.readouterr().err
-        assert "/with/ckpt: no checkpoint can be used (step 40: config.yaml: " in err and err.count("\n") == 1
+        assert "/with/ckpt: no checkpoint can be used (step 40: its sha256 " in err and err.count("\n") == 1
     assert not (copied.parents[0] / "new").exists()

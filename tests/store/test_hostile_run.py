@@ -122,7 +122,7 @@ def test_a_summary_that_is_gone_or_another_variant_s_is_written_anew(run, capsys
     known = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(known | {"variant": "without_skip"}), encoding="utf-8")
     code, err = call(capsys, "train", config)
-    assert code == 1 and "variant: expected with; without that file the same command writes it anew" in err
+    assert code == 1 and "variant: expected with; without that file the same command writes it again" in err
     path.unlink()
     assert call(capsys, "train", config)[0] == 0
     again = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_anew_where_that_file
     path.write_text(content, encoding="utf-8")
     code, err = call(capsys, "train", config)
     assert code == 1 and f"{path}: cannot read: " in err
-    assert err.endswith("; without that file the same command chooses the steps of a dispatch anew\n")
+    assert err.endswith("; without that file the same command chooses the steps of a dispatch again\n")
     path.unlink()
     assert call(capsys, "train", config)[0] == 0
 

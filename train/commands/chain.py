@@ -4,14 +4,16 @@ import argparse
 import json
 import time
 
-from ..config.load import ConfigError, Problem, load
-from ..config.yaml12 import Place
+from ..config.load import ConfigError, Problem, find_config, load
+from ..config.yaml import Place
 from .types import new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", nargs="?", help="YAML file whose model is checked too, made small; without it a built-in one"
+        "config",
+        nargs="?",
+        help="YAML file or name of a shipped config, whose model is checked too, made small; without it a built-in one",
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--only", metavar="PATTERN", help="of claims, such as optimizer or 'scalar/skip*'")
@@ -23,7 +25,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Prints a table a group; 1 when a claim is not what it should be. Raises ConfigError, DataError, UserError."""
     # After an option argparse takes the config for an override.
     path, *overrides = [*([] if parsed.config is None else [parsed.config]), *parsed.overrides] or [None]
-    experiment = None if path is None else load(path, overrides)  # before JAX starts
+    experiment = None if path is None else load(find_config(path), overrides)  # before JAX starts
     from ..chain.claim import GROUPS
     from ..chain.claims import claims_of
     from ..chain.run import run as measured

@@ -4,13 +4,13 @@ import argparse
 import json
 from pathlib import Path
 
-from ..config.load import load
+from ..config.load import find_config, load
 from ..config.schema import InstrumentsConfig
 from .types import names_of, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file")
+    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints one table a variant, and one of them all. Raises ConfigError, DataError, UserError."""
-    experiment = load(parsed.config, parsed.overrides)
+    experiment = load(find_config(parsed.config), parsed.overrides)
     from ..disk import write_atomically
     from ..log.console import Console
     from ..report.tables import flow_table, instruments_table, probe_table, verdict_lines

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..config.load import ConfigError, Problem
-from ..config.yaml12 import Place
+from ..config.yaml import Place
 from .types import integer, prompt
 from .types import temperature as number_of
 

@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM. Raises ConfigError for a host that others reach, UserError for all else."""
     from ..config.load import ConfigError, Problem
-    from ..config.yaml12 import Place
+    from ..config.yaml import Place
     from ..errors import UserError
 
     folder = Path(parsed.run_directory)

@@ -2,11 +2,11 @@
 
 import argparse
 
-from ..config.load import load
+from ..config.load import find_config, load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file")
+    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
     )
@@ -21,7 +21,7 @@ def run(parsed: argparse.Namespace) -> int:
     Raises ConfigError, DataError, UserError, and Stopped where a signal finds nothing to save.
     """
     parsed.stop.doing = "the check of the config"
-    experiment = load(parsed.config, parsed.overrides)  # before JAX starts
+    experiment = load(find_config(parsed.config), parsed.overrides)  # before JAX starts
     from ..log.console import Console
     from ..run.experiment import train
 

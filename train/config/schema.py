@@ -19,15 +19,26 @@ from .optimizers import OPTIMIZERS, readers
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
 # Where a run is put and what it is called says nothing about what it computes.
 LABELS = ("name", "runs_dir")
-# What may change when a run goes on: it decides on what follows a step that is not finite, and on nothing before. (The
-# program of `skip` is another one, so up to that step the rounding may differ.)
-CHANGEABLE = ("train.on_nonfinite",)
-
+# Keys and sections that may change when a run goes on: what was computed so far depends on none of them, except where a
+# schedule is drawn over train.steps.
+CHANGEABLE = (
+    "train.steps",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.checkpoint_every",
+    "train.steps_per_call",
+    "train.on_nonfinite",
+    "watch",
+)
 
 if TYPE_CHECKING:
     OptimizerName = str
 else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
 class Factors(dict[str, float]):
@@ -82,7 +93,7 @@ class OptimizerConfig(Section):
     momentum: Annotated[float, Traced()] = Field(
         default=0.9, ge=0, lt=1, description=f"share of the last update's direction: {readers('momentum')}"
     )
-    betas: Annotated[tuple[float, float], Traced()] = Field(
+    betas: Annotated[tuple[Beta, Beta], Traced()] = Field(
         default=(0.9, 0.99),
         strict=False,
         description="averaging constants of the gradient and its square: adam, adamw, muon's adam; lion's two; the "
@@ -169,16 +180,16 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(
         default=500, ge=1, description="steps between checkpoints; the last step is always saved"
     )
-    on_nonfinite: Literal["stop", "skip", "rewind"] = Field(
+    on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
-        description="when a loss or gradient is not a finite number: stop the variant, skip the update, or rewind to "
-        "the last checkpoint and past the batches that led there (docs/stopping.md)",
+        description="when a loss or gradient is not a finite number: stop the variant, or skip the update "
+        "(docs/stopping.md)",
     )
-    steps_per_call: Literal["auto"] | int = Field(
+    steps_per_call: AutoOrCount = Field(
         default="auto",
         description="K, optimizer steps a dispatch; divides eval_every, checkpoint_every and instruments' intervals",
     )
-    unroll: Literal["auto"] | int = Field(default="auto", description="blocks unrolled in the scan over layers")
+    unroll: AutoOrCount = Field(default="auto", description="blocks unrolled in the scan over layers")
     group: Literal["auto", "vmap", "turn"] = Field(
         default="auto", description="variants of one shape: vmapped in one call, or called in turn; auto = turn on CPU"
     )

@@ -1,6 +1,7 @@
 """The device a run computes on, the dtype it computes in, and what else depends on the platform."""
 
 import os
+import platform as python
 import sys
 import textwrap
 import time
@@ -111,8 +112,18 @@ def grouped_by(config: TrainConfig, platform: Platform) -> str:
 
 
 def versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {name: version(name) for name in names}
+    """Returns the installed versions of the libraries that decide on a run's numbers."""
+    return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+
+
+@cache
+def environment() -> dict[str, dict[str, Any]]:
+    """Returns what a run's last bits depend on: `versions`, and the default `device`, its count and a CPU's cores."""
+    first = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
+    device = {"kind": kind_of(first), "name": first.device_kind, "count": len(jax.devices(first.platform))}
+    if device["kind"] == "cpu":
+        device["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"versions": versions() | {"python": python.python_version()}, "device": device}
 
 
 def peak_bytes(platform: Platform) -> int | None:

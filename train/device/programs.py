@@ -18,7 +18,6 @@ import numpy as np
 from model.network import Network
 from model.residual import rule_of
 
-from ..config.checks import strides
 from ..config.load import Variant
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput
@@ -58,14 +57,6 @@ def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None
     return [tuple(members) for members in groups.values()]
 
 
-def steps_per_call(config: RunConfig, step_seconds: float) -> int:
-    """K: the most steps a dispatch of at most about a second that watching, evaluations and checkpoints can share."""
-    if config.train.steps_per_call != "auto":
-        return config.train.steps_per_call
-    most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
-    return strides(config, most)[-1]
-
-
 def model_flops(network: Network, batch: int) -> float:
     """FLOPs of the matmuls of one forward and backward pass of `batch` windows (6 a weight and token, 12 T D a
     token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B; and 3 times those
@@ -79,15 +70,6 @@ def model_flops(network: Network, batch: int) -> float:
     return float((6 * weights + attention + 3 * rule_of(network.config).flops) * batch * network.context)
 
 
-# A guess of the speed, good enough to choose how many steps fit into a second.
-_ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
-
-
-def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
-    count = len(group.variants) if group.vmapped else 1
-    return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
-
-
 def shapes_of(feed: BatchInput, *lead: int) -> BatchInput:
     """Shapes and dtypes of host arrays, with `lead` in place of as many leading axes."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[len(lead) :]), leaf.dtype), feed)
@@ -99,7 +81,6 @@ class Programs:
 
     group: Group
     corpus: Any  # device array, or None when batches arrive whole
-    hurry: bool = False  # they are looked at, and hardly run
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
     feeds: dict[Any, Any] = field(default_factory=dict)  # what a call is given besides the state, numbers and corpus
@@ -111,7 +92,7 @@ class Programs:
         if key not in self._compiled:
 
             def build():
-                return compiled(function, arguments, donate, once or self.hurry)
+                return compiled(function, arguments, donate, once)
 
             self._compiled[key] = self._pool.submit(build)
             self.feeds[key] = arguments[3:]
@@ -176,24 +157,23 @@ class Programs:
             ("window", tuple(leaf.shape for leaf in jax.tree.leaves(batches)), watched), mapped, arguments, donate=(0,)
         )
 
-    def window(self, states: list[Any], batches: list[BatchInput], watched: bool) -> list[Any]:
-        """Runs a window of every variant, replaces `states` in place, returns what was measured, still on the device.
+    def window(self, states: Sequence[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
+        """Runs a window of every variant. Returns the new states and the measurements, both still on the device.
 
-        batches: leaves [K, B, ...], one entry a variant. A call whose state is None rests, here and in what is below:
-        it measures None.
+        batches: leaves [K, B, ...], one entry a variant. `states` are donated. A state of None rests, here and in the
+        methods below: its measurement is None.
         """
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
-        measured = []
-        for index, batch in enumerate(batches):
-            if states[index] is None:
-                measured.append(None)
-                continue
-            program = self.prepare_window(shapes_of(batch), watched).result()
-            batch = jax.device_put(batch)
-            states[index], metrics, seen = program(states[index], self._hp(index), self.corpus, batch)
-            measured.append((metrics, seen))
-        return measured
+        after, measured = [], []
+        for index, (state, batch) in enumerate(zip(states, batches, strict=True)):
+            results = None
+            if state is not None:
+                program = self.prepare_window(shapes_of(batch), watched).result()
+                state, *results = program(state, self._hp(index), self.corpus, jax.device_put(batch))
+            after.append(state)
+            measured.append(results)
+        return after, measured
 
     def prepare_instrument(self, name: str, batches: BatchInput) -> Future:
         """`batches`: shapes and dtypes of one call's batches, [instrument's batches, B, ...] behind the lead."""

@@ -1,14 +1,8 @@
-"""Where a run's figures go: a TensorBoard event file, and metrics.jsonl beside it.
+"""Metrics of a run: a TensorBoard event file, and metrics.jsonl beside it."""
 
-Nothing here may stop or slow a training run: what cannot be written is dropped, with one warning.
-"""
-
-import atexit
 import json
 import logging
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,89 +11,90 @@ from typing import Any
 
 import numpy as np
 
+from .append import AppendFile, event_file_header, event_file_name, event_record, json_line, keep_rows_before
 from .charts_layout import Layout
-from .event_file import EventThread
-from .metrics_file import Rows
 
 log = logging.getLogger(__name__)
 
-PUT_S = 1.0  # longest that one call waits for a place in the queue
-DRAIN_S = 30.0  # longest that drain and close wait for the disk
-SHAPES_OF_ROWS = 16  # sets of tags, each kept as an event to fill in: to name them takes six times as long
+FLUSH_S = 5.0  # a record reaches its file at most this late, while others follow it
+TAG_SETS = 16  # sets of tags whose Summary is kept for reuse: building one takes six times as long as filling it in
 
 
 class Tracker:
-    """One variant's event file and metrics.jsonl; survives a dead writer thread and a full disk.
+    """One variant's event file and metrics.jsonl.
 
-    What cannot be written is dropped, `warn` is called once, and training goes on. A context manager: leaving it
-    closes both files; so does the end of the process.
+    Nothing here stops a training run: when the disk refuses a record, `warn` is called once, and the record waits in
+    memory for a later flush (train/log/append.py). A context manager that closes both files.
 
     Args:
       directory: the variant's run directory, made if missing.
-      first_step: the step training starts or resumes at. What an earlier process logged for this step and later
-        disappears, from metrics.jsonl and from TensorBoard's view.
+      first_step: the step training starts or resumes at. Records of an earlier process for this step and later
+        disappear from metrics.jsonl and from TensorBoard's view.
       warn: called with one line, once.
+      clock: seconds, monotonic.
+
+    Raises:
+      OSError, UserError: the files cannot be opened.
     """
 
-    def __init__(self, directory: Path, *, first_step: int = 0, warn: Callable[[str], None] = log.warning) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        first_step: int = 0,
+        warn: Callable[[str], None] = log.warning,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        self._event, self._summary = Event, Summary
-        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._clock = directory, clock
         self._warn: Callable[[str], None] | None = warn
-        self._flat: dict[str, str | float | bool] = {}
-        self._last: dict[str, float] = {}
+        self._summary = Summary
         self._summaries: dict[tuple[str, ...], Any] = {}  # by tags
+        self._hparams: dict[str, str | float | bool] = {}
+        self._last: dict[str, float] = {}
         self._step = first_step
-        self._dropped = 0
-        self._stalled = False
+        self._flush_at = clock() + FLUSH_S
         self._closed = False
-        self._rows = Rows(directory / "metrics.jsonl", first_step)
-        self._events = EventThread(directory)
-        atexit.register(self.close)
-        # TensorBoard drops what it read of this run from this step on: earlier files, never this one.
-        self._put(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        keep_rows_before(directory / "metrics.jsonl", first_step)
+        self._rows = AppendFile(directory / "metrics.jsonl")
+        self._events = AppendFile(directory / event_file_name())
+        self._events.append(event_file_header(first_step))
+        self._flush()
 
     def config(self, yaml_text: str, flat: Mapping[str, object]) -> None:
         """Shows the resolved config as text now, and its flattened keys as hyperparameters at `finish`."""
-        self._flat = {key: _hparam(value) for key, value in flat.items()}
+        self._hparams = {key: _hparam(value) for key, value in flat.items()}
         # An indented block, not a fenced one: nothing in the YAML can end it.
         self.text("config", self._step, "".join(f"    {line}\n" for line in yaml_text.splitlines()))
 
     def layout(self, categories: Layout) -> None:
-        """Custom scalars: what train/log/charts_layout.py makes."""
+        """Custom scalars, as train/log/charts_layout.py makes them."""
         from tensorboardX.summary import custom_scalars
 
-        self._add(self._step, custom_scalars(dict(categories)))
+        self._event(self._step, custom_scalars(dict(categories)))
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Logs the scalars of one step, as one event and as one line of metrics.jsonl.
 
-        None is null in the line and nothing in TensorBoard. A value that is not finite is null in the line, which
+        None is null in the line and absent from TensorBoard. A value that is not finite is null in the line, which
         then names its tag under `nonfinite`, and itself in TensorBoard.
         """
-        self.log_all([(step, values)])
+        step = int(step)
+        scalars = {tag: float(value) for tag, value in values.items() if value is not None}
+        row: dict[str, object] = {"step": step, **values, **scalars}
+        if nonfinite := [tag for tag, value in scalars.items() if not math.isfinite(value)]:
+            row |= {**dict.fromkeys(nonfinite), "nonfinite": nonfinite}
+        self._step = step
+        self._last |= scalars
+        self._append(self._rows, json_line(row))
+        self._scalars(step, scalars)
 
     def log_all(self, steps: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
-        """`log` for several steps in order, with one write for all their lines."""
-        rows: list[Mapping[str, object]] = []
+        """`log` for several steps in order."""
         for step, values in steps:
-            step = int(step)
-            known = {tag: float(value) for tag, value in values.items() if value is not None}
-            row: dict[str, object] = {"step": step, **values, **known}
-            if nonfinite := [tag for tag, value in known.items() if not math.isfinite(value)]:
-                row |= {**dict.fromkeys(nonfinite), "nonfinite": nonfinite}
-            rows.append(row)
-            self._step = step
-            self._last |= known
-            self._scalars(step, known)
-        try:
-            if rows and not self._closed:
-                self._rows.append(*rows)
-        except OSError as error:
-            self._lose(f"metrics.jsonl: {error}")
+            self.log(step, values)
 
     def image(self, tag: str, step: int, rgb: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""
@@ -107,7 +102,7 @@ class Tracker:
             raise ValueError(f"image {tag}: expected uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
         from tensorboardX.summary import image
 
-        self._add(step, image(tag, rgb, dataformats="HWC"))
+        self._event(step, image(tag, rgb, dataformats="HWC"))
 
     def histogram(self, tag: str, step: int, edges: Sequence[float], counts: Sequence[float]) -> None:
         """Logs a histogram made elsewhere: `counts` of values between rising `edges`, one more than counts."""
@@ -117,32 +112,20 @@ class Tracker:
         total = sum(count * x for count, x in zip(counts, middles, strict=True))
         squares = sum(count * x * x for count, x in zip(counts, middles, strict=True))
         limits, number = list(edges[1:]), float(sum(counts))
-        self._add(step, histogram_raw(tag, edges[0], edges[-1], number, total, squares, limits, list(counts)))
+        self._event(step, histogram_raw(tag, edges[0], edges[-1], number, total, squares, limits, list(counts)))
 
     def text(self, tag: str, step: int, markdown: str) -> None:
+        """Logs a text for TensorBoard's Text tab."""
         from tensorboardX.summary import text
 
         summary = text(tag, markdown)
         summary.value[0].tag = tag  # without tensorboardX's suffix /text_summary
-        self._add(step, summary)
+        self._event(step, summary)
 
     def drain(self) -> bool:
-        """Waits until what was logged is on the disk. False when some of it was lost or the disk does not answer."""
-        if self._closed:
-            return self._dropped == 0 and self._events.lost == 0
-        done = threading.Event()
-        waits = self._enqueue(done)
-        deadline = time.monotonic() + DRAIN_S
-        while waits and not done.wait(0.2) and self._events.is_alive() and time.monotonic() < deadline:
-            pass
-        if waits and not done.is_set():
-            self._lose(f"TensorBoard events: not on the disk after {DRAIN_S:g} s")
-        try:
-            self._rows.sync()
-        except OSError as error:
-            self._lose(f"metrics.jsonl: {error}")
-        self._report()
-        return self._dropped == 0 and self._events.lost == 0
+        """Returns when everything logged is on the disk; False when some of it is not, or was lost."""
+        complete = self._closed or self._flush(sync=True)
+        return complete and self._rows.lost == self._events.lost == 0
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Writes the config and the final metrics for TensorBoard's HParams tab into this run's own file, and closes.
@@ -153,24 +136,16 @@ class Tracker:
 
         metrics = {tag: float(value) for tag, value in metrics.items()}
         self._scalars(self._step, {tag: value for tag, value in metrics.items() if self._last.get(tag) != value})
-        for summary in hparams(self._flat, metrics):
-            self._add(self._step, summary)
+        for summary in hparams(self._hparams, metrics):
+            self._event(self._step, summary)
         self.close()
 
     def close(self) -> None:
-        """Drains and closes, in bounded time; further calls do nothing."""
-        if self._closed:
-            return
-        drained = self.drain()
+        """Drains and closes; further calls do nothing."""
+        self.drain()
         self._closed = True
-        if self._events.is_alive() and self._enqueue(None):
-            self._events.join(DRAIN_S if drained else PUT_S)
-        try:
-            self._rows.close()
-        except OSError as error:
-            self._lose(f"metrics.jsonl: {error}")
-        self._report()
-        atexit.unregister(self.close)
+        self._rows.close()
+        self._events.close()
 
     def __enter__(self) -> "Tracker":
         return self
@@ -185,49 +160,36 @@ class Tracker:
             return
         tags = tuple(values)
         if tags not in self._summaries:
-            if len(self._summaries) == SHAPES_OF_ROWS:
+            if len(self._summaries) == TAG_SETS:
                 self._summaries.clear()
             self._summaries[tags] = self._summary(value=[self._summary.Value(tag=tag) for tag in tags])
         summary = self._summaries[tags]
         for entry, x in zip(summary.value, values.values(), strict=True):
             entry.simple_value = x
-        self._add(step, summary)
+        self._event(step, summary)
 
-    def _add(self, step: int, summary) -> None:
-        self._put(self._event(step=int(step), summary=summary))
+    def _event(self, step: int, summary: Any) -> None:
+        self._append(self._events, event_record(step=int(step), summary=summary))
 
-    def _put(self, event) -> None:
-        event.wall_time = time.time()
-        if not self._closed:
-            self._enqueue(event.SerializeToString())
-            self._report()
+    def _append(self, file: AppendFile, record: bytes) -> None:
+        if self._closed:
+            return
+        if self._clock() >= self._flush_at:
+            self._flush()
+            self._flush_at = self._clock() + FLUSH_S
+        file.append(record)
 
-    def _enqueue(self, item: bytes | threading.Event | None) -> bool:
-        """Waits `PUT_S` for a place in a full queue, but only once until there is one again."""
-        if not self._events.is_alive():
-            self._lose("TensorBoard events: the writer thread died")
-            return False
-        try:
-            self._events.queue.put(item, timeout=0 if self._stalled else PUT_S)
-        except queue.Full:
-            self._stalled = True
-            self._lose("TensorBoard events: the disk does not keep up")
-            return False
-        self._stalled = False
-        return True
-
-    def _report(self) -> None:
-        if self._events.failure is not None:
-            self._say(f"TensorBoard events: {self._events.failure}")
-
-    def _lose(self, why: str) -> None:
-        self._dropped += 1
-        self._say(why)
-
-    def _say(self, why: str) -> None:
-        if self._warn is not None:
-            warn, self._warn = self._warn, None
-            warn(f"{self._directory}: some metrics are not recorded ({why}); training goes on")
+    def _flush(self, sync: bool = False) -> bool:
+        complete = True
+        for name, file in (("metrics.jsonl", self._rows), ("TensorBoard events", self._events)):
+            try:
+                file.flush(sync)
+            except OSError as error:
+                complete = False
+                if self._warn is not None:
+                    warn, self._warn = self._warn, None
+                    warn(f"{self._directory}: {name} cannot be written ({error}); training goes on")
+        return complete
 
 
 def _hparam(value: object) -> str | float | bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..config.yaml12 import clean
+from ..config.yaml import clean
 from ..errors import UserError
 from .read import Run, read_run
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ..config.schema import LABELS
-from ..config.yaml12 import show
+from ..config.yaml import show
 from ..text import MISSING
 from .read import Run, depth_series
 from .tables import Table

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.files import content_of
 
 from ..config.load import MAX_BYTES
-from ..config.yaml12 import Place, clean, read, show
+from ..config.yaml import Place, clean, read, show
 from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run
@@ -53,8 +53,6 @@ class Run:
             parts.append(f"the run stopped at step {told.get('steps')}")
         if skipped := told.get("skipped_steps"):
             parts.append(f"{skipped} updates left out")
-        if rewinds := told.get("rewinds"):
-            parts.append(f"{len(rewinds)} rewinds")
         return "; ".join(parts)
 
     @property
@@ -170,7 +168,6 @@ class _Summary(BaseModel):
     first_nonfinite_step: int | None = None
     nonfinite: str | None = None
     skipped_steps: int = 0
-    rewinds: list[list[int]] | None = None
     floors: dict[str, float | None] | None = None
     versions: dict[str, str] | None = None
     verdict: _Said | None = None

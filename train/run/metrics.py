@@ -1,9 +1,10 @@
-"""What one variant has logged: rows that are still open, the last watched step, and the summary at the end."""
+"""Metrics of one variant as it trains: open rows, verdicts, loss spikes, and the series behind its summary."""
 
 import logging
 import math
+import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from model.residual import rule_of
 from ..config.instruments import lines
 from ..config.load import Variant, flatten, to_yaml
 from ..core.evaluate import Scores
-from ..core.state import State
 from ..core.step import StepStats
 from ..core.tags import Scalars, watched_scalars
-from ..errors import UserError
 from ..gradflow.advice import advice_for
 from ..gradflow.delta import underflows
 from ..gradflow.gradients import Histogram, edges
@@ -30,95 +29,145 @@ from ..gradflow.spikes import Watch, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import Curve, Reading, scalars_of
 from ..log.writer import Tracker
-from ..report.read import depth_series, read_run
-from ..store.checkpoint import Checkpoints
-from ..text import layer
-from .nonfinite import History
+from ..report.read import Run, depth_series, read_run
+from ..text import LAYER, layer
+from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
+from .windows import watched_steps
 
 log = logging.getLogger(__name__)
 
-SPIKES_TOLD = 5  # a variant; the rest are in the log
+SPIKE_WARNINGS = 5  # a variant; the rest are in the log
+# Tags whose history the summary, the verdict and the pictures need; kept in memory, so that no log is read back.
+_KEPT = re.compile(
+    rf"loss/.+|accuracy/val|optim/nonfinite|update/ratio_log10/{LAYER}|delta(_without)?/norm_log10/{LAYER}"
+)
 
 
-@dataclass
-class Record:
-    """The log of one variant. A row is everything known about the parameters after `step` optimizer steps:
+class RunMetrics:
+    """The metrics of one variant.
 
-    losses of the steps that led there, the evaluation, and what the step that starts there measured. A row is
-    written once nothing can be added to it, so that each step has one row, also across a resumption.
+    A row holds everything about the parameters after `step` optimizer steps: the losses of the steps that led there,
+    the evaluation, and the measurements of the step that starts there. It is written once nothing can be added to it,
+    so that each step has one row, also across a resumption.
+
+    Args:
+        variant: name and config.
+        directory: the run directory; its log is opened, and cut back to rows before `start_step`.
+        dtype: of compute, which decides how far gradients can be trusted.
+        start_step: the step from which training starts or resumes.
+        saved: at a resumption, what `meta` returned at that step.
+        warn: called with one line about what a person should know.
+
+    Raises UserError when the log cannot be opened or read.
     """
 
-    variant: Variant
-    directory: Path
-    first_step: int
-    warn: Callable[[str], None] = log.warning
-    tracker: Tracker = field(init=False)
-    checkpoints: Checkpoints = field(init=False)
-    open_rows: dict[int, Scalars] = field(default_factory=dict)
-    first: Verdict | None = None  # on the first watched step
-    last: Verdict | None = None  # on the last one so far
-    last_watched: int = 0
-    watch: Watch = Watch()  # for loss spikes
-    spikes: int = 0  # seen so far
-    last_loss: float = math.nan
-    history: History = History()  # of steps that were not finite
-    ended: int | None = None  # the step at which it stopped for good because of one
-    due: bool = False  # whether the checkpoint it goes on from was saved before its evaluation and instruments
+    def __init__(
+        self,
+        variant: Variant,
+        directory: Path,
+        dtype: str,
+        start_step: int = 0,
+        saved: Mapping[str, Any] | None = None,
+        warn: Callable[[str], None] = log.warning,
+    ) -> None:
+        self.variant, self.directory, self.dtype, self.warn = variant, directory, dtype, warn
+        self.open_rows: dict[int, Scalars] = {}
+        self.first_verdict: Verdict | None = None  # of the first watched step
+        self.last_verdict: Verdict | None = None  # of the last one so far
+        self.last_watched = 0
+        self.spike_watch, self.spikes = Watch(), 0
+        self.last_loss = math.nan
+        self.nonfinite = NonfiniteSteps()
+        self.ended: int | None = None  # the step at which a step that is not finite ended the variant
+        self.eval_pending = False  # the checkpoint was saved before the evaluation and instruments of its step
+        self._series: dict[str, tuple[array, array]] = {}
+        self._kept: dict[str, bool] = {}  # by tag: does _KEPT match
+        self.tracker = Tracker(directory, first_step=start_step, warn=warn)
+        if saved is not None:
+            self.open_rows[start_step] = dict(saved["row"])
+            self.first_verdict, self.last_verdict = (None if v is None else Verdict(*v) for v in saved["verdicts"])
+            self.last_watched, self.spikes = saved["watched"], saved["spikes"]
+            self.spike_watch = Watch.from_json(saved["watch"])
+            self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["due"]
+            for tag, (steps, values) in read_run(directory).steps.items():
+                if _KEPT.fullmatch(tag):
+                    self._series[tag] = (array("q", steps.tolist()), array("d", values.tolist()))
+        self.tracker.config(to_yaml(variant.config), flatten(variant.config))
 
-    def __post_init__(self) -> None:
-        self.tracker = Tracker(self.directory, first_step=self.first_step, warn=self.warn)
-        self.checkpoints = Checkpoints(self.directory, self.variant.config)
-        self.checkpoints.go_on_from(self.first_step)
-        if self.first_step:
-            self._go_on_from(self.checkpoints.meta(self.first_step))
-        self.tracker.config(to_yaml(self.variant.config), flatten(self.variant.config))
+    def meta(self, step: int, eval_pending: bool) -> dict[str, Any]:
+        """What a checkpoint of `step` carries so that a resumed run logs and judges the same; JSON can hold it."""
+        return {
+            "row": self.open_rows.get(step, {}),
+            "verdicts": [None if v is None else list(v) for v in (self.first_verdict, self.last_verdict)],
+            "watched": self.last_watched,
+            "watch": self.spike_watch.as_json(),
+            "spikes": self.spikes,
+            "nonfinite": vars(self.nonfinite),
+            "due": eval_pending,
+        }
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Adds values to the row of a step."""
         self.open_rows.setdefault(step, {}).update(values)
 
-    def watched(self, steps: Sequence[int], stacked: StepStats, dtype: str) -> None:
-        """What a window measured at `steps`, stacked [steps or more]; `dtype`: that it was computed in."""
-        if not steps:
-            return
-        for step, row in zip(steps, watched_scalars(stacked, dtype), strict=False):
-            self.add(step, row)
-        parts = rule_of(self.variant.config.model).parts
-        first, last = (jax.tree.map(lambda leaf, at=at: leaf[at], stacked) for at in (0, len(steps) - 1))
-        self.first = self.first or _judged(first, parts, dtype)
-        self.last, self.last_watched = _judged(last, parts, dtype), steps[-1]
+    def add_window(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
+        """Logs a window of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
 
-    def losses(self, start: int, losses: Float[np.ndarray, " K"], made: Bool[np.ndarray, " K"]) -> list[str]:
-        """The training losses of a window of K steps from `start` on. Returns a line for each spike that began.
-
-        `made`: whether a step's update was; the mean is over these, if there are any.
+        Returns the step (counted from 1) that is not finite and wants a diagnosis, if there is one. Rows after a step
+        that ends the variant are not logged.
         """
-        end = start + len(losses)
-        inside = self.watch.level is not None
-        self.watch, heights = follow(self.watch, losses)
-        self.last_loss = float(np.mean(losses[made] if made.any() else losses, dtype=np.float64))
+        config = self.variant.config
+        end, bad, skip = start + len(metrics.loss), first_nonfinite(metrics.finite, start), False
+        diagnose = bad
+        if config.train.on_nonfinite == "skip":
+            skip, diagnosed = True, self.nonfinite.cause is not None
+            self.nonfinite = self.nonfinite.skipping(metrics.finite, start)
+            self.add(end, {"optim/skipped": float(np.sum(~metrics.finite))})
+            if bad is not None and diagnosed:
+                diagnose = end if self.nonfinite.in_a_row >= MOST_SKIPPED else None
+        until = end if bad is None or skip else bad
+        watched = [step for step in watched_steps(start, end, config.watch.every) if step < until]
+        if stats is not None and watched:
+            self._add_watched(watched, stats)
+        self._add_losses(start, metrics.loss[: until - start], metrics.finite[: until - start])
+        row = {"optim/lr": float(metrics.lr[until - start - 1])}
+        if steps_per_s is not None:
+            tokens = config.data.batch * config.data.context
+            row |= {"perf/steps_per_s": steps_per_s, "perf/tokens_per_s": steps_per_s * tokens}
+        self.add(until, row)
+        self.write_before(until)
+        return diagnose
+
+    def _add_watched(self, steps: Sequence[int], stats: StepStats) -> None:
+        for step, row in zip(steps, watched_scalars(stats, self.dtype), strict=False):
+            self.add(step, row)
+        self.last_verdict, self.last_watched = self._judged(stats, len(steps) - 1), steps[-1]
+        self.first_verdict = self.first_verdict or self._judged(stats, 0)
+
+    def _judged(self, stats: StepStats, index: int) -> Verdict:
+        flow, weight = jax.tree.map(lambda leaf: leaf[index], (stats.flow, stats.weight))
+        doubt = underflows(flow, weight, rule_of(self.variant.config.model).parts)
+        rms, rank = np.asarray(flow.seen.rms), np.asarray(flow.seen.rank)
+        return judge(log10(flow.delta), flow.grad.log10(), doubt, rms, rank, self.dtype)
+
+    def _add_losses(self, start: int, losses: Float[np.ndarray, " K"], updated: Bool[np.ndarray, " K"]) -> None:
+        """The mean is over the steps whose update was made, if there are any."""
+        end, was_in_spike = start + len(losses), self.spike_watch.level is not None
+        self.spike_watch, heights = follow(self.spike_watch, losses)
+        self.last_loss = float(np.mean(losses[updated] if updated.any() else losses, dtype=np.float64))
         self.add(end, {"loss/train": self.last_loss, "loss/spike": float(np.max(heights))})
-        began = np.flatnonzero((heights > 0) & ~np.append(inside, heights[:-1] > 0)).tolist()
-        told = [self._spike(start + i + 1, float(heights[i])) for i in began[: max(0, SPIKES_TOLD - self.spikes)]]
+        began = np.flatnonzero((heights > 0) & ~np.append(was_in_spike, heights[:-1] > 0)).tolist()
+        for index in began[: max(0, SPIKE_WARNINGS - self.spikes)]:
+            step, last = start + index + 1, self.last_verdict
+            flow = "" if last is None else f"; by step {self.last_watched} {last.state}: {last.why}"
+            line = f"loss spike at step {step}, {heights[index]:.3g} above what was usual before{flow}"
+            advice = advice_for("unstable", self.variant.config)
+            self.tracker.text("verdict/spike", step, f"{line}\n\nTry {advice}")
+            self.warn(f"{self.variant.name}: {line}")
         self.spikes += len(began)
-        return told
 
-    def _spike(self, step: int, height: float) -> str:
-        """What is said of a spike seen at `step`, also in TensorBoard: where it stands and how the gradient flows."""
-        flow = "" if self.last is None else f"; by step {self.last_watched} {self.last.state}: {self.last.why}"
-        line = f"loss spike at step {step}, {height:.3g} above what was usual before{flow}"
-        self.tracker.text("verdict/spike", step, f"{line}\n\nTry {advice_for('unstable', self.variant.config)}")
-        return line
-
-    def verdict(self, series: Mapping[str, Series]) -> Verdict | None:
-        """On the run so far, of which `series` has been logged; None when no step was watched."""
-        if self.first is None or self.last is None:
-            return None
-        course, config = loss_history_of(series), self.variant.config
-        found = over_run(self.first, self.last, self.last_watched, course, config.optimizer.warmup)
-        return found._replace(advice=advice_for(found.state, config, course.update))
-
-    def readings(self, step: int, readings: Mapping[str, Reading]) -> None:
-        """What an instrument read at the weights after `step` steps."""
+    def add_readings(self, step: int, readings: Mapping[str, Reading]) -> None:
+        """Adds an instrument's readings at the weights after `step` steps; pictures and histograms go out at once."""
         self.add(step, scalars_of(readings))
         for name, reading in readings.items():
             if isinstance(reading, Histogram):
@@ -132,55 +181,43 @@ class Record:
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
 
-    def save(self, state: State, due: bool = False) -> None:
-        """A checkpoint with what the log still needs to go on as if nothing had happened. Raises UserError.
-
-        `due`: what is to be evaluated and measured at this step has not been.
-        """
-        self.tracker.drain()
-        step = int(state.step)
-        meta = {
-            "row": self.open_rows.get(step, {}),
-            "verdicts": [None if verdict is None else list(verdict) for verdict in (self.first, self.last)],
-            "watched": self.last_watched,
-            "watch": self.watch.as_json(),
-            "spikes": self.spikes,
-            "nonfinite": self.history.as_json(),
-            "due": due,
-        }
-        self.checkpoints.save(state, meta)
-
-    def _go_on_from(self, meta: Mapping[str, Any]) -> None:
-        self.open_rows[self.first_step] = dict(meta["row"])
-        # A checkpoint of an older version has one verdict more and nothing of the losses: they are followed from here.
-        self.first, self.last = (None if saved is None else Verdict(*saved) for saved in meta["verdicts"][:2])
-        if "watch" in meta:
-            self.last_watched, self.spikes = meta["watched"], meta["spikes"]
-            self.watch = Watch.from_json(meta["watch"])
-        if "nonfinite" in meta:
-            self.history, self.due = History.from_json(meta["nonfinite"]), meta["due"]
-
     def end(self, step: int) -> None:
-        """Nothing is logged of what comes after `step`, at which training stopped for good."""
+        """Ends the variant at a step that is not finite; nothing after it is logged."""
         self.ended = step
         self.add(step, {"optim/nonfinite": 1.0})
         self.write_before(math.inf)
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
-        ready = sorted(s for s in self.open_rows if s < step)
-        self.tracker.log_all([(s, self.open_rows.pop(s)) for s in ready])
+        rows = [(s, self.open_rows.pop(s)) for s in sorted(s for s in self.open_rows if s < step)]
+        for at, row in rows:
+            for tag, value in row.items():
+                if tag not in self._kept:
+                    self._kept[tag] = _KEPT.fullmatch(tag) is not None
+                if self._kept[tag] and value is not None:
+                    steps, values = self._series.setdefault(tag, (array("q"), array("d")))
+                    steps.append(at)
+                    values.append(value if math.isfinite(value) else math.nan)
+        self.tracker.log_all(rows)
 
-    def pictures(self) -> None:
-        """Rewrites the depth x step heatmaps from what has been logged."""
+    @property
+    def series(self) -> dict[str, Series]:
+        """Steps and values of the logged tags that summaries and pictures need; NaN stands for what is not finite."""
+        return {tag: (np.array(steps, np.int64), np.array(values)) for tag, (steps, values) in self._series.items()}
+
+    def verdict(self) -> Verdict | None:
+        """The verdict on the run so far; None when no step was watched."""
+        if self.first_verdict is None or self.last_verdict is None:
+            return None
+        history, config = loss_history_of(self.series), self.variant.config
+        verdict = over_run(self.first_verdict, self.last_verdict, self.last_watched, history, config.optimizer.warmup)
+        return verdict._replace(advice=advice_for(verdict.state, config, history.update))
+
+    def draw(self) -> None:
+        """Rewrites the depth x step heatmaps."""
         from ..report import charts  # matplotlib takes a second to import
 
-        self.tracker.drain()
-        try:
-            run = read_run(self.directory)
-        except UserError as error:  # a log that cannot be read back is no reason to stop training
-            self.warn(f"{error}; no pictures are drawn")
-            return
+        run = Run(self.variant.name, self.directory, {}, None, self.series)
         for prefix, title in (("delta", "|δ| as trained"), ("delta_without", "|δ|, skips removed")):
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
@@ -189,78 +226,18 @@ class Record:
             figure = charts.heatmap(steps, values, title, charts.DELTA_UNIT, *charts.DELTA_SCALE, charts.SMALL)
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
 
-    def summary(self, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:
-        """What summary.json holds, read back from the run's own log."""
-        self.tracker.drain()
-        series = read_run(self.directory).steps
 
-        def values(tag: str) -> list[float]:
-            return [float(v) for v in series[tag][1]] if tag in series else []
+def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dict[str, float | None]:
+    """The tags of an evaluation; `split` is val, or val_ema for the averaged weights.
 
-        def last(tag: str) -> float | None:
-            """What was logged last; None where that is not finite, whatever it was before."""
-            return next((v for v in values(tag)[-1:] if math.isfinite(v)), None)
-
-        losses = values("loss/train")
-        config = self.variant.config
-        steps = int(series["loss/train"][0][-1]) if "loss/train" in series else 0
-        still_open = max((step for step, row in self.open_rows.items() if "loss/train" in row), default=0)
-        if still_open > steps:  # stopped by a signal: the row of the last step waits for what a resumption adds
-            steps = still_open
-            losses.append(self.last_loss)
-        evaluated = int(series["loss/val"][0][-1]) if "loss/val" in series else None
-        finite = [v for v in losses if math.isfinite(v)]
-        verdict = self.verdict(series)
-
-        def at_the_end(tag: str) -> float | None:
-            return last(tag) if evaluated == steps else None
-
-        return {
-            "variant": self.variant.name,
-            "steps": steps,
-            "tokens": steps * config.data.batch * config.data.context,
-            "loss_first": finite[0] if finite else None,
-            "loss_train": losses[-1] if losses and math.isfinite(losses[-1]) else None,
-            "loss_val": at_the_end("loss/val"),
-            "best_val": min(filter(math.isfinite, values("loss/val")), default=None),
-            **({"loss_val_ema": at_the_end("loss/val_ema")} if "loss/val_ema" in series else {}),
-            "accuracy_val": at_the_end("accuracy/val"),
-            "floors": {tag.removeprefix("loss/"): last(tag) for tag in series if tag.startswith("loss/floor")},
-            "first_nonfinite_step": self.history.first,
-            "nonfinite": self.history.cause,
-            **self._policy(),
-            **timing,
-            "verdict": None if verdict is None else verdict.as_json(),
-            "verdict_start": None if self.first is None else self.first.as_json(),
-            "verdict_end": None if self.last is None else self.last.as_json(),
-            "exit_reason": reason,
-        }
-
-    def _policy(self) -> dict[str, Any]:
-        """What `train.on_nonfinite` has done, where it does more than stop."""
-        policy, history = self.variant.config.train.on_nonfinite, self.history
-        if policy == "skip":
-            return {"skipped_steps": history.skipped}
-        return {"rewinds": history.as_json()["rewinds"]} if policy == "rewind" else {}
-
-
-def evaluation(scores: Scores, source: Source, task: str, of: str) -> dict[str, float | None]:
-    """The tags of an evaluation `of` val or val_ema. What is known of the data, when it is used for its own task, is
-    logged beside it: flat lines."""
+    The best possible losses of the data, where they are known for this task, come along as flat lines.
+    """
     loss = float(scores.loss)
-    row: dict[str, float | None] = {f"loss/{of}": loss}
+    row: dict[str, float | None] = {f"loss/{split}": loss}
     if task == "lm":
         with np.errstate(over="ignore"):
-            row[f"perplexity/{of}"] = float(np.exp(loss))
+            row[f"perplexity/{split}"] = float(np.exp(loss))
     if task != "regression":
-        row[f"accuracy/{of}"] = float(scores.accuracy)
+        row[f"accuracy/{split}"] = float(scores.accuracy)
     floors = source.floors if task == source.form.task else {}
     return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}
-
-
-def _judged(measured: StepStats, parts: bool, dtype: str) -> Verdict:
-    flow = measured.flow
-    doubt = underflows(flow, measured.weight, parts)
-    seen = flow.seen
-    assert seen is not None
-    return judge(log10(flow.delta), flow.grad.log10(), doubt, np.asarray(seen.rms), np.asarray(seen.rank), dtype)

@@ -149,14 +149,15 @@ def restored(group: Group, variant: Variant, directory: Path, step: int, platfor
             "leave the variants out with variants={}, or set these keys as there"
         )
     checkpoints = Checkpoints(directory)
-    same_config(checkpoints.folder(step), checkpoints.manifest(step).origin, saved)
-    params, wanted = checkpoints.params(step, platform.device), group.network.shapes()
+    same_config(checkpoints.path(step), checkpoints.header(step), saved)
+    params, wanted = checkpoints.params(step), group.network.shapes()
     there, here = (_sizes(tree) for tree in (params, wanted))
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             got = f"{there.get(path, 'missing')} in {directory}"
             raise UserError(f"variant {variant.name}: expected {path} {here.get(path, 'missing')}, got {got}")
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)
+    cast = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)
+    return jax.device_put(cast, platform.device)
 
 
 def _sizes(params: Any) -> dict[str, list[int]]:

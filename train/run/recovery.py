@@ -1,90 +1,105 @@
-"""What is done about a step that is not finite, and what is said of it: `train.on_nonfinite`, docs/stopping.md."""
+"""Steps that are not finite: what is remembered of them, and their cause, found by replaying the steps before."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ..core.nonfinite_cause import Cause
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from ..config.schema import RunConfig
+from ..core.batch import BatchInput, batch_of
+from ..core.compile import called_once
+from ..core.nonfinite_cause import Cause, cause_of, examine
+from ..core.optimizer import HParams
 from ..core.state import State
-from ..errors import UserError, first_line
-from ..gradflow.advice import advice_for
-from ..log.console import Console
-from .metrics import Record
-from .nonfinite import MOST_REWINDS, MOST_SKIPPED
-from .replay import Replay
+from ..device.programs import Programs
+from .windows import watched_steps
 
-
-class Rewound(Exception):
-    """The group goes on from the state after `step` steps."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
+# Steps in a row that may be skipped: a run that has skipped more stands still, and is stopped.
+MOST_SKIPPED = 100
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """Of the variants of one group, by their index."""
+class NonfiniteSteps:
+    """A variant's memory of steps that were not finite; in each checkpoint, so that a resumed run goes on the same.
 
-    records: list[Record]
-    console: Console
-    replay: Callable[[int], Replay]
-    good: Callable[[int], tuple[int, State]]  # the last good step, and the state after it
-    windows: Callable[[int], Iterator[tuple[int, int]]]  # from a step on
+    Steps are counted from 1: step n leads from the weights after n - 1 updates to those after n.
+    """
 
-    def attend(self, bad: Sequence[tuple[int, int]]) -> None:
-        """`bad`: (variant, step counted from 1), of one window. A variant that stops has `ended` set in its record.
+    first: int | None = None
+    cause: str | None = None  # of the first one
+    skipped: int = 0  # updates left out so far
+    in_a_row: int = 0  # of them, up to the last step
 
-        Raises Rewound when some of them are to be tried again.
-        """
-        back: list[int] = []
-        for index, step in bad:
-            record = self.records[index]
-            policy = record.variant.config.train.on_nonfinite
-            step, since = self._told(index, step)
-            if policy == "skip":
-                self._skipped(record, step)
-            elif policy == "stop" or (history := record.history.rewound(since, step)) is None:
-                tried = "" if policy == "stop" else f" after {MOST_REWINDS} rewinds to step {since}"
-                self._stopped(record, step, since, tried)
-            else:
-                record.history = history
-                back.append(since)
-                past = f"past the batches of steps {since + 1} to {step}"
-                self.console.warn(f"{record.variant.name}: back to step {since}, {past}")
-        if back:
-            raise Rewound(min(back))
+    def skipping(self, finite: Bool[np.ndarray, " K"], start: int) -> "NonfiniteSteps":
+        """The memory after a window from `start` on whose bad updates were left out."""
+        bad = np.flatnonzero(~finite)
+        if not bad.size:
+            return replace(self, in_a_row=0)
+        good = np.flatnonzero(finite)
+        row = self.in_a_row + len(finite) if not good.size else len(finite) - 1 - int(good[-1])
+        return replace(self, skipped=self.skipped + bad.size, in_a_row=row)
 
-    def _told(self, index: int, step: int) -> tuple[int, int]:
-        """Says what went wrong. Returns the exact step and the last good one."""
-        record = self.records[index]
-        name = record.variant.name
-        self.console.warn(f"{name}: step {step} is not finite; its steps since the last good state are taken again")
-        since = max(record.checkpoints.steps(), default=0)
-        cause: Cause | None = None
-        try:
-            since, state = self.good(index)
-            found = self.replay(index).find(state, self.windows(since), step)
-            step, cause = (step, None) if found is None else found
-            said = "a signal came before it was known where" if cause is None else str(cause)
-        except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
-            said = f"it could not be taken again: {first_line(error)[:200]}"
-        record.history = record.history.bad_at(step, said)
-        self.console.warn(f"{name}: step {step}: {said}")
-        advice = advice_for("unstable", record.variant.config)
-        record.tracker.text("verdict/nonfinite", step, f"step {step}: {said}\n\nTry {advice}")
-        return step, since
+    def diagnosed(self, step: int, cause: str) -> "NonfiniteSteps":
+        """The memory after a diagnosis; only the first one is kept."""
+        return self if self.cause is not None else replace(self, first=step, cause=cause)
 
-    def _skipped(self, record: Record, step: int) -> None:
-        name = record.variant.name
-        if record.history.in_a_row >= MOST_SKIPPED:
-            self._stopped(
-                record, step, max(record.checkpoints.steps(), default=0), f", {MOST_SKIPPED} in a row skipped"
-            )
-            return
-        self.console.warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
 
-    def _stopped(self, record: Record, step: int, since: int, why: str) -> None:
-        kept = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
-        self.console.warn(f"{record.variant.name}: stops at step {step}{why}; {kept}")
-        record.end(step)
-        self.console.over(record.variant.name)
+def first_nonfinite(finite: Bool[np.ndarray, " K"], start: int) -> int | None:
+    """The first step, counted from 1, of a window from `start` on that is not finite."""
+    bad = np.flatnonzero(~np.asarray(finite))
+    return start + int(bad[0]) + 1 if bad.size else None
+
+
+def find_cause(
+    programs: Programs,
+    index: int,
+    state: State,
+    windows: Iterable[tuple[int, int]],
+    batches: Callable[[int, int], list[Any]],
+    bad: int,
+    stopping: Callable[[], bool],
+) -> tuple[int, Cause] | None:
+    """Replays one variant from its last good state up to the bad step, and takes that step apart.
+
+    Args:
+        index: of the variant in its group.
+        state: of the variant, where the first of the windows starts.
+        windows: from there on. Those before the bad one run as they did; the bad one goes step by step.
+        batches: (start, end) -> leaves [end - start, B, ...], one entry a variant.
+        bad: the step that was not finite, counted from 1.
+
+    Returns the first bad step at or before `bad` and its cause; None when `stopping`. Needs memory for a second state.
+    """
+    group, every = programs.group, programs.group.config.watch.every
+    if group.vmapped:  # one call of all: the others repeat this one
+        states = programs.joined([state] * len(group.variants))
+    else:
+        states = [state if other == index else None for other in range(len(group.variants))]
+    for start, end in windows:
+        if stopping():
+            return None
+        if end < bad:
+            states, _ = programs.window(states, batches(start, end), bool(watched_steps(start, end, every)))
+            continue
+        before, step, watched = states, start, watched_steps(start, end, every)
+        for step in range(start, bad):
+            if stopping():
+                return None
+            before = jax.tree.map(lambda leaf: leaf.copy(), states)  # a window donates its states
+            states, measured = programs.window(states, batches(step, step + 1), step in watched)
+            metrics = programs.each(jax.device_get(measured))[index][0]
+            if not metrics.finite[0]:
+                break
+        before = programs.each(jax.device_get(before))[index]
+        feed = jax.tree.map(lambda leaf: leaf[0], batches(step, step + 1)[index])
+        config, hp = group.variants[index].config, group.hparams[index]
+
+        def replay(state: State, hp: HParams, corpus: Any, feed: BatchInput, config: RunConfig = config) -> Any:
+            return examine(group.network, config, state, hp, batch_of(feed, corpus, group.network.context))
+
+        found = jax.device_get(called_once(replay, before, hp, programs.corpus, feed))
+        return step + 1, cause_of(found, group.network.param_dtype)
+    raise AssertionError("no window holds the bad step")

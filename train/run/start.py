@@ -1,54 +1,206 @@
-"""Before a group trains: whether it is over, where it goes on, and whether it may, by what its directories hold."""
+"""The start of a group of variants: finished, resumed or fresh, by what its run directories hold."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
 
 from data.source import Source
 
+from ..config.checks import strides
+from ..config.load import Variant
+from ..config.schema import RunConfig
+from ..core.schedule import learning_rate
 from ..core.state import parameter_count
+from ..device.platform import environment
 from ..device.programs import Group, model_flops
+from ..disk import read_json, write_json
+from ..errors import UserError
 from ..log.console import Console
+from ..report.read import summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
-from ..store.rundir import claim, remember_data
-from .resume import finished_run, same_origin, saved_alike
+from ..store.provenance import config_of, environment_changes, same_config, same_data
+from ..store.rundir import changed, check_config, claim, data_sums, directory_of, remember_data, shown
+from .transfer import Source as Pretrained
+from .transfer import open_source
 
 
-def stands(group: Group, directories: Sequence[Path], console: Console) -> tuple[int, list[dict[str, Any]] | None]:
-    """(the step to go on from, the summaries of a group that is over). Changes nothing.
+class Start(NamedTuple):
+    """step: the steps done before. finished: a summary a variant when nothing is left to train, else None. pretrained:
+    the run whose parameters a fresh one takes over."""
 
-    Raises UserError when there are checkpoints and none is whole.
+    step: int
+    finished: list[dict[str, Any]] | None
+    pretrained: Pretrained | None
+
+
+def begin(
+    group: Group, source: Source, directories: Sequence[Path], K: int, console: Console, allow_data_change: bool
+) -> Start:
+    """Decides how a group starts, and writes what its directories need; their locks are held.
+
+    Raises UserError before anything is written: a directory holds another run, or one of other data that
+    `allow_data_change` does not admit; none of its checkpoints is whole; it is beyond `train.steps` already.
     """
-    done = [summary for directory in directories if (summary := finished_run(directory))]
-    if len(done) == len(directories):
-        return group.config.train.steps, done
-    return newest_common([Checkpoints(directory) for directory in directories], console.warn) or 0, None
+    variants, config = group.variants, group.config
+    finished = [summary for variant in variants if (summary := finished_run(variant))]
+    over = len(finished) == len(variants)
+    all_checkpoints = [Checkpoints(directory) for directory in directories]
+    step = config.train.steps if over else newest_common(all_checkpoints, console.warn) or 0
+    if step > config.train.steps:
+        raise UserError(f"{directories[0]}: has trained {step} steps already, and train.steps is {config.train.steps}")
+    pretrained = None
+    if config.train.init_from and not step:
+        with variants[0].placing():
+            pretrained = open_source(Path(config.train.init_from))
+    notes, warnings = [], []
+    for variant, directory, checkpoints in zip(variants, directories, all_checkpoints, strict=True):
+        check_config(variant)
+        if not (saved := newest(variant) if over else step):
+            continue
+        where, header = checkpoints.path(saved), checkpoints.header(saved)
+        same_config(where, header, variant.config)  # also where config.yaml is lost, or was edited
+        if over:
+            continue
+        same_data(where, header, {source.sha256, *data_sums(directory)})
+        if (before := config_of(where, header)) is not None and (changes := changes_at(step, before, variant.config)):
+            notes.append(f"continues at step {step} with {changes}")
+        if drift := environment_changes(header, environment()):
+            warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
+    for variant, directory in zip(variants, directories, strict=True):
+        claim(variant, rewrite=not over)
+        if not (over and allow_data_change):  # a finished run reads no more data
+            tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
+            line = remember_data(directory, source.sha256, source.source, tokenizer, step, allow_data_change)
+            warnings += [line] if line else []
+    for line in dict.fromkeys(warnings):
+        console.warn(line)
+    for line in dict.fromkeys(notes):
+        console.note(line)
+    if over:
+        console.note(f"{', '.join(variant.name for variant in variants)}: finished before; nothing to do")
+        return Start(step, finished, None)
+    write_json(directories[0] / "choices.json", {"steps_per_call": K})
+    return Start(step, None, pretrained)
 
 
-def admit(
-    group: Group, source: Source, directories: Sequence[Path], console: Console, first: int, over: bool, allow: bool
-) -> None:
-    """Makes the directories this group's, which goes on from step `first` or is `over`; their locks are held.
+def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
+    """Returns the keys that were changed when a run went on, `train.steps 500 -> 2000`, None without any.
 
-    Raises UserError when one holds another run, or one of other data and `allow` does not let it go on with these.
+    A schedule that depends on `train.steps` is mentioned if it would have taken another way up to `step`.
     """
-    for variant, directory in zip(group.variants, directories, strict=True):
-        if not (directory / "config.yaml").exists():
-            saved_alike(variant)
-        claim(variant)
-        kept = None if source.tokenizer is None else source.tokenizer.to_json()
-        if over and allow:
-            continue  # it reads no more data
-        if said := remember_data(directory, source.sha256, source.source, kept, first, allow):
-            console.warn(said)
-    if first and not over:
-        for said in dict.fromkeys(same_origin(variant, first) for variant in group.variants):
-            if said:
-                console.warn(said)
+    keys = changed(before, now)
+    if not keys:
+        return None
+    text = ", ".join(f"{key} {shown(old)} -> {shown(new)}" for key, (old, new) in keys.items())
+
+    def rates(config: RunConfig, steps: np.ndarray) -> np.ndarray:
+        rate, lowest = (jnp.asarray(value, jnp.float32) for value in (config.optimizer.lr, config.optimizer.min_lr))
+        return np.asarray(learning_rate(config.optimizer, rate, lowest, jnp.asarray(steps), config.train.steps))
+
+    past = np.unique(np.linspace(0, step - 1, 1000).astype(np.int32))
+    if np.array_equal(rates(before, past), rates(now, past)):
+        return text
+    last, following = rates(before, past[-1:])[0], rates(now, past[-1:] + 1)[0]
+    schedule = f"the {now.optimizer.schedule} schedule is re-drawn from here"
+    return f"{text}; {schedule}, with a learning rate of {following:.3g} after {last:.3g}"
+
+
+def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
+    """Returns the variants of a group in parts that can go on together, those that have come farthest first.
+
+    A group saves its variants one after the other, so those that were killed together are at most one save apart; a
+    finished one, or one that is farther ahead, was trained before the others were added, and is left alone. So is one
+    whose newest whole checkpoint is at a step that the others have no whole one of. Raises UserError when all
+    checkpoints of one are damaged.
+    """
+    finished = [member for member in members if finished_run(member)]
+    steps = {id(member): newest(member) for member in members if member not in finished}
+
+    def has(variant: Variant, step: int) -> bool:
+        checkpoints = Checkpoints(directory_of(variant))
+        return step in checkpoints.steps() and checkpoints.damage(step) is None
+
+    parts: list[list[Variant]] = []
+    ahead = 0  # the step of the first variant in the part that is being gathered
+    for member in sorted((m for m in members if m not in finished), key=lambda m: steps[id(m)], reverse=True):
+        step = steps[id(member)]
+        near = bool(parts) and ahead - step <= member.config.train.checkpoint_every
+        if near and (not step or all(has(other, step) for other in parts[-1])):
+            parts[-1].append(member)
+        else:
+            parts.append([member])
+            ahead = step
+    return [tuple(sorted(part, key=members.index)) for part in [finished, *parts] if part]
+
+
+def newest(variant: Variant) -> int:
+    """Returns the step of a variant's newest whole checkpoint, 0 without any. Raises UserError when all are damaged."""
+    return Checkpoints(directory_of(variant)).newest(lambda _: None) or 0
+
+
+def resume_points(variants: Sequence[Variant]) -> str:
+    """Returns where each variant can go on from, grouped: `saved: a, b at step 4; c not begun`."""
+    by_state: dict[str, list[str]] = {}
+    for variant in variants:
+        step = newest(variant)
+        state = f"at step {step}" if step else "not begun"
+        state = "finished" if finished_run(variant) else state
+        by_state.setdefault(state, []).append(variant.name)
+    where = "; ".join(f"{', '.join(names)} {state}" for state, names in by_state.items())
+    return f"{'nothing saved' if set(by_state) == {'not begun'} else 'saved'}: {where}"
+
+
+def finished_run(variant: Variant) -> dict[str, Any] | None:
+    """Returns the summary of a run that has come to its `train.steps`, else None.
+
+    One whose last checkpoint is damaged has to go on from the one before, to the same end. One whose checkpoints were
+    all deleted is finished. Raises UserError: summary.json cannot be used, or the run cannot come to that step.
+    """
+    directory, steps = directory_of(variant), variant.config.train.steps
+    path = directory / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    if summary.get("exit_reason") != "done":
+        return None
+    lacks = [key for key in ("variant", "steps", "first_nonfinite_step", "verdict") if key not in summary]
+    wrong = f"{lacks[0]}: missing" if lacks else summary_problem(summary)
+    wrong = wrong or ("" if summary["variant"] == directory.name else f"variant: expected {directory.name}")
+    if wrong:
+        raise UserError(f"{path}: {wrong}; without that file the same command writes it again")
+    if summary["steps"] > steps:
+        raise UserError(f"{directory}: has trained {summary['steps']} steps already, and train.steps is {steps}")
+    checkpoints = Checkpoints(directory)
+    saved = checkpoints.steps()
+    if summary["steps"] < steps:
+        if not saved:
+            raise UserError(
+                f"{directory}: was finished at step {summary['steps']}, and has no checkpoint to go on from"
+            )
+        return None
+    return summary if not saved or checkpoints.damage(saved[-1]) is None else None
+
+
+def steps_per_call_of(directory: Path, config: RunConfig, guess: int) -> int:
+    """Returns K as it was when the run first started, so that its windows end at the same steps; `guess` for a new run,
+    and where the recorded K does not divide the intervals of the config any more. Raises UserError."""
+    path = directory / "choices.json"
+    if not path.exists():
+        return guess
+    advice = "without that file the same command chooses the steps of a dispatch again"
+    try:
+        recorded = read_json(path).get("steps_per_call")
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+    if not isinstance(recorded, int) or isinstance(recorded, bool) or recorded < 1:
+        raise UserError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1; {advice}")
+    fits = recorded in strides(config, recorded) and config.train.steps_per_call in ("auto", recorded)
+    return recorded if fits else guess
 
 
 def described(group: Group, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:
-    """Title and rows of the block that the console shows before the first step."""
+    """Returns title and rows of the block that the console shows before the first step."""
     config, several = group.config, len(group.variants) > 1
     mode = " (vmapped in one call)" if group.vmapped else " (called in turn)"
     count = parameter_count(group.network.shapes())

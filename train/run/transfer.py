@@ -48,17 +48,17 @@ class Transfer:
         return [(key, f"{len(found)}: {', '.join(found)}" if found else "none") for key, found in lists.items()]
 
 
-def open_source(directory: Path, device: Any) -> Source:
+def open_source(directory: Path) -> Source:
     """The newest checkpoint of a run. Raises UserError when there is none."""
     try:
         read_config(directory)  # or it is no run
         checkpoints = Checkpoints(directory)
         step = checkpoints.only_newest()
-        params = checkpoints.params(step, device)
+        params = checkpoints.params(step)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    found = {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return Source(directory, step, found, tokenizer_of(directory))
+    by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return Source(directory, step, by_path, tokenizer_of(directory))
 
 
 def tokenizer_of(directory: Path) -> Any:

@@ -1,32 +1,96 @@
-"""How a run's steps are cut into dispatches, and which of them are watched. A window is (start, end)."""
+"""Windows of training, (start, end): the steps of each dispatch, those that are watched, and the throughput."""
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 
+import numpy as np
+
+from ..config.checks import strides
 from ..config.schema import RunConfig
+from ..device.programs import Group, model_flops
+
+# Rough speeds, good enough to choose how many steps fit into a second.
+_ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
+_RECENT = 20  # windows whose median is the recent speed
 
 
-def windows(first: int, steps: int, K: int) -> Iterator[tuple[int, int]]:
-    """Every window to come; ends are multiples of K wherever the run was resumed.
+def windows(start_step: int, steps: int, K: int) -> Iterator[tuple[int, int]]:
+    """Yields the windows of the steps from `start_step` on; their ends are multiples of K wherever a run was resumed.
 
     >>> list(windows(3, 10, 4))
     [(3, 4), (4, 8), (8, 10)]
     """
-    while first < steps:
-        end = min(first + K - first % K, steps)
-        yield first, end
-        first = end
+    while start_step < steps:
+        end = min(start_step + K - start_step % K, steps)
+        yield start_step, end
+        start_step = end
 
 
-def kinds(config: RunConfig, first: int, K: int) -> set[tuple[int, bool]]:
-    """(steps, whether watched) of the windows to come: they repeat after watch.every steps, but for the last."""
+def watched_steps(start: int, end: int, every: int) -> range:
+    """The watched steps of a window: its first, if that is a multiple of `every`, and each `every`-th after it.
+
+    >>> list(watched_steps(20, 30, 5)), list(watched_steps(21, 30, 5)), list(watched_steps(0, 10, 0))
+    ([20, 25], [], [])
+    """
+    return range(start, end, every) if every and start % every == 0 else range(0)
+
+
+def window_shapes(config: RunConfig, start_step: int, K: int) -> set[tuple[int, bool]]:
+    """(length, watched) of the windows to come: they repeat after `watch.every` steps, up to the last one."""
     every, steps = config.watch.every, config.train.steps
-    some = list(islice(windows(first, steps, K), 2 + every // K))
+    some = list(islice(windows(start_step, steps, K), 2 + every // K))
     last = steps - 1
-    some += windows(max(first, last - last % K), steps, K)
-    return {(end - start, is_watched(start, every)) for start, end in some}
+    some += windows(max(start_step, last - last % K), steps, K)
+    return {(end - start, bool(watched_steps(start, end, every))) for start, end in some}
 
 
-def is_watched(start: int, every: int) -> bool:
-    """Whether the window that starts here has watched steps: its first one, and each `every`-th after it."""
-    return every > 0 and start % every == 0
+def steps_per_call(config: RunConfig, step_seconds: float) -> int:
+    """K: the most steps of a dispatch of at most about a second that divide the intervals of evaluations, checkpoints
+    and instruments, and fit `watch.every`."""
+    if config.train.steps_per_call != "auto":
+        return config.train.steps_per_call
+    most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
+    return strides(config, most)[-1]
+
+
+def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
+    """A guess of the seconds a step takes on a device of this kind (cpu, gpu, tpu), before anything has run."""
+    count = len(group.variants) if group.vmapped else 1
+    return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
+
+
+class Throughput:
+    """Seconds a step, from the times between windows in which nothing else was done.
+
+    Args:
+        calls: variants that take turns in one step; vmapped ones are one call.
+    """
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+        self._seconds: list[float] = []  # a step of all calls
+        self._since: float | None = None
+
+    def pause(self) -> None:
+        """Leaves the time until the next window out: it is not one of training."""
+        self._since = None
+
+    def window(self, steps: int) -> float | None:
+        """Counts a window that has just ended. Returns the steps per second of one variant while it has the device."""
+        now, since = time.perf_counter(), self._since
+        self._since = now
+        if since is None:
+            return None
+        self._seconds.append((now - since) / steps)
+        return self.calls / self._seconds[-1]
+
+    @property
+    def recent(self) -> float | None:
+        """Seconds a step of all calls, the median of the last windows."""
+        return float(np.median(self._seconds[-_RECENT:])) if self._seconds else None
+
+    @property
+    def call(self) -> float | None:
+        """Seconds a step of one call, the median of all windows."""
+        return float(np.median(self._seconds)) / self.calls if self._seconds else None

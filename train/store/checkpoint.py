@@ -1,272 +1,268 @@
-"""Checkpoints: one folder a step, written beside its final name, synced, renamed into place and read again.
+"""Checkpoints of one variant: one safetensors file a step, ckpt/00000500.safetensors.
 
-ckpt/<step>/state is Orbax's (arrays, no pickle), meta.json what the log still needs at that step, config.yaml the
-resolved config, manifest.json the hashes of it all (train/store/manifest.py). Nothing is restored that does not verify.
-docs/checkpoints.md tells what is promised.
+The arrays of the state are stored by path; the metadata holds the step, the resolved config, the provenance, and the
+part of the log that is needed to go on. A file is written under a random name, synced, read back, and then renamed, so
+that a name of a step never stands for anything but a whole checkpoint. docs/checkpoints.md states the guarantees.
 """
 
 import json
+import math
 import os
 import re
-import shutil
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from ..config.load import to_yaml
 from ..config.schema import RunConfig
 from ..core.state import State
-from ..disk import refusal, sync_folder, sync_tree
-from ..errors import UserError, first_line
-from . import manifest as manifests
-from .manifest import Damaged, Manifest
-from .provenance import origin_of
-from .quiet import quiet_storage
+from ..disk import refusal, sync_folder
+from ..errors import UserError
+from . import tensors
 from .rundir import data_sum
+from .tensors import Damaged
 
-KEEP = 3  # the newest, and the best by held-out loss
-_WRITING, _ASIDE = ".writing", ".aside"  # endings of folders that no reader takes
+KEEP = 3  # newest checkpoints, beside the best by held-out loss
+SUFFIX = ".safetensors"
+_FORMAT = "1"
+_ASIDE = ".aside"  # ending of superseded checkpoints, which the next save removes
+
+
+@dataclass(frozen=True)
+class Header:
+    """Metadata of a checkpoint. config: the resolved config as nested mappings, None where it was not given."""
+
+    step: int
+    meta: dict[str, Any]
+    config: dict[str, Any] | None
+    provenance: dict[str, Any]
+
+    @property
+    def loss_val(self) -> float | None:
+        """Held-out loss at this step; None where it was not measured or is not finite."""
+        row = self.meta.get("row")
+        loss = row.get("loss/val") if isinstance(row, dict) else None
+        return loss if isinstance(loss, float) and math.isfinite(loss) else None
+
+    def as_text(self) -> dict[str, str]:
+        parts = {"meta": self.meta, "config": self.config, "provenance": self.provenance}
+        return {"format": _FORMAT, "step": str(self.step)} | {key: json.dumps(value) for key, value in parts.items()}
+
+    @classmethod
+    def from_text(cls, metadata: Mapping[str, str]) -> "Header":
+        """Raises Damaged."""
+        try:
+            if metadata["format"] != _FORMAT:
+                raise Damaged(f"expected format {_FORMAT}, got {metadata['format'][:20]}")
+            meta, config, provenance = (json.loads(metadata[key]) for key in ("meta", "config", "provenance"))
+            header = cls(int(metadata["step"]), meta, config, provenance)
+        except (LookupError, ValueError, RecursionError):
+            raise Damaged("its metadata is not that of a checkpoint") from None
+        if not (isinstance(header.meta, dict) and isinstance(header.provenance, dict)):
+            raise Damaged("its metadata is not that of a checkpoint")
+        return header
 
 
 class Checkpoints:
-    """The checkpoints of one variant. `config` is needed to save only, and goes into each checkpoint."""
+    """The checkpoints in a run directory. `config` and `environment` (versions and device) are stored with each."""
 
-    def __init__(self, directory: Path, config: RunConfig | None = None):
-        self.run, self.config = directory, config
-        self.directory = (directory / "ckpt").absolute()
+    def __init__(
+        self, directory: Path, config: RunConfig | None = None, environment: Mapping[str, Any] | None = None
+    ) -> None:
+        self.run, self.config, self.environment = directory, config, environment or {}
+        self.directory = directory / "ckpt"
+        self._losses: dict[int, float | None] = {}  # of checkpoints that this process has saved or verified
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, whole or not, oldest first."""
+        """Returns the steps that have a checkpoint, whole or damaged, in ascending order."""
         if not self.directory.is_dir():
             return []
-        names = (entry.name for entry in self.directory.iterdir() if re.fullmatch("[0-9]{8,19}", entry.name))
-        return sorted(int(name) for name in names if name == f"{int(name):08d}")
+        names = (entry.name for entry in self.directory.iterdir())
+        matches = (re.fullmatch(rf"([0-9]{{8,19}}){SUFFIX}", name) for name in names)
+        return sorted(step for match in matches if match and self.path(step := int(match[1])).name == match[0])
 
-    def folder(self, step: int) -> Path:
-        return self.directory / f"{step:08d}"
-
-    # -- writing
+    def path(self, step: int) -> Path:
+        return self.directory / f"{step:08d}{SUFFIX}"
 
     def save(self, state: State, meta: Mapping[str, Any]) -> None:
-        """Writes `state` under its step, reads it again, and then removes all but the newest KEEP and the best.
+        """Writes `state` under its step, then removes all but the newest KEEP checkpoints and the best.
 
-        meta: what JSON can hold; its `row` may have a `loss/val`. Raises UserError when it cannot, and has changed
-        nothing then.
+        meta: JSON values; `row` may hold a `loss/val`. Raises UserError, and leaves everything as it was.
         """
-        step = int(state.step)
-        final, writing = self.folder(step), self._beside(step, _WRITING)
+        step, arrays = int(state.step), arrays_of(state)
+        config = None if self.config is None else self.config.model_dump(mode="json")
+        header = Header(step, dict(meta), config, {"data": data_sum(self.run), **self.environment})
+        temporary = self.directory / f".{self.path(step).name}.{secrets.token_hex(4)}.tmp"
         try:
-            _remove(writing)
-            self._write(writing, state, {**meta, "step": step})
-            sync_tree(writing)
-            aside = self._set_aside(step) if os.path.lexists(final) else None
-            try:
-                os.replace(writing, final)
-            except OSError:
-                if aside is not None:
-                    os.replace(aside, final)
-                raise
+            if not self.directory.exists():
+                self.directory.mkdir(parents=True)
+                sync_folder(self.directory.parent)
+            with open(temporary, "xb") as file:
+                tensors.write(file, arrays, header.as_text())
+                file.flush()
+                os.fsync(file.fileno())
+            tensors.read_metadata(temporary)
+            os.replace(temporary, self.path(step))
             sync_folder(self.directory)
-            manifests.verify(final, step)
-        except Exception as error:  # Orbax raises whatever its storage layers do
+        except OSError as error:
+            why = refusal(error, self.directory, sum(array.nbytes for array in arrays.values()))
+            raise UserError(f"{self.path(step)}: cannot save: {why}") from None
+        except Damaged as error:
+            raise UserError(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
+        finally:
             with suppress(OSError):
-                _remove(writing)
-            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            raise UserError(f"{final}: cannot save: {refusal(error, self.directory, needed)}") from None
-        with suppress(OSError):  # what cannot be removed now is removed another time
+                temporary.unlink(missing_ok=True)
+        self._losses[step] = header.loss_val
+        with suppress(OSError):  # what cannot be removed now is removed after the next save
             self._prune(step)
 
-    def _write(self, folder: Path, state: State, meta: Mapping[str, Any]) -> None:
-        import orbax.checkpoint as ocp  # a second of import, not paid before the first save
-
-        made = not self.directory.exists()
-        folder.mkdir(parents=True)
-        if made:
-            sync_folder(self.directory.parent)
-        with quiet_storage(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder / "state", args=ocp.args.StandardSave(state))
-        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        if self.config is not None:
-            (folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        loss = meta.get("row", {}).get("loss/val")
-        finite = isinstance(loss, float) and abs(loss) < float("inf")
-        origin = origin_of(self.config, data_sum(self.run))
-        manifests.write(folder, meta["step"], manifests.array_sums(state), origin, loss if finite else None)
-
     def _prune(self, step: int) -> None:
-        """After `step` has been saved and verified."""
-        steps = [there for there in self.steps() if there <= step]
-        losses = {there: loss for there in steps if (loss := self._loss(there)) is not None}
-        best = min(losses, key=lambda there: (losses[there], there), default=step)
+        """Removes what is neither among the newest KEEP up to `step` nor the best, and what was set aside."""
+        steps = [saved for saved in self.steps() if saved <= step]
+        for saved in steps:
+            if saved not in self._losses:
+                with suppress(Damaged):
+                    self._losses[saved] = self._header(saved).loss_val
+        losses = {saved: loss for saved in steps if (loss := self._losses.get(saved)) is not None}
+        best = min(losses, key=lambda saved: (losses[saved], saved), default=step)
         for old in steps[:-KEEP]:
             if old != best:
-                self._set_aside(old)
-        for entry in self.directory.glob(f".*{_ASIDE}"):
-            _remove(entry)
-
-    def _loss(self, step: int) -> float | None:
-        try:
-            return manifests.read(self.folder(step)).loss_val
-        except Damaged:
-            return None
+                self.path(old).unlink()
+        for entry in self.directory.glob(f".*{SUFFIX}{_ASIDE}"):
+            entry.unlink()
 
     def go_on_from(self, step: int) -> None:
-        """Makes room for what follows `step`, once this process may write here. Raises UserError.
+        """Sets newer checkpoints aside until the next save, and removes what an interrupted save left.
 
-        What a save that was cut off has left is removed. Newer checkpoints, which are damaged or which other variants
-        of the group do not have, are set aside; the next save removes them.
+        Newer ones are damaged, or the other variants of the group do not have them. Raises UserError.
         """
         try:
-            for entry in self.directory.glob(f".*{_WRITING}"):
-                _remove(entry)
-            for newer in self.steps():
-                if newer > step:
-                    self._set_aside(newer)
+            for leftover in self.directory.glob(f".*{SUFFIX}.*.tmp"):
+                leftover.unlink()
+            for newer in (saved for saved in self.steps() if saved > step):
+                path = self.path(newer)
+                os.replace(path, path.with_name(f".{path.name}{_ASIDE}"))
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be changed: {refusal(error, self.directory)}") from None
 
-    def _set_aside(self, step: int) -> Path:
-        """Out of every reader's way, at once and whole."""
-        aside = self._beside(step, _ASIDE)
-        _remove(aside)
-        os.replace(self.folder(step), aside)
-        return aside
+    def _header(self, step: int) -> Header:
+        """Raises Damaged."""
+        return self._checked(step, tensors.read_metadata(self.path(step)))
 
-    def _beside(self, step: int, ending: str) -> Path:
-        return self.directory / f".{step:08d}{ending}"
-
-    # -- reading
+    def _checked(self, step: int, metadata: Mapping[str, str]) -> Header:
+        header = Header.from_text(metadata)
+        if header.step != step:
+            raise Damaged(f"it was saved at step {header.step}")
+        return header
 
     def damage(self, step: int) -> str | None:
-        """Why the checkpoint of a step cannot be used, None when it is whole."""
+        """Returns the reason why the checkpoint of a step cannot be used, None when it is whole."""
         try:
-            manifests.verify(self.folder(step), step)
-        except Damaged as why:
-            return str(why)
+            self._header(step)
+        except Damaged as error:
+            return str(error)
         return None
 
     def newest(self, warn: Callable[[str], None] | None = None) -> int | None:
-        """The newest step whose checkpoint is whole; None when there is none at all.
+        """Returns the newest step whose checkpoint is whole; None when there is none at all.
 
-        `warn` is told in one line which were skipped and why (None: on stderr). Raises UserError when there are some
-        and none is whole.
+        `warn` gets one line about those that were skipped (None: stderr). Raises UserError when there are some and none
+        is whole.
         """
         return newest_common([self], warn)
 
     def only_newest(self) -> int:
-        """`newest`, for readers of a run. Raises UserError also when there is no checkpoint."""
+        """Returns `newest`, for readers of a run. Raises UserError also when there is no checkpoint."""
         step = self.newest()
         if step is None:
             raise UserError(f"{self.run}: no checkpoint in {self.directory}")
         return step
 
-    def manifest(self, step: int) -> Manifest:
-        """What a checkpoint says of itself; its other files are not looked at. Raises UserError."""
+    def header(self, step: int) -> Header:
+        """Returns the metadata of a whole checkpoint. Raises UserError."""
         try:
-            return manifests.read(self.folder(step))
-        except Damaged as why:
-            raise UserError(f"{self.folder(step)}: cannot restore: {why}") from None
+            return self._header(step)
+        except Damaged as error:
+            raise UserError(f"{self.path(step)}: cannot restore: {error}") from None
 
-    def _verified(self, step: int) -> Manifest:
-        if (why := self.damage(step)) is not None:
-            raise UserError(f"{self.folder(step)}: cannot restore: {why}")
-        return self.manifest(step)
-
-    def meta(self, step: int) -> dict[str, Any]:
-        """What `save` was given. Raises UserError."""
-        self._verified(step)
-        path = self.folder(step) / "meta.json"
+    def arrays(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the arrays of a whole checkpoint by path, such as optimizer/0/mu/embed. Raises UserError."""
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot read: {error}") from None
+            metadata, arrays = tensors.read(self.path(step))
+            self._checked(step, metadata)
+        except Damaged as error:
+            raise UserError(f"{self.path(step)}: cannot restore: {error}") from None
+        return arrays
 
     def restore(self, step: int, like: State, device: Any) -> State:
-        """The state saved at `step`, bit for bit, on `device`. Raises UserError, also when its arrays are not those of
-        `like`: the names, shapes and dtypes that differ are listed."""
-        manifest = self._verified(step)
-        wanted = {manifests.state_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(like)}
-        here = {path: f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in wanted.items()}
-        there = {path: str(array) for path, array in manifest.arrays.items()}
+        """Returns the state saved at `step`, bit for bit.
+
+        like: arrays, or their shapes and dtypes. device: where each array is put; a Device or a Sharding, or a pytree
+        of Shardings with the structure of `like`. Raises UserError, also when the arrays differ from those of `like`:
+        the names, shapes and dtypes that differ are listed.
+        """
+        arrays = self.arrays(step)
+        expected = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(like)}
+        here = {path: f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in expected.items()}
+        there = {path: f"{array.dtype} {list(array.shape)}" for path, array in arrays.items()}
         different = [path for path in sorted({**here, **there}) if here.get(path) != there.get(path)]
         if different:
             some = [f"{p}: {there.get(p, 'nothing')} there, {here.get(p, 'nothing')} here" for p in different[:3]]
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-            raise UserError(f"{self.folder(step)}: cannot restore: other arrays ({'; '.join(some)}{more})")
-        target = jax.tree.map(_on(device), like)
-        return self._restored(step, manifest, lambda _: target)
+            raise UserError(f"{self.path(step)}: cannot restore: other arrays ({'; '.join(some)}{more})")
+        saved = jax.tree_util.tree_map_with_path(lambda keys, _: arrays[leaf_path(keys)], like)
+        return jax.device_put(saved, device)
 
-    def params(self, step: int, device: Any) -> dict[str, Any]:
-        """The parameters saved at `step`, whatever model they are of. Raises UserError."""
+    def params(self, step: int) -> dict[str, Any]:
+        """Returns the parameters saved at `step` as nested mappings of numpy arrays, of any model. Raises UserError."""
+        params: dict[str, Any] = {}
+        for path, array in self.arrays(step).items():
+            if path.startswith("params/"):
+                _, *parents, name = path.split("/")
+                inner = params
+                for key in parents:
+                    inner = inner.setdefault(key, {})
+                inner[name] = array
+        return params
 
-        def target(saved: Any) -> Any:
-            return jax.tree.map(_on(device), getattr(saved, "tree", saved))  # its type differs between Orbax's versions
 
-        return self._restored(step, self._verified(step), target)["params"]
+def arrays_of(state: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves of a pytree by path, such as params/blocks/attn/q/kernel."""
+    return {leaf_path(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
-    def _restored(self, step: int, manifest: Manifest, target_of: Callable[[Any], Any]) -> Any:
-        """`target_of` makes the shapes, dtypes and devices to restore from what the checkpoint says of itself."""
-        import orbax.checkpoint as ocp
 
-        path = self.folder(step) / "state"
-        try:
-            with quiet_storage(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                target = target_of(checkpointer.metadata(path).item_metadata)
-                state = checkpointer.restore(path, args=ocp.args.StandardRestore(target))
-        except Exception as error:  # Orbax raises whatever its storage layers do
-            raise UserError(f"{path}: cannot restore: {first_line(error)[:300]}") from None
-        found = manifests.array_sums(state)
-        for name in sorted({**manifest.arrays, **found}):
-            if manifest.arrays.get(name) != found.get(name):
-                raise UserError(f"{path}: cannot restore: {name} is not what was saved")
-        return state
+def leaf_path(keys: tuple) -> str:
+    return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in keys)
 
 
 def newest_common(all_checkpoints: Sequence[Checkpoints], warn: Callable[[str], None] | None = None) -> int | None:
-    """The newest step that every variant of a group has whole; None when one of them has no checkpoint at all.
+    """Returns the newest step that every variant of a group has whole; None when one of them has no checkpoint at all.
 
-    `warn` is told in one line which were skipped and why (None: on stderr). Raises UserError when each has some and no
-    step is whole for all.
+    `warn` gets one line about those that were skipped (None: stderr). Raises UserError when each has some and no step
+    is whole for all.
     """
-    listed = [set(checkpoints.steps()) for checkpoints in all_checkpoints]
-    if not all(listed):
+    steps = [set(checkpoints.steps()) for checkpoints in all_checkpoints]
+    if not all(steps):
         return None
+    more = len(all_checkpoints) - 1
+    where = str(all_checkpoints[0].directory) + (f" and of {more} more" if more else "")
     skipped = []
-    for step in sorted(set.intersection(*listed), reverse=True):
+    for step in sorted(set.intersection(*steps), reverse=True):
         damaged = next(((c, why) for c in all_checkpoints if (why := c.damage(step)) is not None), None)
         if damaged is None:
             if skipped:
-                _told(warn)(f"{_where(all_checkpoints)}: goes back to step {step}; skipped {'; '.join(skipped)}")
+                line = f"{where}: goes back to step {step}; skipped {'; '.join(skipped)}"
+                print(f"warning: {line}", file=sys.stderr) if warn is None else warn(line)
             return step
-        whose = f"{damaged[0].run.name}, " if len(all_checkpoints) > 1 else ""
+        whose = f"{damaged[0].run.name}, " if more else ""
         skipped.append(f"{whose}step {step}: {damaged[1]}")
     raise UserError(
-        f"{_where(all_checkpoints)}: no checkpoint can be used ({'; '.join(skipped) or 'they share no step'}); bring "
-        "back a copy of one, or delete what is there to start the run anew"
+        f"{where}: no checkpoint can be used ({'; '.join(skipped) or 'they share no step'}); bring back a copy of one, "
+        "or delete what is there to start the run over"
     )
-
-
-def _where(all_checkpoints: Sequence[Checkpoints]) -> str:
-    first, more = all_checkpoints[0], len(all_checkpoints) - 1
-    return str(first.run / "ckpt") + (f" and of {more} more" if more else "")
-
-
-def _on(device: Any) -> Callable[[Any], jax.ShapeDtypeStruct]:
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _told(warn: Callable[[str], None] | None) -> Callable[[str], None]:
-    return warn or (lambda line: print(f"warning: {line}", file=sys.stderr))
-
-
-def _remove(path: Path) -> None:
-    """A folder with all in it, or a file or link, if it is there. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

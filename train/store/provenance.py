@@ -1,80 +1,48 @@
-"""What a run depends on besides its step: config, data, versions, device; and what of it has changed since."""
+"""Provenance of a run: the config, data, versions and device that it depends on besides its step, and their changes."""
 
-import hashlib
-import json
-import os
-import platform as python
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from ..config.load import flatten, load
-from ..config.schema import CHANGEABLE, LABELS, RunConfig
-from ..device.platform import kind_of, versions
+from ..config.load import from_mapping
+from ..config.schema import RunConfig
 from ..errors import UserError
+from .checkpoint import Header
 from .rundir import differences, listed
 
 
-def config_sum(config: RunConfig) -> str:
-    """sha256 of the resolved config but for where the run is put and what it is called, and what may change."""
-    kept = {key: value for key, value in flatten(config).items() if key not in (*LABELS, *CHANGEABLE)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+def config_of(where: Path, header: Header) -> RunConfig | None:
+    """Returns the config that a checkpoint was saved under, None where it holds none.
+
+    Keys that the schema has gained since have their defaults. Raises ConfigError.
+    """
+    return None if header.config is None else from_mapping(header.config, str(where)).variants[0].config
 
 
-def origin_of(config: RunConfig | None, data_sha256: str | None) -> dict[str, Any]:
-    """What a manifest says of where its arrays come from; config and data are null where nobody knows."""
-    return {
-        "config": None if config is None else config_sum(config),
-        "data": data_sha256,
-        "versions": dict(_versions()),
-        "device": device(),
-    }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """Looked up once: each takes a millisecond, and every save tells them."""
-    return versions() | {"python": python.python_version()}
-
-
-def device() -> dict[str, Any]:
-    """The default device, how many of its kind JAX sees, and on a CPU the cores it computes with."""
-    first = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
-    kind = kind_of(first)
-    found: dict[str, Any] = {"kind": kind, "name": first.device_kind, "count": len(jax.devices(first.platform))}
-    if kind == "cpu":
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        found["cores"] = count
-    return found
-
-
-def elsewhere(origin: Mapping[str, Any]) -> str | None:
-    """What of versions and device differs from when a checkpoint was saved, in words; None when nothing does."""
-    changed = []
-    now = origin_of(None, None)
-    for section in ("versions", "device"):
-        there = origin.get(section)
-        there = there if isinstance(there, Mapping) else {}
-        for key in {**now[section], **there}:
-            old, new = there.get(key), now[section].get(key)
-            if old != new:
-                changed.append(f"{key if section == 'versions' else f'device {key}'} {old} then, {new} now")
-    return "; ".join(changed) if changed else None
-
-
-def same_config(where: Path, origin: Mapping[str, Any], config: RunConfig) -> None:
+def same_config(where: Path, header: Header, config: RunConfig) -> None:
     """Raises UserError, with the keys, when a checkpoint was saved under another config than this one."""
-    if origin.get("config") in (None, config_sum(config)):
-        return
-    different = differences(load(where / "config.yaml").variants[0].config, config)
-    if different:  # else a key was added since, whose default is what was done before
+    saved = config_of(where, header)
+    if saved is not None and (different := differences(saved, config)):
         raise UserError(f"{where}: was saved under another config ({listed(different)})")
 
 
-def same_data(where: Path, origin: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises UserError when a checkpoint was saved on other data than the run's, of now or before a change allowed."""
-    if origin.get("data") is not None and origin["data"] not in known:
-        raise UserError(f"{where}: was saved by a run on other data (sha256 {str(origin['data'])[:12]}...)")
+def same_data(where: Path, header: Header, data_sums: Collection[str]) -> None:
+    """Raises UserError when a checkpoint was saved on data whose hash is not among those of the run."""
+    data = header.provenance.get("data")
+    if data is not None and data not in data_sums:
+        raise UserError(f"{where}: was saved by a run on other data (sha256 {str(data)[:12]}...)")
+
+
+def environment_changes(header: Header, now: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Returns the versions and device facts that differ from those a checkpoint was saved with, None without any."""
+    changes = []
+    for section, here in now.items():
+        there = header.provenance.get(section)
+        there = there if isinstance(there, Mapping) else {}
+        prefix = "device " if section == "device" else ""
+        changes += [
+            f"{prefix}{key} {there.get(key)} then, {here.get(key)} now"
+            for key in {**here, **there}
+            if there.get(key) != here.get(key)
+        ]
+    return "; ".join(changes) or None

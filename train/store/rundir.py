@@ -9,7 +9,7 @@ from data.files import beside
 
 from ..config.load import Variant, flatten, load, to_yaml
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
-from ..config.yaml12 import show
+from ..config.yaml import show
 from ..disk import read_json, write_atomically, write_json
 from ..errors import UserError
 
@@ -21,7 +21,7 @@ def directory_of(variant: Variant) -> Path:
 
 
 def own_directory_of(variant: Variant) -> Path:
-    """The run directory, to write in. Raises UserError when a link leads out of runs_dir, or a file is in its place."""
+    """Returns the run directory, to write in. Raises UserError when a link leads out of runs_dir, or it is a file."""
     directory = directory_of(variant)
     root = Path(variant.config.runs_dir)
     for path in (directory.parent, directory, directory / "ckpt"):
@@ -36,26 +36,30 @@ def own_directory_of(variant: Variant) -> Path:
     return directory
 
 
-def claim(variant: Variant) -> Path:
-    """Makes the directory and writes config.yaml. Raises UserError when it holds a run of another config.
+def check_config(variant: Variant) -> None:
+    """Raises UserError when the directory holds a run of another config, apart from keys that may change."""
+    directory = directory_of(variant)
+    if not (directory / "config.yaml").exists() or not _has_begun(directory):
+        return
+    if different := differences(read_config(directory), variant.config):
+        raise UserError(
+            f"{directory}: holds a run of another config ({listed(different)}); "
+            "choose another name (name=...) or delete that folder"
+        )
 
-    What is left of a run that failed before it had anything to show makes room.
+
+def claim(variant: Variant, rewrite: bool) -> None:
+    """Writes config.yaml where it is missing, or differs and `rewrite` is set; removes a failed start's remains.
+
+    Raises UserError.
     """
     directory = directory_of(variant)
-    known = directory / "config.yaml"
-    if known.exists() and not _has_begun(directory):
+    path, text = directory / "config.yaml", to_yaml(variant.config)
+    if path.exists() and not _has_begun(directory):
         for name in _OF_A_START:
             (directory / name).unlink(missing_ok=True)
-    if known.exists():
-        different = differences(read_config(directory), variant.config)
-        if different:
-            raise UserError(
-                f"{directory}: holds a run of another config ({listed(different)}); "
-                "choose another name (name=...) or delete that folder"
-            )
-    else:
-        write_atomically(known, to_yaml(variant.config))
-    return directory
+    if not path.exists() or (rewrite and path.read_text(encoding="utf-8") != text):
+        write_atomically(path, text)
 
 
 def _has_begun(directory: Path) -> bool:
@@ -69,9 +73,9 @@ def remember_data(
 ) -> str | None:
     """Writes tokenizer.json and data.json at a run's first start, and compares them later.
 
-    Raises UserError when the run was trained on other text, or the same text has other tokens now: its tokenizer is
-    needed to read it. `allow` lets it go on with other text of the same tokens; data.json then says from which `step`
-    on, and what to warn of is returned.
+    allow: the run may go on with other text of the same tokens; data.json then holds the `step` from which it did.
+    Returns the line to warn with then, else None. Raises UserError when the run was trained on other text, or the same
+    text has other tokens now.
     """
     path, kept = directory / "data.json", directory / "tokenizer.json"
     if not path.exists():
@@ -79,69 +83,89 @@ def remember_data(
             write_json(kept, tokenizer)
         write_json(path, {"sha256": sha256, "source": source})
         return None
-    known = read_json(path)
-    changed = known.get("sha256") != sha256
-    if changed and not allow:
+    recorded = read_json(path)
+    other = recorded.get("sha256") != sha256
+    if other and not allow:
         raise UserError(
-            f"{directory}: was trained on other data ({known.get('source')}; its hash differs from today's {source}); "
-            "bring the old data back, go on all the same with --allow-data-change, choose another name (name=...) or "
+            f"{directory}: was trained on other data ({recorded.get('source')}; its hash differs from today's {source})"
+            "; bring the old data back, go on all the same with --allow-data-change, choose another name (name=...) or "
             "delete that folder"
         )
     if tokenizer is not None and kept.exists() and read_json(kept) != json.loads(json.dumps(tokenizer)):
-        if changed:
+        if other:
             raise UserError(
                 f"{directory}: was trained on other data, whose tokens mean something else than those of {source}: "
                 "--allow-data-change needs data with the same tokenizer"
             )
         raise UserError(
-            f"{directory}: was trained with another tokenizer than {source} gives today (of bpe, another version of "
+            f"{directory}: was trained with another tokenizer than {source} gives today (for bpe, another version of "
             "the package tokenizers may learn other merges); choose another name (name=...) or delete that folder"
         )
-    if not changed:
+    if not other:
         return None
-    before = [*_earlier(known), {"sha256": known.get("sha256"), "source": known.get("source"), "until_step": step}]
-    write_json(path, {"sha256": sha256, "source": source, "before": before})
+    last = {"sha256": recorded.get("sha256"), "source": recorded.get("source"), "until_step": step}
+    write_json(path, {"sha256": sha256, "source": source, "before": [*_earlier(recorded), last]})
     return f"{directory}: goes on from step {step} on other data ({source}), as --allow-data-change says"
 
 
 def data_sum(directory: Path) -> str | None:
-    """The hash of the data that a run is trained on now; None where nobody knows."""
+    """Returns the hash of the data that a run is trained on now; None where data.json has none."""
     try:
-        found = read_json(directory / "data.json").get("sha256")
+        sha256 = read_json(directory / "data.json").get("sha256")
     except UserError:
         return None
-    return found if isinstance(found, str) else None
+    return sha256 if isinstance(sha256, str) else None
 
 
-def data_sums(directory: Path) -> set[Any]:
-    """The hashes of all data that a run has been trained on."""
-    return {data_sum(directory), *(entry.get("sha256") for entry in _earlier(read_json(directory / "data.json")))}
+def data_sums(directory: Path) -> set[str]:
+    """Returns the hashes of all data that a run has been trained on, as far as data.json has them."""
+    try:
+        earlier = _earlier(read_json(directory / "data.json"))
+    except UserError:
+        return set()
+    sums = [data_sum(directory), *(entry.get("sha256") for entry in earlier)]
+    return {sha256 for sha256 in sums if isinstance(sha256, str)}
 
 
-def _earlier(known: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    before = known.get("before")
+def _earlier(recorded: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    before = recorded.get("before")
     return [entry for entry in before if isinstance(entry, dict)] if isinstance(before, list) else []
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Returns (old, new) by dotted key where two configs make different runs."""
+    return {key: values for key, values in _different(old, new).items() if not _changeable(key)}
+
+
+def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Returns (old, new) by dotted key where the keys differ that a run may change when it goes on."""
+    return {key: values for key, values in _different(old, new).items() if _changeable(key)}
+
+
+def _different(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     a, b = flatten(old), flatten(new)
-    keys = [key for key in {**a, **b} if key not in (*LABELS, *CHANGEABLE)]
+    keys = [key for key in {**a, **b} if key not in LABELS]
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
 
+def _changeable(key: str) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in CHANGEABLE)
+
+
 def listed(different: Mapping[str, tuple[Any, Any]]) -> str:
-    """`key: old there, new here` of the first few."""
+    """Returns `key: old there, new here` for the first few."""
     first = list(different.items())[:5]
-    some = "; ".join(f"{key}: {_plain(old)} there, {_plain(new)} here" for key, (old, new) in first)
+    some = "; ".join(f"{key}: {shown(old)} there, {shown(new)} here" for key, (old, new) in first)
     return some + (f" and {len(different) - 5} more" if len(different) > 5 else "")
 
 
-def _plain(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a config's value as a message shows it."""
     return value if isinstance(value, str) else show(value)
 
 
 def read_config(directory: Path) -> RunConfig:
-    """The resolved config of a run. Raises UserError: the folder is no run; ConfigError: it was edited badly."""
+    """Returns the resolved config of a run. Raises UserError: the folder is no run; ConfigError: config.yaml is bad."""
     path = directory / "config.yaml"
     if not path.is_file() or checkpoint_of(directory, path.name):
         raise UserError(no_run(directory, path.name))
@@ -149,19 +173,19 @@ def read_config(directory: Path) -> RunConfig:
 
 
 def no_run(folder: Path, lacks: str) -> str:
-    """What to say of a folder without the file that a run has, and of one that is not there."""
+    """Returns the message about a folder without the file that a run has, or that does not exist."""
     if not folder.exists():
         near = beside(folder, Path.is_dir)
         return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
     if run := checkpoint_of(folder, lacks):
         return f"{folder}: not a run directory, but part of one; did you mean {run}?"
-    runs = sorted(found.parent.name for found in folder.glob(f"*/{lacks}"))
+    runs = sorted(path.parent.name for path in folder.glob(f"*/{lacks}"))
     instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
     return f"{folder}: not a run directory (no {lacks} in it{instead})"
 
 
 def checkpoint_of(folder: Path, has: str) -> Path | None:
-    """The run whose checkpoints, or one of them, lie in this folder; `has`: a file of every run."""
+    """Returns the run whose checkpoints, or one of them, are at this path; `has`: a file of every run."""
     for run, checkpoints in ((folder.parent, folder), (folder.parent.parent, folder.parent)):
         if checkpoints.name == "ckpt" and (run / has).is_file():
             return run

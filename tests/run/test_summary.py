@@ -12,7 +12,7 @@ from train.log.console import Console
 from train.report.compare import compare
 from train.report.read import read_run
 from train.report.seeds import write_means
-from train.run import report_files
+from train.run import summary
 
 
 def scalars_of(folder: Path) -> dict[str, dict[int, float]]:
@@ -78,7 +78,7 @@ def test_a_training_ends_with_a_report(trained, capsys):
 
 def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep, capsys):
     (sweep / "alone" / "summary.json").write_text("{")
-    report_files.write_report(sweep, Console())
+    summary.write_report(sweep, Console())
     out = capsys.readouterr().out
     assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: not JSON")
     assert out.splitlines()[-1] == f"report: {sweep}/report.html"
@@ -88,11 +88,11 @@ def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep,
 def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
     for run in sweep.iterdir():
         (run / "summary.json").write_text("{")
-    report_files.write_report(sweep, Console())
+    summary.write_report(sweep, Console())
     out = capsys.readouterr().out
     assert out.startswith("warning: no report: ") and "summary.json: not JSON" in out and out.count("\n") == 1
-    monkeypatch.setattr(report_files, "MAX_BYTES", 10)
-    report_files.write_report(sweep, Console())
+    monkeypatch.setattr(summary, "MAX_BYTES", 10)
+    summary.write_report(sweep, Console())
     assert f"deltaflow compare {sweep} --html {sweep}/report.html" in capsys.readouterr().out
     assert not (sweep / "report.html").exists()
 
