@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 
-from ..config.load import ConfigError, Problem, find_config, load
+from ..config.load import ConfigError, Problem, load
 from ..config.yaml import Place
 from .types import new_file
 
@@ -25,7 +25,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Prints a table a group; 1 when a claim is not what it should be. Raises ConfigError, DataError, UserError."""
     # After an option argparse takes the config for an override.
     path, *overrides = [*([] if parsed.config is None else [parsed.config]), *parsed.overrides] or [None]
-    experiment = None if path is None else load(find_config(path), overrides)  # before JAX starts
+    experiment = None if path is None else load(path, overrides)  # before JAX starts
     from ..chain.claim import GROUPS
     from ..chain.claims import claims_of
     from ..chain.run import run as measured
