@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.core.instruments import LINES
+from train.config.instruments import lines
 from train.report import charts
 from train.report.chain import curves_of
 from train.report.figures import figures
@@ -71,7 +71,7 @@ def chain(results: Path, target: Path) -> None:
 def landscape(probe: Path, target: Path) -> None:
     """Draws the loss along two lines through the weights of a probe."""
     readings = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
-    for name, what in LINES.items():
+    for name, what in lines().items():
         curve = {key: np.asarray(values, float) for key, values in readings[name].items()}
         figure = charts.loss_along(curve["at"], curve["loss"], f"The loss along {what} (quickstart)")
         charts.save(figure, target / f"{name.replace('/', '_')}.png")

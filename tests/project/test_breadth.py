@@ -11,7 +11,8 @@ from data.config import DataConfig
 from model.config import ModelConfig, ResidualConfig
 from model.residual import RULES
 from train.cli import main
-from train.config.schema import OptimizerConfig, OptimizerRule, TaskConfig
+from train.config.optimizers import OPTIMIZERS
+from train.config.schema import OptimizerConfig, TaskConfig
 
 CYCLES: dict[str, list[dict[str, Any]]] = {
     "rule": [{"model.residual": rule} for rule in RULES]
@@ -62,7 +63,7 @@ CYCLES: dict[str, list[dict[str, Any]]] = {
         {"data.tokenizer": "bpe", "data.vocab_size": 260},
     ],
     "task": [{"task.label_smoothing": 0.1}, {"task.z_loss": 1e-4}, {}],
-    "optimizer": [{"optimizer.name": name} for name in get_args(OptimizerRule)],
+    "optimizer": [{"optimizer.name": name} for name in OPTIMIZERS],
     "schedule": [
         {"optimizer.schedule": s} for s in ("constant", "linear", "cosine", "wsd", "rsqrt", "step", "one_cycle")
     ],

@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("model", "data", "train")
 # A room of train may import itself and rooms of smaller numbers.
-LEVEL = {"errors": 0, "text": 0, "disk": 1, "config": 2, "gradflow": 3, "core": 4, "device": 5, "log": 5, "store": 5}
-LEVEL |= {"report": 7, "chain": 7, "run": 8, "commands": 9, "cli": 10, "__main__": 11}
+LEVEL = {"errors": 0, "text": 0, "disk": 1, "config": 2, "gradflow": 3, "core": 4, "instruments": 5}
+LEVEL |= {"device": 6, "log": 6, "store": 6, "report": 7, "chain": 7, "run": 8, "commands": 9, "cli": 10}
+LEVEL["__main__"] = 11
 
 
 def name_of(path: Path) -> str:

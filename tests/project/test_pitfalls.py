@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from model.network import Network
 from networks import B, T, V, network, parameters
+from train.config.instruments import INSTRUMENTS
 from train.config.schema import OptimizerConfig
 from train.core.batch import batch_of
-from train.core.instruments import INSTRUMENTS, read
 from train.core.loss import tapped_loss
 from train.core.optimizer import transformation
 from train.core.state import hparams_of, initial_state
@@ -27,6 +27,7 @@ from train.core.step import train_step
 from train.core.tags import watched_scalars
 from train.gradflow.delta import backward, flow
 from train.gradflow.norms import log10, value
+from train.instruments.snapshot import read
 
 ROOT = Path(__file__).parents[2]
 WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)

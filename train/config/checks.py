@@ -10,6 +10,7 @@ from pydantic import BaseModel
 import data.config
 import model.config
 
+from . import instruments
 from .schema import RunConfig
 from .yaml import show
 
@@ -26,7 +27,7 @@ Fault = tuple[str, str]  # (dotted key, message); a message names the other keys
 
 def problems(config: RunConfig) -> list[Fault]:
     """All broken rules; empty for a config that can run."""
-    rules = (_paths, _model, _task, _range, _optimizer, _windows, _instruments, _dtype)
+    rules = (_paths, _model, _task, _range, _optimizer, _windows, instruments.problems, _dtype)
     found = [fault for rule in rules for fault in rule(config)]
     return [*found, *((f"data.{key}", message) for key, message in data.config.problems(config.data))]
 
@@ -147,19 +148,6 @@ def strides(config: RunConfig, most: int) -> list[int]:
     shared, every = math.gcd(*window_ends(config).values()), config.watch.every
     up_to = range(1, min(shared, most) + 1)
     return [k for k in up_to if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
-
-
-def _instruments(config: RunConfig) -> Iterator[Fault]:
-    name, batch = config.optimizer.name, config.data.batch
-    if config.watch.instruments.sharpness_adam and config.optimizer.freeze:
-        yield (
-            "watch.instruments.sharpness_adam",
-            "needs optimizer.freeze []: adam knows no scale of what is frozen",
-        )
-    if config.watch.instruments.sharpness_adam and name not in ("adam", "adamw"):
-        yield "watch.instruments.sharpness_adam", f"is for optimizer.name adam and adamw, got {name}"
-    if config.watch.instruments.noise and batch < 2:
-        yield "watch.instruments.noise", f"compares parts of a batch: expected data.batch of at least 2, got {batch}"
 
 
 def _dtype(config: RunConfig) -> Iterator[Fault]:

@@ -4,13 +4,16 @@ No JAX here: a config is loaded and checked before JAX starts.
 """
 
 from os.path import expanduser
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, create_model
 
 from data.config import DataConfig
 from model.config import ModelConfig, Section
 from model.traced import Traced
+
+from .instruments import INSTRUMENTS
+from .optimizers import OPTIMIZERS, readers
 
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
@@ -27,9 +30,11 @@ CHANGEABLE = (
     "train.on_nonfinite",
     "watch",
 )
-OptimizerRule = Literal[
-    "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
-]
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -51,7 +56,7 @@ class OptimizerConfig(Section):
     folder means all in it, and * also takes slashes.
     """
 
-    name: OptimizerRule | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
+    name: OptimizerName | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
         default="adamw",
         description="sgd is plain; nesterov is momentum looked at ahead; muon is for attention's and the MLP's "
         "matrices and adam for all else; adafactor multiplies each update by the rms of what it updates; "
@@ -86,7 +91,7 @@ class OptimizerConfig(Section):
         "decoupled for all others",
     )
     momentum: Annotated[float, Traced()] = Field(
-        default=0.9, ge=0, lt=1, description="share of the last update's direction: momentum, nesterov, muon"
+        default=0.9, ge=0, lt=1, description=f"share of the last update's direction: {readers('momentum')}"
     )
     betas: Annotated[tuple[Beta, Beta], Traced()] = Field(
         default=(0.9, 0.99),
@@ -197,26 +202,17 @@ class TrainConfig(Section):
     )
 
 
-def _steps_between(what: str) -> Any:
-    return Field(default=0, ge=0, description=what)
+def _instruments_section() -> type[Section]:
+    """One key an instrument (train/config/instruments.py): the steps between its measurements."""
+    fields: dict[str, Any] = {
+        name: (int, Field(default=0, ge=0, description=instrument.meaning)) for name, instrument in INSTRUMENTS.items()
+    }
+    return create_model("InstrumentsSection", __base__=Section, **fields)
 
 
-class InstrumentsConfig(Section):
+class InstrumentsConfig(_instruments_section()):
     """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
-    batches that come next, and changes nothing of it; docs/instruments.md tells what each is, and what it costs."""
-
-    attention: int = _steps_between("entropy of the attention and its largest score, by head")
-    units: int = _steps_between("MLP units that are zero for every token of the batch")
-    entries: int = _steps_between("zeros among a gradient's entries, and the histogram of their sizes")
-    weight_dot_grad: int = _steps_between("<W, dL/dW> of each matrix")
-    split: int = _steps_between("delta in two parts: past the sublayers of a block, and through them")
-    twins: int = _steps_between("cosine between the gradient and that of the same weights with skip_scale 0")
-    successive: int = _steps_between("cosine between the gradients of this step and the next")
-    noise: int = _steps_between("gradient noise scale")
-    sharpness: int = _steps_between("ends of the Hessian's spectrum")
-    sharpness_adam: int = _steps_between("the same, preconditioned as adam and adamw do")
-    jacobian: int = _steps_between("singular values of the Jacobian of each block and of them all")
-    landscape: int = _steps_between("the loss along the next update and along a random direction")
+    batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
 
 
 class WatchConfig(Section):

@@ -23,11 +23,11 @@ from ..config.schema import RunConfig
 from ..core.batch import BatchInput
 from ..core.compile import compiled
 from ..core.evaluate import evaluate
-from ..core.instruments import read
 from ..core.optimizer import HParams
 from ..core.parameters import is_matrix, path_of
 from ..core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from ..core.window import run_window
+from ..instruments.snapshot import read
 
 
 @dataclass(frozen=True)

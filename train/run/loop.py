@@ -18,8 +18,8 @@ from data.errors import DataError
 from data.source import Source
 from model.residual import rule_of
 
+from ..config.instruments import INSTRUMENTS
 from ..core.batch import BatchInput
-from ..core.instruments import INSTRUMENTS
 from ..device import process
 from ..device.memory import Budget
 from ..device.platform import Platform, agreed, environment

@@ -15,18 +15,20 @@ from model.config import ModelConfig
 from model.network import Params
 from model.residual import structure_of
 
+from ..config.instruments import INSTRUMENTS
 from ..config.load import Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.batch import batch_of
 from ..core.compile import compiled
-from ..core.instruments import INSTRUMENTS, read
 from ..core.optimizer import HParams
 from ..core.parameters import path_of
-from ..core.probe import as_json, measure, readings_json
+from ..core.probe import as_json, measure
 from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
 from ..device.programs import Group, grouped
 from ..errors import UserError
+from ..instruments.readings import json_of
+from ..instruments.snapshot import read
 from ..store.checkpoint import Checkpoints
 from ..store.provenance import same_config
 from ..store.rundir import differences, read_config
@@ -86,7 +88,7 @@ class _Bench:
             feeds = self._feeds(variant, INSTRUMENTS[name].batches(variant.config.watch))
             program = partial(read, name, rolled, self.group.config)
             readings = self._run(name, program, state, hp, self._corpus, feeds, once=not INSTRUMENTS[name].long)
-            result["instruments"] |= readings_json(jax.device_get(readings))
+            result["instruments"] |= json_of(jax.device_get(readings))
         return result
 
     def _run(self, name: str, function: Callable, *arguments: Any, once: bool = True) -> Any:
