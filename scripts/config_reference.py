@@ -15,13 +15,14 @@ from model.rules import RULES
 from model.traced import Traced
 from train.config.fields import expected, section_of
 from train.config.schema import ExperimentConfig
-from train.config.yaml import dump
+from train.config.yaml import dump, show
 
 HEAD = """# The config, key by key
 
 Written by `python scripts/config_reference.py docs/config.md` from the classes that check a config; edit those.
 YAML 1.2: `3e-4` is a number, `no` a word. Unknown keys, duplicate keys, aliases and tags are errors. `key=value` on the
-command line sets any key by its dotted name. *Traced* keys may differ between variants of one compiled program.
+command line sets any key by its dotted name. The configs of configs/ are found by their bare names from any folder:
+`deltaflow train quickstart`. *Traced* keys may differ between variants of one compiled program.
 """
 
 RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, L
@@ -38,7 +39,11 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
     for name, field in section.model_fields.items():
         if section_of(field):
             continue
-        default = "required" if field.default is PydanticUndefined else f"`{dump(field.default)}`"
+        default = (
+            "required"
+            if field.default is PydanticUndefined
+            else f"`{show(field.default) if isinstance(field.default, float) else dump(field.default)}`"
+        )
         meaning = (field.description or "").replace("|", "\\|")
         meaning += "; traced" if any(isinstance(mark, Traced) for mark in field.metadata) else ""
         rows.append(f"| `{prefix}{name}` | {expected(field)} | {default} | {meaning} |")

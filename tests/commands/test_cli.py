@@ -75,7 +75,7 @@ def folder(tmp_path, monkeypatch, corpus):
         (["."], 2, [".: expected a file, got a folder"]),
         (["empty.yaml"], 2, ["empty.yaml"]),
         (["cut.yaml"], 2, ["cut.yaml:"]),
-        (["bad_key.yaml"], 2, ["bad_key.yaml:3: model.layrs: unknown key; did you mean layers?"]),
+        (["bad_key.yaml"], 2, ["bad_key.yaml:3: model.layrs: unknown key; did you mean model.layers?"]),
         (["bad_value.yaml"], 2, ["bad_value.yaml:2: model.layers: expected a whole number", "got 'two'"]),
         (["good.yaml", "modle.layers=3"], 2, ["command line: modle.layers: unknown key; did you mean model.layers?"]),
         (["good.yaml", "model.layers=0"], 2, ["command line: model.layers: expected", "got 0"]),

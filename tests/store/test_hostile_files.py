@@ -49,7 +49,7 @@ def test_the_sweep_notices_a_reader_that_unpickles(monkeypatch):
 
 
 def test_the_sweep_notices_a_name_that_is_not_checked(monkeypatch):
-    monkeypatch.setattr("train.config.load.unsafe", lambda name: True)
-    monkeypatch.setattr("train.config.variants.unsafe", lambda name: True)
+    monkeypatch.setattr("train.config.load.unsafe", lambda name: None)
+    monkeypatch.setattr("train.config.variants.unsafe", lambda name: None)
     row = list(hostile.rows(scale=0.02, seed=1))[1]
     assert row.held < row.trials

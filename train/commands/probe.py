@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..config.load import find_config, load
+from ..config.load import load
 from ..config.schema import InstrumentsConfig
 from .types import names_of, new_file
 
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints one table a variant, and one of all variants. Raises ConfigError, DataError, UserError."""
-    experiment = load(find_config(parsed.config), parsed.overrides)
+    experiment = load(parsed.config, parsed.overrides)
     from ..disk import write_atomically
     from ..log.console import Console
     from ..report.tables import flow_table, instruments_table, probe_table, verdict_lines

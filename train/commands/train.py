@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..config.load import find_config, load
+from ..config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def run(parsed: argparse.Namespace) -> int:
     Raises ConfigError, DataError, UserError, and Stopped if a signal comes before there is anything to save.
     """
     parsed.stop.doing = "the check of the config"
-    experiment = load(find_config(parsed.config), parsed.overrides)  # before JAX starts
+    experiment = load(parsed.config, parsed.overrides)  # before JAX starts
     from ..log.console import Console
     from ..run.experiment import train
 

@@ -116,14 +116,15 @@ def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
-    """Reads a YAML file, then sets `key=value` overrides on it: `optimizer.lr=3e-4`, `sweep.seed=[0, 1]`.
+    """Reads a YAML file, or a shipped config by its bare name, then sets `key=value` overrides on it.
 
-    An override changes the file outside `variants:`, so a variant that sets the same key still wins;
+    `optimizer.lr=3e-4` changes the file outside `variants:`, so a variant that sets the same key still wins;
     `variants.NAME.model.layers=4` changes a variant, `variants={}` and `sweep={}` take all of them away.
 
     Raises:
         ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
     """
+    path = find_config(path)
     source = clean(os.fsdecode(path), 1000)
     root, problems = read(_text(path, source), Place(source, 1))
     draft = _draft(root, problems, Place(source))
@@ -236,9 +237,10 @@ def _experiment(draft: Draft) -> Experiment:
         problems += indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
     for key, node in draft.expect.items():
+        taken_away = draft.reshaped and node.place.source == draft.source.source  # variants of the file may be
         if key in names:
             problems += promises(node)
-        elif not (draft.reshaped and node.place.source == draft.source.source):  # of variants that were taken away
+        elif len(axes) == len(draft.sweep) and not taken_away:
             problems.append(node.problem(f"no such variant{did_you_mean(key, names)}"))
     if problems:
         unique = dict.fromkeys(problems)
@@ -282,11 +284,11 @@ def _located(fault: checks.Fault, own: Settings, base: Settings, source: Place) 
     """
     key, message = fault
     section = key.partition(".")[0]
+    words = set(re.findall(r"[A-Za-z](?:[\w.]*\w)?", message))  # keys of the same section may stand without it
     for layer in (own, base):
         if key in layer:
             return Problem(layer[key].place, layer[key].path, message), None
         for other, node in layer.items():
-            words = [other, other.rpartition(".")[2]][: 2 if other.startswith(f"{section}.") else 1]
-            if any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", message) for word in words):
+            if other in words or (other.startswith(f"{section}.") and other.rpartition(".")[2] in words):
                 return Problem(node.place, key, message), other if layer is own else None
     return Problem(source, key, message), None

@@ -14,7 +14,7 @@ from model.traced import Traced
 
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
-# Where a run is put and what it is called says nothing about what it computes.
+# Keys that have no effect on what a run computes.
 LABELS = ("name", "runs_dir")
 # Keys and sections that may change when a run goes on: what was computed so far depends on none of them, except where a
 # schedule is drawn over train.steps.
@@ -132,12 +132,12 @@ class OptimizerConfig(Section):
 
     @property
     def patterned(self) -> bool:
-        """Whether something in it can only be checked against the model's parameters."""
+        """True if some option can only be checked against the model's parameters."""
         return ":" in self.name or bool(self.freeze or self.lr_factors or self.decay_mask)
 
 
 class TaskConfig(Section):
-    """What the outputs are for, and the training loss. Held-out losses are always the plain mean."""
+    """The purpose of the outputs, and the training loss. Held-out losses are always the plain mean."""
 
     kind: Literal["lm", "classification", "regression"] | None = Field(
         default=None,
@@ -157,7 +157,7 @@ def _at_home(path: str | None) -> str | None:
 
 
 class TrainConfig(Section):
-    """How long, how often, on what, in which precision."""
+    """Length, intervals, device and precision of the training."""
 
     steps: int = Field(default=2000, ge=1, lt=2**31, description="optimizer steps")
     init_from: Annotated[str | None, AfterValidator(_at_home)] = Field(
@@ -220,7 +220,7 @@ class InstrumentsConfig(Section):
 
 
 class WatchConfig(Section):
-    """What is measured while training, and how often."""
+    """Measurements during training, and their intervals."""
 
     every: int = Field(default=10, ge=0, description="steps between watched steps; 0 = never")
     counterfactual: bool = Field(
@@ -263,7 +263,7 @@ class RunConfig(Section):
 
 
 class ExperimentConfig(RunConfig):
-    """What a YAML file holds: the base run, its named variants, a grid over keys, and the results it promises."""
+    """A whole YAML file: the base run, its named variants, a grid over keys, and the results it promises."""
 
     variants: dict[str, dict[str, Any]] = Field(default={}, description="name -> overrides by dotted key")
     sweep: dict[str, list[Any]] = Field(default={}, description="dotted key -> values; the grid of all of them")
