@@ -1,4 +1,4 @@
-"""Which windows of the tokens make a batch: pure functions of (seed, step), so that a resume needs only the step."""
+"""Windows of tokens as batches: pure functions of (seed, step), so that a resumed run needs only the step."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -9,12 +9,12 @@ MOST_TOKENS = 2**31  # every position in a window fits an int32
 
 
 def window_starts(n_tokens: int, context: int, batch: int, seed: int, first_step: int, steps: int) -> NDArray[np.int32]:
-    """Where the training windows of some steps start [steps, B], uniform over [0, n_tokens - context - 1].
+    """Starts of the training windows of some steps [steps, B], uniform over [0, n_tokens - context - 1].
 
     A step owns a fixed range of the counter of Philox 4x64-10 (Salmon et al., 2011, "Parallel random numbers: as easy
-    as 1, 2, 3"), keyed by the seed. So its row is the same wherever a run was resumed, and however many steps are drawn
-    at a time. The words are the bit generator's own, whose stream numpy promises to keep; the modulo favours no start
-    by more than n_tokens / 2^64.
+    as 1, 2, 3"), keyed by the seed, so its row depends neither on where a run was resumed nor on how many steps are
+    drawn at a time. The words are the bit generator's own, whose stream numpy promises to keep; the modulo favours no
+    start by more than n_tokens / 2^64.
 
     Raises ValueError when no window fits, or positions don't fit an int32.
     """
@@ -28,8 +28,8 @@ def window_starts(n_tokens: int, context: int, batch: int, seed: int, first_step
 def gather(tokens: NDArray[np.integer], starts: NDArray[np.int32], context: int) -> NDArray[np.integer]:
     """The windows `tokens[start : start + context + 1]`, copied, in the dtype of the tokens and this machine's bytes.
 
-    Tokens [n], starts [...], windows [..., T+1]. Of a memory-mapped corpus only the windows are read. Raises
-    ValueError when a window would leave the tokens.
+    Tokens [n], starts [...], windows [..., T+1]. Only the windows of a memory-mapped corpus are read. Raises ValueError
+    when a window would leave the tokens.
 
     >>> gather(np.arange(10, 20), np.array([[0], [7]]), 2)
     array([[[10, 11, 12]],
@@ -46,7 +46,7 @@ def gather(tokens: NDArray[np.integer], starts: NDArray[np.int32], context: int)
 def heldout_starts(
     n_tokens: int, context: int, batch: int, batches: int | None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Where the windows of an evaluation start [S, B], and their weights: 1, or 0 for what fills up the last batch.
+    """Starts of the windows of an evaluation [S, B], and their weights: 1, or 0 for padding of the last batch.
 
     The windows tile the split: window i reads [i T, (i + 1) T) and predicts each token's successor, so that no target
     counts twice, and with `batches` None all count but the first token and the last n - 1 mod T. With a number, that
@@ -64,7 +64,7 @@ def heldout_starts(
 
 
 def spread(n: int, batch: int, batches: int | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which of n rows make held-out batches [S, B], and their weights: 1, or 0 for what fills up the last batch.
+    """Indices of n rows as held-out batches [S, B], and their weights: 1, or 0 for padding of the last batch.
 
     With `batches` None all rows in order; with a number, at most that many batches of rows spread evenly over all.
 
@@ -72,11 +72,11 @@ def spread(n: int, batch: int, batches: int | None) -> tuple[NDArray[np.int64], 
     >>> index.tolist(), weights.tolist()
     ([[0, 1], [2, 0]], [[1.0, 1.0], [1.0, 0.0]])
     """
-    kept = n if batches is None else min(n, batches * batch)
-    index = np.zeros((-(-kept // batch), batch), np.int64)
-    # The middles of `kept` equal parts: all rows, in order, when there are as many parts as rows.
-    index.flat[:kept] = (2 * np.arange(kept, dtype=np.int64) + 1) * n // (2 * kept)
-    return index, (np.arange(index.size) < kept).astype(np.float32).reshape(index.shape)
+    m = n if batches is None else min(n, batches * batch)
+    index = np.zeros((-(-m // batch), batch), np.int64)
+    # The middles of m equal parts: all rows, in order, when there are as many parts as rows.
+    index.flat[:m] = (2 * np.arange(m, dtype=np.int64) + 1) * n // (2 * m)
+    return index, (np.arange(index.size) < m).astype(np.float32).reshape(index.shape)
 
 
 def _check_length(n_tokens: int, context: int) -> None:

@@ -1,4 +1,4 @@
-"""What the `data:` section of a config may say."""
+"""Schema of the `data:` section of a config, and its cross-field checks."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,12 +11,12 @@ BPE_VOCAB = 512  # tokens, when data.vocab_size is null
 MOST_IN_BATCH = 2**28  # tokens: a gigabyte of int32
 MOST_CONTEXT = 2**20
 MOST_DRAWN = 2**14  # context of a task whose held-out windows are drawn, 4096 of them
-MOST_STATES = 1000  # of a chain whose eigenvalues are looked at
+MOST_STATES = 1000  # of a chain whose eigenvalues are computed
 DRAWN = ("markov", "copy", "reverse", "sort", "induction", "linear_regression")
 
 
 class DataConfig(BaseModel):
-    """Where windows of tokens (or of real values) come from. An option of some kinds is refused with the others."""
+    """Source of the windows of tokens (or of real values). Options of some kinds are refused with the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -49,7 +49,7 @@ class DataConfig(BaseModel):
         default=None,
         min_length=1,
         description="text: a UTF-8 text file, a folder (its .txt files) or a pattern such as books/*.txt, "
-        "instead of corpus; tokens: a .npy file, or a .bin beside its .json",
+        "instead of corpus; tokens: a .npy file, a .bin of llm.c, or a .bin with its .json",
     )
     tokenizer: Literal["char", "byte", "bpe"] = Field(
         default="char",
@@ -102,16 +102,15 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_length(cls, given: Any) -> Any:
-        """Kinds of which every window is as long as their options say need no context."""
-        if isinstance(given, dict) and "context" not in given:
-            own = own_context(given.get)
-            return given if own is None else {**given, "context": own}
-        return given
+    def _fixed_length(cls, values: Any) -> Any:
+        """Sets the context of kinds whose options determine it."""
+        if isinstance(values, dict) and "context" not in values and (fixed := fixed_context(values.get)) is not None:
+            return {**values, "context": fixed}
+        return values
 
 
-def own_context(get: Any) -> int | None:
-    """The context of a kind that has no choice, None for others; `get(key)` gives a value, None for the default."""
+def fixed_context(get: Any) -> int | None:
+    """The context that a kind's options determine, None for other kinds; `get(key)` gives a value or None (default)."""
 
     def number(key: str) -> int | None:
         value = get(key)
@@ -125,17 +124,18 @@ def own_context(get: Any) -> int | None:
     return (8 // patch) ** 2 if kind == "digits" and patch in (1, 2, 4, 8) else None
 
 
-# What data of a task can be used for: classes are numbers too.
+# The tasks that data of a task can serve: classes are numbers too.
 SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
 
 
 def task_of(kind: str) -> str | None:
-    """What a kind is for, as its source's DataSpec says; None for your own, which is not asked before it is opened."""
-    known = {"digits": "classification", "linear_regression": "regression"}
-    return None if ":" in kind else known.get(kind, "lm")
+    """The task of a kind, as in its source's DataSpec; None for a user's class, which is not opened for it."""
+    if ":" in kind:
+        return None
+    return {"digits": "classification", "linear_regression": "regression"}.get(kind, "lm")
 
 
-# Which kinds each option belongs to. Your own class may read them all.
+# The kinds of each option. A user's class may read them all.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "corpus": ("text",),
     "path": ("text", "tokens"),
@@ -155,33 +155,33 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def problems(config: DataConfig) -> list[tuple[str, str]]:
-    """Cross-field checks as (key, what is wrong), all at once."""
-    kind, found = config.kind, []
+    """Cross-field checks as (key, message), all at once."""
+    kind, problems = config.kind, []
     for option, kinds in OPTIONS.items():
         if getattr(config, option) != DataConfig.model_fields[option].default and kind not in kinds and ":" not in kind:
-            found.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
+            problems.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
     if kind == "text" and config.corpus is not None and config.path is not None:
-        found.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
+        problems.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
     if kind == "text" and config.vocab_size is not None and config.tokenizer != "bpe":
-        found.append(("vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"))
+        problems.append(("vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"))
     if kind == "tokens" and config.path is None:
-        found.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
-    own = own_context(lambda key: getattr(config, key))
-    if own is not None and config.context != own:
-        found.append(("context", f"expected {own} with data.kind {kind} (leave it out), got {config.context}"))
+        problems.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
+    fixed = fixed_context(lambda key: getattr(config, key))
+    if fixed is not None and config.context != fixed:
+        problems.append(("context", f"expected {fixed} with data.kind {kind} (leave it out), got {config.context}"))
     least = {"copy": 2, "reverse": 2, "sort": 2, "induction": 3}.get(kind, 1)
     if config.context < least:
-        found.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
+        problems.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
     if kind == "linear_regression" and config.context % 2:
-        found.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
-    found += _too_large(config)
+        problems.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
+    problems += _too_large(config)
     if config.transition is not None:
-        found += [("transition", message) for message in _not_stochastic(config.transition)]
-    return found
+        problems += [("transition", message) for message in _not_stochastic(config.transition)]
+    return problems
 
 
 def _too_large(config: DataConfig) -> list[tuple[str, str]]:
-    """Sizes at which the machine, and not a message, would have the last word."""
+    """Sizes that would exhaust the machine before any message."""
     kind, context, batch = config.kind, config.context, config.batch
     longest = MOST_DRAWN if kind in DRAWN else MOST_CONTEXT
     if context > longest:

@@ -1,4 +1,4 @@
-"""Real images without a download: scikit-learn's 1,797 handwritten digits of 8x8 pixels (extra `[digits]`)."""
+"""Real images without a download: the 1,797 handwritten digits of scikit-learn, 8x8 pixels (extra `[digits]`)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _SIDE = 8
 
 @dataclass(frozen=True, eq=False)
 class Digits(Whole):
-    """Images cut into square patches, one a token, each pixel in [-1, 1]; the class is told from all of them.
+    """Images cut into square patches, one a token, each pixel in [-1, 1], and the class of each image.
 
     Alpaydin & Kaynak 1998, UCI "Optical Recognition of Handwritten Digits". `val_fraction` of the images, chosen by
     `task_seed`, are held out.
@@ -35,20 +35,20 @@ class Digits(Whole):
 
     @property
     def floors(self) -> dict[str, float]:
-        """Nobody knows the best possible one; `prior` is what knowing only how many there are of each costs."""
+        """`prior`, the loss of the class frequencies; the best possible loss is unknown."""
         return {"prior": prior(self.val.targets)}
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Batch:
         """Images drawn with replacement, leaves [steps, B, ...]."""
-        chosen = Draws(seed, _ORDER, first_step, steps, batch).integers(len(self.train.targets))
-        return Batch(*(leaf[chosen.reshape(steps, batch)] for leaf in self.train[:2]))
+        index = Draws(seed, _ORDER, first_step, steps, batch).integers(len(self.train.targets))
+        return Batch(*(leaf[index.reshape(steps, batch)] for leaf in self.train[:2]))
 
     def heldout_batches(self, batch: int, batches: int | None) -> tuple[Batch, np.ndarray]:
         return tiled(self.val, batch, batches)
 
 
 def open_digits(config: DataConfig) -> Digits:
-    """Raises DataError without scikit-learn."""
+    """The digits, split and cut into patches. Raises DataError without scikit-learn."""
     try:
         from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -56,7 +56,7 @@ def open_digits(config: DataConfig) -> Digits:
             "data.kind: digits needs scikit-learn; install it with pip install scikit-learn, or -e '.[digits]'"
         ) from None
     images, labels = load_digits(return_X_y=True)
-    patches, n = patched(images.reshape(-1, _SIDE, _SIDE) / 8.0 - 1.0, config.patch), len(labels)
+    patches, n = patches_of(images.reshape(-1, _SIDE, _SIDE) / 8.0 - 1.0, config.patch), len(labels)
     order = np.argsort(Draws(config.task_seed, _SPLIT, 0, 1, 1).uniform(n)[0], kind="stable")
     n_train = n - round(n * config.val_fraction)
     if not 0 < n_train < n:
@@ -69,10 +69,10 @@ def open_digits(config: DataConfig) -> Digits:
     return Digits(train, val, form, details, digest)
 
 
-def patched(images: np.ndarray, side: int) -> np.ndarray:
+def patches_of(images: np.ndarray, side: int) -> np.ndarray:
     """[N, S, S] images as [N, (S / side)^2, side^2] patches, row by row.
 
-    >>> patched(np.arange(16).reshape(1, 4, 4), 2)[0].tolist()
+    >>> patches_of(np.arange(16).reshape(1, 4, 4), 2)[0].tolist()
     [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     """
     n, size = len(images), images.shape[1] // side

@@ -1,18 +1,29 @@
-"""Files that somebody else may have written, opened with care: regular ones only, of a size that was agreed on."""
+"""Files that somebody else may have written: located, read, memory-mapped and cached with care."""
 
 import difflib
 import json
 import os
+import re
+import secrets
 import stat
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .errors import DataError, reason
 
 _MOST_JSON = 2**26  # bytes: the tokenizer of a million merges has a third of that
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WINDOWS = re.compile(r"([A-Za-z]):[\\/]|\\\\")  # a drive's letter, or \\server\share
 
 
 def kind_of(mode: int) -> str | None:
-    """What a file is that is no regular one, by its `st_mode`: a pipe would block, a device may never end."""
+    """The kind of a file that is not a regular one, by its `st_mode`: a pipe would block, a device may never end."""
     kinds = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
@@ -22,27 +33,19 @@ def content_of(path: str | os.PathLike[str], at_most: int | None = None) -> byte
 
     Raises:
         OSError: it cannot be opened or read.
-        ValueError: it is no regular file, or has more than `at_most` bytes; the message says which.
+        ValueError: it is not a regular file, or has more than `at_most` bytes; the message says which.
     """
     if kind := kind_of(os.stat(path).st_mode):  # before it is opened: to open a device may do something
         raise ValueError(f"expected a file, got {kind}")
-    with open(path, "rb", opener=_without_waiting) as file:
+    # A pipe that took the place of the file meanwhile is opened without waiting, and noticed.
+    flags = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda path, mode: os.open(path, mode | flags)) as file:
         if kind := kind_of(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"expected a file, got {kind}")
         content = file.read() if at_most is None else file.read(at_most + 1)
     if at_most is not None and len(content) > at_most:
         raise ValueError(f"expected at most {at_most} bytes")
     return content
-
-
-def beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | None:
-    """What `fits` in the same folder and has the name most like this one's; None where nothing comes close."""
-    try:
-        names = sorted(entry.name for entry in path.parent.iterdir() if fits(entry))[:1000]
-    except (OSError, ValueError):
-        return None
-    found = difflib.get_close_matches(path.name, names, 1)
-    return path.parent / found[0] if found else None
 
 
 def json_of(path: Path, at_most: int = _MOST_JSON) -> Any:
@@ -53,6 +56,124 @@ def json_of(path: Path, at_most: int = _MOST_JSON) -> Any:
         raise ValueError("lists or mappings nested too deeply") from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """A pipe that took the place of a file meanwhile is opened at once, and found out."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | None:
+    """The entry of the same folder that `fits` and has the name most like this one's; None if none comes close."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir() if fits(entry))[:1000]
+    except (OSError, ValueError):
+        return None
+    close = difflib.get_close_matches(path.name, names, 1)
+    return path.parent / close[0] if close else None
+
+
+def located(where: str, label: str, expected: str) -> Path:
+    """The path of a regular file that the user names, which is not opened. Raises DataError, beginning with `label`."""
+    path = Path(where)
+    try:
+        path = path.expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        missing = f"does not exist (the current folder is {os.getcwd()!r})"
+        raise DataError(f"{label} {foreign(where) or missing + _nearest(where, path)}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # no permission; a null character; no such user's home
+        raise DataError(f"{label} can't be opened ({reason(error)})") from None
+    if kind := kind_of(mode):
+        raise DataError(f"{label} is {kind}, expected {expected}")
+    return path
+
+
+def foreign(where: str) -> str | None:
+    """The explanation for a path that this system cannot have: a URL, or a path of Windows; None for others."""
+    if match := _URL.match(where):
+        if match[0].lower() == "file://":
+            return "is a URL; give the path alone, without file://"
+        return "is a URL, and only files are read; download it first (curl -LO URL) and give the path of the file"
+    if os.name != "nt" and (match := _WINDOWS.match(where)):
+        drive = f"; WSL has that drive at /mnt/{match[1].lower()}" if match[1] else ""
+        return f"is a path of Windows, and this is another system; give the path that the file has here{drive}"
+    return None
+
+
+def _nearest(where: str, path: Path) -> str:
+    if os.name != "nt" and Path(slashes := where.replace("\\", "/")).exists():
+        return f"; did you mean {slashes!r}?"
+    if not path.parent.is_dir():
+        return f"; nor does its folder {str(path.parent)!r}"
+    near = beside(path)
+    return f"; did you mean {str(near)!r}?" if near else ""
+
+
+def cache_folder() -> Path:
+    """`DELTAFLOW_CACHE`, or else the user's cache folder for deltaflow. It need not exist."""
+    if folder := os.environ.get("DELTAFLOW_CACHE"):
+        return Path(folder).expanduser().absolute()
+    import pooch
+
+    return Path(pooch.os_cache("deltaflow"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is whole; after an error nothing of it is left. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def mapped_npy(path: Path) -> np.ndarray:
+    """The memory-mapped array of an .npy, never unpickled. Raises OSError; ValueError for a file of another format."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's on a header that Python 2 wrote, or on an empty one
+            return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a crafted header: SyntaxError, TokenError, OverflowError, RecursionError ...
+        raise ValueError(f"no header of an .npy: {type(error).__name__}") from None
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A memory-mapped file, and its identity when it was opened.
+
+    Reading a map of a file that was cut since then ends the process (SIGBUS), and a file that was written to would give
+    other batches; so every reader calls `check` first. A file that was removed or replaced stays as it is in the map.
+    """
+
+    label: str
+    path: Path
+    identity: tuple[int, ...]
+
+    @staticmethod
+    def of(label: str, path: Path) -> "MappedFile":
+        """Raises DataError when the file is gone."""
+        try:
+            return MappedFile(label, path, _identity(path))
+        except OSError as error:
+            raise DataError(f"{label} can't be read ({reason(error)})") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes when it was opened."""
+        return self.identity[2]
+
+    def check(self) -> None:
+        """Raises DataError when the file has changed."""
+        try:
+            now = _identity(self.path)
+        except OSError:
+            return
+        if now[:2] == self.identity[:2] and now != self.identity:
+            raise DataError(f"{self.label} changed while it was in use; start again when it is as it was")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

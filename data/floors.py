@@ -1,22 +1,22 @@
-"""What the best answer that never changes costs: who has learned anything at all is below it."""
+"""Loss of the best constant prediction; a model that has learned anything is below it."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BLOCKS = 2**16, 256  # tokens that are counted of a sequence: so many blocks, spread evenly over it
+BLOCK, BLOCKS = 2**16, 256  # tokens of a block, and blocks spread evenly over a long sequence, that are counted
 
 
 def entropy(p: NDArray[np.floating]) -> NDArray[np.floating]:
-    """-sum p ln p of each of p [..., S] in nats, [...], with 0 ln 0 = 0."""
+    """-sum p ln p over the last axis of p [..., S], in nats [...], with 0 ln 0 = 0."""
     return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
 def counts(ids: NDArray[np.integer]) -> NDArray[np.integer]:
-    """How often each of ids [n] comes, [m] up to the largest one; of more than BLOCK * BLOCKS ids in that many of them.
+    """Occurrences [m] of each id of ids [n]; of a sequence longer than BLOCK * BLOCKS, within that many of its ids.
 
-    A memory-mapped corpus may be larger than what can be read at every start.
+    A memory-mapped corpus may be too large to be read at every start.
     """
     if len(ids) <= BLOCK * BLOCKS:
         return np.bincount(ids.astype(np.int64))
@@ -26,19 +26,18 @@ def counts(ids: NDArray[np.integer]) -> NDArray[np.integer]:
 
 
 def unigram(train: NDArray[np.integer], heldout: NDArray[np.integer], vocab_size: int) -> float:
-    """Mean loss, on tokens counted in heldout [k], of who knows only how often each came in train [m]; nats a token.
+    """Mean loss of predicting held-out tokens by their training frequencies, from the counts [m], [k]; nats a token.
 
     The cross-entropy -sum_i q_i ln p_i of the two distributions; p with one more of each id (Laplace's rule), so that
-    one which never came in `train` costs something finite.
+    an id that does not occur in `train` has a finite loss.
     """
-    seen, asked = (_padded(each, max(len(train), len(heldout))) for each in (train, heldout))
-    p = (seen + 1.0) / (seen.sum() + vocab_size)
-    return float(-np.sum(asked * np.log(p)) / asked.sum())
+    train, heldout = (_padded(each, max(len(train), len(heldout))) for each in (train, heldout))
+    p = (train + 1.0) / (train.sum() + vocab_size)
+    return float(-np.sum(heldout * np.log(p)) / heldout.sum())
 
 
 def prior(targets: Any, weights: Any = None) -> float:
-    """Mean loss of the best fixed probabilities of the classes: the entropy of `targets` [...], those of weight 0 left
-    out; nats a target."""
+    """Mean loss of the best constant probabilities: the entropy of `targets` [...] under `weights`; nats a target."""
     share = np.bincount(np.ravel(targets), None if weights is None else np.ravel(weights)).astype(np.float64)
     return float(entropy(share / share.sum()))
 

@@ -1,4 +1,4 @@
-"""From the `data:` section of a config to its source."""
+"""Opening of the source that the `data:` section of a config names."""
 
 from .config import DataConfig, problems
 from .errors import DataError
@@ -6,13 +6,13 @@ from .source import Source
 
 
 def open_source(config: DataConfig) -> Source:
-    """The data that the config names. Raises DataError with one line for whatever can go wrong."""
-    for key, what in problems(config):
-        raise DataError(f"data.{key}: {what}")
+    """The data that the config names. Raises DataError for whatever can go wrong."""
+    for key, message in problems(config):
+        raise DataError(f"data.{key}: {message}")
     if ":" in config.kind:
-        from .custom import open_own
+        from .custom import open_custom
 
-        return open_own(config)
+        return open_custom(config)
     if config.kind == "text":
         from .text import open_dataset
 

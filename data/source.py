@@ -1,4 +1,4 @@
-"""What training asks of data, whatever it is: batches as pure functions of (seed, step), and the best possible loss."""
+"""The interface of all data: batches as pure functions of (seed, step), and losses that are known in advance."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -11,76 +11,76 @@ from .tokenizer import Tokenizer
 
 
 class Batch(NamedTuple):
-    """What a network is shown and what it has to say; leading axes such as [steps] in front of B are allowed."""
+    """Inputs of a network and its targets. Axes such as [steps] may stand in front of B."""
 
-    inputs: Any  # tokens [B, T], or real values [B, T, C]
-    targets: Any  # [B, T] one a token, or [B] one a window when the form is pooled; classes, or real values
-    weights: Any = None  # of the targets, in their shape: 0 = masked; None = all 1
+    inputs: Any  # tokens [B, T] int32, or real values [B, T, C] float32
+    targets: Any  # [B, T] one a token, or [B] one a window when the form is pooled; classes int32, or values float32
+    weights: Any = None  # float32 in the shape of the targets: 0 = masked; None = all 1
 
 
 class DataSpec(NamedTuple):
-    """The shape of what goes into a network and comes out of it."""
+    """Shapes of the inputs and outputs of a network."""
 
     task: str  # lm, classification or regression
     context: int  # T, tokens of a window
     vocab_size: int | None  # of the inputs; None when they are real values
     outputs: int  # classes, or real values a target
     channels: int | None = None  # C, real values a token
-    pooled: bool = False  # one target a window, told from the mean over its tokens
+    pooled: bool = False  # one target a window, predicted from the mean over its tokens
 
     @property
     def next_tokens(self) -> bool:
-        """Whether the target of every token is the next one, so that windows of T+1 ids are all there is to say."""
+        """True if the target of every token is the next one, so that windows of T+1 ids say everything."""
         return self.task == "lm" and self.outputs == self.vocab_size and not self.pooled
 
 
 class Whole:
-    """A source without text, whose batches arrive whole: none of its data lives on the device."""
+    """Base of sources without text, whose batches arrive whole: none of their data lives on the device."""
 
     tokenizer = None
     resident = None
 
 
 class Source(Protocol):
-    """Data a network can be trained on. Everything is a pure function, so that a resume needs nothing but the step."""
+    """Data for training. Everything is a pure function, so that a resumed run needs nothing but the step."""
 
     @property
     def form(self) -> DataSpec: ...
 
     @property
     def source(self) -> str:
-        """Its name, and what else tells it from others."""
+        """Its name, and what else distinguishes it."""
         ...
 
     @property
     def details(self) -> str:
-        """The rest of the line for people: sizes, known losses."""
+        """The rest of its line in the start block: sizes, losses that are known in advance."""
         ...
 
     @property
     def sha256(self) -> str:
-        """Of what decides on every batch."""
+        """Hash of everything that the batches depend on."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What `deltaflow sample` reads and writes text with; None where there is no text."""
+        """The tokenizer for `deltaflow sample`; None where there is no text."""
         ...
 
     @property
     def floors(self) -> Mapping[str, float]:
-        """Losses that are known in advance: "" is the best possible one, others go by name. Nats, or squared error."""
+        """Losses that are known in advance, by name; "" is the best possible one. Nats, or squared error."""
         ...
 
     @property
     def resident(self) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:
-        """Tokens (train [n], held out [m]) that live on the device; batches are then starts of windows in them."""
+        """Tokens (train [n], held out [m]) on the device, if any; batches are then starts of windows in them."""
         ...
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Any:
-        """The batches of some steps: a Batch of leaves [steps, B, ...], windows [steps, B, T+1] or starts [steps, B].
+        """Batches of `steps` steps: a Batch of leaves [steps, B, ...], windows [steps, B, T+1] or starts [steps, B].
 
-        The same for a step wherever a run was resumed, and however many steps are asked for at a time.
+        A step's batch depends neither on where a run was resumed, nor on how many steps one call asks for.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""Characters, bytes or merged bytes as token ids, and back. A tokenizer is a frozen value that goes to JSON and comes
-back."""
+"""Tokenizers: characters, bytes or merged bytes as token ids, and back. Each is a frozen value that JSON can hold."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from .errors import DataError, reason
 
 CHAR_LIMIT = 65_536
 _CODE_POINTS = 0x110000
@@ -19,7 +19,7 @@ _SLICE = 1 << 18  # characters encoded at a time: the work arrays stay in the pr
 
 
 class Tokenizer(Protocol):
-    """What maps text to ids in [0, vocab_size) and back."""
+    """A map from text to ids in [0, vocab_size) and back."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -62,7 +62,7 @@ class CharTokenizer:
 
     @cached_property
     def _id_of(self) -> np.ndarray:
-        """[0x110000] int32: the id of each code point, -1 where the vocabulary has none."""
+        """[0x110000] int32: the id of each code point, -1 for those outside the vocabulary."""
         table = np.full(_CODE_POINTS, -1, np.int32)
         table[code_points(self.vocab)] = np.arange(len(self.vocab))
         return table
@@ -113,7 +113,7 @@ class ByteTokenizer:
         return np.frombuffer(utf8(text), np.uint8)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """A sequence of bytes that isn't UTF-8, such as a sampled one, gives U+FFFD in place of what is broken."""
+        """The text, with U+FFFD in place of bytes that are not UTF-8, such as sampled ones."""
         return _checked(ids, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def token_text(self, token: int) -> str:
@@ -125,66 +125,95 @@ class ByteTokenizer:
 
 @dataclass(frozen=True)
 class BpeTokenizer:
-    """Bytes, and tokens merged from two others: byte-pair encoding (Sennrich et al. 2016, 1508.07909) of UTF-8, as in
-    GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.2).
+    """Byte-pair encoding of UTF-8 (Sennrich et al. 2016, 1508.07909), by the package `tokenizers` (extra `[bpe]`).
 
-    A byte is its own id, the first merge makes token 256. Text is first cut into words by GPT-2's pattern, a space
-    going with the word behind it, and no token spans two words. `merges` are "left right" in the order in which they
-    apply, written in GPT-2's alphabet of one character a byte (a space is Ġ). Two merges may make the same token.
+    As in GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.2), text is first
+    cut into words, a space going with the word behind it, and no token spans two words; tokens are written in an
+    alphabet of one character a byte (a space is Ġ).
 
-    Encoding needs the package `tokenizers` (extra `[bpe]`). Raises DataError for merges that can't be.
-
-    >>> BpeTokenizer(("h e", "Ġ he")).decode([256, 257, 33])
-    'he he!'
+    `data` is the package's own JSON (`Tokenizer.to_str`, tokenizer.json of Hugging Face): byte-level BPE without
+    normalization, special tokens or dropout. Raises DataError for another one.
     """
 
-    merges: tuple[str, ...]
+    data: dict[str, Any]
+
+    @staticmethod
+    def of(merges: Iterable[tuple[str, str]]) -> "BpeTokenizer":
+        """The tokenizer of merges in the order in which they apply. Each byte is its own id, the first merge is 256.
+
+        >>> BpeTokenizer.of([("h", "e"), ("Ġ", "he")]).decode([256, 257, 33])
+        'he he!'
+        """
+        package, merges = hf_tokenizers(), list(merges)
+        vocab = {character: byte for byte, character in enumerate(ALPHABET)}
+        for left, right in merges:
+            vocab.setdefault(left + right, len(vocab))  # two merges may make the same token
+        library = package.Tokenizer(package.models.BPE(vocab, merges))
+        library.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = package.decoders.ByteLevel()
+        return BpeTokenizer(json.loads(library.to_str()))
 
     def __post_init__(self) -> None:
-        _ = self._ids  # which checks them
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        """The id of each token as it is written in a merge."""
-        ids = {character: byte for byte, character in enumerate(ALPHABET)}
-        for merge in self.merges:
-            left, _, right = merge.partition(" ")
-            if left not in ids or right not in ids:
-                raise DataError(f"tokenizer: expected a merge of two tokens before it, got {merge!r}")
-            ids.setdefault(left + right, len(ids))
-        return ids
+        _ = self._tokens  # which checks them
 
     @cached_property
     def _tokens(self) -> list[bytes]:
-        return [bytes(map(ALPHABET.index, token)) for token in self._ids]
+        """The bytes of each token, in the order of their ids."""
+        match self.data:
+            case {
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [],
+                "normalizer": None,
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+                "post_processor": None,
+                "model": {
+                    "type": "BPE",
+                    "dropout": None,
+                    "continuing_subword_prefix": None,
+                    "end_of_word_suffix": None,
+                    "vocab": dict(vocab),
+                    "merges": list(),
+                },
+            } if set(ALPHABET) <= vocab.keys() and "" not in vocab:
+                by_id = {index: token for token, index in vocab.items() if type(index) is int}
+                try:
+                    return [bytes(map(ALPHABET.index, by_id[index])) for index in range(len(vocab))]
+                except (KeyError, ValueError):
+                    pass
+        raise DataError(
+            "tokenizer: expected byte-level BPE, with an id for each byte and without gaps, special tokens or dropout, "
+            f"got {str(self.data)[:100]!r}"
+        )
 
     @cached_property
-    def _encoder(self) -> Any:
-        package = hf_tokenizers()
-        merges = [tuple(merge.split(" ")) for merge in self.merges]
-        encoder = package.Tokenizer(package.models.BPE(self._ids, merges))
-        encoder.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        return encoder
+    def _library(self) -> Any:
+        try:
+            return hf_tokenizers().Tokenizer.from_str(json.dumps(self.data))
+        except DataError:
+            raise
+        except Exception as error:  # the package has no class for it
+            raise DataError(f"tokenizer: {reason(error)}") from None
 
     @property
     def vocab_size(self) -> int:
-        return len(self._ids)
+        return len(self._tokens)
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         utf8(text)
         dtype = token_dtype(self.vocab_size)
-        parts = self._encoder.encode_batch_fast(list(pieces([text], PIECE)))
+        parts = self._library.encode_batch_fast(list(pieces([text], PIECE)))
         return np.concatenate([np.empty(0, dtype), *(np.array(part.ids, dtype) for part in parts)])
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """As of bytes: U+FFFD in place of what is not UTF-8."""
+        """The text, with U+FFFD in place of bytes that are not UTF-8."""
         return b"".join(self._tokens[index] for index in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
 
     def token_text(self, token: int) -> str:
         return legible(self._tokens[_checked([token], self.vocab_size)[0]])
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "bpe", "merges": list(self.merges)}
+        return self.data
 
 
 def _alphabet() -> str:
@@ -193,18 +222,18 @@ def _alphabet() -> str:
     return "".join(chr(byte if byte in shown else next(others)) for byte in range(256))
 
 
-ALPHABET = _alphabet()  # GPT-2's: byte b is written ALPHABET[b], itself where that shows
-PIECE = 1 << 16  # characters that the package is given at a time: its own records of them are many times as large
+ALPHABET = _alphabet()  # GPT-2's: byte b is written ALPHABET[b], itself where that is printable
+PIECE = 1 << 16  # characters that the package gets at a time: its own records of them are many times as large
 # The last end of a word in sight. To Python \x1c to \x1f are spaces too, to GPT-2's pattern they are not.
 _WORD_END = re.compile(r".*\S(?=[^\S\x1c-\x1f])", re.DOTALL)
 
 
 def pieces(texts: Iterable[str], size: int) -> Iterator[str]:
-    """The text in pieces of at most `size` characters, the same ones however it comes, which are encoded apart as they
-    would be together.
+    """A text in pieces of at most `size` characters, which are encoded apart as they would be together.
 
-    They end where a word does and space follows: no word of GPT-2's pattern goes on there, and none looks back. Only
-    what has no such place within `size` characters is cut elsewhere.
+    They do not depend on the parts in which the text comes. They end where a word does and space follows: no word of
+    GPT-2's pattern continues there, and none looks back. Only a stretch of `size` characters without such a place is
+    cut elsewhere.
 
     >>> list(pieces(["one t", "wo  three"], 8))
     ['one two', '  three']
@@ -214,8 +243,8 @@ def pieces(texts: Iterable[str], size: int) -> Iterator[str]:
         rest += text
         start = 0
         while len(rest) - start > size:
-            found = _WORD_END.match(rest, start, start + size + 1)
-            end = found.end() if found else start + size
+            match = _WORD_END.match(rest, start, start + size + 1)
+            end = match.end() if match else start + size
             yield rest[start:end]
             start = end
         rest = rest[start:]
@@ -224,7 +253,7 @@ def pieces(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 def hf_tokenizers() -> Any:
-    """The package of that name. Raises DataError without it."""
+    """The package `tokenizers`. Raises DataError without it."""
     try:
         import tokenizers
     except ImportError:
@@ -234,18 +263,18 @@ def hf_tokenizers() -> Any:
     return tokenizers
 
 
-def from_json(data: dict[str, Any]) -> Tokenizer:
+def from_json(data: Any) -> Tokenizer:
     """The tokenizer that `to_json` wrote. Raises DataError for anything else."""
     match data:
         case {"kind": "char", "vocab": str(vocab), **rest} if not rest:
             return CharTokenizer(vocab)
         case {"kind": "byte", **rest} if not rest:
             return ByteTokenizer()
-        case {"kind": "bpe", "merges": [*merges], **rest} if not rest and all(isinstance(m, str) for m in merges):
-            return BpeTokenizer(tuple(merges))
+        case {"model": _}:
+            return BpeTokenizer(data)
     raise DataError(
-        "tokenizer: expected a char tokenizer with its vocab, a bpe tokenizer with its merges, or a byte tokenizer, "
-        f"got {str(data)[:100]!r}"
+        "tokenizer: expected a char tokenizer with its vocab, a byte tokenizer, or the tokenizer.json of a byte-level "
+        f"BPE, got {str(data)[:100]!r}"
     )
 
 
@@ -260,7 +289,7 @@ def code_points(text: str) -> NDArray[np.unsignedinteger]:
 
 
 def utf8(text: str) -> bytes:
-    """Raises DataError for a character that has no bytes."""
+    """The text's UTF-8 form. Raises DataError for a lone surrogate, which has none."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -272,7 +301,7 @@ def utf8(text: str) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Text in quotes; escaped where it would not show, or would stick to its neighbour."""
+    """Text in quotes; escaped where it would be invisible, or would combine with its neighbour."""
     return ascii(text) if unicodedata.category(text[0]).startswith("M") else repr(text)
 
 

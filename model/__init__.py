@@ -8,6 +8,6 @@ Axis legend, used in every annotation and as a suffix on locals whose axes diffe
     D  width of the stream        F  width of the MLP's hidden layer
     L  layers (blocks)            V  vocabulary
 
-Activations travel as [N, D], not [B, T, D]: on XLA:CPU the weight gradients of [B, T, D] activations fuse
-into transposed copies and cost half the step (docs/benchmarks.md).
+Activations have shape [N, D], not [B, T, D]: on XLA:CPU the weight gradients of [B, T, D] activations are fused into
+transposed copies, which takes half of the step (docs/benchmarks.md).
 """

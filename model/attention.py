@@ -13,8 +13,10 @@ from .positions import alibi, rotate
 
 
 class Attention(nnx.Module):
-    """softmax(scale q k^T) v, scale 1 / sqrt(K) unless the config says otherwise, then the output matrix; the softmax
-    runs in at least float32."""
+    """softmax(scale q k^T) v, followed by the output matrix; scale is 1 / sqrt(K) unless the config sets it.
+
+    Scores and softmax are computed in at least float32.
+    """
 
     def __init__(self, config: ModelConfig, init: Init, layer: int | Int[Array, ""]):
         self.config = config
@@ -38,11 +40,11 @@ class Attention(nnx.Module):
         mix_heads: Callable[[Array, Array], Array] | None = None,
         observe: Callable[..., None] | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "B T G K"]]:
-        """h [N, D] with shape = (B, T) -> ([N, D], v before `mix_value`), in h's dtype. `key` None: no dropout.
+        """Maps h [N, D] with shape = (B, T) to ([N, D], v before `mix_value`), in h's dtype. `key`: dropout, or None.
 
-        A residual rule may replace the values, v [B, T, G, K] -> the same, and what the heads put out: (v of each query
-        head, o), both [B, T, H, K] -> o. `observe` is told ("attention", scores [B, H, T, T]): what the softmax
-        is taken of, where a masked score is the least finite number.
+        A residual rule may map the values, `mix_value`: v [B, T, G, K] -> v, and the output of the heads, `mix_heads`:
+        (v of each query head, o), both [B, T, H, K] -> o. `observe` is called with ("attention", scores
+        [B, H, T, T]), the inputs of the softmax, in which masked scores are the lowest finite number.
         """
         config, (B, T) = self.config, shape
         G, R, K = config.value_heads, config.heads // config.value_heads, config.head_width
@@ -56,7 +58,7 @@ class Attention(nnx.Module):
             q, k = (normalize(x.astype(wide(x.dtype)), "rms", eps).astype(x.dtype) for x in (q, k))
         if config.positions == "rope":
             q, k = rotate(q), rotate(k)
-        # Batched products over [B, G] with the R heads of a group below one another: the layout XLA:CPU likes best.
+        # Batched products over [B, G] with the R heads of a group stacked as rows: the fastest layout on XLA:CPU.
         q = q * jnp.asarray(numbers.get("attention_scale", config.usual_attention_scale), q.dtype)
         q_BGQK = q.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
         k_BGSK, v_BGSK = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -64,9 +66,9 @@ class Attention(nnx.Module):
         scores_BGRTS = soft_cap(scores_BGQS.reshape(B, G, R, T, T), numbers.get("attention_cap"))
         if config.positions == "alibi":
             scores_BGRTS = scores_BGRTS + alibi(G * R, T, scores_BGRTS.dtype).reshape(1, G, R, T, T)
-        seen_TS = visible(config, T)
-        if seen_TS is not None:
-            scores_BGRTS = jnp.where(seen_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
+        visible_TS = visible(config, T)
+        if visible_TS is not None:
+            scores_BGRTS = jnp.where(visible_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
         weights_BGRTS = softmax(scores_BGRTS).astype(h.dtype)
         if observe is not None:
             observe("attention", scores_BGRTS.reshape(B, G * R, T, T))
@@ -80,10 +82,10 @@ class Attention(nnx.Module):
 
 
 def visible(config: ModelConfig, T: int) -> Bool[Array, "T T"] | None:
-    """Which keys (columns) each query (row) sees; None when it is all of them."""
+    """Returns the mask of keys (columns) visible to each query (row); None if all are."""
     back_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
-    seen_TS = back_TS >= 0 if config.attention == "causal" else None
+    visible_TS = back_TS >= 0 if config.attention == "causal" else None
     if config.window is not None:
         near_TS = jnp.abs(back_TS) < config.window
-        seen_TS = near_TS if seen_TS is None else seen_TS & near_TS
-    return seen_TS
+        visible_TS = near_TS if visible_TS is None else visible_TS & near_TS
+    return visible_TS

@@ -1,4 +1,4 @@
-"""float64 for single sums on a CPU, whether or not jax_enable_x64 is on."""
+"""Sums in float64 on a CPU, with or without jax_enable_x64."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 def in_double(dtype: jax.typing.DTypeLike, result: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
-    """`result()` on a CPU, traced where float64 exists, for entries of `dtype`; it hands out nothing of float64.
-    `otherwise()` on accelerators, and for entries that are float64 themselves.
+    """Returns `result()`, traced with float64 enabled, on a CPU; `otherwise()` on accelerators and for float64 entries.
 
-    float64 holds the square of every float32, so one pass over the entries is right wherever they lie, where float32
-    takes a second one to factor the largest out. (A GPU has few units for it, a TPU none.)
+    `dtype` is that of the entries; `result` must not return float64 arrays. The square of every float32 is in float64's
+    range, so one pass over the entries is enough, where float32 needs a second one to factor out the largest. (GPUs
+    are slow at float64, TPUs lack it.)
     """
 
     def enabled() -> Result:

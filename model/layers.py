@@ -1,4 +1,4 @@
-"""Linear maps, norms and dropout: what every sublayer is made of."""
+"""Linear maps, norms, dropout and other parts of the sublayers."""
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +10,27 @@ from .init import Init
 
 
 class Linear(nnx.Module):
-    """y = x W (+ b), the product in the dtype of x, so that compute in bfloat16 keeps float32 parameters."""
+    """y = x W (+ b), computed in the dtype of x: parameters stay float32 when compute is bfloat16."""
 
     def __init__(self, init: Init, path: str, layer: int | Int[Array, ""], rows: int, columns: int, bias: bool):
-        """`path` is blocks/attn/q; its last two parts make the tag of its init_gain, attn_q."""
+        """Draws the kernel. The last two parts of `path`, blocks/attn/q, form the tag of its init_gain, attn_q."""
         gain = init.gain("_".join(path.split("/")[-2:]))
         self.kernel = nnx.Param(init.matrix(path, layer, rows, columns, gain))
         self.bias = nnx.Param(init.constant(0.0, columns)) if bias else None
 
     def __call__(self, x: Float[Array, "N D"], one: Float[Array, ""] | None = None) -> Float[Array, "N F"]:
-        """`one`: for `fusion_barrier`, where there is one."""
+        """Maps x [N, D] to [N, F]. `one`: the divisor of `fusion_barrier`, which is applied if it is given."""
         kernel = self.kernel[...]
         if one is not None and kernel.shape[0] > kernel.shape[1]:
-            # The kernel's gradient as (g^T x)^T, the narrower of the two on the left: x^T g takes XLA:CPU 1.7 times as
-            # long where the rows of x are a power of two of 512 and more, which share few lines of the cache.
+            # Computes the kernel's gradient as (g^T x)^T, with the narrower factor on the left. On XLA:CPU x^T g takes
+            # 1.7 times as long if the rows of x have a power-of-two length of 512 or more, which conflict in the cache.
             kernel = fusion_barrier(kernel.T, one).T
         y = x @ kernel.astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, :]
 
 
 def joined(linears: list[Linear], x: Float[Array, "N D"]) -> list[Float[Array, "N F"]]:
-    """Several maps of one input as a single product: small matrices leave a core half idle."""
+    """Applies several maps to one input as a single product, since small matrices leave a core half idle."""
     kernel = jnp.concatenate([linear.kernel[...] for linear in linears], axis=1).astype(x.dtype)
     y = x @ kernel
     biases = [linear.bias for linear in linears]
@@ -62,13 +62,12 @@ class Norm(nnx.Module):
 
 @jax.custom_jvp
 def fusion_barrier(x: Float[Array, "..."], one: Float[Array, ""]) -> Float[Array, "..."]:
-    """x; its cotangent is divided by `one`, which is 1 in a way that a compiler cannot see through, so that it is
-    computed as it was written, once.
+    """Returns x and divides its cotangent by `one`, a 1 that the compiler cannot constant-fold.
 
-    Of unrolled blocks XLA sees all at once. The cotangent of the stream is a sum over the blocks above; XLA:CPU takes a
-    sum for cheap and fuses a copy of it into whatever reads it, so every block would add up anew all that is above it.
-    A quotient counts as dear, and is computed once. And a product that is then transposed it turns into the product of
-    the transposed, but not through a quotient. (Optimization barriers are gone before it fuses.)
+    The division keeps XLA:CPU from two harmful rewrites. In unrolled blocks the cotangent of the stream is a sum over
+    the blocks above; XLA considers sums cheap and fuses a copy into every consumer, so that each block would recompute
+    the whole sum. Divisions are considered expensive and are computed once. XLA also moves a transpose of a product
+    into its factors, but not past a division. (Optimization barriers are removed before fusion.)
     """
     del one
     return x
@@ -80,32 +79,34 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """float64 for float64, else float32: what sums and softmaxes run in. A bfloat16 sum loses its small terms."""
+    """Returns the dtype for sums and softmaxes over `dtype`: float64 for float64, else float32."""
     return jnp.dtype("float64" if jnp.dtype(dtype) == jnp.dtype("float64") else "float32")
 
 
 def normalize(x: Float[Array, "... D"], kind: str, eps: float | Float[Array, ""]) -> Float[Array, "... D"]:
-    """x over its root mean square along the last axis, after taking the mean away when `kind` is layer."""
+    """Divides x by its root mean square along the last axis, after subtracting the mean if `kind` is layer."""
     if kind == "layer":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.asarray(eps, x.dtype))
 
 
 def root_mean_square(x: Array) -> Float[Array, ""]:
-    """sqrt(mean(x^2)) with the largest entry taken out first: squares of entries below 1e-19 underflow in float32."""
+    """Returns sqrt(mean(x^2)). The largest entry is factored out, since squares of entries below 1e-19 underflow."""
     largest = jnp.max(jnp.abs(x))
     return largest * jnp.sqrt(jnp.mean(jnp.square(x / jnp.where(largest > 0, largest, 1))))
 
 
 def softmax(x: Float[Array, "... S"]) -> Float[Array, "... S"]:
-    """Along the last axis, differentiated by its Jacobian diag(y) - y y^T: through the quotient, which is what JAX does
-    by default, XLA:CPU takes 1.05 times as long for a whole training step."""
+    """Returns the softmax along the last axis, differentiated by its Jacobian diag(y) - y y^T.
+
+    JAX's default, which differentiates the quotient, makes a training step 1.05 times as long on XLA:CPU.
+    """
     with jax.softmax_custom_jvp(True):
         return jax.nn.softmax(x, axis=-1)
 
 
 def dropout(x: Array, rate: Float[Array, ""] | None, key: Key[Array, ""] | None) -> Array:
-    """Inverted dropout (Srivastava et al. 2014): kept entries are divided by 1 - rate; off when either is None."""
+    """Applies inverted dropout (Srivastava et al. 2014), dividing by 1 - rate. Returns x if `rate` or `key` is None."""
     if rate is None or key is None:
         return x
     keep = jax.random.bernoulli(key, (1 - rate).astype(jnp.float32), x.shape)
@@ -113,5 +114,5 @@ def dropout(x: Array, rate: Float[Array, ""] | None, key: Key[Array, ""] | None)
 
 
 def soft_cap(x: Array, cap: Float[Array, ""] | None) -> Array:
-    """cap * tanh(x / cap) (Gemma 2, 2408.00118, section 2); x itself when `cap` is None."""
+    """Returns cap * tanh(x / cap) (Gemma 2, 2408.00118, section 2); x if `cap` is None."""
     return x if cap is None else cap.astype(x.dtype) * jnp.tanh(x / cap.astype(x.dtype))

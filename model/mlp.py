@@ -17,7 +17,7 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer, 2109.08668
     "silu": jax.nn.silu,
     "linear": lambda x: x,
-    # Of the gate, Shazeer 2020, 2002.05202, eqs. 5 and 6.
+    # Activations of the gate: Shazeer 2020, 2002.05202, eqs. 5 and 6.
     "swiglu": jax.nn.silu,
     "geglu": lambda x: jax.nn.gelu(x, approximate=True),
 }
@@ -43,7 +43,10 @@ class MLP(nnx.Module):
         observe: Callable[..., None] | None = None,
         one: Float[Array, ""] | None = None,
     ) -> Float[Array, "N D"]:
-        """`observe` is told ("mlp", hidden [N, F]): what the output matrix multiplies. `one`: see Linear."""
+        """Maps h [N, D] to [N, D]. `observe` is called with ("mlp", hidden [N, F]), the input of the output matrix.
+
+        `one`: see Linear.
+        """
         act = ACTIVATIONS[self.activation]
         if self.gate is None:
             hidden = act(self.in_(h))

@@ -1,8 +1,8 @@
-"""A model as two pure functions of a plain dictionary of parameters.
+"""A model as pure functions, `init` and `apply`, of a nested dictionary of parameters.
 
-NNX modules are split once, when a program is traced; from then on parameters are nested dictionaries of arrays with
-the blocks stacked along a leading layer axis. Calling an NNX module costs 7 to 10 ms of Python, a jitted function of
-dictionaries 0.2 ms.
+NNX modules are split once, when a program is traced; from then on parameters are nested dictionaries of arrays, with
+the blocks stacked along a leading layer axis. Calling an NNX module takes 7 to 10 ms of Python, calling a jitted
+function of dictionaries 0.2 ms.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,23 +24,23 @@ Params = dict[str, Any]
 
 
 class Anatomy(NamedTuple):
-    """A model on one input, block by block; nothing is dropped. For instruments that look inside."""
+    """A model on one input, block by block and without dropout, for instruments that measure inside blocks."""
 
-    carry: Carry  # what enters block 0
+    carry: Carry  # input of block 0
     blocks: Any  # parameters, stacked along the first axis
     # (parameters of a block, its index, carry, observer, detached) -> carry; see model/residual/base.py's Context
     block: Callable[..., Carry]
-    logits: Callable[[Carry], Float[Array, "N V"]]  # from what leaves the last block
-    stream: Callable[[Carry], Float[Array, "N ..."]]  # what delta is taken of
+    logits: Callable[[Carry], Float[Array, "N V"]]  # from the last block's output
+    stream: Callable[[Carry], Float[Array, "N ..."]]  # the stream that delta is measured on
 
 
 @dataclass(frozen=True)
 class Network:
-    """A transformer for windows of `context` tokens; `dtype` is that of compute.
+    """A transformer for windows of `context` tokens, computing in `dtype`.
 
-    Inputs are ids below `vocab_size`, or `channels` real values a token; outputs are as many as `outputs`, or one
-    logit a token of the vocabulary. `pooled`: one output a window, from the mean over its tokens. `task` is what the
-    outputs are for: lm, classification, regression.
+    Inputs are ids below `vocab_size`, or `channels` real values a token. There are `outputs` logits, or one for each
+    token of the vocabulary; `pooled`: one prediction a window, from the mean over its tokens. `task` determines the
+    loss: lm, classification or regression.
     """
 
     config: ModelConfig
@@ -71,14 +71,14 @@ class Network:
         return nnx.graphdef(nnx.eval_shape(lambda: self._build(0, numbers_of(self.config))))
 
     def init(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any] | None = None) -> Params:
-        """Parameters as a nested dictionary; `seed` (uint32) and `numbers` may be traced. Run it under jit.
+        """Returns parameters as a nested dictionary. Run under jit; `seed` (uint32) and `numbers` may be traced.
 
-        `numbers` replace the config's own traced ones (model/traced.py), here and in `apply`.
+        `numbers` override the config's traced numbers (model/traced.py), here and in `apply`.
         """
         return nnx.to_pure_dict(nnx.split(self._build(seed, numbers_of(self.config) | dict(numbers or {})))[1])
 
     def shapes(self) -> Params:
-        """The parameters' shapes and dtypes, without computing them."""
+        """Returns the parameters' shapes and dtypes without computing them."""
         return jax.eval_shape(lambda: self.init(0))
 
     def apply(
@@ -91,7 +91,7 @@ class Network:
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
     ) -> tuple[Float[Array, "N V"], StreamStats | None]:
-        """Logits [B*T, V] ([B, V] when pooled), as Transformer.__call__ describes."""
+        """Returns logits [B*T, V], or [B, V] when pooled, and stream statistics: see Transformer.__call__."""
         model: Transformer = nnx.merge(self._graph, params)
         return model(
             tokens,
@@ -110,7 +110,7 @@ class Network:
         *,
         numbers: Mapping[str, Any] | None = None,
     ) -> Anatomy:
-        """The parts that `apply` is made of."""
+        """Returns the parts of `apply` as separate functions."""
         model: Transformer = nnx.merge(self._graph, params)
         carry, context = model.begin(tokens, numbers_of(self.config) | dict(numbers or {}))
         graph, stacked = nnx.split(model.blocks)

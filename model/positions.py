@@ -1,15 +1,15 @@
-"""How tokens know their place, where it takes no parameters."""
+"""Position encodings without parameters: rotary, sinusoidal and ALiBi."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .layers import wide
 
-BASE = 10_000.0  # the longest wavelength over 2 pi, of both kinds of sines
+BASE = 10_000.0  # longest wavelength of the sines, over 2 pi
 
 
 def rotate(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
-    """Rotary positions (Su et al. 2021, 2104.09864, eq. 34): the pair (i, i + K/2) turns by t * BASE^(-2i/K)."""
+    """Applies rotary positions (Su et al. 2021, 2104.09864, eq. 34): rotates pairs (i, i + K/2) by t * BASE^(-2i/K)."""
     T, K = x.shape[1], x.shape[-1]
     dtype = wide(x.dtype)
     angle = _angles(T, K, dtype)
@@ -19,14 +19,14 @@ def rotate(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
 
 
 def sinusoidal(T: int, D: int, dtype: jnp.dtype) -> Float[Array, "T D"]:
-    """Sines (even columns) and cosines of amplitude 1 (Vaswani et al. 2017, 1706.03762, section 3.5)."""
+    """Returns sines (even columns) and cosines of amplitude 1 (Vaswani et al. 2017, 1706.03762, section 3.5)."""
     angle = _angles(T, D, wide(dtype))
     both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(T, -1)
     return both[:, :D].astype(dtype)
 
 
 def alibi(H: int, T: int, dtype: jnp.dtype) -> Float[Array, "H T T"]:
-    """What each head adds to its logits, -slope * distance, slopes 2^(-8 (h+1) / H) (Press et al. 2022, 2108.12409)."""
+    """Returns each head's bias -slope * distance, slopes 2^(-8 (h+1) / H) (Press et al. 2022, 2108.12409)."""
     slope = jnp.exp2(-8.0 * jnp.arange(1, H + 1, dtype=dtype) / H)
     distance = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(T)[None, :]).astype(dtype)
     return -slope[:, None, None] * distance[None]

@@ -10,14 +10,16 @@ from .network import Network, Params
 def next_token_logits(
     network: Network, params: Params, tokens: Int[Array, "T"], length: int | Int[Array, ""]
 ) -> Float[Array, "V"]:
-    """Logits of the token after the first `length` of `tokens`, which is padded to the context; causal models only
-    look back, so the padding has no say."""
+    """Returns the logits of the token after the first `length` of `tokens`, which are padded to the context.
+
+    The model must be causal, so that the padding has no effect.
+    """
     logits, _ = network.apply(params, tokens[None, :])
     return logits[length - 1]
 
 
 def filtered(logits: Float[Array, "V"], temperature: float, top_k: int | None) -> Float[Array, "V"]:
-    """Logits over `temperature` with all but the `top_k` largest at -inf (Fan et al. 2018, 1805.04833)."""
+    """Divides logits by `temperature` and sets all but the `top_k` largest to -inf (Fan et al. 2018, 1805.04833)."""
     logits = logits / temperature
     if top_k is None or top_k >= logits.shape[0]:
         return logits
@@ -26,8 +28,8 @@ def filtered(logits: Float[Array, "V"], temperature: float, top_k: int | None) -
 
 
 def draw(key: Key[Array, ""], logits: Float[Array, "V"], temperature: float, top_k: int | None) -> Int[Array, ""]:
-    """One token; the most likely one at temperature 0."""
+    """Draws one token; the most likely one at temperature 0."""
     if temperature == 0.0:
         return jnp.argmax(logits)
-    # Less the largest, so that no temperature makes infinities of several.
+    # The largest logit is subtracted first, so that a small temperature cannot overflow several to infinity.
     return jax.random.categorical(key, filtered(logits - jnp.max(logits), temperature, top_k))

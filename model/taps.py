@@ -1,11 +1,10 @@
-"""A tap: the identity forwards; backwards it measures the cotangent that passes, and keeps it in range.
+"""Taps: identities whose backward pass measures the cotangent and rescales it into the range of its dtype.
 
-The gradient that reaches depth l of a plain network can be 1e-60: float32 flushes it to zero long before it reaches
-the first layer, and a sum of squares does so at 1e-19. A tap therefore divides the passing cotangent by the power of
-two of its norm, or of its largest entry, and hands the exponent on, so the range is unlimited and, a power of two
-being exact, nothing else changes. (Of a carry of several parts the largest entry of all counts: the range between its
-parts is that of the dtype.) Gradients of what lies below a tap come out scaled by known powers of two
-(train/gradflow/delta.py multiplies them back).
+Without skips and norms the gradient at depth l can be 1e-60: float32 flushes it to zero long before the first layer,
+and its square below 1e-19. A tap therefore divides the cotangent by the power of two of its norm, or of its largest
+entry, and passes the exponent on. The range is then unlimited, and since powers of two are exact nothing else changes.
+(The parts of a carry share one exponent, so the range between them is that of the dtype.) Gradients below a tap are
+scaled by known powers of two; train/gradflow/delta.py multiplies them back.
 """
 
 from collections.abc import Callable
@@ -21,22 +20,22 @@ from .layers import wide
 
 
 def exponent_limit(dtype: jax.typing.DTypeLike) -> int:
-    """The largest k for which 2^k and 2^-k are both normal: 126 for float32, 1022 for float64."""
+    """Returns the largest k for which 2^k and 2^-k are both normal: 126 for float32, 1022 for float64."""
     return int(jnp.finfo(dtype).maxexp) - 2
 
 
 def power_of_two(x: Array) -> Float[Array, ""]:
-    """k with max|x| in [2^(k-1), 2^k), within the limit of x's dtype, as float32; 0 when max|x| is 0 or not finite.
+    """Returns k with max|x| in [2^(k-1), 2^k) as float32; 0 if max|x| is 0 or not finite.
 
-    What the limit leaves over is caught by the next tap.
+    k is clipped to the limit of x's dtype; the next tap removes the rest.
     """
     return exponent_of(jnp.max(jnp.abs(x)))
 
 
 def exponent_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`power_of_two` of each of several absolute values.
+    """Returns the `power_of_two` of each absolute value, elementwise.
 
-    Read from the bits: one shift, where jnp.frexp is a dozen operations.
+    It is read from the bits with one shift, where jnp.frexp takes a dozen operations.
     """
     mantissa, bias, integer = _layout(largest.dtype)
     bits = jax.lax.bitcast_convert_type(largest.astype(wide(largest.dtype)), integer)
@@ -46,36 +45,36 @@ def exponent_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def scaled(x: Float[Array, "..."], k: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * 2^k exactly, for integers k within the limit of x's dtype."""
+    """Returns x * 2^k exactly, for integers k within the limit of x's dtype."""
     mantissa, bias, integer = _layout(x.dtype)
     power = jax.lax.bitcast_convert_type((k.astype(integer) + bias) << mantissa, wide(x.dtype))
     return x * power.astype(x.dtype)
 
 
 def rooted(sums: Float[Array, "..."]) -> tuple[Array, Array]:
-    """(mantissa, k), float32, of the norms mantissa * 2^k with these sums of squares, mantissas in [0.5, 1) or 0."""
+    """Returns (mantissa, k), float32, with mantissa * 2^k = sqrt(sums) and mantissa in [0.5, 1) or 0."""
     root = jnp.sqrt(sums)
     k = exponent_of(root)
     return scaled(root, -k).astype(jnp.float32), k
 
 
 def _layout(dtype: jax.typing.DTypeLike) -> tuple[int, int, type]:
-    """(bits of the mantissa, bias of the exponent, an integer as wide) of the IEEE type that sums over x run in."""
+    """Returns (mantissa bits, exponent bias, integer type of that width) of the IEEE type `wide(dtype)`."""
     return (52, 1023, jnp.int64) if wide(dtype) == jnp.dtype("float64") else (23, 127, jnp.int32)
 
 
 def tap(
     carry: Any, exponent: Float[Array, ""], slot: Float[Array, "2"], stream: Callable[[Any], Array] | None = None
 ) -> tuple[Any, Float[Array, ""]]:
-    """(carry, exponent) unchanged; `carry` is any tree of arrays. Under a gradient:
+    """Returns (carry, exponent) unchanged; `carry` is any tree of arrays. In the backward pass:
 
-    - the cotangent of `slot` is (mantissa, e) with |delta|_F = mantissa * 2^e, delta the true cotangent of what
-      `stream` picks from the carry (None: the carry is one array);
-    - the cotangent of the carry leaves scaled to a norm or a largest entry in [0.5, 1), all leaves by the same 2^-e;
-    - the cotangent of `exponent` carries e to the taps below, so thread it from tap to tap, starting at 0.
+    - the cotangent of `slot` is (mantissa, e) with |delta|_F = mantissa * 2^e, where delta is the true cotangent of
+      the part of the carry that `stream` selects (None: the carry is one array);
+    - the cotangent of the carry is scaled to a norm or largest entry in [0.5, 1), all leaves by the same 2^-e;
+    - the cotangent of `exponent` is e for the taps below, so thread it from tap to tap, starting at 0.
 
     `slot` has the dtype of sums over the stream (float32, or float64 for a float64 stream). It must be an input of the
-    scan over blocks, one row a depth: closed over, the rows would add up.
+    scan over blocks, one row a depth: if it is closed over, the rows add up.
     """
     return _tap(carry, exponent, slot, stream)
 
@@ -99,24 +98,24 @@ def _backward(stream, _, cotangents):
 
 
 def _by_norm(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`_by_largest` with the norm of all of delta in place of its largest entry, for `in_double`."""
+    """Returns the result of `_by_largest` with the norm of delta in place of its largest entry; traced in float64."""
     limit = min(exponent_limit(leaf.dtype) for leaf in jax.tree.leaves(delta))
     delta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), delta)
-    seen = delta if stream is None else stream(delta)
+    selected = delta if stream is None else stream(delta)
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(delta)]
     k = jnp.clip(exponent_of(jnp.sqrt(sum(squares))), -limit, limit)
-    return k, scaled(jnp.sqrt(jnp.sum(jnp.square(seen))), -k).astype(jnp.float32)
+    return k, scaled(jnp.sqrt(jnp.sum(jnp.square(selected))), -k).astype(jnp.float32)
 
 
 def _by_largest(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(k, |what the stream is in delta| * 2^-k)."""
+    """Returns (k, |stream part of delta| * 2^-k), with k the power of two of delta's largest entry."""
     leaves = jax.tree.leaves(delta)
     k = power_of_two(leaves[0]) if len(leaves) == 1 else _largest_power(leaves)
     delta = jax.tree.map(lambda leaf: scaled(leaf, -k), delta)
-    seen = delta if stream is None else stream(delta)
-    # The other parts may be far larger: squares of what is left of the stream are taken at its own scale.
-    own = power_of_two(seen)
-    mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(seen, -own).astype(wide(seen.dtype)))))
+    selected = delta if stream is None else stream(delta)
+    # Other parts of the carry may be far larger, so the stream is squared at its own scale.
+    own = power_of_two(selected)
+    mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(selected, -own).astype(wide(selected.dtype)))))
     return k, scaled(mantissa, own)
 
 

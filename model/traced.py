@@ -1,7 +1,7 @@
-"""Which numbers of a config are inputs of a compiled program, and not part of it.
+"""Traced config fields: inputs of a compiled program, where all other fields are part of it.
 
-A field marked `Traced()` only changes numbers, so variants that differ in nothing else share one program. The mark is
-the one place that says so: what programs take as input and what groups variants both follow from it.
+Variants that differ only in fields marked `Traced()` share one program. Both the inputs of programs and the grouping of
+variants are derived from the mark.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ Config = TypeVar("Config", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Traced:
-    """Marks a field that programs take as an input.
+    """Marks a config field as an input of programs.
 
-    `off` is the value, null beside it, that leaves something out: without dropout there is no dropout in the program.
+    At the value `off`, or null, a feature is left out of the program: a dropout rate of 0 compiles no dropout.
     """
 
     off: float | None = None
 
 
 def numbers(config: BaseModel) -> dict[str, Any]:
-    """The traced numbers that are on, by dotted key within the section: {"skip_scale": 1.0, "residual.alpha": 0.5}."""
+    """Returns the traced numbers that are not off, by dotted key: {"skip_scale": 1.0, "residual.alpha": 0.5}."""
     return {".".join(path): value for path, value in _walk(config, ())}
 
 
 def structure(config: Config) -> Config:
-    """`config` with every traced number that is on set to 1: what is left decides on the program."""
+    """Returns `config` with every traced number that is not off set to 1: the part that determines the program."""
     changes: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""The transformer: embeddings, one scan over stacked blocks, the final norm and the head."""
+"""The transformer: embeddings, a scan over stacked blocks, the final norm and the head."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +28,7 @@ class RuleParameters(nnx.Module):
             setattr(self, name, RuleParameters(value) if isinstance(value, Mapping) else nnx.Param(value))
 
     def read(self) -> dict[str, Any]:
-        """The parameters as arrays, by name."""
+        """Returns the parameters as arrays, by name."""
         own = {name: value for name, value in vars(self).items() if isinstance(value, RuleParameters | nnx.Param)}
         return {name: value.read() if isinstance(value, RuleParameters) else value[...] for name, value in own.items()}
 
@@ -43,14 +43,14 @@ class Block(nnx.Module):
         if config.norm != "none":
             for name in self._norm_names(rule).values():
                 setattr(self, name, Norm(config, init))
-        own = dict(rule.block_parameters(init, layer))
+        parameters = dict(rule.block_parameters(init, layer))
         for index in (0, 1):
             for name, value in rule.sublayer_parameters(init, layer, index).items():
-                own[f"{name}_{index + 1}"] = value
-        self.residual = RuleParameters(own) if own else None
+                parameters[f"{name}_{index + 1}"] = value
+        self.residual = RuleParameters(parameters) if parameters else None
 
     def _norm_names(self, rule: Residual) -> dict[tuple[int, str], str]:
-        """Attribute by (sublayer, slot): norm_1 and norm_2 before the sublayers, norm_1_out and norm_2_out after."""
+        """Returns attribute names by (sublayer, slot): norm_1, norm_2 for inputs, norm_1_out, norm_2_out after."""
         return {
             (index, slot): f"norm_{index + 1}" + ("" if slot == "in" else f"_{slot}")
             for slot in rule.norm_slots
@@ -58,30 +58,36 @@ class Block(nnx.Module):
         }
 
     def __call__(self, carry: Carry, context: Context, dtype: jax.typing.DTypeLike) -> Carry:
-        """The carry after both sublayers; sublayers compute in `dtype`, the stream keeps its own."""
+        """Returns the carry after both sublayers, which compute in `dtype`; the stream keeps its own dtype."""
         rule, numbers = rule_of(self.config), context.numbers
         keys = (None,) * 4 if context.key is None else tuple(jax.random.split(context.key, 4))
         place = self.config.dropout_at("residual")
         rate = None if place is None else numbers[place]
-        own = {} if self.residual is None else self.residual.read()
+        parameters = {} if self.residual is None else self.residual.read()
 
-        def passed(y: Array) -> Array:
+        def detach(y: Array) -> Array:
             return jax.lax.stop_gradient(y) if context.detached else y
 
         def attention(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, Array | None]:
             y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], mix_value, mix_heads, context.observe)
-            return passed(dropout(y.astype(h.dtype), rate, keys[1])), None if v is None else passed(v)
+            return detach(dropout(y.astype(h.dtype), rate, keys[1])), None if v is None else detach(v)
 
         def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
             del mix_value, mix_heads  # attention's
             y = self.mlp(h.astype(dtype), context.observe, context.one)
-            return passed(dropout(y.astype(h.dtype), rate, keys[2])), None
+            return detach(dropout(y.astype(h.dtype), rate, keys[2])), None
 
         context = context._replace(key=keys[3])
-        carry = rule.enter(carry, own, context)
+        carry = rule.enter(carry, parameters, context)
         for index, branch in enumerate((attention, mlp)):
-            mine = {name[:-2]: value for name, value in own.items() if name.endswith(f"_{index + 1}")}
-            carry = rule.sublayer(carry, Sublayer(index, branch, self._norms(rule, index, numbers), mine, own), context)
+            sublayer_parameters = {
+                name[:-2]: value for name, value in parameters.items() if name.endswith(f"_{index + 1}")
+            }
+            carry = rule.sublayer(
+                carry,
+                Sublayer(index, branch, self._norms(rule, index, numbers), sublayer_parameters, parameters),
+                context,
+            )
         return carry
 
     def _norms(self, rule: Residual, index: int, numbers: Mapping[str, Array]) -> dict[str, Callable[[Array], Array]]:
@@ -93,14 +99,14 @@ class Block(nnx.Module):
 
 
 class StreamStats(NamedTuple):
-    """The stream at every depth: 0 is the embedding output, L the last block's output."""
+    """Statistics of the stream at every depth, from 0, the embedding output, to L, the last block's output."""
 
     rms: Float[Array, "L+1"]
-    rank: Float[Array, "L+1"]  # |X - mean over tokens|_F / |X|_F a sequence, mean over the batch; 0 = collapsed
+    rank: Float[Array, "L+1"]  # |X - mean over tokens|_F / |X|_F a sequence, averaged over the batch; 0 = collapsed
 
 
 class Interface(NamedTuple):
-    """What goes in and out of the blocks; see Network."""
+    """Input and output sizes of a model; see Network."""
 
     vocab_size: int | None
     context: int
@@ -110,25 +116,25 @@ class Interface(NamedTuple):
 
     @property
     def untied(self) -> bool:
-        """Whether the head cannot be the embedding's table: there is none, or it has other rows."""
+        """True if the head cannot share the embedding's table: there is none, or its rows differ."""
         return self.channels is not None or self.outputs not in (None, self.vocab_size)
 
     @property
     def rows(self) -> int:
-        """Of the head's table."""
+        """Number of rows of the head's table."""
         rows = self.vocab_size if self.outputs is None else self.outputs
         assert rows is not None
         return rows
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. Parameters are float32, or float64 when the compute dtype is."""
+    """A transformer from tokens to logits. Parameters are float32, or float64 if the compute dtype is."""
 
     def __init__(self, config: ModelConfig, interface: Interface, init: Init):
         self.config, self.interface, context = config, interface, interface.context
         rows = interface.channels if interface.vocab_size is None else interface.vocab_size
         assert rows is not None
-        # Of real values the embedding is a projection, [C, D], drawn like a table.
+        # Real-valued inputs are embedded by a projection [C, D], drawn like a table.
         self.embed = nnx.Param(init.table("embed", rows, config.width))
         learned = config.positions == "learned"
         self.positions = nnx.Param(init.table("positions", context, config.width)) if learned else None
@@ -149,12 +155,12 @@ class Transformer(nnx.Module):
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
     ) -> tuple[Float[Array, "N V"], StreamStats | None]:
-        """Logits [B*T, V] ([B, V] when pooled) in at least float32, and what the taps saw of the stream.
+        """Returns logits [B*T, V], or [B, V] when pooled, in at least float32, and statistics of the stream.
 
         `numbers`: the config's traced numbers (model/residual `numbers_of`). `key`: dropout; None turns it off.
-        `slots`: zeros whose gradient holds |delta| at every depth (model/taps.py); None leaves the taps and the
-        stream's statistics out of the program. `head`: replaces the head's table, so that a tied table can be
-        differentiated apart from the lookup. `unroll`: blocks a scan iteration.
+        `slots`: zeros whose gradient is |delta| at every depth (model/taps.py); None leaves taps and statistics out
+        of the program. `head`: replaces the head's table, so that a tied table can be differentiated separately
+        from its use as lookup. `unroll`: blocks a scan iteration.
         """
         config, rule = self.config, rule_of(self.config)
         carry, context = self.begin(tokens, numbers, key)
@@ -162,31 +168,31 @@ class Transformer(nnx.Module):
             context = context._replace(one=1 + 0 * context.numbers["skip_scale"])
         graph, stacked = nnx.split(self.blocks)
 
-        def look(carry: Carry) -> StreamStats | None:
-            return None if slots is None else _seen(rule.stream(carry), context.shape)
+        def statistics(carry: Carry) -> StreamStats | None:
+            return None if slots is None else _stream_stats(rule.stream(carry), context.shape)
 
         def body(state, inputs):
             (carry, exponent), (parameters, layer, slot) = state, inputs
-            seen = look(carry)
+            stats = statistics(carry)
             if slot is not None:
                 carry, exponent = tap(carry, exponent, slot, rule.stream)
             layer_key = None if key is None else jax.random.fold_in(key, layer)
             carry = nnx.merge(graph, parameters)(carry, context._replace(layer=layer, key=layer_key), dtype)
-            return (carry, exponent), seen
+            return (carry, exponent), stats
 
         state = (carry, jnp.zeros((), jnp.float32))
         inputs = (stacked, jnp.arange(config.layers), None if slots is None else slots[:-1])
-        (carry, exponent), seen = jax.lax.scan(body, state, inputs, unroll=min(unroll, config.layers))
+        (carry, exponent), stats = jax.lax.scan(body, state, inputs, unroll=min(unroll, config.layers))
         if slots is not None:
-            last = look(carry)
-            seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
+            last = statistics(carry)
+            stats = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), stats, last)
             carry, _ = tap(carry, exponent, slots[-1], rule.stream)
-        return self.end(carry, context, dtype, head), seen
+        return self.end(carry, context, dtype, head), stats
 
     def begin(
         self, tokens: Array, numbers: Mapping[str, Any], key: Key[Array, ""] | None = None
     ) -> tuple[Carry, Context]:
-        """What enters block 0, and what the blocks may depend on beside it."""
+        """Returns the input of block 0 and the context that all blocks share."""
         config, x = self.config, self._embedded(tokens)
         numbers = {name: jnp.asarray(number, x.dtype) for name, number in numbers.items()}
         place = config.dropout_at("embed")
@@ -202,7 +208,7 @@ class Transformer(nnx.Module):
         dtype: jax.typing.DTypeLike = "float32",
         head: Float[Array, "V D"] | None = None,
     ) -> Float[Array, "N V"]:
-        """Logits from what leaves the last block."""
+        """Returns the logits, from the last block's output."""
         config, numbers = self.config, context.numbers
         x = rule_of(config).end(carry)
         x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
@@ -210,7 +216,7 @@ class Transformer(nnx.Module):
         table = self._table() if head is None else head
         logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
         if config.width_ratio != 1:
-            # The head's rows keep their size at every width (Yang et al. 2022, 2203.03466, table 8).
+            # The head's initial values do not depend on the width (Yang et al. 2022, 2203.03466, table 8).
             logits = logits * jnp.asarray(1 / config.width_ratio, logits.dtype)
         return soft_cap(logits, numbers.get("logit_cap"))
 
@@ -231,16 +237,16 @@ class Transformer(nnx.Module):
         return self.embed[...] if self.head is None else self.head[...]
 
 
-def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> StreamStats:
+def _stream_stats(x: Float[Array, "N D"], shape: tuple[int, int]) -> StreamStats:
     x = jax.lax.stop_gradient(x).reshape(*shape, -1)
 
     def in_one_scale() -> StreamStats:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _statistics(x.astype(jnp.float64)))
 
-    def largest_factored_out() -> StreamStats:  # the squares of a plain network's activations may underflow
+    def largest_factored_out() -> StreamStats:  # squares of activations may underflow without norms and skips
         k = power_of_two(x)
-        seen = _statistics(scaled(x.astype(wide(x.dtype)), -k))
-        return seen._replace(rms=scaled(seen.rms, k))
+        stats = _statistics(scaled(x.astype(wide(x.dtype)), -k))
+        return stats._replace(rms=scaled(stats.rms, k))
 
     return in_double(x.dtype, in_one_scale, largest_factored_out)
 
@@ -248,7 +254,7 @@ def _seen(x: Float[Array, "N D"], shape: tuple[int, int]) -> StreamStats:
 def _statistics(x: Float[Array, "B T D"]) -> StreamStats:
     mean_BD = jnp.mean(x, axis=1)
     spread_B = jnp.sum(jnp.square(x - mean_BD[:, None]), axis=(1, 2))
-    # The rest of |X|^2 is that of the mean: one pass over the stream less than to square it.
+    # |X|^2 = spread + T |mean|^2, which saves a pass over the stream.
     square_B = spread_B + x.shape[1] * jnp.sum(jnp.square(mean_BD), axis=1)
     rank = jnp.mean(jnp.sqrt(spread_B / jnp.where(square_B > 0, square_B, jnp.ones_like(square_B))))
     return StreamStats(rms=jnp.sqrt(jnp.mean(square_B) / (x.shape[1] * x.shape[2])), rank=rank)

@@ -1,4 +1,4 @@
-"""Tasks drawn on the fly whose best possible loss is known: one class a task, under the name that `data.kind` gives."""
+"""Synthetic tasks whose best possible loss is known: one class a task, by its `data.kind`."""
 
 from .arithmetic import Addition, Modular
 from .base import Synthetic, Task

@@ -1,4 +1,4 @@
-"""Sums with an answer that is certain, some of them held out: the training loss says what was learned by heart."""
+"""Arithmetic, with a part of the pairs held out: a training loss below the held-out loss is memorization."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ class Addition(Task):
     """a + b = c, digit by digit, the highest first: k digits of a, `+`, k of b, `=`, k + 1 of c. Only c counts.
 
     Tokens 0 to 9 are the digits, 10 is `+`, 11 is `=`. `val_fraction` of the pairs (a, b), chosen by a hash, are never
-    trained on; held-out rows have no other.
+    trained on; held-out rows have only these.
     """
 
     @property
@@ -24,7 +24,7 @@ class Addition(Task):
         return DataSpec("lm", 3 * self.config.digits + 2, 12, 12)
 
     def heldout(self, pairs: NDArray[np.integer]) -> np.ndarray:
-        """Which of pairs [..., 2] are held out."""
+        """True [...] for those of pairs [..., 2] that are held out."""
         flat = pairs[..., 0] * 10**self.config.digits + pairs[..., 1]
         return mixed(flat, self.config.task_seed) < self.config.val_fraction
 
@@ -38,8 +38,7 @@ class Addition(Task):
 
         plus, equals = np.full_like(a, 10), np.full_like(a, 11)
         strings = np.concatenate([digits(a, k), plus, digits(b, k), equals, digits(a + b, k + 1)], axis=1)
-        known = np.broadcast_to(np.arange(strings.shape[1]) > 2 * k + 1, strings.shape)
-        return next_token(strings, known)
+        return next_token(strings, np.broadcast_to(np.arange(strings.shape[1]) > 2 * k + 1, strings.shape))
 
     def floors(self, heldout: Batch) -> dict[str, float]:
         return {"": 0.0}
@@ -47,7 +46,7 @@ class Addition(Task):
 
 @dataclass(frozen=True)
 class Modular(Task):
-    """a (op) b = c modulo p: the tokens a, b, `=` and c, which alone counts (Power et al. 2022, 2201.02177, grokking).
+    """a (op) b = c modulo p: the tokens a, b, `=` and c; only c counts (Power et al. 2022, 2201.02177, grokking).
 
     All p^2 pairs are shuffled once; `val_fraction` of them are held out, training draws from the others. `=` is p.
     """

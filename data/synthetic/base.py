@@ -1,4 +1,4 @@
-"""What all drawn tasks share: numbers that are pure functions of (seed, step), and the source made of them."""
+"""Common parts of the synthetic tasks: random numbers as pure functions of (seed, step), and a task as a source."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..floors import prior
 from ..source import Batch, DataSpec, Whole, tiled
 
-HELDOUT_ROWS = 4096  # the held-out split of a task that could go on forever
+HELDOUT_ROWS = 4096  # of a task with endless rows
 _TRAIN, _HELDOUT, TASK = 1, 2, 3  # streams of one seed that never meet
 _TRIES = 10_000
 
@@ -22,8 +22,8 @@ _TRIES = 10_000
 class Draws:
     """Uniform numbers for `rows` rows of each of some steps: every result has the axes [steps * rows, ...].
 
-    A step owns 2^64 counts of Philox 4x64-10 (Salmon et al. 2011), keyed by (seed, stream). So what a step gets does
-    not depend on where a run was resumed, nor on how many steps are drawn at a time.
+    A step owns 2^64 counts of Philox 4x64-10 (Salmon et al. 2011), keyed by (seed, stream), so its numbers depend
+    neither on where a run was resumed nor on how many steps are drawn at a time.
     """
 
     def __init__(self, seed: int, stream: int, first_step: int, steps: int, rows: int):
@@ -50,7 +50,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task of which the best possible loss is known. Raises DataError at construction."""
+    """A task whose best possible loss is known. Raises DataError at construction."""
 
     config: DataConfig
 
@@ -60,18 +60,18 @@ class Task(ABC):
 
     @abstractmethod
     def rows(self, draws: Draws, heldout: bool) -> Batch:
-        """One row for each of the draws' rows."""
+        """A row for each row of the draws."""
 
     @abstractmethod
     def floors(self, heldout: Batch) -> dict[str, float]:
-        """What loss can be reached: "" by the ideal predictor, others by name."""
+        """Losses that are known in advance, by name: "" is that of the ideal predictor."""
 
     def every_heldout_row(self) -> Batch | None:
-        """All held-out rows where they are few; None where they are drawn."""
+        """All held-out rows if they are few; None if they are drawn."""
         return None
 
     def _once(self) -> Draws:
-        """What is drawn once for all runs of the task."""
+        """The numbers that are drawn once for all runs of the task."""
         return Draws(self.config.task_seed, TASK, 0, 1, 1)
 
 
@@ -91,29 +91,25 @@ class Synthetic(Whole):
 
     @property
     def details(self) -> str:
-        """What it is and what can be reached."""
+        """Sizes of a window, and the losses that are known in advance."""
         form, unit = self.form, "squared error" if self.form.task == "regression" else "nats"
-        what = f"{form.channels} values" if form.vocab_size is None else f"vocabulary {form.vocab_size}"
-        known = ", ".join(f"{name or 'best possible'} {floor:.4f}" for name, floor in self.floors.items())
-        return f"{form.context} tokens a window, {what}; loss floors ({unit}): {known}"
+        size = f"{form.channels} values" if form.vocab_size is None else f"vocabulary {form.vocab_size}"
+        floors = ", ".join(f"{name or 'best possible'} {floor:.4f}" for name, floor in self.floors.items())
+        return f"{form.context} tokens a window, {size}; loss floors ({unit}): {floors}"
 
     @property
     def sha256(self) -> str:
-        """Of what decides on the task, and of the held-out rows; what other kinds read changes nothing."""
+        """Hash of the options that the task reads, and of the held-out rows; other kinds' options change nothing."""
         kind = self.task.config.kind
-        keys = {key for key, kinds in OPTIONS.items() if kind in kinds} | {
-            "kind",
-            "context",
-            "val_fraction",
-            "task_seed",
-        }
+        keys = {key for key, kinds in OPTIONS.items() if kind in kinds}
+        keys |= {"kind", "context", "val_fraction", "task_seed"}
         config = json.dumps(self.task.config.model_dump(mode="json", include=keys), sort_keys=True)
         parts = [np.ascontiguousarray(leaf).tobytes() for leaf in self.heldout if leaf is not None]
         return hashlib.sha256(b"".join([config.encode(), *parts])).hexdigest()
 
     @cached_property
     def heldout(self) -> Batch:
-        """The whole held-out split, leaves [N, ...]; the same for every seed of a run."""
+        """The whole held-out split, leaves [N, ...], the same for every seed of a run."""
         rows = self.task.every_heldout_row()
         if rows is None:
             rows = self.task.rows(Draws(self.task.config.task_seed, _HELDOUT, 0, 1, HELDOUT_ROWS), True)
@@ -125,7 +121,7 @@ class Synthetic(Whole):
 
     @cached_property
     def _floors(self) -> dict[str, float]:
-        """The task's own, and of tokens what knowing only how often each answer comes costs."""
+        """The task's own, and for tokens `unigram`, the loss of the frequencies of the answers."""
         floors = self.task.floors(self.heldout)
         if self.form.task == "lm" and "unigram" not in floors:
             floors["unigram"] = prior(self.heldout.targets, self.heldout.weights)
@@ -141,32 +137,32 @@ class Synthetic(Whole):
 
 
 def _compact(rows: Batch) -> Batch:
-    """int32 and float32: what the device works with."""
+    """Leaves as int32 and float32, the dtypes of the device."""
     return Batch(*(None if x is None else x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for x in rows))
 
 
-def next_token(strings: NDArray[np.integer], known: NDArray[np.bool_] | None = None) -> Batch:
-    """Rows [N, T+1] in which each token is to be told from those before it; only those that are `known` count."""
-    weights = None if known is None else known[:, 1:].astype(np.float64)
+def next_token(strings: NDArray[np.integer], answers: NDArray[np.bool_] | None = None) -> Batch:
+    """Rows [N, T+1] in which each token is to be predicted from those before it; only the `answers` [N, T+1] count."""
+    weights = None if answers is None else answers[:, 1:].astype(np.float64)
     return Batch(strings[:, :-1], strings[:, 1:], weights)
 
 
 def drawn_where(draws: Draws, good, high: int, *shape: int) -> NDArray[np.integer]:
-    """Integers [N, *shape] in [0, high), whole rows drawn again until `good(rows)` [N] holds of each. Draw nothing
-    after it."""
+    """Integers [N, *shape] in [0, high), rows drawn again until `good(rows)` [N] is true for all; the last draws.
+
+    Raises DataError when that takes too many tries.
+    """
     rows = draws.integers(high, *shape)
     for _ in range(_TRIES):
         bad = ~good(rows)
         if not bad.any():
             return rows
         rows = np.where(bad.reshape(-1, *(1,) * len(shape)), draws.integers(high, *shape), rows)
-    raise DataError(
-        "data.val_fraction: no row was found that belongs to one of the splits; take it further from 0 and 1"
-    )
+    raise DataError(f"data.val_fraction: no row of one of the splits in {_TRIES:,} draws; take it further from 0 and 1")
 
 
 def mixed(values: NDArray[np.integer], seed: int) -> NDArray[np.floating]:
-    """A number in [0, 1) for each whole number, without a pattern (SplitMix64: Steele et al. 2014)."""
+    """A hash in [0, 1) of each whole number (SplitMix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         z = np.asarray(values).astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Tokens that depend on the one before them alone."""
+"""Markov chains: tokens that depend only on the one before them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,8 @@ from .base import Draws, Task, next_token
 class Markov(Task):
     """A stationary Markov chain, P[i, j] = p(j after i), given or softmax(sharpness * normal) over each row.
 
-    Who knows P reaches the entropy rate -sum_i pi_i sum_j P_ij ln P_ij (Shannon 1948, section 7); who knows only how
-    often each token comes, the entropy of the stationary distribution pi.
+    The floor is the entropy rate -sum_i pi_i sum_j P_ij ln P_ij (Shannon 1948, section 7); that of a prediction by
+    token frequencies alone is the entropy of the stationary distribution pi.
     """
 
     def __post_init__(self) -> None:
@@ -25,12 +25,12 @@ class Markov(Task):
         if len(shape) != 2 or shape[0] != shape[1]:
             raise DataError(f"data.transition: expected a square matrix, got {' x '.join(map(str, shape))}")
         if (values := np.linalg.eigvals(self.transition))[np.abs(values - 1) < 1e-9].size > 1:
-            apart = "falls apart: some states never reach some others"
+            problem = "falls apart: some states never reach some others"
             if self.config.transition is not None:
-                raise DataError(f"data.transition: the chain {apart}")
-            drawn = f"the chain that data.task_seed {self.config.task_seed} draws"
+                raise DataError(f"data.transition: the chain {problem}")
+            chain = f"the chain that data.task_seed {self.config.task_seed} draws"
             raise DataError(
-                f"data.sharpness: at {self.config.sharpness:g} {drawn} {apart}; lower it, or take another seed"
+                f"data.sharpness: at {self.config.sharpness:g} {chain} {problem}; lower it, or take another seed"
             )
 
     @property
@@ -40,10 +40,9 @@ class Markov(Task):
 
     @cached_property
     def transition(self) -> NDArray[np.float64]:
-        """Each state's probabilities of the next, a row of [S, S]."""
-        given = self.config.transition
-        if given is not None:
-            rows = np.array(given, np.float64)
+        """Transition probabilities [S, S], a row for each state."""
+        if self.config.transition is not None:
+            rows = np.array(self.config.transition, np.float64)
             return rows / rows.sum(axis=1, keepdims=True)  # 1 but for rounding: checked by data/config.py
         size = self.config.symbols
         logits = self.config.sharpness * self._once().normal(size, size)[0]
@@ -52,12 +51,11 @@ class Markov(Task):
 
     @cached_property
     def stationary(self) -> NDArray[np.float64]:
-        """pi [S]: pi P = pi, sum pi = 1."""
+        """The stationary distribution pi [S]: pi P = pi, sum pi = 1."""
         size = len(self.transition)
         equations = np.vstack([self.transition.T - np.eye(size), np.ones((1, size))])
-        solved = np.linalg.lstsq(equations, np.append(np.zeros(size), 1.0), rcond=None)[0]
-        solved = np.maximum(solved, 0.0)
-        return solved / solved.sum()
+        pi = np.maximum(np.linalg.lstsq(equations, np.append(np.zeros(size), 1.0), rcond=None)[0], 0.0)
+        return pi / pi.sum()
 
     def rows(self, draws: Draws, heldout: bool) -> Batch:
         uniform = draws.uniform(self.config.context + 1)

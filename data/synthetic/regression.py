@@ -1,4 +1,4 @@
-"""Learning from the examples in the window itself."""
+"""In-context regression: learning from the examples in the window itself."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class LinearRegression(Task):
-    """In-context linear regression (Garg et al. 2022, 2208.01066): x_1, y_1, x_2, y_2, ..., with y = <w, x> + noise,
+    """In-context linear regression (Garg et al. 2022, 2208.01066): x_1, y_1, x_2, y_2, ..., with y = <w, x> + noise.
 
-    another w ~ N(0, I / d) in every row, x ~ N(0, I), noise of standard deviation `noise`. A token has d + 1 values:
-    (x, 0) or (0, y). y_i is to be told at x_i's place, from the examples before it. The floor is the expected squared
+    Each row has its own w ~ N(0, I / d); x ~ N(0, I), noise of standard deviation `noise`. A token has d + 1 values:
+    (x, 0) or (0, y). The target at x_i is y_i, predicted from the examples before it. The floor is the expected squared
     error, at the held-out x, of the posterior mean, which is ridge regression and, without noise, least squares of
-    least norm; "zero" is what saying 0 costs on these rows.
+    least norm; "zero" is the loss of the prediction 0 on these rows.
     """
 
     @property
@@ -46,15 +46,18 @@ class LinearRegression(Task):
 
 
 def posterior_error(x: NDArray[np.float64], noise: float, d: int) -> NDArray[np.float64]:
-    """Expected squared error [N, K] of the posterior mean at x_k, of x [N, K, d], after k examples: noise^2 + x^T S x,
-    S the posterior covariance of w, updated example by example (the Kalman filter of a constant state)."""
+    """Expected squared error [N, K] of the posterior mean at each x_k of x [N, K, d], after the k examples before it.
+
+    It is noise^2 + x^T S x, S the posterior covariance of w, updated example by example (the Kalman filter of a
+    constant state).
+    """
     covariance = np.broadcast_to(np.eye(d) / d, (len(x), d, d)).copy()
     errors = np.empty(x.shape[:2])
     for k in range(x.shape[1]):
         along = np.einsum("nde,ne->nd", covariance, x[:, k])
         spread = np.einsum("nd,nd->n", along, x[:, k])
         errors[:, k] = spread + noise**2
-        # Once w is known to rounding there is nothing left to learn, or to divide by.
+        # A w that is determined up to rounding leaves nothing to learn, or to divide by.
         gain = np.where(errors[:, k] > 1e-12, 1.0 / np.maximum(errors[:, k], 1e-12), 0.0)
         covariance -= along[:, :, None] * along[:, None, :] * gain[:, None, None]
     return errors

@@ -120,7 +120,7 @@ def _ours(folder: Path) -> Iterator[None]:
 
 
 def _train(runs: str, report: bool = False) -> int:
-    drawn = nullcontext() if report else patch("train.run.report_files.write_report", lambda *_: None)
+    drawn = nullcontext() if report else patch("train.run.summary.write_report", lambda *_: None)
     with drawn, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         return main(["train", "t.yaml", f"runs_dir={runs}"])
 

@@ -151,13 +151,12 @@ def _prepared(folder: Path) -> Callable[[list[str]], int]:
     from train import cli
     from train.commands import train as command
     from train.device import programs
-    from train.run import experiment
-    from train.run import report_files as report_files
-    from train.run.metrics import Record
+    from train.run import experiment, summary
+    from train.run.metrics import RunMetrics
 
     assert all((tensorboardX.summary, command, experiment))
-    report_files.write_report = lambda root, console: None
-    Record.pictures = lambda self: None
+    summary.write_report = lambda root, console: None
+    RunMetrics.draw = lambda self: None
     Network.shapes = cache(Network.shapes)  # traced five times by a start
     keep_programs(programs.Programs, folder)
     return cli.main

@@ -37,7 +37,7 @@ watch: {every: 0}
 RUN = """
 import sys
 from train.config.load import load
-from train.run import report_files
+from train.run import summary
 from train.log.console import Console
 from train.run.experiment import train
 from train.device.signals import Stop
@@ -49,7 +49,7 @@ class Until(Console):
             stop.signal = 15
 
 stop = Stop()
-report_files.write_report = lambda *_: None  # drawing it takes longer than all the rest
+summary.write_report = lambda *_: None  # drawing it takes longer than all the rest
 experiment = load(sys.argv[1], ["runs_dir=" + sys.argv[3]])
 train(experiment, Until(), stop)
 """

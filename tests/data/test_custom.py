@@ -1,4 +1,4 @@
-"""Data that others made: digits, files of token ids, and a class in the user's own folder."""
+"""A data set of the user: `module:Class` in the current folder."""
 
 import json
 import sys
@@ -13,8 +13,6 @@ from data.open import open_source
 from data.source import Batch
 from train.cli import main
 
-IDS = (np.arange(600) * 7 % 11).astype(np.uint16)
-
 
 def refused(**config) -> str:
     with pytest.raises(DataError) as error:
@@ -22,117 +20,6 @@ def refused(**config) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
 
-
-def token_file(folder: Path, suffix: str, ids: np.ndarray = IDS, **header) -> str:
-    path = folder / f"ids{suffix}"
-    if suffix == ".npy":
-        np.save(path, ids)
-    else:
-        path.write_bytes(ids.tobytes())
-        header = {"dtype": str(ids.dtype), "vocab_size": 11} | header
-        path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
-    return str(path)
-
-
-# Files of token ids
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".bin"])
-@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_token_files(tmp_path, suffix, dtype, placement):
-    path = token_file(tmp_path, suffix, IDS.astype(dtype))
-    data = open_source(DataConfig(kind="tokens", path=path, context=8, placement=placement, val_fraction=0.25))
-    assert (data.form.vocab_size, data.form.outputs, data.form.context, data.tokenizer) == (11, 11, 8, None)
-    batches = data.train_batches(4, 0, 0, 3)
-    if placement == "device":
-        assert data.resident is not None
-        np.testing.assert_array_equal(np.concatenate(data.resident), IDS)
-        assert len(data.resident[1]) == 150 and batches.shape == (3, 4)
-    else:
-        assert data.resident is None and batches.shape == (3, 4, 9)
-        np.testing.assert_array_equal(np.diff(batches.astype(int)) % 11, 7)
-    assert data.heldout_batches(4, None)[1].sum() == 149 // 8
-
-
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_ids_in_the_other_order_of_bytes(tmp_path, placement):
-    """No device takes them as they are."""
-    (tmp_path / "other").mkdir()
-    paths = token_file(tmp_path / "other", ".npy", IDS.astype(">u2")), token_file(tmp_path, ".npy")
-    other, usual = (open_source(DataConfig(kind="tokens", path=p, context=8, placement=placement)) for p in paths)
-    pairs = [tuple(data.train_batches(4, 0, 0, 3) for data in (other, usual))]
-    pairs.append(tuple(data.heldout_batches(4, 2)[0] for data in (other, usual)))
-    for a, b in pairs:
-        np.testing.assert_array_equal(a, b)
-        assert a.dtype.isnative
-    if placement == "device":
-        assert other.resident is not None and other.resident[0].dtype.isnative
-        np.testing.assert_array_equal(np.concatenate(other.resident), IDS)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "ids", "header", "message"),
-    [
-        (".npy", np.array([[1, 2]]), {}, "expected whole numbers along one axis, got int64 [1, 2]"),
-        (".npy", np.array([0.5]), {}, "expected whole numbers along one axis, got float64 [1]"),
-        (".npy", np.array([], np.uint8), {}, "is empty"),
-        (".npy", np.array([1] * 200 + [-3]), {}, "has a negative id, -3"),
-        (".npy", np.array([1] * 20), {}, "is too short"),
-        (".bin", IDS, {"vocab_size": 10}, "has the id 10, but its header says vocab_size 10"),
-        (".bin", IDS, {"dtype": "float32"}, "got dtype 'float32', vocab_size 11"),
-        (".bin", IDS, {"vocab_size": "11"}, "got dtype 'uint16', vocab_size '11'"),
-        (".bin", np.arange(3, dtype=np.uint8), {"dtype": "uint16"}, "has 3 bytes, expected a multiple of 2 (uint16)"),
-    ],
-)
-def test_bad_token_files(tmp_path, suffix, ids, header, message):
-    path = token_file(tmp_path, suffix, ids, **header)
-    assert message in refused(kind="tokens", path=path, context=8)
-
-
-def test_token_files_that_are_none(tmp_path):
-    bad = tmp_path / "x.bin"
-    bad.write_bytes(b"1234")
-    assert 'expected {"dtype": "uint16" or "uint32", "vocab_size": V} in ' in refused(kind="tokens", path=str(bad))
-    text = tmp_path / "x.txt"
-    text.write_text("words", encoding="utf-8")
-    assert "is not an .npy file, nor a .bin" in refused(kind="tokens", path=str(text))
-    assert "does not exist" in refused(kind="tokens", path=str(tmp_path / "none.npy"))
-    assert "is a folder, expected an .npy or .bin file of token ids" in refused(kind="tokens", path=str(tmp_path))
-    assert "can't be opened (" in refused(kind="tokens", path="~nobody_here/ids.npy")
-
-
-# Digits
-
-
-def test_digits():
-    pytest.importorskip("sklearn")
-    data = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2))
-    assert data.form == ("classification", 4, None, 10, 16, True)
-    batch = data.train_batches(64, 0, 0, 20)
-    assert batch.inputs.shape == (20, 64, 4, 16) and batch.inputs.dtype == np.float32
-    assert -1 <= batch.inputs.min() < -0.9 and 0.9 < batch.inputs.max() <= 1
-    np.testing.assert_array_equal(data.train_batches(64, 0, 7, 1).inputs[0], batch.inputs[7])
-    assert set(np.unique(batch.targets)) == set(range(10))
-    held_out, weights = data.heldout_batches(64, None)
-    assert weights.sum() == 359
-    seen = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
-    unseen = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
-    assert len(seen) > 700 and not seen & unseen
-    other = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2, task_seed=1))
-    assert not np.array_equal(other.heldout_batches(64, None)[0].inputs, held_out.inputs)
-    # Nearest neighbours tell the class of most held-out images, so images and labels belong together.
-    known, told = batch.inputs.reshape(-1, 64), held_out.inputs.reshape(-1, 64)[:100]
-    nearest = ((told[:, None] - known[None]) ** 2).sum(axis=2).argmin(axis=1)
-    assert (batch.targets.ravel()[nearest] == held_out.targets.ravel()[:100]).mean() > 0.9
-
-
-def test_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert "digits needs scikit-learn; install it with" in refused(kind="digits")
-
-
-# Your own
 
 OWN = """
 import numpy as np

@@ -143,8 +143,11 @@ def test_json_returns_an_equal_tokenizer(tokenizer):
     [
         {},
         {"kind": "bpe"},
-        {"kind": "bpe", "merges": "a b"},
-        {"kind": "bpe", "merges": [3]},
+        {"kind": "bpe", "merges": ["a b"]},
+        {"model": {}},
+        {"model": {"type": "WordPiece", "vocab": {}}},
+        ["kind"],
+        None,
         {"kind": "char"},
         {"kind": "char", "vocab": 3},
         {"kind": "byte", "n": 1},
@@ -153,10 +156,7 @@ def test_json_returns_an_equal_tokenizer(tokenizer):
 def test_other_json_is_refused(data):
     with pytest.raises(DataError) as error:
         from_json(data)
-    assert str(error.value) == (
-        "tokenizer: expected a char tokenizer with its vocab, a bpe tokenizer with its merges, or a byte tokenizer, "
-        f"got {str(data)!r}"
-    )
+    assert str(error.value).startswith("tokenizer: expected ") and str(error.value).endswith(f"got {str(data)!r}")
 
 
 @pytest.mark.parametrize("vocab", ["ba", "aab", ""])

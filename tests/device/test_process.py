@@ -1,4 +1,4 @@
-"""How a process goes about its memory. (Whose process a lock names: tests/store/test_lock.py.)"""
+"""Memory settings of a process. (Whose process a lock names: tests/store/test_lock.py.)"""
 
 import platform
 import subprocess

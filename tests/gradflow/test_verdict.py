@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.gradflow.loss_history import Course, loss_history_of, standstill
+from train.gradflow.loss_history import LossHistory, loss_history_of, standstill
 from train.gradflow.verdict import Verdict, judge, log10_gain, over_run, power, qk_share
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_o")
@@ -169,20 +169,20 @@ def test_a_run_keeps_the_state_it_began_in_unless_it_got_well(first, last, state
 
 
 # Losses: of a run that spikes twice, one that spiked once, and one at the loss of the best unchanging answer.
-TWICE = Course(500, spikes=((100, 0.5), (300, 0.7)))
-ONCE = Course(500, spikes=((100, 0.5),))
-STUCK = Course(500, train=3.25, val=3.24, constant=3.25, update=-4.0)
+TWICE = LossHistory(500, spikes=((100, 0.5), (300, 0.7)))
+ONCE = LossHistory(500, spikes=((100, 0.5),))
+STUCK = LossHistory(500, train=3.25, val=3.24, constant=3.25, update=-4.0)
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "course", "state", "said"),
+    ("first", "last", "history", "state", "said"),
     [
         # A design that does not let the gradient through comes first, and spikes are mentioned.
         ("vanishing", "dead_qk", TWICE, "vanishing", "2 loss spikes, the first by step 100, the highest of 0.7"),
         ("dead_qk", "dead_qk", STUCK, "dead_qk", "dead_qk it is"),
         # Then spikes, whatever they leave behind.
         ("healthy", "dead_qk", TWICE, "unstable", "by step 90 it is dead_qk"),
-        ("healthy", "exploding", Course(500, nonfinite=60), "unstable", "not a finite number at step 60"),
+        ("healthy", "exploding", LossHistory(500, nonfinite=60), "unstable", "not a finite number at step 60"),
         ("dead_qk", "healthy", TWICE, "unstable", "2 loss spikes"),
         ("healthy", "healthy", ONCE._replace(in_spike=True), "unstable", "rose by 0.5 by step 100 and stayed up"),
         ("healthy", "healthy", TWICE._replace(in_spike=True), "unstable", "stayed up, after 1 loss spike that passed"),
@@ -191,11 +191,11 @@ STUCK = Course(500, train=3.25, val=3.24, constant=3.25, update=-4.0)
         ("healthy", "collapsed", STUCK, "collapsed", "by step 90 collapsed it is"),
         ("healthy", "healthy", STUCK, "not_learning", "a step moves the weights by 1.0e-04 of their size"),
         ("dead_qk", "healthy", STUCK, "not_learning", "not 2% below 3.25"),
-        ("healthy", "healthy", Course(500), "healthy", "healthy it is"),
+        ("healthy", "healthy", LossHistory(500), "healthy", "healthy it is"),
     ],
 )
-def test_the_cause_goes_before_what_it_leads_to(first, last, course, state, said):
-    verdict = over_run(_verdict(first), _verdict(last), 90, course)
+def test_the_cause_goes_before_what_it_leads_to(first, last, history, state, said):
+    verdict = over_run(_verdict(first), _verdict(last), 90, history)
     assert verdict.state == state and said in verdict.why
 
 
@@ -225,7 +225,7 @@ def test_a_warm_up_is_waited_for_twice():
     assert standstill(STUCK._replace(steps=100), 0) and standstill(STUCK._replace(steps=99), 0) is None
 
 
-def test_the_course_of_a_run_from_its_log():
+def test_the_loss_history_of_a_run_from_its_log():
     steps = np.arange(10, 101, 10)
     series = {
         "loss/train": (steps, np.array([5.0, 4.0, 3.0, np.nan, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0])),
@@ -238,8 +238,8 @@ def test_the_course_of_a_run_from_its_log():
         "update/ratio_log10/layer_001": (np.array([0, 90]), np.array([-1.0, -5.0])),
         "update/ratio_log10/layer_001/attn_q": (np.array([0, 90]), np.array([-1.0, 9.0])),
     }
-    course = loss_history_of(series)
-    assert course == Course(
+    history = loss_history_of(series)
+    assert history == LossHistory(
         steps=100,
         train=pytest.approx((2.0 * 5 + 1.0) / 6),  # rows of 40 < step, the NaN left out
         val=1.5,
@@ -254,7 +254,7 @@ def test_the_course_of_a_run_from_its_log():
     assert late.val is None and late.train == 1.0  # a row of 100 steps; evaluated before it
     uneven = loss_history_of({"loss/train": (np.array([90, 100, 150, 160]), np.array([9.0, 3.0, 2.0, 7.0]))})
     assert uneven.train == pytest.approx((10 * 3.0 + 50 * 2.0 + 10 * 7.0) / 70)
-    assert loss_history_of({}) == Course(0)
+    assert loss_history_of({}) == LossHistory(0)
 
 
 def test_power_writes_what_a_float_cannot_hold():

@@ -11,7 +11,7 @@ import pytest
 
 from train.cli import main
 from train.core.finite import all_finite, finite_by_norm, sound
-from train.core.nonfinite_cause import cause_of, look
+from train.core.nonfinite_cause import cause_of, examine
 from train.core.state import State, hparams_of, initial_state
 from train.core.step import train_step
 from train.core.task import network_of
@@ -237,7 +237,7 @@ def steps(bench):
     run = jax.jit(
         lambda state, every: run_window(network, config, every, state, hp, None, window)[:2], static_argnums=1
     )
-    examined = jax.jit(lambda state: look(network, config, state, hp, window[0]))
+    examined = jax.jit(lambda state: examine(network, config, state, hp, window[0]))
     return (lambda state, watched: run(state, int(watched))), (lambda state: cause_of(examined(state), "float32"))
 
 

@@ -1,4 +1,4 @@
-"""The one place where what the host sends becomes a batch."""
+"""Assembly of a batch on the device from the arrays that the host sends."""
 
 from typing import Any, TypeAlias
 
@@ -7,14 +7,14 @@ from jaxtyping import Array, Int
 
 from data.source import Batch
 
-# A Batch; windows of tokens [B, T+1]; or, of a corpus on the device, where its windows start [B].
+# A Batch; windows of tokens [B, T+1]; or, for a corpus on the device, the start of each window [B].
 BatchInput: TypeAlias = Any
 
 
 def batch_of(feed: BatchInput, corpus: Int[Array, "n"] | None = None, context: int = 0) -> Batch:
-    """Inputs [B, T], targets and their weights. Of a window, each token is to be told from those before it.
+    """Returns inputs [B, T], targets and their weights. The targets of a window are its tokens shifted by one.
 
-    Starts are gathered from the corpus, `context` + 1 tokens each.
+    With `corpus`, `feed` holds the starts of windows of `context` + 1 tokens, which are gathered from it.
     """
     if isinstance(feed, Batch):
         return feed

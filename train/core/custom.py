@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from data.custom import said
+from data.errors import one_line
 
 from ..errors import UserError
 from .update_rules import Numbers
@@ -32,4 +32,4 @@ def called(name: str, function: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name}: {said(error)}") from error
+        raise UserError(f"{name}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The held-out loss: one compiled scan over batches."""
+"""Held-out loss and accuracy as one scan over batches."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from .loss import losses, weight_of, weighted_sum
 
 
 class Scores(NamedTuple):
-    """Means over all targets that count."""
+    """Means over all targets, by weight."""
 
     loss: Float[Array, ""]
-    accuracy: Float[Array, ""]  # the fraction whose class is the likeliest one; 0 for regression
+    accuracy: Float[Array, ""]  # fraction of targets that have the largest logit; 0 for regression
 
 
 def evaluate(
@@ -29,26 +29,26 @@ def evaluate(
     feeds: BatchInput,
     rows: Float[Array, "S B"],
 ) -> Scores:
-    """Scores of batches, leaves [S, B, ...], over the rows of weight 1."""
+    """Returns the scores over S batches, leaves [S, B, ...]. `rows` [S, B] weights each row: 0 for padding, else 1."""
 
-    def one(sums, item):
+    def add_batch(totals, item):
         feed, row = item
         batch = _weighted(batch_of(feed, corpus, network.context), row, 1 if network.pooled else 2)
         logits, _ = network.apply(params, batch.inputs, numbers=numbers)
-        right = jnp.zeros(logits.shape[:1], logits.dtype)
+        correct = jnp.zeros(logits.shape[:1], logits.dtype)
         if network.task != "regression":
             likeliest = jnp.argmax(logits, axis=-1).astype(batch.targets.dtype)
-            right = (likeliest == batch.targets.reshape(-1)).astype(logits.dtype)
+            correct = (likeliest == batch.targets.reshape(-1)).astype(logits.dtype)
         each = losses(network, logits, batch)
-        found = (weighted_sum(each, batch), weighted_sum(right, batch), weight_of(batch, logits.dtype))
-        return jax.tree.map(lambda total, more: total + more.astype(total.dtype), sums, found), None
+        sums = (weighted_sum(each, batch), weighted_sum(correct, batch), weight_of(batch, logits.dtype))
+        return jax.tree.map(lambda total, more: total + more.astype(total.dtype), totals, sums), None
 
     zero = jnp.zeros((), network.param_dtype)
-    (loss, right, weight), _ = jax.lax.scan(one, (zero, zero, zero), (feeds, rows))
-    return Scores(loss / weight, right / weight)
+    (loss, correct, weight), _ = jax.lax.scan(add_batch, (zero, zero, zero), (feeds, rows))
+    return Scores(loss / weight, correct / weight)
 
 
 def _weighted(batch: Batch, row: Float[Array, "B"], axes: int) -> Batch:
-    """The batch with its targets, counted by their first `axes`, weighted by their rows too."""
+    """Multiplies the weights of a batch's targets, an array over their first `axes` axes, by those of their rows."""
     row = jnp.broadcast_to(row.reshape(-1, *(1,) * (axes - 1)), batch.targets.shape[:axes])
     return batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)

@@ -1,4 +1,4 @@
-"""Whether what a run carries is finite."""
+"""Checks that arrays and training states are finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from ..gradflow.norms import Norm
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether no entry of the floating leaves is infinite or nan; what has no such leaf is finite."""
+    """True if no entry of the floating-point leaves is infinite or nan; a tree without such leaves is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not leaves:
         return jnp.ones((), bool)
@@ -19,27 +19,29 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
 
 def finite_by_norm(norm: Norm, entries: Callable[[], Any]) -> Bool[Array, ""]:
-    """`all_finite(entries())` of entries whose norm is `norm`, which none of them exceeds.
+    """Returns `all_finite(entries())`, given the norm of the entries as an upper bound on each.
 
-    On a CPU they are made and looked at only where that is near the end of their range, or not finite.
+    On a CPU the entries are computed and checked only if the norm is near the end of their range or not finite.
     """
     leaves = jax.tree.leaves(jax.eval_shape(entries))
     safe = min(jnp.finfo(leaf.dtype).maxexp for leaf in leaves) - 1
 
-    def look() -> Array:
+    def check_entries() -> Array:
         return all_finite(entries())
 
-    def at_first() -> Array:
-        within = jnp.log2(norm.mantissa) + norm.exponent.astype(norm.mantissa.dtype) < safe
-        return jax.lax.cond(within, lambda: jnp.ones((), bool), look)
+    def check_norm_first() -> Array:
+        in_range = jnp.log2(norm.mantissa) + norm.exponent.astype(norm.mantissa.dtype) < safe
+        return jax.lax.cond(in_range, lambda: jnp.ones((), bool), check_entries)
 
-    return jax.lax.platform_dependent(cpu=at_first, default=look)
+    return jax.lax.platform_dependent(cpu=check_norm_first, default=check_entries)
 
 
 def _by_sums(*leaves: Array) -> Bool[Array, ""]:
-    """An entry less itself is 0, or nan where it is not finite. (0 times an entry does not tell: of (x c) 0 XLA makes
-    x (c 0), and an overflow is gone.) XLA:CPU compiles a sum in half the time of a conjunction; a maximum would be
-    cheaper still, but loses nan there (jax 0.10 to 0.12)."""
+    """Sums x - x, which is 0 for a finite x and nan otherwise.
+
+    (0 * x would not do: XLA rewrites (x * c) * 0 as x * (c * 0), which hides an overflow of x * c.) XLA:CPU compiles a
+    sum in half the time of a conjunction; a maximum would be cheaper still, but drops nan there (jax 0.10 to 0.12).
+    """
     sums = [jnp.sum(jnp.subtract(leaf, leaf)).astype(jnp.float32) for leaf in leaves]
     return ~jnp.any(jnp.isnan(jnp.stack(sums)))
 
@@ -49,9 +51,9 @@ def _by_entries(*leaves: Array) -> Bool[Array, ""]:
 
 
 def sound(state: Any) -> Bool[Array, ""]:
-    """Whether a train.core.state.State can be trained on: its parameters, their averages, the optimizer's arrays.
+    """True if the parameters, their moving averages and the optimizer's arrays of a State are finite.
 
-    A scalar of the optimizer's may be infinite in earnest, such as the best loss so far of a rule that waits for one.
+    Scalars of the optimizer are left out: infinity may be a valid value there, such as an initial "best loss so far".
     """
     arrays = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     return all_finite((state.params, state.ema, arrays))

@@ -1,4 +1,4 @@
-"""Groups of parameters by pattern: which decay, which learn faster or slower, which are frozen."""
+"""Parameter groups by path pattern: weight decay, learning-rate factors and freezing."""
 
 import difflib
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from .update_rules import Numbers
 
 
 def decayed(config: OptimizerConfig, params: Any) -> Any:
-    """True for the parameters that weight decay pulls at."""
+    """Returns a mask of the parameters that weight decay applies to, a tree of bools."""
     patterns = config.decay_mask
 
-    def one(path: str, _: Any) -> bool:
+    def decays(path: str, _: Any) -> bool:
         return is_matrix(path) if patterns is None else any(matches(path, pattern) for pattern in patterns)
 
-    return by_path(one, params)
+    return by_path(decays, params)
 
 
 def factors(config: OptimizerConfig, hp: Numbers) -> optax.GradientTransformation:
-    """Multiplies updates, weight decay included, by the factor of the first pattern that means them."""
+    """Scales each update, weight decay included, by the factor of the first pattern that matches its path."""
 
     def scaled(path: str, update: Any) -> Any:
         pattern = next((pattern for pattern in config.lr_factors if matches(path, pattern)), None)
@@ -34,16 +34,16 @@ def factors(config: OptimizerConfig, hp: Numbers) -> optax.GradientTransformatio
 
 
 def unfrozen(config: OptimizerConfig, tree: Any) -> Any:
-    """Gradients or updates with exact zeros for the parameters that are frozen."""
+    """Returns gradients or updates with those of frozen parameters set to exactly 0."""
 
-    def one(path: str, leaf: Any) -> Any:
+    def zero_if_frozen(path: str, leaf: Any) -> Any:
         return jnp.zeros_like(leaf) if any(matches(path, pattern) for pattern in config.freeze) else leaf
 
-    return by_path(one, tree) if config.freeze else tree
+    return by_path(zero_if_frozen, tree) if config.freeze else tree
 
 
 def unmatched(config: OptimizerConfig, params: Any) -> Iterator[tuple[str, str]]:
-    """(key of the config, what is wrong) for every pattern that means no parameter."""
+    """Yields (config key, message) for every pattern that matches no parameter."""
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     folders = {path.rsplit("/", depth)[0] for path in paths for depth in range(path.count("/") + 1)}
     for key in ("decay_mask", "lr_factors", "freeze"):

@@ -1,4 +1,4 @@
-"""The training loss: mean cross-entropy over targets, in nats."""
+"""Training losses: mean cross-entropy in nats, or mean squared error, over weighted targets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from .batch import BatchInput, batch_of
 
 
 def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, "N"]) -> Float[Array, "N"]:
-    """-log softmax(logits)[target] of each token, in nats, in the dtype of the logits."""
+    """Returns -log softmax(logits)[target] for each token, in nats and in the dtype of the logits."""
     top = jnp.max(logits, axis=-1, keepdims=True)
     shifted = logits - jax.lax.stop_gradient(top)
     chosen = jnp.take_along_axis(shifted, targets[:, None], axis=-1)[:, 0]
@@ -27,10 +27,10 @@ def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, "N"]) -> Floa
 def losses(
     network: Network, logits: Float[Array, "N V"], batch: Batch, numbers: Mapping[str, Any] | None = None
 ) -> Float[Array, "N"]:
-    """The loss of each target: cross-entropy in nats, or for regression the squared error, mean over its values.
+    """Returns the loss of each target: cross-entropy in nats, or for regression the mean squared error of its values.
 
     `numbers` may hold `task.label_smoothing` e (targets (1 - e) one-hot + e / V; Szegedy et al. 2016, 1512.00567,
-    section 7) and `task.z_loss` (Chowdhery et al. 2022, 2204.02311, section 5); without them the plain loss.
+    section 7) and `task.z_loss` (Chowdhery et al. 2022, 2204.02311, section 5).
     """
     if network.task == "regression":
         values = batch.targets.reshape(logits.shape).astype(logits.dtype)
@@ -47,14 +47,14 @@ def losses(
 
 
 def weight_of(batch: Batch, dtype: Any) -> Float[Array, ""]:
-    """The sum of the weights of a batch's targets."""
+    """Returns the sum of the weights of a batch's targets."""
     if batch.weights is None:
         return jnp.asarray(batch.targets.size, dtype)
     return jnp.sum(batch.weights.astype(dtype))
 
 
 def weighted_sum(values: Float[Array, "N"], batch: Batch) -> Float[Array, ""]:
-    """Values of each target summed with its weight. A masked one says nothing, even where it is not finite."""
+    """Returns the weighted sum of one value a target. Targets of weight 0 are masked, even where the value is nan."""
     if batch.weights is None:
         return jnp.sum(values)
     weights = batch.weights.reshape(-1).astype(values.dtype)
@@ -62,7 +62,7 @@ def weighted_sum(values: Float[Array, "N"], batch: Batch) -> Float[Array, ""]:
 
 
 def mean_loss(each: Float[Array, "N"], batch: Batch, total: Float[Array, ""] | None = None) -> Float[Array, ""]:
-    """The mean of the losses of a batch's targets by their weights; `total` instead of the sum of these."""
+    """Returns the weighted mean of a batch's losses; `total` replaces the sum of the weights as the divisor."""
     if batch.weights is None:
         return jnp.mean(each)
     weight = weight_of(batch, each.dtype) if total is None else total.astype(each.dtype)
@@ -76,25 +76,25 @@ def tapped_loss(
     key: Key[Array, ""] | None,
     total: Float[Array, ""] | None = None,
 ) -> TappedLoss:
-    """The mean loss of a batch as a function of (params, head table, slots), for train/gradflow/delta.py.
+    """Returns the mean loss of a batch as a function of (params, head table, slots), for train/gradflow/delta.py.
 
-    `numbers`: the model's traced numbers; None for the config's own. `total`: what the weighted sum is divided by,
-    instead of the batch's own weight (see `micro_total`).
+    `numbers`: the model's traced numbers; None takes those of the config. `key`: dropout; None turns it off. `total`:
+    divisor of the weighted sum in place of the batch's own weight (see `micro_total`).
     """
     batch = batch_of(feed)
 
     def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[StreamStats | None, Array]]:
-        logits, seen = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
+        logits, stats = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
         rms = root_mean_square(jax.lax.stop_gradient(logits))
         each = losses(network, logits, batch, numbers)
-        return mean_loss(each, batch, total), (seen, rms)
+        return mean_loss(each, batch, total), (stats, rms)
 
     return loss  # pyright: ignore[reportReturnType]  # None slots leave the taps out; `backward` always passes them
 
 
 def micro_total(batch: Batch, parts: int) -> Float[Array, ""] | None:
-    """What to divide a micro-batch's weighted sum by, so that the mean over `parts` of them is the whole batch's mean:
+    """Returns the divisor of a micro-batch's weighted sum that makes the mean over `parts` of them the batch's mean.
 
-    the mean of means would count the targets of a micro-batch with few of them too much. None where all count 1.
+    A mean of means would overweight the targets of micro-batches that have few. None if every target has weight 1.
     """
     return None if batch.weights is None else jnp.sum(batch.weights) / parts

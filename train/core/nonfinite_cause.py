@@ -1,7 +1,7 @@
-"""Where a step that is not finite went wrong first: forwards, backwards, or in the update.
+"""Cause of a non-finite step: the first place in the forward pass, the backward pass or the update.
 
-The step is taken apart as training takes it: the same dropout, micro-batches and dtype. Only the two looks inside a
-block, at the attention's scores and at the MLP's hidden units, are without dropout.
+The step is replayed as training took it, with the same dropout, micro-batches and dtype. Only the attention scores and
+the MLP's hidden units inside a block are recomputed without dropout.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from .batch import BatchInput, batch_of
 from .finite import all_finite, sound
 from .optimizer import HParams
 from .state import State
-from .step import dropout_key, micro, plain, tapped, train_step
+from .step import dropout_key, micro, tapped, train_step, untapped
 
 Flags = Mapping[str, Any]  # "blocks" -> tag of a matrix -> bool [L]; other entries of the parameters -> bool []
 
 
-class Autopsy(NamedTuple):
-    """One step, from the state before it. A flag is true where all is finite."""
+class StepReport(NamedTuple):
+    """Finiteness of one step's intermediate values, from the state before it. Flags are True where all is finite."""
 
     batch: Bool[Array, ""]
     weights: Flags
@@ -41,14 +41,14 @@ class Autopsy(NamedTuple):
     stream: Float[Array, "L+1"]  # rms of x_l; x_L leaves the last block
     scores: Bool[Array, "L"]  # of the attention
     hidden: Bool[Array, "L"]  # of the MLP
-    delta: Norm  # [L+1], where it may be beyond the range of the dtype
+    delta: Norm  # [L+1]; its range is not limited to that of the dtype
     grad: Flags
     after: Flags  # the weights after the update
-    state: Bool[Array, ""]  # all that training would go on with
+    state: Bool[Array, ""]  # everything that the next step starts from
 
 
 class Cause(NamedTuple):
-    """`phase`: batch, weights, forward, backward, update or none; `what` says which activation or matrices."""
+    """`phase`: batch, weights, forward, backward, update or none; `what` names the activation or the matrices."""
 
     phase: str
     block: int | None
@@ -61,27 +61,27 @@ class Cause(NamedTuple):
         return self.what
 
 
-def look(network: Network, config: RunConfig, state: State, hp: HParams, feed: BatchInput) -> Autopsy:
-    """Takes one step apart. `network` and `config` are static; run it under jit."""
+def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed: BatchInput) -> StepReport:
+    """Replays one step and reports where it is finite. `network` and `config` are static; run it under jit."""
     network = dataclasses.replace(network, unroll=1)  # short to compile, and it runs once
     key, batch = dropout_key(config, hp, state.step), batch_of(feed)
     loss, result = tapped(network, config, state.params, batch, hp.model, key)
-    _, grads = plain(network, config, state.params, batch, hp.model, key)
-    either = jax.tree.map(lambda a, b: a + 0 * b, grads, true_gradients(result))  # not finite where one of them is
+    _, grads = untapped(network, config, state.params, batch, hp.model, key)
+    either = jax.tree.map(lambda a, b: a + 0 * b, grads, true_gradients(result))  # non-finite where either is
     after, _, _ = train_step(network, _unguarded(config), state, hp, batch, False)
 
     def inside(part: Batch) -> dict[str, Array]:
         anatomy = network.anatomy(state.params, part.inputs, numbers=hp.model)
         return observed(anatomy, {"attention": all_finite, "mlp": all_finite})
 
-    seen = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(inside, micro(config, batch, None)[0]))
-    return Autopsy(
+    branches = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(inside, micro(config, batch, None)[0]))
+    return StepReport(
         all_finite(batch),
         _flags(state.params),
         loss,
         result.seen.rms,
-        seen["attention"],
-        seen["mlp"],
+        branches["attention"],
+        branches["mlp"],
         result.delta,
         _flags(either),
         _flags(after.params),
@@ -90,7 +90,7 @@ def look(network: Network, config: RunConfig, state: State, hp: HParams, feed: B
 
 
 def _unguarded(config: RunConfig) -> RunConfig:
-    """The step as it would have been without `on_nonfinite: skip`."""
+    """Returns `config` with `on_nonfinite: stop`, so that a non-finite update is made."""
     return config.model_copy(update={"train": config.train.model_copy(update={"on_nonfinite": "stop"})})
 
 
@@ -101,45 +101,45 @@ def _flags(params: Mapping[str, Any]) -> Flags:
     return {"blocks": blocks, **rest}
 
 
-def cause_of(found: Autopsy, dtype: Any) -> Cause:
-    """What went wrong first, from host arrays. `dtype`: of the parameters, whose range a gradient has."""
-    if not found.batch:
+def cause_of(report: StepReport, dtype: Any) -> Cause:
+    """Returns the first non-finite value of a step, from host arrays. `dtype`: that of parameters and gradients."""
+    if not report.batch:
         return Cause("batch", None, "the batch itself holds values that are not finite")
-    if bad := _bad(found.weights):
+    if bad := _bad(report.weights):
         return Cause("weights", None, f"the weights were not finite before it: {_listed(bad)}")
-    return _forward(found) or _backward(found, dtype) or _update(found)
+    return _forward(report) or _backward(report, dtype) or _update(report)
 
 
-def _forward(found: Autopsy) -> Cause | None:
-    """From the embedding upwards, the first place that is not finite."""
-    stream = np.isfinite(found.stream)
-    depth = int(np.argmin(stream)) if not stream.all() else stream.size  # of the first stream that is bad
-    inner = np.asarray(found.scores) & np.asarray(found.hidden)
+def _forward(report: StepReport) -> Cause | None:
+    """Returns the first non-finite place from the embedding upwards."""
+    stream = np.isfinite(report.stream)
+    depth = int(np.argmin(stream)) if not stream.all() else stream.size  # of the first non-finite stream
+    inner = np.asarray(report.scores) & np.asarray(report.hidden)
     block = min(depth - 1, int(np.argmin(inner)) if not inner.all() else inner.size)
     if depth == 0:
         return Cause("forward", None, "the embedding's output")
     if block < inner.size:
-        rms = f"; the stream that enters it has rms {_rms(found, block)}"
-        if not found.scores[block]:
+        rms = f"; the stream that enters it has rms {_rms(report, block)}"
+        if not report.scores[block]:
             return Cause("forward", block, f"the attention's scores (attn_q, attn_k){rms}")
-        if not found.hidden[block]:
+        if not report.hidden[block]:
             return Cause("forward", block, f"the MLP's hidden units, of finite scores (attn_v, attn_o, mlp_in){rms}")
         return Cause("forward", block, f"its output, of finite hidden units (mlp_out and the skip){rms}")
-    if not np.isfinite(found.loss):
-        return Cause("forward", None, f"the logits or the loss, of a stream of rms {_rms(found, -1)}")
+    if not np.isfinite(report.loss):
+        return Cause("forward", None, f"the logits or the loss, of a stream of rms {_rms(report, -1)}")
     return None
 
 
-def _rms(found: Autopsy, depth: int) -> str:
-    value = float(found.stream[depth])
+def _rms(report: StepReport, depth: int) -> str:
+    value = float(report.stream[depth])
     return power(math.log10(value)) if value > 0 else "0"
 
 
-def _backward(found: Autopsy, dtype: Any) -> Cause | None:
-    """From the loss downwards, the first gradient that is not finite."""
-    bad = _bad(found.grad)
-    logs, most = log10(found.delta), float(np.log10(np.finfo(dtype).max))
-    high = np.flatnonzero(~(logs < most))  # not a number, too
+def _backward(report: StepReport, dtype: Any) -> Cause | None:
+    """Returns the first non-finite gradient from the loss downwards."""
+    bad = _bad(report.grad)
+    logs, most = log10(report.delta), float(np.log10(np.finfo(dtype).max))
+    high = np.flatnonzero(~(logs < most))  # includes nan
     if not bad and not high.size:
         return None
     blocks = [layer for layer, _ in bad if layer is not None]
@@ -162,16 +162,16 @@ def _of(bad: list[tuple[int | None, str]]) -> str:
     return f"; so is the gradient of {_listed(bad)}" if bad else ""
 
 
-def _update(found: Autopsy) -> Cause:
-    if bad := _bad(found.after):
+def _update(report: StepReport) -> Cause:
+    if bad := _bad(report.after):
         return Cause("update", None, f"loss and gradient are finite, the update of {_listed(bad)} is not")
-    if not found.state:
+    if not report.state:
         return Cause("update", None, "loss, gradient and weights are finite, the optimizer's averages are not")
     return Cause("none", None, "taken again, the step is finite: rounding decides")
 
 
 def _bad(flags: Flags) -> list[tuple[int | None, str]]:
-    """(block, tag) of what is not finite: the ends of the network, then block by block."""
+    """Returns (block, tag) of every non-finite entry: embedding and head first, then block by block."""
     bad: list[tuple[int | None, str]] = [(None, name) for name, good in flags.items() if name != "blocks" and not good]
     rows = {name: np.asarray(good) for name, good in flags["blocks"].items()}
     depth = max((row.size for row in rows.values()), default=0)

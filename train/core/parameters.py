@@ -1,6 +1,6 @@
-"""Parameters by their path, such as `blocks/attn/q/kernel`: which are matrices, which a pattern means.
+"""Parameter paths such as `blocks/attn/q/kernel`: their kinds and the patterns that match them.
 
-By path and never by ndim: the blocks are stacked, so a layer's gain has two axes and a layer's matrix three.
+Kinds follow from the path and never from ndim: blocks are stacked, so a gain has two axes and a matrix three.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ TABLES = ("embed", "positions", "head")
 
 
 def path_of(keys: tuple) -> str:
-    """`blocks/mlp/in/kernel`: the names that the tags use, without the underscore that Python's keywords need."""
+    """Joins a leaf's keys to a path, `blocks/mlp/in/kernel`, dropping the underscore of attributes such as `in_`."""
     return "/".join(str(entry.key).strip("_") for entry in keys)
 
 
 def by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """`function(path, leaf)` of every leaf."""
+    """Maps `function(path, leaf)` over the leaves of a tree."""
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: function(path_of(keys), leaf), tree)
 
 
 def is_matrix(path: str) -> bool:
-    """Matrices and tables; no gains, biases or scalars of a residual rule.
+    """True for matrices and tables; False for gains, biases and a residual rule's vectors and scalars.
 
     >>> [is_matrix(path) for path in ("blocks/attn/q/kernel", "embed", "norm_f/gain", "blocks/attn/q/bias")]
     [True, True, False, False]
@@ -32,7 +32,7 @@ def is_matrix(path: str) -> bool:
 
 
 def is_branch_matrix(path: str) -> bool:
-    """A matrix of attention or of the MLP, stacked [L, rows, columns]; none of a residual rule's own.
+    """True for the stacked matrices [L, rows, columns] of attention and the MLP; False for those of a residual rule.
 
     >>> [is_branch_matrix(f"blocks/{path}") for path in ("mlp/in/kernel", "mlp/in/bias", "residual/gate_1/kernel")]
     [True, False, False]
@@ -41,7 +41,7 @@ def is_branch_matrix(path: str) -> bool:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a pattern means this parameter: the shell's, where * also takes slashes, of its path or a folder above.
+    """True if a shell-style pattern, where * also matches slashes, matches the path or one of its parents.
 
     >>> [matches("blocks/attn/q/kernel", p) for p in ("blocks", "blocks/attn/*", "*/kernel", "blocks/*/bias", "attn")]
     [True, True, True, False, False]

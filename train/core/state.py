@@ -1,4 +1,4 @@
-"""What a run carries: parameters, optimizer state and the step; and the numbers that may differ inside one program."""
+"""Training state (parameters, optimizer state, step) and the traced hyperparameters of a program."""
 
 from typing import Any, NamedTuple
 
@@ -26,12 +26,12 @@ class State(NamedTuple):
 
 
 def initial_state(network: Network, config: RunConfig, hp: HParams) -> State:
-    """Run it under jit: the draws are then the same on every platform that has the same XLA."""
+    """Returns step 0 with freshly drawn parameters. Run under jit, so that draws agree across platforms."""
     return state_at(config, hp, network.init(hp.seed, hp.model))
 
 
 def state_at(config: RunConfig, hp: HParams, params: Params) -> State:
-    """Step 0 of a run that starts from these parameters."""
+    """Returns step 0 of a run that starts from these parameters."""
     with jax.numpy_dtype_promotion("standard"):
         start = jnp.zeros((), jnp.int32)
         rule = transformation(config.optimizer, hp.optimizer, start, config.train.steps, config.model)
@@ -41,16 +41,16 @@ def state_at(config: RunConfig, hp: HParams, params: Params) -> State:
 
 
 def hparams_of(config: RunConfig, dtype: Any = "float32") -> HParams:
-    """The traced numbers of a config, as numpy scalars."""
+    """Returns the traced numbers of a config as numpy scalars of `dtype`."""
     number = np.dtype(dtype).type
-    # The loss reads its numbers beside the model's: what runs forwards has them all in one place.
+    # The loss's numbers travel with the model's: the forward pass has them all in one place.
     task = {f"task.{key}": value for key, value in traced.numbers(config.task).items()}
     model, optimizer = numbers_of(config.model) | task, traced.numbers(config.optimizer)
     return HParams(np.uint32(config.seed), jax.tree.map(number, model), jax.tree.map(number, optimizer))
 
 
 def structure_of(config: RunConfig) -> RunConfig:
-    """`config` without its name, seeds and traced numbers: equal structures share one compiled program."""
+    """Returns `config` without name, seeds and traced numbers: configs of equal structure share a compiled program."""
     return config.model_copy(
         update={
             "name": "",
@@ -64,7 +64,7 @@ def structure_of(config: RunConfig) -> RunConfig:
 
 
 def stacked_hparams(hps: list[HParams]) -> HParams:
-    """[variants] leaves of a vmapped group."""
+    """Stacks the hyperparameters of a vmapped group along a leading [variants] axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *hps)
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step, plain or watched, as a pure function of (state, hyperparameters, batch)."""
+"""One optimizer step, with or without measurements, as a pure function of (state, hyperparameters, batch)."""
 
 import dataclasses
 import zlib
@@ -30,11 +30,11 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     lr: Float[Array, ""]
-    finite: Bool[Array, ""]  # the loss and the gradient; under `on_nonfinite: skip` also what the update would leave
+    finite: Bool[Array, ""]  # the loss and the gradient; under `on_nonfinite: skip` the state after the update too
 
 
 class StepStats(NamedTuple):
-    """Measured at the parameters a step starts from; `update` is what the optimizer then added to them."""
+    """Measurements at the parameters that a step starts from; `update` is what the optimizer then added to them."""
 
     flow: Flow
     without: Flow | None  # the same weights, batch and dropout with skip scale 0 (no draws under stochastic_depth)
@@ -47,23 +47,23 @@ class StepStats(NamedTuple):
 def train_step(
     network: Network, config: RunConfig, state: State, hp: HParams, feed: BatchInput, watched: bool
 ) -> tuple[State, Metrics, StepStats | None]:
-    """One step on one batch. `network`, `config` and `watched` are static.
+    """Takes one step on one batch. `network`, `config` and `watched` are static.
 
-    With `train.on_nonfinite: skip` a step that is not finite leaves all but the count of steps as it was.
+    With `train.on_nonfinite: skip` a non-finite step changes nothing but the step count.
     """
     key, batch = dropout_key(config, hp, state.step), batch_of(feed)
     if watched:
         loss, result = tapped(network, config, state.params, batch, hp.model, key)
-        grads, seen = true_gradients(result), flow(result)
+        grads, measured_flow = true_gradients(result), flow(result)
     else:
-        loss, grads = plain(network, config, state.params, batch, hp.model, key)
-        result = seen = None
-    # The same sums in the same order, watched or not, so that watching changes the training by rounding alone.
-    norm = total_norm(parameter_norms(grads) if seen is None else seen.grad, grads)
+        loss, grads = untapped(network, config, state.params, batch, hp.model, key)
+        result = measured_flow = None
+    # The same sums in the same order, watched or not, so that watching changes training by no more than rounding.
+    norm = total_norm(parameter_norms(grads) if measured_flow is None else measured_flow.grad, grads)
     trained = unfrozen(config.optimizer, grads)
     trained_norm = total_norm(parameter_norms(trained), trained) if config.optimizer.freeze else norm
-    # Before clipping, which would make nan of an infinite entry or hide it. Norms have no limit of range, so one
-    # is finite exactly where every entry is; but a tapped gradient has none either, and the true one has.
+    # Checked before clipping, which would turn an infinite entry into nan or hide it. Norms have unlimited range, so a
+    # norm is finite if and only if every entry is. Tapped gradients have unlimited range too; true ones may overflow.
     if result is None:
         finite = jnp.isfinite(trained_norm.mantissa)
     else:
@@ -83,27 +83,27 @@ def train_step(
         finite = finite & sound(after)
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)._replace(step=count)
     metrics = Metrics(loss, rate(config.optimizer, hp.optimizer, state.step, config.train.steps), finite)
-    measured = None
-    if seen is not None:
+    stats = None
+    if measured_flow is not None:
         without = None
         if config.watch.counterfactual and config.model.rule.additive:
-            # Runs seldom, so a short compile matters more than a fast loop over blocks.
+            # Watched steps are rare, so a short compile matters more than a fast loop over blocks.
             rolled = dataclasses.replace(network, unroll=1)
-            same = None if config.model.rule.draws else key
-            without = flow(tapped(rolled, config, state.params, batch, without_skip(hp.model), same)[1])
-        measured = StepStats(
-            seen,
+            without_key = None if config.model.rule.draws else key
+            without = flow(tapped(rolled, config, state.params, batch, without_skip(hp.model), without_key)[1])
+        stats = StepStats(
+            measured_flow,
             without,
             matrix_norms(state.params["blocks"]),
             matrix_norms(updates["blocks"]),
             norm,
             factor,
         )
-    return after, metrics, measured
+    return after, metrics, stats
 
 
 def dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array | None:
-    """A pure function of (seed, step), so that resuming needs nothing else; None when nothing is dropped."""
+    """Returns the key of a step's dropout, a pure function of (seed, step); None when nothing is dropped."""
     if not config.model.drops:
         return None
     base = jax.random.fold_in(jax.random.key(hp.seed), zlib.crc32(b"dropout"))
@@ -111,7 +111,7 @@ def dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array |
 
 
 def micro(config: RunConfig, batch: Batch, key: Array | None):
-    """(micro-batches with leaves [M, B/M, ...], their dropout keys)."""
+    """Returns (micro-batches with leaves [M, B/M, ...], their dropout keys)."""
     parts = config.optimizer.accumulate
     split = jax.tree.map(lambda leaf: leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), batch)
     return split, None if key is None else jax.random.split(key, parts)
@@ -120,25 +120,25 @@ def micro(config: RunConfig, batch: Batch, key: Array | None):
 def tapped(
     network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Backward]:
-    """The loss of a batch, and the gradients and delta of a watched step."""
+    """Returns the loss of a batch with the gradients and delta of a tapped backward pass, for watched steps."""
     depth = config.model.layers
     if config.optimizer.accumulate == 1:
         loss, result, _ = backward(tapped_loss(network, batch, numbers, key), params, depth)
         return loss, result
     total = micro_total(batch, config.optimizer.accumulate)
 
-    def one(_, part):
+    def one_part(_, part):
         loss, result, _ = backward(tapped_loss(network, part[0], numbers, part[1], total), params, depth)
         return None, (loss, result)
 
-    _, (losses, results) = jax.lax.scan(one, None, micro(config, batch, key))
+    _, (losses, results) = jax.lax.scan(one_part, None, micro(config, batch, key))
     return jnp.mean(losses), mean_of_microbatches(results)
 
 
-def plain(
+def untapped(
     network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Params]:
-    """The loss and the gradients of all other steps."""
+    """Returns the loss of a batch and its gradients without taps, for all other steps."""
     total = micro_total(batch, config.optimizer.accumulate)
 
     def one_batch(part: Batch, part_key: Array | None) -> tuple[Array, Params]:
@@ -148,12 +148,12 @@ def plain(
     if config.optimizer.accumulate == 1:
         return one_batch(batch, key)
 
-    def one(done, part):
-        return jax.tree.map(jnp.add, done, one_batch(*part)), None
+    def add_part(accumulated, part):
+        return jax.tree.map(jnp.add, accumulated, one_batch(*part)), None
 
     parts, keys = micro(config, batch, key)
     first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
     zero = jax.eval_shape(one_batch, *first)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zero)
-    summed, _ = jax.lax.scan(one, zero, (parts, keys))
+    summed, _ = jax.lax.scan(add_part, zero, (parts, keys))
     return jax.tree.map(lambda leaf: leaf / config.optimizer.accumulate, summed)

@@ -1,4 +1,4 @@
-"""K optimizer steps in one call: the unit of dispatch."""
+"""Windows of K optimizer steps: the unit of dispatch."""
 
 import jax
 import jax.numpy as jnp
@@ -25,34 +25,34 @@ def run_window(
 ) -> tuple[State, Metrics, StepStats | None]:
     """Runs the K steps of `batches`, leaves [K, B, ...] (train/core/batch.py).
 
-    Returns the state, metrics [K], and what the watched steps measured, [ceil(K/every), ...]. The last step counts as
-    finite only if it leaves a finite state: an optimizer's averages may overflow where no gradient did.
+    Returns the state, metrics [K], and the measurements of watched steps, [ceil(K/every), ...]. The last step counts as
+    finite only if the state after it is: an optimizer's averages may overflow where no gradient did.
 
-    The first step of a window is watched, and then every `watch_every`-th; 0 watches none. Each watched step is
-    peeled off the scan of plain steps, since a condition inside a vmapped scan would pay for both sides every time.
+    The first step of a window and every `watch_every`-th after it are watched; 0 watches none. Watched steps are
+    peeled off the scan over the others, since a conditional inside a vmapped scan computes both branches every time.
     """
     K = jax.tree.leaves(batches)[0].shape[0]
 
-    def one(state: State, feed: BatchInput, watched: bool):
+    def step(state: State, feed: BatchInput, watched: bool):
         return train_step(network, config, state, hp, batch_of(feed, corpus, network.context), watched)
 
-    def plain(state: State, batches: BatchInput) -> tuple[State, Metrics]:
+    def unwatched_steps(state: State, batches: BatchInput) -> tuple[State, Metrics]:
         def body(state, batch):
-            state, metrics, _ = one(state, batch, False)
+            state, metrics, _ = step(state, batch, False)
             return state, metrics
 
         return jax.lax.scan(body, state, batches)
 
     def segment(state: State, batches: BatchInput) -> tuple[State, tuple[Metrics, StepStats | None]]:
-        state, metrics, watched = one(state, jax.tree.map(lambda leaf: leaf[0], batches), True)
+        state, metrics, watched = step(state, jax.tree.map(lambda leaf: leaf[0], batches), True)
         metrics = jax.tree.map(lambda leaf: leaf[None], metrics)
         if jax.tree.leaves(batches)[0].shape[0] > 1:
-            state, rest = plain(state, jax.tree.map(lambda leaf: leaf[1:], batches))
+            state, rest = unwatched_steps(state, jax.tree.map(lambda leaf: leaf[1:], batches))
             metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, rest)
         return state, (metrics, watched)
 
     if watch_every == 0:
-        state, metrics = plain(state, batches)
+        state, metrics = unwatched_steps(state, batches)
         return state, _checked(config, metrics, state), None
     every = min(watch_every, K)
     whole = K // every
@@ -67,6 +67,6 @@ def run_window(
 
 
 def _checked(config: RunConfig, metrics: Metrics, state: State) -> Metrics:
-    if config.train.on_nonfinite == "skip":  # no step left a state that is not finite
+    if config.train.on_nonfinite == "skip":  # non-finite states were discarded step by step
         return metrics
     return metrics._replace(finite=metrics.finite.at[-1].set(metrics.finite[-1] & sound(state)))

@@ -1,4 +1,4 @@
-"""How this process goes about its memory; when it and others of this machine started."""
+"""Process settings (garbage collection, malloc), and start times of processes."""
 
 import ctypes
 import gc
@@ -9,16 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 _IMPORTED = time.monotonic()
-
-
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def tune() -> None:
-    """For a process that traces, compiles and then takes steps; called once, at its start."""
-    gc.set_threshold(50_000, 20, 50)  # of what imports and tracing make nearly all stays: looking for garbage was 5 %
-    # XLA:CPU asks for a program's temporary memory at each call and lets go of it. glibc would hand blocks of more than
-    # 32 MB back to the kernel, which zeroes every page of the next one: 3 to 9 % of a step (docs/benchmarks.md).
+    """Settings for a process that traces, compiles and then takes steps; to be called once, at its start."""
+    gc.set_threshold(50_000, 20, 50)  # nearly all objects of imports and tracing stay: collecting took 5 % of the time
+    # XLA:CPU allocates and frees a program's temporaries at each call. glibc would return blocks of more than 32 MB to
+    # the kernel, which zeroes every page of the next one: 3 to 9 % of a step (docs/benchmarks.md).
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
@@ -27,15 +25,17 @@ def tune() -> None:
 
 
 def boot() -> str | None:
-    """Names the time between two starts of this machine's kernel; None where the system does not tell."""
+    """Returns the id of the current boot of this machine; None where the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return None
 
 
 def started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot: a later one of the same number has another. None where
-    there is no such process, or no /proc to tell."""
+    """Returns when a process started, in clock ticks since boot, which tells it from a later one of the same id.
+
+    None where there is no such process, or no /proc.
+    """
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rsplit(")", 1)[1].split()[19])
@@ -43,7 +43,7 @@ def started(pid: int) -> int | None:
 
 
 def age() -> float:
-    """Seconds since this process started (since this module was imported, where /proc is missing)."""
+    """Returns seconds since this process started (since this module was imported, where /proc is missing)."""
     ticks = started(os.getpid())
     with suppress(OSError, ValueError, IndexError):
         if ticks is not None:

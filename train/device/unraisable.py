@@ -6,7 +6,6 @@ gone when a thread comes late, and would take with it one that was set meanwhile
 
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 Known = Callable[[Any], bool]  # of sys.UnraisableHookArgs
@@ -28,10 +27,3 @@ def drop(known: Known) -> None:
         sys.unraisablehook = _Hook(sys.unraisablehook)
     if known not in sys.unraisablehook.known:
         sys.unraisablehook.known.append(known)
-
-
-def reporting(frame: FrameType | None) -> bool:
-    """Whether `frame`, which a signal's handler gets, is inside of the hook: what is raised there is lost unheard."""
-    while frame is not None and frame.f_code is not _Hook.__call__.__code__:
-        frame = frame.f_back
-    return frame is not None

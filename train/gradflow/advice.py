@@ -1,15 +1,15 @@
-"""What to try, by the state of a run and by what its config has: one sentence with keys that can be set."""
+"""Advice for a verdict: one sentence that names config keys to try, chosen by state and config."""
 
 from ..config.schema import RunConfig
 from ..config.yaml12 import show
 
-# log10 of |dW| / |W| a step, of a run that learns nothing: below the one its weights hardly move, above the other a
-# step replaces a good part of them. At the end of the runs of docs/verdict.md that learn it is 10^-5.8 to 10^-2.9.
+# log10 of the update ratio |dW| / |W| a step. A run that does not learn hardly moves its weights below STILL and
+# replaces much of them in a step above WILD. Runs of docs/verdict.md that learn end between 10^-5.8 and 10^-2.9.
 STILL, USUAL, WILD = -6.0, -3.0, -2.0
 
 
 def advice_for(state: str, config: RunConfig, update: float | None = None) -> str | None:
-    """What to try for a verdict's state; None for healthy. `update`: median of log10(|dW| / |W|) a step, if known."""
+    """Returns advice for a verdict's state, None if healthy. `update`: median of log10(|dW| / |W|), if logged."""
     if state == "healthy":
         return None
     return _BY_STATE[state](config, update)
@@ -102,7 +102,7 @@ _BY_STATE = {
 
 
 def _bare(config: RunConfig) -> bool:
-    """Whether nothing goes past the branches."""
+    """True if no skip path goes past the branches."""
     model = config.model
     return model.residual.rule == "none" or (model.skip_scale == 0 and model.rule.additive)
 

@@ -1,7 +1,7 @@
 """Curvature of a loss: the ends of the Hessian's spectrum, by Lanczos on Hessian-vector products.
 
-Functions of functions: `loss` is any scalar function of a pytree of parameters. What it is made of must have forward
-derivatives, so it cannot be the tapped loss (a custom_vjp): leave the taps out.
+`loss` is any scalar function of a pytree of parameters. It must be differentiable in forward mode, which rules out the
+tapped loss (a custom_vjp): leave the taps out.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ Product = Callable[[Float[Array, "P"]], Float[Array, "P"]]
 
 
 class SpectrumEnds(NamedTuple):
-    """The ends of a symmetric matrix's spectrum, as far as the iterations found them.
+    """Estimates of the largest and smallest eigenvalues of a symmetric matrix A.
 
-    A residual |A v - value v| bounds the distance to an eigenvalue; v has length 1.
+    Each residual is |A v - value v| with |v| = 1; an eigenvalue lies within that distance of the estimate.
     """
 
     top: Float[Array, ""]
@@ -29,7 +29,7 @@ class SpectrumEnds(NamedTuple):
 
 
 def hessian_product(loss: Loss, params: Any) -> tuple[Product, int]:
-    """v -> H v of the parameters as one vector, forward over reverse (Pearlmutter 1994), and how many there are."""
+    """Returns (v -> H v, number of parameters), forward over reverse (Pearlmutter 1994), with v one flat vector."""
     flat, unravel = ravel_pytree(params)
 
     def gradient(x: Array) -> Array:
@@ -39,7 +39,7 @@ def hessian_product(loss: Loss, params: Any) -> tuple[Product, int]:
 
 
 def sharpness(loss: Loss, params: Any, key: Key[Array, ""], iterations: int = 24) -> SpectrumEnds:
-    """The largest eigenvalue of the Hessian and the most negative one (a saddle has one)."""
+    """Returns the largest and the smallest eigenvalue of the Hessian; the smallest is negative at a saddle."""
     product, size = hessian_product(loss, params)
     return lanczos(product, _start(key, size, params), iterations)
 
@@ -47,11 +47,11 @@ def sharpness(loss: Loss, params: Any, key: Key[Array, ""], iterations: int = 24
 def preconditioned_sharpness(
     loss: Loss, params: Any, preconditioner: Any, key: Key[Array, ""], iterations: int = 24
 ) -> SpectrumEnds:
-    """The same of P^(-1/2) H P^(-1/2), which has the eigenvalues of P^-1 H; P is diagonal, a pytree like the
-    parameters and positive.
+    """Returns the `sharpness` of P^(-1/2) H P^(-1/2), which has the eigenvalues of P^-1 H.
 
-    For Adam P = sqrt(v-hat) + eps: what an optimizer that divides by P feels (Cohen et al. 2022, 2207.14484, eq. 3). At
-    a constant rate it stays near (2 + 2 beta_1) / ((1 - beta_1) lr), 38 / lr for beta_1 = 0.9.
+    `preconditioner` is the positive diagonal P, a pytree like the parameters; for Adam P = sqrt(v-hat) + eps (Cohen et
+    al. 2022, 2207.14484, eq. 3). At a constant learning rate the largest eigenvalue hovers near
+    (2 + 2 beta_1) / ((1 - beta_1) lr), which is 38 / lr for beta_1 = 0.9.
     """
     product, size = hessian_product(loss, params)
     root = jax.lax.rsqrt(ravel_pytree(preconditioner)[0])
@@ -63,10 +63,10 @@ def _start(key: Key[Array, ""], size: int, params: Any) -> Float[Array, "P"]:
 
 
 def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> SpectrumEnds:
-    """Lanczos with full reorthogonalization, twice, since in floating point once is not enough (Parlett 1998, section
-    6.9). Memory: iterations x P.
+    """Estimates the ends of a spectrum by Lanczos with full reorthogonalization. Memory: iterations x P.
 
-    The residuals are computed from the vectors and not from the recursion, whose estimate holds in exact arithmetic.
+    Each vector is orthogonalized twice, since once is not enough in floating point (Parlett 1998, section 6.9).
+    Residuals are computed from the vectors: the recursion's estimate holds in exact arithmetic only.
     """
     iterations = min(iterations, start.size)
     basis = jnp.zeros((iterations, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
@@ -80,7 +80,7 @@ def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Spec
         for _ in range(2):
             w = w - basis.T @ (basis @ w)
         beta = jnp.linalg.norm(w)
-        # An invariant subspace was found: what is left is rounding, and no direction to go on with.
+        # At an invariant subspace the remainder is rounding and gives no further direction.
         alive = alive & (beta > 100 * jnp.finfo(w.dtype).eps * size)
         beta = jnp.where(alive, beta, 0)
         following = jnp.where(alive, w / jnp.where(alive, beta, 1), 0)
@@ -90,7 +90,7 @@ def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Spec
         return (basis, alive), (alpha, beta)
 
     (basis, _), (alphas, betas) = jax.lax.scan(body, (basis, jnp.array(True)), jnp.arange(iterations))
-    # Vectors that the basis lacks are kept apart by a value that none of the others has.
+    # Missing basis vectors get a diagonal entry outside the range of the others, so that they do not mix with them.
     there = jnp.any(basis != 0, axis=1)
     beyond = 4 * (jnp.max(jnp.abs(alphas)) + jnp.max(betas)) + 1
     off = betas[:-1]
@@ -99,7 +99,7 @@ def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Spec
     real = values < beyond / 2
 
     def quotient(vector: Array) -> tuple[Array, Array]:
-        """(Rayleigh quotient, residual) of a vector of the small space: no less true than the small matrix's value."""
+        """Returns (Rayleigh quotient, residual) of a vector given by its coordinates in the basis."""
         v = vector @ basis
         v = v / jnp.linalg.norm(v)
         w = product(v)

@@ -1,7 +1,7 @@
-"""One backward pass that gives the gradients and delta at every depth, in unlimited range.
+"""Gradients and delta at every depth from one backward pass, with unlimited range.
 
-delta_l = dL/dx_l is the gradient of the mean loss at the residual stream entering block l; delta_L at the output of
-the last block, before the final norm. (Textbooks write delta for dL/d pre-activation: this is not that.)
+delta_l = dL/dx_l is the gradient of the mean loss at the residual stream entering block l; delta_L is taken at the
+output of the last block, before the final norm. (Textbooks write delta for the gradient at a pre-activation instead.)
 """
 
 from collections.abc import Callable, Mapping
@@ -30,23 +30,26 @@ from .norms import (
 
 TINY_WEIGHT = -5.0  # log10 of a norm: products of a few such weights leave float32's range
 
-# loss(params, head, slots) -> (mean loss, (seen, aux)): head is the table that makes logits, slots are the taps'.
+# loss(params, head, slots) -> (mean loss, (stream statistics, aux)): head is the table that makes the logits, slots
+# are those of the taps.
 TappedLoss = Callable[[Params, Array, Array], tuple[Array, tuple[StreamStats, Any]]]
 
 
 class Backward(NamedTuple):
-    """Gradients as a tapped backward pass leaves them: each scaled by a known power of two."""
+    """Gradients of a tapped backward pass, each scaled by a known power of two."""
 
     params: Params  # true gradient = entry * 2^exponent, see `exponents_of`
-    head: Float[Array, "V D"]  # of the head's use of its table, unscaled
+    head: Float[Array, "V D"]  # gradient of the head's use of its table, at its true scale
     exponents: Float[Array, "L+1"]
     delta: Norm  # [L+1], true values
     seen: StreamStats
 
 
 def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array, ""], Backward, Any]:
-    """(loss, gradients and delta, aux) at `params`; `depth` is L. Take it inside vmap and a micro-batch: slots of
-    several examples would add up."""
+    """Returns (loss, gradients and delta, aux) at `params`; `depth` is L.
+
+    Differentiate inside vmap and one micro-batch at a time: the slots of several examples would add up.
+    """
     table = head_table(params)
     slots = jnp.zeros((depth + 1, 2), wide(table.dtype))
     (value, (seen, aux)), (grads, head, slot_grads) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
@@ -58,24 +61,24 @@ def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array,
 
 
 def delta_of(loss: Callable[[Array], Array], depth: int, dtype: jax.typing.DTypeLike = "float32") -> Norm:
-    """|delta_l| at l = 0 to L of any network whose stream goes through taps, [L+1]; `depth` is L.
+    """Returns |delta_l|, l = 0 to L, [L+1], of any network whose stream goes through taps; `depth` is L.
 
-    loss: slots [L+1, 2] -> the loss, where the network hands slots[l] to the tap at depth l, and the exponent from tap
-    to tap, starting at 0 (model/taps.py). `dtype`: of the stream, or float32 for a narrower one.
+    loss: slots [L+1, 2] -> the loss. The network hands slots[l] to the tap at depth l, and the exponent from tap to
+    tap, starting at 0 (model/taps.py). `dtype`: that of the stream, or float32 for a narrower one.
     """
     slots = jax.grad(loss)(jnp.zeros((depth + 1, 2), wide(dtype)))
     return Norm(slots[:, 0], slots[:, 1])
 
 
 def head_table(params: Params) -> Float[Array, "V D"]:
-    """The table the logits are made with: the head's own, or the embedding when they are tied."""
+    """Returns the table that makes the logits: the head's own, or the embedding when they are tied."""
     return params.get("head", params["embed"])
 
 
 def exponents_of(result: Backward) -> dict[str, Float[Array, "..."]]:
-    """The power of two that each top-level entry of the gradients still lacks.
+    """Returns the exponents of two that bring each top-level entry of the gradients to its true scale.
 
-    A block's gradients come from the cotangent that the tap above it let through; the embeddings' from the lowest tap.
+    A block's gradients follow the cotangent that leaves the tap above it; the embeddings' that of the lowest tap.
     """
     lowest, zero = result.exponents[0], jnp.zeros((), jnp.float32)
     above = {"blocks": result.exponents[1:], "embed": lowest, "positions": lowest}
@@ -83,14 +86,14 @@ def exponents_of(result: Backward) -> dict[str, Float[Array, "..."]]:
 
 
 def true_gradients(result: Backward) -> Params:
-    """Gradients at their true scale, for the optimizer: a tied table gets both of its paths."""
+    """Returns gradients at their true scale, for the optimizer; a tied table sums both of its paths."""
     grads = _unscaled(result)
     owner = "head" if "head" in grads else "embed"
     return grads | {owner: grads[owner] + result.head}
 
 
 def _unscaled(result: Backward) -> Params:
-    """`params` of the result with its powers of two multiplied back."""
+    """Returns `params` of the result at their true scale."""
     exponents = exponents_of(result)
     return {
         name: jax.tree.map(partial(_shift, exponent=exponents[name]), leaves) for name, leaves in result.params.items()
@@ -98,7 +101,7 @@ def _unscaled(result: Backward) -> Params:
 
 
 def _shift(x: Float[Array, "..."], exponent: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * 2^exponent; the exponents are of x's leading axes."""
+    """Returns x * 2^exponent, with exponents over the leading axes of x."""
     # In two halves: 2^exponent alone may be out of range where x * 2^exponent is not.
     limit = exponent_limit(x.dtype)
     half = jnp.clip(jnp.trunc(exponent / 2), -limit, limit)
@@ -110,7 +113,7 @@ def _shift(x: Float[Array, "..."], exponent: Float[Array, "..."]) -> Float[Array
 
 
 class Flow(NamedTuple):
-    """Where the gradient goes, before clipping. Norms are Frobenius norms at their true scale."""
+    """Gradient flow before clipping. Norms are Frobenius norms at their true scale."""
 
     delta: Norm  # [L+1]
     grad: Norms  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
@@ -118,28 +121,28 @@ class Flow(NamedTuple):
 
 
 def flow(result: Backward) -> Flow:
-    """The norms of a backward pass.
+    """Returns the norms of a backward pass.
 
-    `embed` is the whole gradient of the embedding table; `lookup` and `head` are its two paths when the head is tied,
-    which belong to the bottom and the top of the network.
+    `embed` is the whole gradient of the embedding table. With a tied head `lookup` and `head` are its two paths, at the
+    bottom and at the top of the network.
     """
     exponents = exponents_of(result)
     single = {"lookup": result.params["embed"], "head": result.head, "embed": result.params["embed"]}
     single |= {name: flat(result.params[name]) for name in ("positions", "norm_f") if name in result.params}
-    lacking = {name: exponents[name] for name in single if name in exponents} | {"lookup": exponents["embed"]}
+    shifts = {name: exponents[name] for name in single if name in exponents} | {"lookup": exponents["embed"]}
     if "head" not in result.params:
-        single["embed"] = _shift(result.params["embed"], lacking.pop("embed")) + result.head
+        single["embed"] = _shift(result.params["embed"], shifts.pop("embed")) + result.head
     blocks = matrix_norms(result.params["blocks"], exponents["blocks"])
-    return Flow(result.delta, blocks.joined(separate_norms(single, lacking)), result.seen)
+    return Flow(result.delta, blocks.joined(separate_norms(single, shifts)), result.seen)
 
 
 def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
-    """Whether what is exactly zero in this backward pass may only be too small for the dtype.
+    """True if exact zeros of this backward pass may have underflowed.
 
-    Delta has no limit between blocks (model/taps.py), but the stream and what is made of it has: the gradient of Q is
-    a product of three activations, and of weights, which may be tiny. A stream that is zero is so in earnest otherwise,
-    as at rezero's alpha = 0 without the skip. And where a carry has `parts` besides the stream, delta has the range
-    between them.
+    Delta has unlimited range between blocks (model/taps.py); values within a block have the dtype's: the gradient of Q
+    is a product of three activations and of weights, which may be tiny. A stream of exact zeros, as at rezero's
+    alpha = 0 without the skip, is no underflow. If the carry has other `parts` than the stream, delta shares one scale
+    with them and may underflow too.
     """
     assert flow.seen is not None
     rms = np.asarray(flow.seen.rms)
@@ -151,11 +154,11 @@ def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
 
 
 def mean_of_microbatches(results: Backward) -> Backward:
-    """The whole batch from stacked results [M, ...] of equal micro-batches, scaled like the largest of them."""
+    """Combines stacked results [M, ...] of equal micro-batches into that of the batch, at the scale of the largest."""
     delta = root_mean_of_parts(results.delta)
     common = delta.exponent
     grads = jax.vmap(_unscaled)(results._replace(exponents=results.exponents - common[None]))
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
     rms = jax.vmap(root_mean_square, in_axes=1)(results.seen.rms)
-    seen = StreamStats(rms, jnp.mean(results.seen.rank, axis=0))
-    return Backward(mean, jnp.mean(results.head, axis=0), common, delta, seen)
+    stats = StreamStats(rms, jnp.mean(results.seen.rank, axis=0))
+    return Backward(mean, jnp.mean(results.head, axis=0), common, delta, stats)

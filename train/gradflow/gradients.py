@@ -1,4 +1,4 @@
-"""What a gradient is like besides its norm: against the weights, against another gradient, entry by entry."""
+"""Gradient statistics beyond the norm: inner products with weights, cosines, zeros and histograms."""
 
 from typing import NamedTuple
 
@@ -18,9 +18,9 @@ OCTAVES = 64  # buckets of a histogram
 
 
 def weight_dot_grad(params: Params, result: Backward) -> dict[str, Norm]:
-    """<W, dL/dW> under the names that `flow` gives to the gradients: of each block and matrix [L], of the ends [].
+    """Returns <W, dL/dW> under the names of `flow`: [L] for each matrix and the whole block, [] for other entries.
 
-    It is 0 for a W whose scale a norm without epsilon takes out again.
+    It is 0 for a W whose scale a norm without epsilon removes.
     """
     weights, grads, exponents = named(params["blocks"]), named(result.params["blocks"]), exponents_of(result)
     dots = {tag: jax.vmap(inner)(weights[tag], grads[tag], exponents["blocks"]) for tag in weights}
@@ -36,34 +36,34 @@ def weight_dot_grad(params: Params, result: Backward) -> dict[str, Norm]:
 
 
 class Cosines(NamedTuple):
-    """Between two gradients at the same or at near weights; nan where one of them is exactly zero."""
+    """Cosines between two gradients; nan where one of them is exactly zero."""
 
     layer: Float[Array, "L"]
     whole: Float[Array, ""]  # over all parameters
 
 
-def cosines(one: Backward, other: Backward) -> Cosines:
-    """<a, b> / (|a| |b|) of each block's gradient and of the whole, whatever their scale."""
-    products = [_products(a, b) for a, b in ((one, other), (one, one), (other, other))]
+def cosines(a: Backward, b: Backward) -> Cosines:
+    """Returns <a, b> / (|a| |b|) of two gradients, for each block and over all parameters, at any scale."""
+    products = [_products(x, y) for x, y in ((a, b), (a, a), (b, b))]
     layer = cosine(*(block for block, _ in products))
     whole = [signed_sum([along(block, 0), rest]) for block, rest in products]
     return Cosines(layer, cosine(*whole))
 
 
-def _products(one: Backward, other: Backward) -> tuple[Norm, Norm]:
-    """<a, b> of each block [L], and of all other parameters together []."""
-    mine, theirs = named(one.params["blocks"]), named(other.params["blocks"])
-    lacking = one.exponents[1:] + other.exponents[1:]
-    blocks = signed_sum([jax.vmap(inner)(mine[tag], theirs[tag], lacking) for tag in mine])
-    ends = [{k: v for k, v in true_gradients(result).items() if k != "blocks"} for result in (one, other)]
+def _products(a: Backward, b: Backward) -> tuple[Norm, Norm]:
+    """Returns <a, b> for each block [L], and over all other parameters []."""
+    a_blocks, b_blocks = named(a.params["blocks"]), named(b.params["blocks"])
+    exponents = a.exponents[1:] + b.exponents[1:]
+    blocks = signed_sum([jax.vmap(inner)(a_blocks[tag], b_blocks[tag], exponents) for tag in a_blocks])
+    ends = [{k: v for k, v in true_gradients(result).items() if k != "blocks"} for result in (a, b)]
     pairs = zip(*(jax.tree.leaves(end) for end in ends), strict=True)
-    return blocks, signed_sum([inner(a, b) for a, b in pairs])
+    return blocks, signed_sum([inner(x, y) for x, y in pairs])
 
 
 def zero_fraction(result: Backward) -> dict[str, Float[Array, "L"]]:
-    """The share of entries of each matrix's gradient that are exactly zero, by tag, and of the whole block as "layer".
+    """Returns the fraction of exactly zero entries in the gradient of each matrix, by tag, and of the block, "layer".
 
-    A ReLU unit that is never active leaves a column of zeros, and so does an underflow inside the branch.
+    A ReLU unit that is never active leaves a column of zeros; so does an underflow inside the branch.
     """
     grads = named(result.params["blocks"])
     zeros = {tag: jnp.sum(grad == 0, axis=tuple(range(1, grad.ndim))) for tag, grad in grads.items()}
@@ -73,8 +73,7 @@ def zero_fraction(result: Backward) -> dict[str, Float[Array, "L"]]:
 
 
 class Histogram(NamedTuple):
-    """How many entries lie in each octave below the largest: bucket i holds 2^(top-1-i) <= |g| < 2^(top-i); the last
-    one also all that is smaller and not zero."""
+    """Counts of entries by octave: bucket i holds 2^(top-1-i) <= |g| < 2^(top-i), the last also all smaller ones."""
 
     counts: Float[Array, "L octaves"]
     zeros: Float[Array, "L"]
@@ -82,7 +81,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(result: Backward) -> Histogram:
-    """Of |dL/dW| over all entries of each block; the bins are made on the device."""
+    """Returns the histogram of |dL/dW| over all entries of each block, computed on the device."""
     leaves = jax.tree.leaves(result.params["blocks"])
     flat_LN = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
     return jax.vmap(_histogram)(flat_LN, result.exponents[1:])
@@ -98,5 +97,5 @@ def _histogram(g: Float[Array, "N"], exponent: Float[Array, ""]) -> Histogram:
 
 
 def edges(top: float) -> np.ndarray:
-    """log10 of the edges of a histogram's buckets, largest first, [octaves + 1]. The last one stands for all below."""
+    """Returns log10 of the bucket edges, largest first, [octaves + 1]. The last bucket is open below."""
     return (top - np.arange(OCTAVES + 1)) * np.log10(2.0)

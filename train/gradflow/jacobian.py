@@ -1,8 +1,8 @@
-"""Singular values of the Jacobians along depth: of each block, and of the whole stack of blocks.
+"""Singular values of the Jacobians of each block and of the whole stack of blocks.
 
-The input is what enters a block for one example, as one vector of n = tokens x width entries (a residual rule whose
-carry has several parts: of all of them). At the ideal, all singular values near 1, any gradient passes unchanged
-(dynamical isometry: Saxe et al. 2014, 1312.6120; Pennington et al. 2017, 1711.04735).
+The input is the carry of one example entering a block, flattened: n = tokens x width entries, or those of all parts
+of a residual rule's carry. If all singular values are near 1, gradients pass unchanged (dynamical isometry: Saxe et al.
+2014, 1312.6120; Pennington et al. 2017, 1711.04735).
 """
 
 from typing import Any, NamedTuple
@@ -23,28 +23,28 @@ EXACT = 1024  # largest n whose Jacobians are formed
 
 
 class Spectrum(NamedTuple):
-    """Singular values; rms is |J|_F / sqrt(n). nan: not measured, or below what rounding leaves (n eps largest)."""
+    """Singular values; rms is |J|_F / sqrt(n). nan: not measured, or below the rounding error n eps largest."""
 
     largest: Norm
-    residual: Float[Array, "..."]  # |J^T J v - s^2 v| / s^2 of the largest; 0 where it is exact
+    residual: Float[Array, "..."]  # |J^T J v - s^2 v| / s^2 of the largest; 0 for an exact spectrum
     rms: Norm
     median: Norm
     smallest: Norm
 
 
 class Jacobians(NamedTuple):
-    """Of each block [L], and of the whole stack []."""
+    """Spectra of each block [L] and of the whole stack []."""
 
     block: Spectrum
     stack: Spectrum
 
 
 def jacobians(anatomy: Anatomy, key: Key[Array, ""], iterations: int = 24, probes: int = 8) -> Jacobians:
-    """Exact up to n = 1024; else the largest singular value by power iteration with jvp and vjp, a lower bound that
-    the residual qualifies, and the rms from random probes (Hutchinson 1990), right to about 1 / sqrt(2 probes).
+    """Returns the spectra of a model on one example: exact up to n = 1024, estimated above.
 
-    `anatomy` is of one example. Vectors are scaled at every depth, so that a product of many Jacobians may leave the
-    dtype's range.
+    Estimates are the largest singular value by power iteration with jvp and vjp, a lower bound whose accuracy the
+    residual tells, and the rms from random probes (Hutchinson 1990), accurate to about 1 / sqrt(2 probes). Vectors are
+    rescaled at every depth, so that a product of many Jacobians may leave the dtype's range.
     """
     entered = carries(anatomy)
     size = sum(leaf[0].size for leaf in jax.tree.leaves(entered))
@@ -63,7 +63,7 @@ def jacobians(anatomy: Anatomy, key: Key[Array, ""], iterations: int = 24, probe
 
 
 class _Stack(NamedTuple):
-    """Some blocks above one another, with what enters each."""
+    """Consecutive blocks, with the carry that enters each."""
 
     anatomy: Anatomy
     blocks: Any
@@ -79,7 +79,7 @@ class _Stack(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[0], self.entered)
 
     def push(self, tangent: Carry) -> tuple[Carry, Array]:
-        """J v as (entries at most 1, the exponent taken out)."""
+        """Returns J v as (entries at most 1, exponent of two)."""
 
         def body(state: tuple[Carry, Array], inputs: tuple[Any, Array, Carry]) -> tuple[tuple[Carry, Array], None]:
             (v, exponent), (parameters, layer, carry) = state, inputs
@@ -89,7 +89,7 @@ class _Stack(NamedTuple):
         return jax.lax.scan(body, _scaled(tangent, jnp.zeros((), jnp.float32)), self._inputs)[0]
 
     def pull(self, cotangent: Carry) -> tuple[Carry, Array]:
-        """J^T v, the same way."""
+        """Returns J^T v as `push` does."""
 
         def body(state: tuple[Carry, Array], inputs: tuple[Any, Array, Carry]) -> tuple[tuple[Carry, Array], None]:
             (v, exponent), (parameters, layer, carry) = state, inputs
@@ -103,12 +103,12 @@ def _iterated(stack: _Stack, key: Key[Array, ""], iterations: int, probes: int) 
     flat, unravel = ravel_pytree(stack.like)
 
     def image(v: Array) -> tuple[Array, Array]:
-        """J v for a vector, and its exponent."""
+        """Returns (J v, exponent)."""
         out, exponent = stack.push(unravel(v))
         return ravel_pytree(out)[0], exponent
 
     def round_trip(v: Array) -> tuple[Array, Array]:
-        """J^T J v and its exponent."""
+        """Returns (J^T J v, exponent)."""
         out, up = stack.push(unravel(v))
         back, down = stack.pull(out)
         return ravel_pytree(back)[0], up + down
@@ -138,7 +138,7 @@ def _iterated(stack: _Stack, key: Key[Array, ""], iterations: int, probes: int) 
 
 
 def _root(square: Array, exponent: Array) -> Norm:
-    """sqrt(square * 2^exponent)."""
+    """Returns sqrt(square * 2^exponent)."""
     odd = exponent % 2
     return Norm(jnp.sqrt(square * jnp.exp2(odd).astype(square.dtype)), (exponent - odd) / 2)
 
@@ -173,7 +173,7 @@ def _exact(anatomy: Anatomy, entered: Carry) -> Jacobians:
 def _spectrum(jacobian: Float[Array, "n n"], exponent: Array) -> Spectrum:
     values = jnp.linalg.svd(jacobian, compute_uv=False)
     rms = jnp.sqrt(jnp.mean(jnp.square(values / jnp.where(values[0] > 0, values[0], 1)))) * values[0]
-    # What is smaller cannot be told from zero, and the rounding of the largest is no measurement of the smallest.
+    # Values below this cannot be told from zero: they are rounding errors of the largest.
     least = values.size * jnp.finfo(values.dtype).eps * values[0]
     median, smallest = (jnp.where(x >= least, x, jnp.nan) for x in (jnp.median(values), values[-1]))
     largest, rms, median, smallest = (Norm(x, exponent) for x in (values[0], rms, median, smallest))

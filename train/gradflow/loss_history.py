@@ -1,4 +1,4 @@
-"""What the losses of a run say: whether they spike, and whether anything is learned. Rules: docs/verdict.md."""
+"""Loss history of a run, and the rules for instability and standstill (docs/verdict.md)."""
 
 import math
 from collections.abc import Mapping
@@ -7,41 +7,43 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-Series = tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]]  # steps and values of a tag; NaN is not finite
+Series = tuple[
+    Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]
+]  # steps and values of a tag; NaN stands for any non-finite value
 
-# Losses of an answer that never changes, by their names in `floors` (data/source.py).
+# Losses of constant predictions, by their names in `floors` (data/source.py).
 CONSTANT = ("unigram", "prior", "zero")
-MARGIN = 0.02  # of that loss: a run that has learned something is further below it
-PATIENCE = 100  # steps before a run can be called one that does not learn; twice the warm-up where that is more
-RECENT = 64  # steps whose mean is the training loss at the end
+MARGIN = 0.02  # of that loss: a run that has learned anything is further below it
+PATIENCE = 100  # steps before a run can be not_learning; twice the warm-up if that is more
+RECENT = 64  # steps averaged for the final training loss
 
 
-class Course(NamedTuple):
-    """Losses in nats, or squared errors for regression."""
+class LossHistory(NamedTuple):
+    """Summary of a run's losses, in nats, or squared errors for regression."""
 
     steps: int
     train: float | None = None  # mean of about the last RECENT steps
     val: float | None = None  # held out, at the last step
-    constant: float | None = None  # what the best answer that never changes costs
+    constant: float | None = None  # loss of the best constant prediction
     best: float | None = None  # the best possible loss
-    spikes: tuple[tuple[int, float], ...] = ()  # (step at which it was seen, greatest height)
+    spikes: tuple[tuple[int, float], ...] = ()  # (step of detection, greatest height)
     in_spike: bool = False  # at the end
-    nonfinite: int | None = None  # the first step whose loss was not a finite number, or which ended the run
+    nonfinite: int | None = None  # first step whose loss was not finite, or which ended the run
     update: float | None = None  # median over blocks of log10(|dW| / |W|), last watched step
 
 
-def loss_history_of(series: Mapping[str, Series]) -> Course:
-    """The course of a run from what it has logged under the tags of docs/tags.md."""
+def loss_history_of(series: Mapping[str, Series]) -> LossHistory:
+    """Returns the loss history of a run from its logged series, by tag (docs/tags.md)."""
     steps, losses = series.get("loss/train", (np.zeros(0, np.int64), np.zeros(0)))
     ended, _ = series.get("optim/nonfinite", (steps[:0], losses[:0]))
     bad = np.sort(np.concatenate([steps[~np.isfinite(losses)], ended]))
     spikes, in_spike = _spikes(*series.get("loss/spike", (steps[:0], losses[:0])))
-    known = {name: _last(series, f"loss/floor_{name}") for name in CONSTANT}
-    return Course(
+    constants = {name: _last(series, f"loss/floor_{name}") for name in CONSTANT}
+    return LossHistory(
         int(steps[-1]) if steps.size else 0,
         _recent(steps, losses),
         _last(series, "loss/val", int(steps[-1]) if steps.size else 0),
-        min((loss for loss in known.values() if loss is not None), default=None),
+        min((loss for loss in constants.values() if loss is not None), default=None),
         _last(series, "loss/floor"),
         spikes,
         in_spike,
@@ -50,68 +52,70 @@ def loss_history_of(series: Mapping[str, Series]) -> Course:
     )
 
 
-def instability(course: Course) -> str | None:
-    """Why the losses are called unstable, or None: one spike that is over is none."""
-    if course.nonfinite is not None:
-        return f"the loss or its gradient is not a finite number at step {course.nonfinite}"
-    if not course.spikes or (len(course.spikes) == 1 and not course.in_spike):
+def instability(history: LossHistory) -> str | None:
+    """Returns the evidence that losses are unstable, or None. A single spike that has passed is not instability."""
+    if history.nonfinite is not None:
+        return f"the loss or its gradient is not a finite number at step {history.nonfinite}"
+    if not history.spikes or (len(history.spikes) == 1 and not history.in_spike):
         return None
-    step, height = course.spikes[-1]
-    if course.in_spike:
-        others = f", after {_count(len(course.spikes) - 1)} that passed" if course.spikes[1:] else ""
+    step, height = history.spikes[-1]
+    if history.in_spike:
+        others = f", after {_count(len(history.spikes) - 1)} that passed" if history.spikes[1:] else ""
         return f"the loss rose by {_nats(height)} by step {step} and stayed up{others}"
-    first, highest = course.spikes[0][0], max(height for _, height in course.spikes)
-    return f"{_count(len(course.spikes))}, the first by step {first}, the highest of {_nats(highest)}"
+    first, highest = history.spikes[0][0], max(height for _, height in history.spikes)
+    return f"{_count(len(history.spikes))}, the first by step {first}, the highest of {_nats(highest)}"
 
 
-def past_spike(course: Course) -> str | None:
-    """The one spike of a run that is stable for all that."""
-    if not course.spikes:
+def past_spike(history: LossHistory) -> str | None:
+    """Returns a note on the one passed spike of a stable run, or None."""
+    if not history.spikes:
         return None
-    step, height = course.spikes[0]
+    step, height = history.spikes[0]
     return f"a loss spike of {_nats(height)} by step {step} has passed"
 
 
-def standstill(course: Course, warmup: int) -> str | None:
-    """Why a run is called one that does not learn, or None: also where that cannot be told.
+def standstill(history: LossHistory, warmup: int) -> str | None:
+    """Returns the evidence that a run does not learn, or None, also if there is none either way.
 
-    It can at an evaluation, where the loss of the best answer that never changes is known, and not itself as good as
-    possible. A run that has learned the training data by heart has learned, whatever the held-out loss.
+    Needs a held-out loss at the last step and the loss of the best constant prediction, which must be above the best
+    possible loss. A run that has memorized its training data counts as learning, whatever its held-out loss.
     """
-    if course.constant is None or course.val is None or course.steps < max(PATIENCE, 2 * warmup):
+    if history.constant is None or history.val is None or history.steps < max(PATIENCE, 2 * warmup):
         return None
-    margin = MARGIN * course.constant
-    if course.best is not None and course.constant - course.best < 2 * margin:
+    margin = MARGIN * history.constant
+    if history.best is not None and history.constant - history.best < 2 * margin:
         return None
-    if min(course.val, math.inf if course.train is None else course.train) < course.constant - margin:
+    if min(history.val, math.inf if history.train is None else history.train) < history.constant - margin:
         return None
-    training = "" if course.train is None else f" (training {course.train:.4g})"
-    least = f"{course.constant:.4g}, what the best unchanging answer costs"
-    return f"after {course.steps} steps the loss is {course.val:.4g}{training}, not {MARGIN:.0%} below {least}"
+    training = "" if history.train is None else f" (training {history.train:.4g})"
+    least = f"{history.constant:.4g}, what the best unchanging answer costs"
+    return f"after {history.steps} steps the loss is {history.val:.4g}{training}, not {MARGIN:.0%} below {least}"
 
 
 def _spikes(steps: np.ndarray, heights: np.ndarray) -> tuple[tuple[tuple[int, float], ...], bool]:
-    """Rows in a row above 0 are one spike; NaN stands for an infinite height."""
-    found: list[tuple[int, float]] = []
+    """Merges consecutive rows above 0 into one spike; NaN stands for an infinite height."""
+    spikes: list[tuple[int, float]] = []
     inside = False
     for step, height in zip(steps.tolist(), np.where(np.isnan(heights), np.inf, heights).tolist(), strict=True):
         if height > 0:
-            found = [*found[:-1], (found[-1][0], max(found[-1][1], height))] if inside else [*found, (step, height)]
+            spikes = (
+                [*spikes[:-1], (spikes[-1][0], max(spikes[-1][1], height))] if inside else [*spikes, (step, height)]
+            )
         inside = height > 0
-    return tuple(found), inside
+    return tuple(spikes), inside
 
 
 def _recent(steps: np.ndarray, losses: np.ndarray) -> float | None:
-    """Each row is the mean over the steps since the one before it, so rows weigh as many."""
+    """Returns the mean loss of the last rows, each weighted by the number of steps that it averages."""
     if not losses.size or not math.isfinite(losses[-1]):
         return None
     lengths = np.diff(steps, prepend=0)
-    kept = (steps > steps[-1] - RECENT) & np.isfinite(losses)
-    return float(np.average(losses[kept], weights=lengths[kept]))
+    recent = (steps > steps[-1] - RECENT) & np.isfinite(losses)
+    return float(np.average(losses[recent], weights=lengths[recent]))
 
 
 def _last(series: Mapping[str, Series], tag: str, step: int | None = None) -> float | None:
-    """What was logged last, at `step` if that is given; None where it is not finite."""
+    """Returns the last logged value of a tag, or None if it is not finite or not of `step`."""
     if tag not in series or step not in (None, series[tag][0][-1]):
         return None
     value = float(series[tag][1][-1])

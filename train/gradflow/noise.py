@@ -1,4 +1,4 @@
-"""The gradient noise scale: how many examples a batch needs before more of them stop helping."""
+"""Gradient noise scale: the batch size beyond which more examples hardly improve a step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,25 +11,26 @@ from .norms import Norm, along, inner, signed_sum
 
 
 class Noise(NamedTuple):
-    """Unbiased, so of few batches either may come out negative."""
+    """Unbiased estimates; from few batches either may be negative."""
 
     gradient: Norm  # |G|^2 of the true gradient G
     trace: Norm  # S, the trace of the covariance of one example's gradient
 
 
 def noise(gradient: Callable[[Any, Any], Any], batches: Any, parts: int) -> Noise:
-    """|G|^2 and S from the gradients of whole batches and of `parts` equal parts of each (McCandlish et al. 2018,
-    1812.06162, appendix A.1), both averaged over the batches before anything is divided: the noise scale is S / |G|^2.
+    """Estimates |G|^2 and S from the gradients of batches and of `parts` equal parts of each.
 
-    gradient: (a part of a batch, leaves [b, ...]; the batch) -> the gradient of the part's mean loss, of parts that
-    are weighed so that their mean is the batch's. batches: leaves [J, B, ...]; parts > 1 divides B. Raises ValueError.
+    Both are averaged over the batches; the noise scale is then S / |G|^2, in examples (McCandlish et al. 2018,
+    1812.06162, appendix A.1). gradient: (part of a batch, leaves [b, ...]; the batch) -> the gradient of the part's
+    loss, weighted so that the mean over parts is the batch's. batches: leaves [J, B, ...]. Raises ValueError unless
+    parts > 1 divides B.
     """
     B = jax.tree.leaves(batches)[0].shape[1]
     if parts < 2 or B % parts:
         raise ValueError(f"expected a number of parts, at least 2, that divides the batch {B}, got {parts}")
     small = B // parts
 
-    def one(_: None, batch: Any) -> tuple[None, tuple[Norm, Norm]]:
+    def squares_of_batch(_: None, batch: Any) -> tuple[None, tuple[Norm, Norm]]:
         split = jax.tree.map(lambda leaf: leaf.reshape(parts, small, *leaf.shape[1:]), batch)
 
         def part(total: Any, examples: Any) -> tuple[Any, Norm]:
@@ -42,7 +43,7 @@ def noise(gradient: Callable[[Any, Any], Any], batches: Any, parts: int) -> Nois
         mean = jax.tree.map(lambda leaf: leaf / parts, total)
         return None, (_square(mean), _mean(squares))
 
-    _, (big, little) = jax.lax.scan(one, None, batches)
+    _, (big, little) = jax.lax.scan(squares_of_batch, None, batches)
     big, little = _mean(big), _mean(little)
     gradient_square = signed_sum([_times(big, B / (B - small)), _times(little, -small / (B - small))])
     trace = signed_sum([_times(little, small * B / (B - small)), _times(big, -small * B / (B - small))])
@@ -50,7 +51,7 @@ def noise(gradient: Callable[[Any, Any], Any], batches: Any, parts: int) -> Nois
 
 
 def _square(tree: Any) -> Norm:
-    """|g|^2 of all leaves together."""
+    """Returns |g|^2 over all leaves."""
     return signed_sum([inner(leaf, leaf) for leaf in jax.tree.leaves(tree)])
 
 

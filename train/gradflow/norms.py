@@ -1,9 +1,9 @@
-"""Norms that neither underflow nor overflow, whatever the gradient.
+"""Norms that neither underflow nor overflow.
 
-A float32 sum of squares is flushed to zero for entries below 1e-19, and the entries themselves at 1e-38. So a norm is
-a pair (mantissa, exponent) with value mantissa * 2^exponent: the power of two of the largest entry is taken out
-first (a CPU sums in float64 instead), and exponents that a tap took out of the cotangent (model/taps.py) are simply
-added. Nothing is floored; an exact zero is mantissa 0.
+In float32 the squares of entries below 1e-19 are flushed to zero, and the entries themselves below 1e-38. A norm is
+therefore a pair (mantissa, exponent) of value mantissa * 2^exponent: the power of two of the largest entry is factored
+out first (a CPU sums in float64 instead), and exponents that a tap factored out of the cotangent (model/taps.py) are
+added. Nothing is floored; an exact zero has mantissa 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,21 +20,21 @@ from model.taps import exponent_of, power_of_two, rooted, scaled
 
 
 class Norm(NamedTuple):
-    """mantissa * 2^exponent, element by element; the exponent is integer-valued. Also used for signed values."""
+    """mantissa * 2^exponent, elementwise, with an integer-valued exponent. Also used for signed values."""
 
     mantissa: Float[Array, "..."]
     exponent: Float[Array, "..."]
 
     def times(self, exponent: Float[Array, "..."] | float) -> "Norm":
-        """The values times 2^exponent."""
+        """Returns the values times 2^exponent."""
         return Norm(self.mantissa, self.exponent + exponent)
 
 
 @jax.tree_util.register_pytree_node_class
 class Norms(Mapping[str, Norm]):
-    """Norms by name, kept as stacks [..., names] of one shape each.
+    """A mapping from names to norms, stored as stacks [..., names], one for each shape.
 
-    A program then has one output for many of them: an output each would take long to compile and to fetch.
+    A program then returns a few arrays; one output a norm would be slow to compile and to fetch.
     """
 
     def __init__(self, *stacks: tuple[tuple[str, ...], Norm]) -> None:
@@ -57,7 +57,7 @@ class Norms(Mapping[str, Norm]):
         return Norms(*self._stacks, *other._stacks)
 
     def log10(self) -> dict[str, np.ndarray]:
-        """See `log10`; on the host, one call a stack."""
+        """Returns `log10` of every norm by name, on the host."""
         out = {}
         for names, stack in self._stacks:
             logs = log10(stack)
@@ -73,20 +73,19 @@ class Norms(Mapping[str, Norm]):
 
 
 def frobenius(x: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
-    """Frobenius norm of x * 2^exponent; x of any shape and floating dtype. float32, float64 for a float64 x."""
+    """Returns the Frobenius norm of x * 2^exponent, x of any shape and floating dtype, summed in at least float32."""
     return jax.tree.map(lambda leaf: leaf[0], _frobenius_of([x], ())).times(exponent)
 
 
 def stacked_frobenius(x: Float[Array, "L ..."], exponents: Float[Array, "L"] | None = None) -> Norm:
-    """One Frobenius norm a layer, [L], of x[l] * 2^exponents[l]: reduces over every axis but the first."""
+    """Returns the Frobenius norms [L] of x[l] * 2^exponents[l], reduced over every axis but the first."""
     norm = jax.tree.map(lambda leaf: leaf[:, 0], _frobenius_of([x], x.shape[:1]))
     return norm if exponents is None else norm.times(exponents)
 
 
-def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
-    """Norms [*kept, leaves] of arrays [*kept, ...]. All at once: a kernel of scalars for each would take long to
-    compile and to start."""
-    axes = [tuple(range(len(kept), leaf.ndim)) for leaf in leaves]
+def _frobenius_of(leaves: list[Array], lead: tuple[int, ...]) -> Norm:
+    """Returns norms [*lead, leaves] of arrays [*lead, ...] together: one kernel a norm would be slow to compile."""
+    axes = [tuple(range(len(lead), leaf.ndim)) for leaf in leaves]
     dtype = jnp.result_type(*(wide(leaf.dtype) for leaf in leaves))
 
     def sums_of_squares(units: list[Array]) -> Array:
@@ -95,9 +94,9 @@ def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
     def largest_factored_out() -> Norm:
         tops = [jnp.max(jnp.abs(leaf), axis=axis).astype(dtype) for leaf, axis in zip(leaves, axes, strict=True)]
         k = exponent_of(jnp.stack(tops, axis=-1))
-        units = [leaf.astype(dtype) for leaf in leaves]  # wide before squaring: a bfloat16 square keeps three digits
-        own = [-k[..., i].reshape(kept + (1,) * (leaf.ndim - len(kept))) for i, leaf in enumerate(leaves)]
-        return Norm(jnp.sqrt(sums_of_squares([scaled(*pair) for pair in zip(units, own, strict=True)])), k)
+        units = [leaf.astype(dtype) for leaf in leaves]  # before squaring: a bfloat16 square has three digits
+        shifts = [-k[..., i].reshape(lead + (1,) * (leaf.ndim - len(lead))) for i, leaf in enumerate(leaves)]
+        return Norm(jnp.sqrt(sums_of_squares([scaled(*pair) for pair in zip(units, shifts, strict=True)])), k)
 
     def in_one_pass() -> Norm:
         return Norm(*rooted(sums_of_squares([leaf.astype(jnp.float64) for leaf in leaves])))
@@ -106,59 +105,59 @@ def _frobenius_of(leaves: list[Array], kept: tuple[int, ...]) -> Norm:
 
 
 def inner(a: Array, b: Array, exponent: Float[Array, ""] | float = 0.0) -> Norm:
-    """<a, b * 2^exponent>, signed, summed in at least float32."""
+    """Returns <a, b * 2^exponent>, signed, summed in at least float32."""
     k, m, dtype = power_of_two(a), power_of_two(b), wide(a.dtype)
     total = jnp.sum(scaled(a, -k).astype(dtype) * scaled(b, -m).astype(dtype))
     return Norm(total, k + m + exponent)
 
 
 def signed_sum(parts: Iterable[Norm]) -> Norm:
-    """The sum of signed values, given as a list of one shape, element by element."""
+    """Returns the elementwise sum of signed values of one shape."""
     return along(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts), 0)
 
 
 def along(stack: Norm, axis: int) -> Norm:
-    """The sum of signed values over an axis."""
+    """Returns the sum of signed values over an axis."""
     top = jnp.max(jnp.where(stack.mantissa != 0, stack.exponent, -jnp.inf), axis, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    # Below 2^-126 nothing is left of a term; above 0 there are only zeros.
+    # Terms below 2^-126 of the largest vanish in the sum; exponents above 0 belong to zeros.
     terms = scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0))
     return Norm(jnp.sum(terms, axis), top.squeeze(axis))
 
 
-def cosine(product: Norm, one: Norm, other: Norm) -> Array:
-    """<a, b> / (|a| |b|) from <a, b>, <a, a> and <b, b>; nan where a or b is exactly zero."""
-    sizes = jnp.sqrt(one.mantissa) * jnp.sqrt(other.mantissa)
-    # At most 1, so whatever the powers are, their quotient is in range.
-    power = product.exponent - (one.exponent + other.exponent) / 2
+def cosine(product: Norm, a_square: Norm, b_square: Norm) -> Array:
+    """Returns <a, b> / (|a| |b|) from <a, b>, <a, a> and <b, b>; nan where a or b is exactly zero."""
+    sizes = jnp.sqrt(a_square.mantissa) * jnp.sqrt(b_square.mantissa)
+    # The cosine is at most 1, so the difference of the exponents is in range.
+    power = product.exponent - (a_square.exponent + b_square.exponent) / 2
     return product.mantissa / sizes * jnp.exp2(power).astype(sizes.dtype)
 
 
 def root_sum_square(norms: Iterable[Norm]) -> Norm:
-    """sqrt(sum of squares) of norms of one shape, element by element."""
+    """Returns the elementwise root of the sum of squares of norms of one shape."""
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *norms)
     return _combined(Norm(stack.mantissa, stack.exponent))
 
 
 def _combined(stack: Norm, axis: int = 0) -> Norm:
-    """Root of the sum of squares over an axis."""
-    # A zero has no say in the common exponent.
+    """Returns the root of the sum of squares over an axis."""
+    # The exponent of a zero is ignored.
     top = jnp.max(jnp.where(stack.mantissa > 0, stack.exponent, -jnp.inf), axis, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    # Below 2^-126 nothing is left of a square; above 0 there are only zeros.
+    # Squares below 2^-126 of the largest vanish in the sum; exponents above 0 belong to zeros.
     parts = scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0))
     return Norm(jnp.sqrt(jnp.sum(jnp.square(parts), axis)), top.squeeze(axis))
 
 
 def root_mean_of_parts(stack: Norm) -> Norm:
-    """sqrt(sum |delta_m|^2 / M^2) over the leading axis: delta of a batch from those of its M micro-batches."""
+    """Returns sqrt(sum |delta_m|^2 / M^2) over the leading axis: delta of a batch from its M micro-batches."""
     parts = stack.mantissa.shape[0]
     total = _combined(stack)
     return Norm(total.mantissa / parts, total.exponent)
 
 
 def matrix_norms(blocks: Mapping[str, Any], exponents: Float[Array, "L"] | None = None) -> Norms:
-    """Norms [L] of every stacked parameter of the blocks, by tag, and of the whole block as `layer`."""
+    """Returns norms [L] of every stacked parameter of the blocks, by tag, and of the whole block as `layer`."""
     leaves = named(blocks)
     stack = _frobenius_of(list(leaves.values()), next(iter(leaves.values())).shape[:1])
     if exponents is not None:
@@ -168,7 +167,7 @@ def matrix_norms(blocks: Mapping[str, Any], exponents: Float[Array, "L"] | None 
 
 
 def separate_norms(leaves: Mapping[str, Array], exponents: Mapping[str, Array] | None = None) -> Norms:
-    """The Frobenius norm [] of each leaf, times 2^exponent where it has one."""
+    """Returns the Frobenius norm [] of each leaf, times 2^exponent where `exponents` has one."""
     stack = _frobenius_of(list(leaves.values()), ())
     if exponents:
         zero = jnp.zeros((), jnp.float32)
@@ -177,30 +176,31 @@ def separate_norms(leaves: Mapping[str, Array], exponents: Mapping[str, Array] |
 
 
 def flat(tree: Any) -> Float[Array, "n"]:
-    """All entries of a tree as one vector."""
+    """Returns all entries of a tree as one vector."""
     leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree)]
     return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
 
 def parameter_norms(params: Mapping[str, Any]) -> Norms:
-    """Norms of a model's parameters or gradients: `matrix_norms` of the blocks, and each other entry under its name."""
+    """Returns the norms of parameters or gradients: `matrix_norms` of the blocks, and each other entry by name."""
     rest = {name: flat(leaves) for name, leaves in params.items() if name != "blocks"}
     return matrix_norms(params["blocks"]).joined(separate_norms(rest))
 
 
 def total_norm(norms: Mapping[str, Norm], parts: Iterable[str]) -> Norm:
-    """Frobenius norm of all that the entries `parts` and `layer` are the norms of."""
+    """Returns the Frobenius norm over all blocks and the other entries `parts`."""
     return root_sum_square([_combined(norms["layer"]), *(norms[part] for part in parts if part != "blocks")])
 
 
 def named(tree: Mapping[str, Any]) -> dict[str, Array]:
-    """Leaves by tag: `attn/q/kernel` is attn_q, `norm_1/gain` is norm_1, `attn/q/bias` is attn_q_bias."""
+    """Returns leaves by tag: `attn/q/kernel` is attn_q, `norm_1/gain` is norm_1, `attn/q/bias` is attn_q_bias."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tag_of(tuple(str(entry.key) for entry in path)): leaf for path, leaf in leaves}
 
 
 def tag_of(path: tuple[str, ...]) -> str:
-    """
+    """Returns the tag of a parameter of a block.
+
     >>> tag_of(("mlp", "in_", "kernel"))
     'mlp_in'
     """
@@ -209,19 +209,19 @@ def tag_of(path: tuple[str, ...]) -> str:
 
 
 def log10(norm: Norm) -> np.ndarray:
-    """log10 of the absolute values on the host, in float64: -inf for an exact zero, nan for nan. Shape as given."""
+    """Returns log10 of the absolute values on the host, in float64: -inf for an exact zero, nan for nan."""
     mantissa = np.abs(np.asarray(norm.mantissa, np.float64))
     with np.errstate(divide="ignore"):
         return np.log10(mantissa) + np.asarray(norm.exponent, np.float64) * np.log10(2.0)
 
 
 def value(norm: Norm) -> np.ndarray:
-    """The values on the host, in float64: exact wherever a float64 can hold them."""
+    """Returns the values on the host, in float64: exact unless they leave its range."""
     with np.errstate(over="ignore", under="ignore"):
         return np.ldexp(np.asarray(norm.mantissa, np.float64), np.asarray(norm.exponent, np.int64))
 
 
 def gains(delta_log10: np.ndarray) -> np.ndarray:
-    """g_l = |delta_l| / |delta_(l+1)|, [..., L], from log10 norms [..., L+1]; nan where both are exactly zero."""
+    """Returns g_l = |delta_l| / |delta_(l+1)|, [..., L], from log10 norms [..., L+1]; nan where both are 0."""
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         return 10.0 ** (delta_log10[..., :-1] - delta_log10[..., 1:])

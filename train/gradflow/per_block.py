@@ -1,7 +1,7 @@
-"""What happens inside the blocks of a model: attention, hidden units, and delta's two ways down a block.
+"""Measurements inside blocks: attention, hidden units, and the skip and branch parts of delta.
 
-Everything goes block by block through an `Anatomy` (model/network.py), so that nothing has to be kept that is not
-asked for; the training step knows nothing of it.
+They walk block by block through an `Anatomy` (model/network.py), so that only requested values are stored and the
+training step is unaffected.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,40 +18,40 @@ from model.taps import power_of_two, scaled
 
 from .norms import Norm, cosine, frobenius, inner
 
-Looks = Mapping[str, Callable[[Array], Any]]  # what to make of what an observer is told, by name
+Observers = Mapping[str, Callable[[Array], Any]]  # functions of observed arrays, by the names of model/residual/base.py
 
 
-def observed(anatomy: Anatomy, looks: Looks) -> dict[str, Any]:
-    """What `looks` make of each block, stacked [L, ...]. Names: "attention", "mlp" (model/residual/base.py)."""
+def observed(anatomy: Anatomy, observers: Observers) -> dict[str, Any]:
+    """Applies each observer to its array in every block; stacks the results [L, ...]. Names: "attention", "mlp"."""
 
     def body(carry: Carry, inputs: tuple[Any, Array]) -> tuple[Carry, dict[str, Any]]:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
 
         def observe(name: str, value: Array) -> None:
-            if name in looks:
-                found[name] = looks[name](value)
+            if name in observers:
+                results[name] = observers[name](value)
 
-        return anatomy.block(*inputs, carry, observe), found
+        return anatomy.block(*inputs, carry, observe), results
 
     depth = jax.tree.leaves(anatomy.blocks)[0].shape[0]
     return jax.lax.scan(body, anatomy.carry, (anatomy.blocks, jnp.arange(depth)))[1]
 
 
 class Attention(NamedTuple):
-    """Of every head; nan for the entropy where no query sees two keys."""
+    """Attention statistics of each head; entropy is nan where no query has two visible keys."""
 
-    entropy: Float[Array, "H"]  # mean over queries that see at least two keys; 1 = it looks at all alike, 0 = at one
-    logit_max: Float[Array, "H"]  # the largest score that is not masked
+    entropy: Float[Array, "H"]  # mean over queries with at least two visible keys; 1 = uniform, 0 = one key
+    logit_max: Float[Array, "H"]  # largest unmasked score
 
 
 def attention(scores: Float[Array, "B H T T"]) -> Attention:
-    """Entropy of softmax(scores) over the visible keys divided by ln(their count), and the largest score.
+    """Returns the entropy of softmax(scores) divided by ln(number of visible keys), and the largest score.
 
-    A collapsing entropy goes with training that breaks down (Zhai et al. 2023, 2303.06296), and so do growing scores
-    (Dehghani et al. 2023, 2302.05442, section 2). Masked scores are the least finite number.
+    Collapsing entropy (Zhai et al. 2023, 2303.06296) and growing scores (Dehghani et al. 2023, 2302.05442, section 2)
+    accompany unstable training. Masked scores are the lowest finite number.
     """
     scores = scores.astype(wide(scores.dtype))
-    visible = ~(scores <= jnp.finfo(scores.dtype).min)  # so that nan is seen
+    visible = ~(scores <= jnp.finfo(scores.dtype).min)  # true for nan
     logs = jax.nn.log_softmax(scores, axis=-1)
     entropy_BHT = -jnp.sum(jnp.where(visible, jnp.exp(logs) * logs, 0), axis=-1)
     count_BHT = jnp.sum(visible, axis=-1)
@@ -59,18 +59,21 @@ def attention(scores: Float[Array, "B H T T"]) -> Attention:
     share = entropy_BHT / jnp.where(counts, jnp.log(count_BHT.astype(entropy_BHT.dtype)), 1)
     mean = jnp.sum(jnp.where(counts, share, 0), axis=(0, 2)) / jnp.sum(counts.astype(share.dtype), axis=(0, 2))
     top = jnp.max(jnp.where(visible, scores, -jnp.inf), axis=(0, 2, 3))
-    unknown = jnp.any(jnp.isnan(scores), axis=(0, 2, 3))  # which the maximum loses on a CPU (docs/pitfalls.md)
+    unknown = jnp.any(jnp.isnan(scores), axis=(0, 2, 3))  # a maximum drops nan on a CPU (docs/pitfalls.md)
     return Attention(mean, jnp.where(unknown, jnp.nan, top))
 
 
 def dead_units(hidden: Float[Array, "N F"]) -> Float[Array, ""]:
-    """The fraction of hidden units that are exactly zero for every token of the batch: ReLU units that no gradient
-    reaches (Lu et al. 2019, 1903.06733). Smooth activations have none, unless they underflow."""
+    """Returns the fraction of hidden units that are exactly zero for every token of the batch.
+
+    No gradient reaches such ReLU units (Lu et al. 2019, 1903.06733). Smooth activations have none, unless they
+    underflow.
+    """
     return jnp.mean(jnp.all(hidden == 0, axis=0).astype(jnp.float32))
 
 
 def carries(anatomy: Anatomy) -> Carry:
-    """What enters every block, and what leaves the last, [L+1, ...]."""
+    """Returns the carry that enters each block and the one that leaves the last, [L+1, ...]."""
 
     def body(carry: Carry, inputs: tuple[Any, Array]) -> tuple[Carry, Carry]:
         return anatomy.block(*inputs, carry), carry
@@ -81,22 +84,22 @@ def carries(anatomy: Anatomy) -> Carry:
 
 
 class Split(NamedTuple):
-    """delta_l = skip + branch: what reaches x_l past the sublayers of block l, and what comes through them.
+    """delta_l = skip + branch: the parts of delta that go past the sublayers of block l and through them.
 
     |delta_l|^2 = |skip|^2 + 2 cosine |skip| |branch| + |branch|^2.
     """
 
     delta: Norm  # [L]
     skip: Norm  # [L]
-    branch: Norm  # [L]; nan where it is below 1e-5 of delta in float32, whose rounding it is lost in
-    cosine: Float[Array, "L"]  # of skip and branch; nan where one is exactly zero
+    branch: Norm  # [L]; nan where it is lost in the rounding of delta, below 1e-5 of it in float32
+    cosine: Float[Array, "L"]  # between skip and branch; nan where one is exactly zero
 
 
 def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, ""]]) -> Split:
-    """The skip and the branch part of delta at the input of every block.
+    """Returns the skip and branch parts of delta_l = J^T delta_(l+1), J = dx_(l+1) / dx_l, for every block.
 
-    J^T delta_(l+1) with J = dx_(l+1) / dx_l. The skip part is the same with every branch F held fixed, so of pre_ln
-    it is s^2 delta_(l+1), of post_ln what the norms let through. `loss`: of the logits.
+    The skip part is the same product with every branch F held constant: s^2 delta_(l+1) under pre_ln, what passes
+    through the norms under post_ln. `loss` is a function of the logits.
     """
     entered = carries(anatomy)
     last = jax.tree.map(lambda leaf: leaf[-1], entered)
@@ -112,16 +115,16 @@ def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, "
 
         down, skip = pulled(False), pulled(True)
         k = _common_power(down)
-        x, past = (scaled(anatomy.stream(part), -k) for part in (down, skip))
-        through = x - past
+        x, skip_part = (scaled(anatomy.stream(part), -k) for part in (down, skip))
+        branch_part = x - skip_part
         exponent = exponent + k
-        # A difference that is lost in the rounding of what it is the difference of is not known, and not small.
-        size = jnp.max(jnp.abs(through))
+        # A difference below the rounding error of its operands is unknown rather than small.
+        size = jnp.max(jnp.abs(branch_part))
         lost = (size > 0) & (size < 100 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x)))
-        through = jnp.where(lost, jnp.nan, through)
-        angle = cosine(inner(past, through), inner(past, past), inner(through, through))
-        found = Split(frobenius(x, exponent), frobenius(past, exponent), frobenius(through, exponent), angle)
-        return (jax.tree.map(lambda leaf: scaled(leaf, -k), down), exponent), found
+        branch_part = jnp.where(lost, jnp.nan, branch_part)
+        angle = cosine(inner(skip_part, branch_part), inner(skip_part, skip_part), inner(branch_part, branch_part))
+        parts = Split(frobenius(x, exponent), frobenius(skip_part, exponent), frobenius(branch_part, exponent), angle)
+        return (jax.tree.map(lambda leaf: scaled(leaf, -k), down), exponent), parts
 
     k = _common_power(cotangent)
     start = (jax.tree.map(lambda leaf: scaled(leaf, -k), cotangent), k)
@@ -130,5 +133,5 @@ def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, "
 
 
 def _common_power(tree: Carry) -> Float[Array, ""]:
-    """The power of two of the largest entry of all leaves."""
+    """Returns the power of two of the largest entry of all leaves."""
     return power_of_two(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))

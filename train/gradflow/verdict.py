@@ -1,4 +1,4 @@
-"""One word for what the gradient does on its way down, with the evidence. docs/verdict.md gives rules and reasons."""
+"""Verdicts on the gradient flow of a pass and of a run, with the evidence (rules and reasons: docs/verdict.md)."""
 
 import math
 from collections.abc import Mapping
@@ -6,40 +6,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .loss_history import Course, instability, past_spike, standstill
+from .loss_history import LossHistory, instability, past_spike, standstill
 
-# |delta_0| / |delta_L| over the whole depth. Of the runs in docs/verdict.md, those that learn stay far inside.
+# |delta_0| / |delta_L| over the whole depth. Runs of docs/verdict.md that learn stay well within these bounds.
 VANISHING = -3.0  # log10
 EXPLODING = 3.0
-# Median over layers of log10(|dL/dW_qk| / |dL/dW_vo|): attention that cannot learn what to compare. GPT-2's small
-# initial weights alone give -2.2, and recover.
+# Median over layers of log10(|dL/dW_qk| / |dL/dW_vo|), below which attention cannot learn what to compare. GPT-2's
+# small initial weights alone give -2.2, and recover.
 DEAD_QK = -3.0
 # Median over the upper half of the stream of act rank, over that of the embedding's output.
 COLLAPSED = 1e-3
-DISTINCT = 1e-2  # act rank of an embedding's output whose tokens are not alike themselves
-# Act rank of the stream entering a block below which the gradients of its Q and K are rounding, by the dtype that is
-# computed in: they are differences between tokens, of second order in it (measured: docs/verdict.md).
+DISTINCT = 1e-2  # least act rank of an embedding's output whose tokens differ
+# Act rank of the stream entering a block below which the gradients of Q and K are rounding error, by compute dtype:
+# they are differences between tokens, of second order in act rank (measured: docs/verdict.md).
 ALIKE_TO_ROUNDING = {"float64": 1e-7, "float32": 3e-3, "bfloat16": 3e-2}
 
 
 class Verdict(NamedTuple):
-    """`first_bad_layer` counts from 0, and is the one nearest to where the trouble comes from: to the loss, or for
-    tokens that become alike to the embedding."""
+    """Verdict on a pass or a run.
+
+    `first_bad_layer` counts from 0. It is the bad layer nearest to the loss, or for collapsed tokens to the embedding.
+    """
 
     state: str
-    ratio: float | None  # |delta_0| / |delta_L|; None where a float cannot hold it
+    ratio: float | None  # |delta_0| / |delta_L|; None outside the range of a float
     log10_ratio: float | None
-    per_layer_gain: float | None  # exp(-slope of ln|delta_l| over l); None where a float cannot hold it
+    per_layer_gain: float | None  # exp(-slope of ln|delta_l| over l); None outside the range of a float
     qk_share: float | None  # median over layers of |dL/d(W_q, W_k)| / |dL/d(W_v, W_o)|
     first_bad_layer: int | None
     why: str
     log10_gain: float | None = None  # of per_layer_gain
     rank_left: float | None = None  # median over the upper half of the stream of act rank, over that at its start
-    qk_rounded: int = 0  # blocks whose gradients of Q and K are rounding, so that qk_share is at most what it says
+    qk_rounded: int = 0  # blocks whose gradients of Q and K are rounding error, which makes qk_share an upper bound
     advice: str | None = None  # what to try (train/gradflow/advice.py); None for a healthy run
 
     def as_json(self) -> dict[str, Any]:
-        """The object of docs/probe.schema.json. Extrapolated to depth 100, a gain seldom is a number near 1."""
+        """Returns the object of docs/probe.schema.json, with the gain extrapolated to 100 layers."""
         hundred = None if self.log10_gain is None else 100.0 * self.log10_gain
         return {
             "state": self.state,
@@ -58,9 +60,9 @@ class Verdict(NamedTuple):
 
 
 def log10_gain(delta_log10: np.ndarray) -> float:
-    """How much delta grows on its way down through one block, log10: minus the slope of a least-squares line.
+    """Returns log10 of the factor by which delta changes on its way down through a block: minus a least-squares slope.
 
-    delta_log10: [L+1], finite. Below 0 vanishes, above 0 explodes.
+    delta_log10: [L+1], finite. Negative: vanishing; positive: exploding.
     """
     depth = np.arange(delta_log10.size)
     return -float(np.polyfit(depth, delta_log10, 1)[0])
@@ -74,16 +76,16 @@ def judge(
     rank: np.ndarray | None = None,
     dtype: str = "float32",
 ) -> Verdict:
-    """The verdict on one backward pass.
+    """Returns the verdict on one backward pass.
 
-    delta_log10: log10|delta_l| [L+1], -inf for an exact zero. grad_log10: log10 Frobenius norms by tag, [L] each;
-    attn_q, attn_k, attn_v and attn_o are read, if they are there. `doubt`: zeros may only be too small
-    (train/gradflow/delta.py, `underflows`), so no share is made of them. rms, rank: of the stream [L+1]; without `rank`
-    nothing is collapsed. dtype: that the pass was computed in.
+    delta_log10: log10|delta_l| [L+1], -inf for an exact zero. grad_log10: log10 Frobenius norms [L] by tag, of which
+    attn_q, attn_k, attn_v and attn_o are used if present. doubt: zeros may have underflowed (`underflows` in
+    train/gradflow/delta.py) and are left out of the share of Q and K. rms, rank: those of the stream [L+1]; without
+    `rank` no pass is collapsed. dtype: compute dtype of the pass.
     """
     if doubt:
         grad_log10 = {name: np.where(np.isneginf(logs), np.nan, logs) for name, logs in grad_log10.items()}
-    rank = None if rank is None else rank.astype(np.float64)  # as it is in a log
+    rank = None if rank is None else rank.astype(np.float64)  # the dtype of a log
     alike = _alike(rank)
     stream = "" if rms is None else f"; the stream's rms goes from {rms[0]:.3g} to {rms[-1]:.3g}"
     if np.isnan(delta_log10).any() or np.isposinf(delta_log10).any():
@@ -96,44 +98,52 @@ def judge(
         why = f"delta is {how} at depth {bad} and below{stream}"
         return Verdict("vanishing", 0.0, None, None, None, _layer(bad, delta_log10), why, None, alike)
     ratio, gain = float(delta_log10[0] - delta_log10[-1]), log10_gain(delta_log10)
-    starved = qk_share(grad_log10)
-    comparable = starved[~np.isnan(starved)]
+    qk_shares = qk_share(grad_log10)
+    comparable = qk_shares[~np.isnan(qk_shares)]
     middle = float(np.median(comparable)) if comparable.size else math.nan
     share = None if math.isnan(middle) else 0.0 if middle == -math.inf else _float(middle)
-    rounded = 0 if rank is None else int(np.sum(qk_rounded(rank, dtype)[: starved.size]))
+    rounded = 0 if rank is None else int(np.sum(qk_rounded(rank, dtype)[: qk_shares.size]))
     fall = f"|delta| at the first block is {power(ratio)} times that at the last, {power(gain)} a layer"
 
-    def found(state: str, bad: int | None, why: str) -> Verdict:
+    def verdict(state: str, bad: int | None, why: str) -> Verdict:
         return Verdict(state, _float(ratio), ratio, _float(gain), share, bad, why, gain, alike, rounded)
 
     if ratio < VANISHING:
-        return found("vanishing", _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall + stream)
+        return verdict("vanishing", _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall + stream)
     if ratio > EXPLODING:
-        return found("exploding", _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall + stream)
+        return verdict("exploding", _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall + stream)
     collapsed = alike is not None and alike < COLLAPSED
     if middle < DEAD_QK:
         how = "exactly zero, unlike" if middle == -math.inf else f"{'at most ' * bool(rounded)}{power(middle)} times"
         why = f"delta arrives ({fall}), but the gradients of Q and K are {how} those of V and O"
         if rounded:
-            why += f" (in {rounded} of {starved.size} blocks they are {dtype}'s rounding, for tokens that are so alike)"
+            why += (
+                f" (in {rounded} of {qk_shares.size} blocks they are {dtype}'s rounding, for tokens that are so alike)"
+            )
         why += f"; the tokens have become alike (act rank {alike:.2g} of the input's)" if collapsed else ""
-        return found("dead_qk", _last(starved < DEAD_QK), why)
+        return verdict("dead_qk", _last(qk_shares < DEAD_QK), why)
     if collapsed:
         assert alike is not None and rank is not None
         why = f"delta arrives ({fall}), but the tokens have become alike: in the upper half of the stream act rank is "
-        return found("collapsed", _first_alike(rank), f"{why}{power(math.log10(alike)) if alike else 0} of the input's")
-    return found("healthy", None, fall)
+        return verdict(
+            "collapsed", _first_alike(rank), f"{why}{power(math.log10(alike)) if alike else 0} of the input's"
+        )
+    return verdict("healthy", None, fall)
 
 
-def over_run(first: Verdict, last: Verdict, last_step: int, course: Course | None = None, warmup: int = 0) -> Verdict:
-    """The verdict on a run, from those on its first and last watched steps, and from its losses.
+def over_run(
+    first: Verdict, last: Verdict, last_step: int, history: LossHistory | None = None, warmup: int = 0
+) -> Verdict:
+    """Returns the verdict on a run, from its first and last watched steps and its losses.
 
-    The cause goes before what it leads to. A design whose gradient does not flow from the start comes first, unless
-    the run got well (rezero begins with dead attention): what is seen later is what an optimizer that ignores the
-    gradient's scale has made of it. Then losses that spike, which leave behind weights of any kind; then a flow that
-    broke while training; and only a run in which all of this is well is called one that does not learn.
+    Causes take precedence over consequences:
+    1. A gradient that does not flow from the start, unless the run recovered (rezero begins with dead attention). Its
+       later states are what an optimizer that ignores the gradient's scale made of it.
+    2. Unstable losses, which may leave weights of any kind behind.
+    3. A gradient flow that broke during training.
+    4. No learning although all of the above is healthy.
     """
-    unstable = None if course is None else instability(course)
+    unstable = None if history is None else instability(history)
     if first.state != "healthy" and last.state != "healthy":
         spikes = f"; {unstable}" if unstable else ""
         if first.state == last.state:
@@ -143,60 +153,60 @@ def over_run(first: Verdict, last: Verdict, last_step: int, course: Course | Non
         )
     if unstable:
         then = "" if last.state == "healthy" else f"; by step {last_step} it is {last.state}: {last.why}"
-        return last._replace(state="unstable", why=unstable + _moved(course) + then)
+        return last._replace(state="unstable", why=unstable + _moved(history) + then)
     if last.state != "healthy":
         return last._replace(why=f"healthy at the start, but by step {last_step} {last.why}")
-    if course is not None and (stuck := standstill(course, warmup)):
-        return last._replace(state="not_learning", why=f"{stuck}, though delta arrives{_moved(course)}")
+    if history is not None and (stuck := standstill(history, warmup)):
+        return last._replace(state="not_learning", why=f"{stuck}, though delta arrives{_moved(history)}")
     began = "" if first.state == "healthy" else f"; at the start it was {first.state}: {first.why}"
-    spike = None if course is None else past_spike(course)
+    spike = None if history is None else past_spike(history)
     return last._replace(why=last.why + began + (f"; {spike}" if spike else ""))
 
 
-def _moved(course: Course | None) -> str:
-    if course is None or course.update is None:
+def _moved(history: LossHistory | None) -> str:
+    if history is None or history.update is None:
         return ""
-    return f"; a step moves the weights by {power(course.update)} of their size"
+    return f"; a step moves the weights by {power(history.update)} of their size"
 
 
 def qk_share(grad_log10: Mapping[str, np.ndarray]) -> np.ndarray:
-    """log10 of |(dL/dW_q, dL/dW_k)| over |(dL/dW_v, dL/dW_o)| a layer, [L]; empty for a model without them."""
+    """Returns log10 of |(dL/dW_q, dL/dW_k)| / |(dL/dW_v, dL/dW_o)| for each layer, [L]; empty without these tags."""
     if not {"attn_q", "attn_k", "attn_v", "attn_o"} <= grad_log10.keys():
         return np.zeros(0)
 
-    def together(*names: str) -> np.ndarray:
+    def joint_norm(*names: str) -> np.ndarray:
         logs = np.stack([grad_log10[name] for name in names])
         top = np.max(logs, axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(np.isneginf(top), top, top + 0.5 * np.log10(np.sum(10.0 ** (2 * (logs - top)), axis=0)))
 
-    below, above = together("attn_q", "attn_k"), together("attn_v", "attn_o")
+    below, above = joint_norm("attn_q", "attn_k"), joint_norm("attn_v", "attn_o")
     with np.errstate(invalid="ignore"):
         return np.where(np.isneginf(below) & np.isneginf(above), np.nan, below - above)
 
 
 def qk_rounded(rank: np.ndarray, dtype: str) -> np.ndarray:
-    """Whether the gradients of Q and K of each block are rounding and not what the mathematics gives, bool [..., L].
+    """Returns a mask [..., L] of the blocks whose gradients of Q and K are rounding error, far above the true ones.
 
-    rank: of the stream [..., L+1]. What is measured is then what the optimizer gets, and far too large.
+    rank: that of the stream, [..., L+1].
     """
     return rank[..., :-1] < ALIKE_TO_ROUNDING[dtype]
 
 
 def _alike(rank: np.ndarray | None) -> float | None:
-    """Of act rank [L+1]: its median over l > L/2, over that at l = 0. None where it says nothing."""
+    """Returns the median of act rank [L+1] over l > L/2, relative to l = 0; None if the embeddings are alike."""
     if rank is None or not np.isfinite(rank).all() or rank[0] < DISTINCT:
         return None
     return float(np.median(rank[(rank.size - 1) // 2 + 1 :]) / rank[0])
 
 
 def _first_alike(rank: np.ndarray) -> int:
-    """The block above which the tokens are alike, and stay so in most of what follows."""
+    """Returns the lowest block whose output tokens are alike."""
     return int(np.flatnonzero(rank < COLLAPSED * rank[0])[0]) - 1
 
 
 def power(log10: float) -> str:
-    """A number given by its logarithm, also outside a float's range.
+    """Formats 10^log10, also outside the range of a float.
 
     >>> power(-0.30103), power(-4.5), power(-364.1), power(-400.0000000000004)
     ('0.5', '3.2e-05', '7.9e-365', '1.0e-400')
@@ -211,14 +221,14 @@ def power(log10: float) -> str:
 
 
 def _float(log10: float) -> float | None:
-    """10^log10, or None outside a float64's normal range: nothing nonzero is reported as 0."""
+    """Returns 10^log10, or None outside a float64's normal range, so that no nonzero value is reported as 0."""
     return 10.0**log10 if -307 < log10 < 308 else None
 
 
 def _last(bad: np.ndarray) -> int | None:
-    """The bad layer nearest to the loss: delta comes from there."""
-    found = np.flatnonzero(bad)
-    return int(found[-1]) if found.size else None
+    """Returns the bad layer nearest to the loss, where delta comes from."""
+    layers = np.flatnonzero(bad)
+    return int(layers[-1]) if layers.size else None
 
 
 def _layer(depth: int, delta_log10: np.ndarray) -> int:

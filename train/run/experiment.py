@@ -122,25 +122,25 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             waited_s = time.perf_counter() - began
             run = GroupRun(group, source, platform, console, stop, K, waited_s, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
+        ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
+        show_results(experiment.name, ordered, console)
+        if stop.signal is not None:
+            console.note(resume_points(experiment.variants))
+            return Outcome(ordered, [], [])
+        root = directory_of(experiment.variants[0]).parent
+        console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
+        stop.doing = "the report, with all training done"
+        summaries.write_report(root, console)
+        logged = {}
+        for variant in experiment.variants:
+            if variant.name in experiment.expect:
+                steps = read_run(directory_of(variant)).steps
+                logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
+        stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
+        return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
     except Stopped:
         console.note(resume_points(experiment.variants))
         raise
-    ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
-    show_results(experiment.name, ordered, console)
-    if stop.signal is not None:
-        console.note(resume_points(experiment.variants))
-        return Outcome(ordered, [], [])
-    root = directory_of(experiment.variants[0]).parent
-    console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
-    stop.doing = "the report, with all training done"
-    summaries.write_report(root, console)
-    logged = {}
-    for variant in experiment.variants:
-        if variant.name in experiment.expect:
-            steps = read_run(directory_of(variant)).steps
-            logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
-    stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
-    return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
 
 
 def show_start(experiment: Experiment, sources: Mapping[str, Source], platform: Platform, console: Console) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput, batch_of
 from ..core.compile import called_once
-from ..core.nonfinite_cause import Cause, cause_of, look
+from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.optimizer import HParams
 from ..core.state import State
 from ..device.programs import Programs
@@ -97,9 +97,9 @@ def find_cause(
         feed = jax.tree.map(lambda leaf: leaf[0], batches(step, step + 1)[index])
         config, hp = group.variants[index].config, group.hparams[index]
 
-        def examine(state: State, hp: HParams, corpus: Any, feed: BatchInput, config: RunConfig = config) -> Any:
-            return look(group.network, config, state, hp, batch_of(feed, corpus, group.network.context))
+        def replay(state: State, hp: HParams, corpus: Any, feed: BatchInput, config: RunConfig = config) -> Any:
+            return examine(group.network, config, state, hp, batch_of(feed, corpus, group.network.context))
 
-        found = jax.device_get(called_once(examine, before, hp, programs.corpus, feed))
+        found = jax.device_get(called_once(replay, before, hp, programs.corpus, feed))
         return step + 1, cause_of(found, group.network.param_dtype)
     raise AssertionError("no window holds the bad step")

@@ -1,0 +1,44 @@
+"""Handwritten digits: form, split, and that labels belong to their images."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from data.config import DataConfig
+from data.errors import DataError
+from data.open import open_source
+
+
+def test_digits():
+    pytest.importorskip("sklearn")
+    data = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2))
+    assert data.form == ("classification", 4, None, 10, 16, True)
+    batch = data.train_batches(64, 0, 0, 20)
+    assert batch.inputs.shape == (20, 64, 4, 16) and batch.inputs.dtype == np.float32
+    assert -1 <= batch.inputs.min() < -0.9 and 0.9 < batch.inputs.max() <= 1
+    np.testing.assert_array_equal(data.train_batches(64, 0, 7, 1).inputs[0], batch.inputs[7])
+    assert set(np.unique(batch.targets)) == set(range(10))
+    held_out, weights = data.heldout_batches(64, None)
+    assert weights.sum() == 359
+    seen = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
+    unseen = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
+    assert len(seen) > 700 and not seen & unseen
+    other = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2, task_seed=1))
+    assert not np.array_equal(other.heldout_batches(64, None)[0].inputs, held_out.inputs)
+    # Nearest neighbours tell the class of most held-out images, so images and labels belong together.
+    train, val = batch.inputs.reshape(-1, 64), held_out.inputs.reshape(-1, 64)[:100]
+    nearest = ((val[:, None] - train[None]) ** 2).sum(axis=2).argmin(axis=1)
+    assert (batch.targets.ravel()[nearest] == held_out.targets.ravel()[:100]).mean() > 0.9
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match="^data.kind: digits needs scikit-learn; install it with"):
+        open_source(DataConfig(kind="digits"))
+
+
+def test_a_split_without_images_is_refused():
+    pytest.importorskip("sklearn")
+    with pytest.raises(DataError, match="^data.val_fraction: 1e-05 of 1797 images leaves a split empty"):
+        open_source(DataConfig(kind="digits", val_fraction=1e-5))
