@@ -3,6 +3,7 @@
 (inject_hyperparams would put them into checkpoints and let a schedule overwrite a variant's own rate.)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,16 +12,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from data.errors import one_line
 from model.config import ModelConfig
 
 from ..config.optimizers import OPTIMIZERS
 from ..config.schema import OptimizerConfig
 from ..errors import UserError
-from .custom import called, user_rule
 from .groups import decayed, factors, unfrozen, unmatched
 from .mup import by_width
 from .schedule import learning_rate
 from .update_rules import Numbers
+
+# User-defined optimizers by name (`module:function`), which train/run/experiment.py imports.
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 class HParams(NamedTuple):
@@ -97,3 +101,22 @@ def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
     got, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (updates, shapes))
     if got != wanted:
         raise UserError(f"optimizer.name: {config.name}: its updates have other shapes than the parameters")
+
+
+def user_rule(name: str, hp: Numbers, lr: Any) -> optax.GradientTransformation:
+    """The transformation that the user's function returns, given the traced numbers of the optimizer section and the
+    rate of this step. Raises UserError."""
+    rule = called(name, lambda: FUNCTIONS[name](hp, lr))
+    if not isinstance(rule, optax.GradientTransformation):
+        raise UserError(f"{name}: expected an optax.GradientTransformation, got {type(rule).__name__}")
+    return rule
+
+
+def called(name: str, function: Callable[[], Any]) -> Any:
+    """The result of a call into the user's code; whatever it raises becomes a UserError."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name}: {one_line(error)}") from error

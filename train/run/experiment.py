@@ -13,8 +13,7 @@ from data.source import DataSpec, Source
 from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
 from ..config.schema import RunConfig
-from ..core.custom import FUNCTIONS
-from ..core.optimizer import check
+from ..core.optimizer import FUNCTIONS, check
 from ..core.state import hparams_of
 from ..core.task import network_of
 from ..device import platform as platforms
