@@ -18,6 +18,20 @@ from ..config.schema import RunConfig, TrainConfig
 from ..errors import UserError, first_line
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}
+# JAX's settings that change a run's numbers, which an environment may have set otherwise (JAX_DEFAULT_PRNG_IMPL=rbg).
+# Each version of JAX has some of them.
+PINNED = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_default_dtype_bits": "64",
+    "jax_explicit_x64_dtypes": "warn",
+    "jax_allow_f16_reductions": True,
+    "jax_softmax_custom_jvp": False,
+    "jax_disable_most_optimizations": False,
+    "jax_disable_jit": False,
+}
 _UNROLLED_CPU = 12  # blocks; in deeper models unrolling takes longer to compile than it saves
 
 
@@ -36,10 +50,12 @@ class Platform:
 
 def select(config: TrainConfig) -> Platform:
     """Starts JAX on the device that `train.device` names. Raises UserError if there is none or it lacks the dtype."""
-    if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)  # process-wide; must precede the first array
-    if config.matmul_precision != "default":
-        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    for name, value in PINNED.items():
+        if name in jax.config.values:
+            jax.config.update(name, value)
+    jax.config.update("jax_enable_x64", config.dtype == "float64")  # process-wide, and only before the first array
+    precision = None if config.matmul_precision == "default" else config.matmul_precision
+    jax.config.update("jax_default_matmul_precision", precision)
     try:
         devices = jax.local_devices(backend=None if config.device == "auto" else config.device)
     except (RuntimeError, AssertionError) as error:  # JAX asserts that a backend named by a setting exists
