@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from train.report.groups import Group
+from train.report.page import compare
+
 
 def write_run(
     root: Path, name: str, seed: int = 0, *, loss: float = 2.0, slope: float = 0.0, done: bool = True, **config
@@ -41,3 +44,8 @@ def write_run(
         }
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return folder
+
+
+def groups_of(*folders: Path) -> list[Group]:
+    """The groups of a report on run directories and experiments."""
+    return compare(folders).groups

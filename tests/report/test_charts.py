@@ -176,7 +176,7 @@ def test_predictions_are_lines_and_measurements_markers():
 @pytest.mark.parametrize(
     ("values", "scale"),
     [(np.logspace(0, -3, 10), "log"), (np.linspace(4, 2, 10), "linear"), (np.logspace(2, 0, 10) - 1, "linear")],
-    ids=str,
+    ids=["decades", "a factor of 2", "down to zero"],
 )
 def test_an_axis_is_logarithmic_when_values_span_decades(values, scale):
     curve = Curve("a", STEPS, values)

@@ -1,14 +1,27 @@
 """Tables, and the console that prints them."""
 
 import io
+import json
 import math
 
 import numpy as np
 import pytest
 
+from runs import groups_of, write_run
 from train.log import console
 from train.log.console import Console
-from train.report.tables import closing_table, markdown, probe_table, verdict_lines, verdict_text
+from train.report.read import read_run
+from train.report.tables import (
+    ABOVE,
+    closing_table,
+    final_table,
+    log10_ratio,
+    markdown,
+    probe_table,
+    verdict_lines,
+    verdict_table,
+    verdict_text,
+)
 from train.text import norm, number
 
 
@@ -224,3 +237,88 @@ def test_a_terminal_is_redrawn_at_most_four_times_a_second(clock, monkeypatch):
             clock[0] = 100 + step / 32
             out.progress("with", step, 100, None, math.nan, math.inf)
     assert drawn == [100 + n / 4 for n in range(13)] + [100 + 100 / 32]
+
+
+def test_final_figures_by_hand(sweep):
+    columns, rows = final_table(groups_of(sweep))
+    row = dict(zip(columns, rows[0], strict=True))
+    # 2.1 + 3 e^-5 and a sample deviation of 0.1 for the training loss
+    assert row["loss/train"] == f"{2.1 + 3 * np.exp(-5):.2f} ± {4.30265 * 0.1 / np.sqrt(3):.2f}" == "2.12 ± 0.25"
+    assert (row["run"], row["seeds"], row["steps"], row["verdict"]) == ("with", "3", "100", "healthy")
+    assert row["accuracy/val"] == "0.250 ± 0" and row["steps/s"] == "10.00"
+    # At step 90 the slopes 0, 0.1, 0.2 have become 1.9 times as steep.
+    assert row["log10 |δ_0|/|δ_L|"] == f"{0.19:.2f} ± {4.30265 * 0.19 / np.sqrt(3):.2f}"
+    assert dict(zip(columns, rows[1], strict=True))["log10 |δ_0|/|δ_L|"] == "-7.600 ± 0"
+
+
+def test_differences_are_taken_seed_by_seed(sweep):
+    columns, rows = final_table(groups_of(sweep))
+    cells = [row[columns.index(ABOVE)] for row in rows]
+    # 1, 1.1, 1.2: a deviation of 0.1, while the groups' own are 0.1 and 0.2
+    assert cells == ["0", f"1.10 ± {4.30265 * 0.1 / np.sqrt(3):.2f}"]
+    (sweep / "without,seed=0" / "config.yaml").write_text(
+        (sweep / "without,seed=0" / "config.yaml").read_text().replace("seed: 0", "seed: 7")
+    )
+    columns, rows = final_table(groups_of(sweep))  # two seeds in common: 1.1 and 1.2
+    assert rows[1][columns.index(ABOVE)] == f"1.15 ± {12.7062 * 0.05:.2f}"
+    assert ABOVE not in final_table(groups_of(sweep / "with,seed=0", sweep / "without,seed=1"))[0]
+    assert ABOVE not in final_table(groups_of(sweep)[:1])[0]
+
+
+def test_one_seed_has_no_interval_and_no_column_of_counts(tmp_path):
+    write_run(tmp_path / "a", "x")
+    columns, rows = final_table(groups_of(tmp_path / "a"))
+    assert "seeds" not in columns and not any("±" in cell for cell in rows[0])
+
+
+def test_unfinished_runs_are_shown_as_such_and_do_not_count_beside_finished_ones(sweep):
+    write_run(sweep, "with,seed=3", 3, loss=9.0, residual="pre_ln", done=False)
+    write_run(sweep, "alone", 0, loss=9.0, residual="rezero", done=False)
+    columns, rows = final_table(groups_of(sweep))
+    alone, with_, _ = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert alone["steps"] == "50 of 100, unfinished" and alone["loss/train"] == "9.246" and alone["verdict"] == "-"
+    assert (
+        with_["steps"] == "100 (1 more unfinished)" and with_["seeds"] == "3" and with_["loss/train"].startswith("2.")
+    )
+
+
+def test_what_to_try_is_shown_where_a_verdict_says_it(sweep):
+    assert verdict_table(groups_of(sweep))[0] == ["run", "verdict", "why"]
+    summary = sweep / "without,seed=1" / "summary.json"
+    summary.write_text(summary.read_text().replace('"why"', '"try": "model.residual: pre_ln", "why"'))
+    columns, rows = verdict_table(groups_of(sweep))
+    assert columns[3] == "what to try" and [row[3] for row in rows] == [*"----", "model.residual: pre_ln", "-"]
+
+
+def test_what_is_not_finite_is_said(sweep):
+    log = sweep / "with,seed=1" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 101, "loss/train": null, "nonfinite": ["loss/train"]}\n')
+    columns, rows = final_table(groups_of(sweep))
+    assert rows[0][columns.index("loss/train")] == "not finite in 1 of 3"
+    columns, rows = final_table(groups_of(sweep / "with,seed=1"))
+    assert rows[0][columns.index("loss/train")] == "nan"
+
+
+def test_a_step_that_was_not_finite_is_told_with_what_followed(sweep):
+    def told(name, **changed):
+        path = sweep / name / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "steps": 30, **changed}))
+        groups = groups_of(sweep / name)
+        return final_table(groups)[1][0][1:3], verdict_table(groups)[1][0][2]
+
+    bad = {"first_nonfinite_step": 30, "nonfinite": "the loss went bad first", "exit_reason": "nonfinite"}
+    steps, why = told("with,seed=0", **bad)
+    assert "100 of 100, stopped, not finite" in steps
+    assert why.endswith("; step 30 was not finite: the loss went bad first; the run stopped at step 30")
+    _, why = told("with,seed=1", **{**bad, "exit_reason": "done", "skipped_steps": 2})
+    assert why.endswith("went bad first; 2 updates left out")
+    _, why = told("with,seed=2", **{**bad, "exit_reason": "done", "rewinds": [[8, 2], [8, 1]]})
+    assert why.endswith("went bad first; 2 rewinds")
+    assert "not finite" not in told("without,seed=0")[1]
+
+
+def test_an_exact_zero_is_not_left_out(tmp_path):
+    run = write_run(tmp_path / "a", "x")
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step":101,"delta/norm_log10/layer_000":null,"delta/norm_log10/layer_004":1}\n')
+    assert log10_ratio(read_run(run)) == -np.inf
