@@ -76,8 +76,8 @@ def attention(block: Params, x: jax.Array, heads: int) -> jax.Array:
     q, k, v = jnp.split(x @ block["qkv"].astype(x.dtype), 3, axis=-1)
     q, k, v = (a.reshape(batch, context, heads, width // heads) for a in (q, k, v))
     scores = jnp.einsum("bthk,bshk->bhts", q, k).astype(jnp.float32) * (width // heads) ** -0.5
-    seen = jnp.tril(jnp.ones((context, context), bool))
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(x.dtype)
+    causal = jnp.tril(jnp.ones((context, context), bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(x.dtype)
     mixed = jnp.einsum("bhts,bshk->bthk", weights, v).reshape(batch, context, width)
     return mixed @ block["out"].astype(x.dtype)
 

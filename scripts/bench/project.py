@@ -81,8 +81,8 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
 
 def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: list) -> None:
     metrics, watched = jax.device_get(measured[0])
-    found = [] if watched is None else watched_scalars(watched, dtype)
-    rows = [(step + index * watch_every, row) for index, row in enumerate(found)]
+    values = [] if watched is None else watched_scalars(watched, dtype)
+    rows = [(step + index * watch_every, row) for index, row in enumerate(values)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
 
 

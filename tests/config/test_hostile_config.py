@@ -7,7 +7,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.torture import configs, crafted
+from scripts.faults import configs, crafted
 from train.config import load as loading
 from train.config.fields import FIELDS, SECTIONS
 from train.config.load import MAX_BYTES, ConfigError, load

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from scripts.torture import signals as sweep
-from scripts.torture.programs import shared
+from scripts.faults import signals as sweep
+from scripts.faults.programs import shared
 from train.cli import main
 from train.device import programs
 from train.device.signals import SIGNALS, Stop, Stopped, listening

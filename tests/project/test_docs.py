@@ -105,8 +105,7 @@ def test_every_config_names_its_command_and_itself():
 
 def test_the_tensorboard_command_keeps_the_custom_scalars():
     """`scalars=0` means all to the Scalars page and none at all to Custom Scalars, whose charts then stay empty."""
-    said = [ROOT / "scripts" / "colab_tpu.ipynb", ROOT / "train" / "commands" / "tensorboard.py"]
-    for path in said:
+    for path in (ROOT / "scripts" / "colab_tpu.ipynb", ROOT / "train" / "commands" / "tensorboard.py"):
         assert re.findall(r"scalars=(\d+)", path.read_text(encoding="utf-8")) == ["100000"], path.name
 
 

@@ -121,7 +121,8 @@ def _slower(config: RunConfig) -> str:
 
 
 def _round(rate: float) -> float:
-    """
+    """Rounds to one significant digit.
+
     >>> _round(0.01 / 3), _round(2.9e-4)
     (0.003, 0.0003)
     """

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..disk import refusal
+from ..disk import refusal, sync_folder
 from ..errors import UserError
 
 NAME = ".lock"
@@ -100,6 +100,8 @@ def _made(directory: Path) -> list[Path]:
     try:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(parents=True, exist_ok=True)
+        for path in missing:  # or a power cut could take the run with all that is synced in it
+            sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{directory}: cannot be made: {refusal(error, directory)}") from None
     return missing

@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from scripts.torture.crafted import WORDS, crafted
-from scripts.torture.row import Row
+from scripts.faults.crafted import WORDS, crafted
+from scripts.faults.results import Row
 from train import cli
 from train.config.fields import FIELDS
 from train.config.load import MAX_BYTES, MAX_LINES, ConfigError, load, to_yaml

@@ -1,4 +1,4 @@
-"""What a run left behind, so that two can be compared: parameters, logged values, what TensorBoard shows."""
+"""Snapshots of finished runs, to compare two: parameters, logged values, and what TensorBoard shows."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from train.errors import UserError
-from train.run.transfer import open_source
+from train.run.transfer import open_pretrained
 
 CLOCK = ("perf/", "compile_s", "seconds_to_first_step", "steps_per_s", "tokens_per_s", "wall_s", "peak_bytes", "mfu")
 
 
 @dataclass(frozen=True)
-class Left:
+class Snapshot:
     """`params`: the sha256 of each parameter's dtype, shape and bytes, of the newest checkpoint. `rows`: metrics.jsonl,
     `events`: TensorBoard's scalars by tag, `summary`: summary.json; all without what depends on the clock."""
 
@@ -28,12 +28,12 @@ class Left:
     summary: Mapping[str, Any]
 
 
-def left_in(run: Path) -> Left:
+def snapshot_of(run: Path) -> Snapshot:
     """Reads a variant's run directory. Raises UserError, OSError or ValueError for what cannot be read."""
-    source = open_source(run)
+    source = open_pretrained(run)
     lines = (run / "metrics.jsonl").read_bytes().decode("utf-8").splitlines()
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return Left(
+    return Snapshot(
         source.step,
         {path: _hash(leaf) for path, leaf in source.params.items()},
         [_timeless(json.loads(line)) for line in lines],
@@ -42,7 +42,7 @@ def left_in(run: Path) -> Left:
     )
 
 
-def differing(expected: Left, got: Left) -> list[str]:
+def differing(expected: Snapshot, got: Snapshot) -> list[str]:
     """What differs, a few words each; empty when nothing does. NaN equals NaN."""
     found = [] if expected.step == got.step else [f"ends at step {got.step} and not {expected.step}"]
     found += [f"parameter {path}" for path, value in expected.params.items() if got.params.get(path) != value]
@@ -61,20 +61,20 @@ def differing(expected: Left, got: Left) -> list[str]:
     return found
 
 
-def compared(expected: Mapping[str, Left], root: Path) -> list[str]:
+def compared(expected: Mapping[str, Snapshot], root: Path) -> list[str]:
     """What differs in the runs of `root` (runs_dir/name) from `expected`, by variant."""
     found = []
-    for variant, left in expected.items():
+    for variant, snapshot in expected.items():
         try:
-            found += [f"{variant}: {what}" for what in differing(left, left_in(root / variant))]
+            found += [f"{variant}: {what}" for what in differing(snapshot, snapshot_of(root / variant))]
         except (UserError, OSError, ValueError, KeyError) as error:
             found.append(f"{variant}: {type(error).__name__}: {error}")
     return found
 
 
-def tree_of(folder: Path) -> dict[str, str]:
-    """The sha256 of every file below a folder, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def tree_of(folder: Path, pattern: str) -> dict[str, str]:
+    """The sha256 of every file below a folder that fits the pattern, by its path there."""
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.name[0] != ".")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

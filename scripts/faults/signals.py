@@ -28,8 +28,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from scripts.torture.programs import shared
-from scripts.torture.row import Row
+from scripts.faults.programs import shared
+from scripts.faults.results import Row
 from train.cli import main
 
 LIMIT_S = 5.0
