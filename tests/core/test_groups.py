@@ -197,9 +197,9 @@ def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):
         ({"name": "a b:c"}, "or module:function, got 'a b:c'"),
         (
             {"lr_factors": {"embed": -1.0}},
-            "lr_factors: expected a mapping whose values are each a number >= 0, got {embed: -1.0}",
+            "lr_factors: expected a mapping, each value a number >= 0, got {embed: -1.0}",
         ),
-        ({"lr_factors": 2.0}, "optimizer.lr_factors: expected a mapping whose values are each a number >= 0, got 2.0"),
+        ({"lr_factors": 2.0}, "optimizer.lr_factors: expected a mapping, each value a number >= 0, got 2.0"),
         ({"freeze": "embed"}, "optimizer.freeze: expected a list of texts, got 'embed'"),
         ({"freeze": [1]}, "optimizer.freeze: expected a list of texts, got [1]"),
         ({"clip_value": 0.0}, "expected a number > 0 or null, got 0.0"),

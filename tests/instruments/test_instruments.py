@@ -216,7 +216,7 @@ def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"watch": {"instruments": {"sharpnes": 5}}}, "did you mean sharpness?"),
+        ({"watch": {"instruments": {"sharpnes": 5}}}, "did you mean watch.instruments.sharpness?"),
         ({"watch": {"instruments": {"noise": -1}}}, "expected a whole number >= 0, got -1"),
         ({"watch": {"instruments": {"noise": 4}}, "data": {"batch": 1}}, "expected data.batch of at least 2, got 1"),
         ({"watch": {"instruments": {"sharpness_adam": 4}}, "optimizer": {"name": "sgd"}}, "adam and adamw, got sgd"),
