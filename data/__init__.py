@@ -1,1 +1,1 @@
-"""Corpora, tokenizers and batches as numpy arrays. Nothing here imports JAX, and nothing here knows the model."""
+"""Corpora, tokenizers and batches as numpy arrays, independent of JAX and of the model."""

@@ -156,28 +156,28 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 def problems(config: DataConfig) -> list[tuple[str, str]]:
     """Cross-field checks as (key, message), all at once."""
-    kind, problems = config.kind, []
+    kind, messages = config.kind, []
     for option, kinds in OPTIONS.items():
         if getattr(config, option) != DataConfig.model_fields[option].default and kind not in kinds and ":" not in kind:
-            problems.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
+            messages.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
     if kind == "text" and config.corpus is not None and config.path is not None:
-        problems.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
+        messages.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
     if kind == "text" and config.vocab_size is not None and config.tokenizer != "bpe":
-        problems.append(("vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"))
+        messages.append(("vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"))
     if kind == "tokens" and config.path is None:
-        problems.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
+        messages.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
     fixed = fixed_context(lambda key: getattr(config, key))
     if fixed is not None and config.context != fixed:
-        problems.append(("context", f"expected {fixed} with data.kind {kind} (leave it out), got {config.context}"))
+        messages.append(("context", f"expected {fixed} with data.kind {kind} (leave it out), got {config.context}"))
     least = {"copy": 2, "reverse": 2, "sort": 2, "induction": 3}.get(kind, 1)
     if config.context < least:
-        problems.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
+        messages.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
     if kind == "linear_regression" and config.context % 2:
-        problems.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
-    problems += _too_large(config)
+        messages.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
+    messages += _too_large(config)
     if config.transition is not None:
-        problems += [("transition", message) for message in _not_stochastic(config.transition)]
-    return problems
+        messages += [("transition", message) for message in _not_stochastic(config.transition)]
+    return messages
 
 
 def _too_large(config: DataConfig) -> list[tuple[str, str]]:

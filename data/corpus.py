@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from .config import DataConfig
 from .errors import DataError, reason
@@ -22,12 +22,6 @@ _TIMEOUT = 10  # seconds without an answer
 _DEADLINE = 300  # seconds from the first bytes to the last
 _MOST_FILES = 10_000
 TEXT_FILE = "a UTF-8 text file"
-
-
-class Digest(Protocol):
-    """A hash of `hashlib`."""
-
-    def update(self, data: bytes, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -60,31 +54,31 @@ def find(config: DataConfig) -> Corpus:
     """The corpus that the config names; shakespeare is downloaded at its first use. Raises DataError."""
     if config.path is not None:
         label = f"data.path: {config.path!r}"
-        if (several := _several(config.path, label)) is None:
-            return Corpus(config.path, label, (Part(label, located(config.path, label, TEXT_FILE)),))
+        if (several := _several(config.path)) is None:
+            return Corpus(config.path, label, (_part(config.path),))
         files, hidden = several
         if not files:
             raise DataError(f"{label} holds no .txt file; expected {TEXT_FILE}, or a folder or pattern of them")
-        parts = [(f"data.path: {file!r}", file) for file in files]
+        if len(files) > _MOST_FILES:
+            raise DataError(f"{label} has more than {_MOST_FILES:,} files; put them into fewer")
         note = f"{len(files):,} file{'s' if len(files) > 1 else ''}, "
-        return Corpus(
-            config.path,
-            label,
-            tuple(Part(where, located(file, where, TEXT_FILE)) for where, file in parts),
-            note,
-            hidden,
-        )
+        return Corpus(config.path, label, tuple(map(_part, files)), note, hidden)
     if config.corpus == "shakespeare":
         return Corpus("shakespeare", "data.corpus: shakespeare", (Part("data.corpus: shakespeare", _shakespeare()),))
     label = "data.corpus: python-docs"
     return Corpus("python-docs", label, (Part(label, _python_docs()),), f"Python {platform.python_version()}, ")
 
 
-def _several(where: str, label: str) -> tuple[list[str], int] | None:
+def _part(path: str) -> Part:
+    label = f"data.path: {path!r}"
+    return Part(label, located(path, label, TEXT_FILE))
+
+
+def _several(where: str) -> tuple[list[str], int] | None:
     """The files below a folder (.txt) or of a pattern with * or ?, sorted, and the number of hidden ones left out.
 
     None for the path of one file: whatever exists is no pattern. The leading folders of a pattern that exist are taken
-    as they are, brackets and all. Raises DataError for too many files.
+    as they are, brackets and all. At most _MOST_FILES + 1 files.
     """
     files, hidden = [], 0
     try:
@@ -104,12 +98,10 @@ def _several(where: str, label: str) -> tuple[list[str], int] | None:
                 continue
             if any(name.startswith(".") for name in file.relative_to(root).parts):
                 hidden += 1
-                continue
-            files.append(str(file))
-            if len(files) > _MOST_FILES:
-                raise DataError(f"{label} has more than {_MOST_FILES:,} files; put them into fewer")
-    except DataError:
-        raise
+            elif len(files) > _MOST_FILES:
+                break
+            else:
+                files.append(str(file))
     except (OSError, ValueError, RuntimeError):  # `located` has the message
         return None
     return sorted(files), hidden
@@ -178,8 +170,8 @@ def _shakespeare() -> Path:
         ) from None
 
 
-def texts(corpus: Corpus, digest: Digest | None = None) -> Iterator[str]:
-    """The text in pieces of bounded size: without byte order marks, line ends as they are; `digest` gets all bytes.
+def texts(corpus: Corpus, digest: Any = None) -> Iterator[str]:
+    """The text in pieces of bounded size, without byte order marks, line ends as they are; `digest` gets all bytes.
 
     Raises DataError when a part cannot be read or is not UTF-8 text.
     """
@@ -187,7 +179,7 @@ def texts(corpus: Corpus, digest: Digest | None = None) -> Iterator[str]:
         yield from _texts(part, digest)
 
 
-def _texts(part: Part, digest: Digest | None) -> Iterator[str]:
+def _texts(part: Part, digest: Any) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line, start = 0, 1, True
     try:

@@ -181,7 +181,7 @@ class Checked:
         if self.resident is None:
             return
         if not form.next_tokens:
-            self._refuse("resident", "a form of next tokens beside it (lm, outputs = vocab_size)", form)
+            self._refuse("resident", "a form of next tokens (lm, outputs = vocab_size)", form)
         if not isinstance(self.resident, tuple) or len(self.resident) != 2:
             self._refuse("resident", "None or two arrays of ids, to train on and held out", _kind(self.resident))
         for name, part in zip(("train", "held out"), self.resident, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import DataError, reason
 
-_MOST_JSON = 2**26  # bytes: the tokenizer of a million merges has a third of that
+_MOST_JSON = 2**28  # bytes: a tokenizer of a million merges, each byte of which takes six
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS = re.compile(r"([A-Za-z]):[\\/]|\\\\")  # a drive's letter, or \\server\share
 

@@ -97,34 +97,42 @@ class CharTokenizer:
         return {"kind": "char", "vocab": self.vocab}
 
 
+class _OfBytes:
+    """Common part of tokenizers whose tokens are sequences of bytes."""
+
+    _tokens: Sequence[bytes]  # in the order of their ids
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._tokens)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """The text, with U+FFFD in place of bytes that are not UTF-8, such as sampled ones."""
+        return b"".join(self._tokens[index] for index in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
+
+    def token_text(self, token: int) -> str:
+        return legible(self._tokens[_checked([token], self.vocab_size)[0]])
+
+
 @dataclass(frozen=True)
-class ByteTokenizer:
+class ByteTokenizer(_OfBytes):
     """One token a byte of the text's UTF-8 form; 256 of them whatever the corpus.
 
     >>> ByteTokenizer().encode("aé").tolist()
     [97, 195, 169]
     """
 
-    @property
-    def vocab_size(self) -> int:
-        return 256
+    _tokens = tuple(bytes([byte]) for byte in range(256))
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         return np.frombuffer(utf8(text), np.uint8)
-
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """The text, with U+FFFD in place of bytes that are not UTF-8, such as sampled ones."""
-        return _checked(ids, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
-
-    def token_text(self, token: int) -> str:
-        return legible(bytes(_checked([token], 256).tolist()))
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "byte"}
 
 
 @dataclass(frozen=True)
-class BpeTokenizer:
+class BpeTokenizer(_OfBytes):
     """Byte-pair encoding of UTF-8 (Sennrich et al. 2016, 1508.07909), by the package `tokenizers` (extra `[bpe]`).
 
     As in GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.2), text is first
@@ -157,8 +165,7 @@ class BpeTokenizer:
         _ = self._tokens  # which checks them
 
     @cached_property
-    def _tokens(self) -> list[bytes]:
-        """The bytes of each token, in the order of their ids."""
+    def _tokens(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
         match self.data:
             case {
                 "truncation": None,
@@ -195,22 +202,11 @@ class BpeTokenizer:
         except Exception as error:  # the package has no class for it
             raise DataError(f"tokenizer: {reason(error)}") from None
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self._tokens)
-
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         utf8(text)
         dtype = token_dtype(self.vocab_size)
         parts = self._library.encode_batch_fast(list(pieces([text], PIECE)))
         return np.concatenate([np.empty(0, dtype), *(np.array(part.ids, dtype) for part in parts)])
-
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """The text, with U+FFFD in place of bytes that are not UTF-8."""
-        return b"".join(self._tokens[index] for index in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
-
-    def token_text(self, token: int) -> str:
-        return legible(self._tokens[_checked([token], self.vocab_size)[0]])
 
     def to_json(self) -> dict[str, Any]:
         return self.data

@@ -1,4 +1,4 @@
-"""What the `model:` section of a config may say. No JAX here: a config is checked before JAX starts."""
+"""The `model:` section of a config. No JAX here: a config is checked before JAX starts."""
 
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,8 +14,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _residual_section() -> type[Section]:
-    """The keys of `model.residual`: the rule, and every rule's options (model/rules.py)."""
+def residual_section() -> type[Section]:
+    """The keys of `model.residual`: the rule, and every rule's options (model/rules.py).
+
+    Raises ValueError where rules share an option and declare it with different types or bounds.
+    """
     note = "how a sublayer joins the stream; the rules are listed at the end of docs/config.md"
     fields: dict[str, Any] = {"rule": (Literal[tuple(RULES)], Field(default="pre_ln", description=note))}
     for name, owners in rules.options().items():
@@ -28,7 +31,7 @@ def _residual_section() -> type[Section]:
     return create_model("ResidualSection", __base__=Section, **fields)
 
 
-class ResidualConfig(_residual_section()):
+class ResidualConfig(residual_section()):
     """The residual rule and its options; `residual: NAME` is short for a rule with its own defaults."""
 
     if TYPE_CHECKING:
@@ -164,7 +167,7 @@ class ModelConfig(Section):
 
     @property
     def drops(self) -> bool:
-        """Whether training draws anything: dropout, or whole blocks."""
+        """Training draws random numbers: for dropout, or to drop whole blocks."""
         places = ("embed", "attention", "residual")
         return self.rule.draws or any(self.dropout_at(place) for place in places)
 
@@ -180,29 +183,29 @@ class ModelConfig(Section):
 
 def problems(config: ModelConfig) -> list[tuple[str, str]]:
     """Cross-field checks as (key, what is wrong), all at once; empty when the model can be built."""
-    found = []
+    wrong = []
     if config.width % config.heads:
-        found.append(("heads", f"expected a divisor of width {config.width} {_divisors(config.width, config.heads)}"))
+        wrong.append(("heads", f"expected a divisor of width {config.width} {_divisors(config.width, config.heads)}"))
     elif config.positions == "rope" and config.head_width % 2:
-        found.append(("positions", f"rope turns pairs, so width/heads must be even, got {config.head_width}"))
+        wrong.append(("positions", f"rope turns pairs, so width/heads must be even, got {config.head_width}"))
     if config.heads % config.value_heads:
-        found.append(("kv_heads", f"expected a divisor of heads {config.heads}, got {config.kv_heads}"))
-    found += _base_problems(config)
+        wrong.append(("kv_heads", f"expected a divisor of heads {config.heads}, got {config.kv_heads}"))
+    wrong += _base_problems(config)
     if config.hidden < 1:
-        found.append(
+        wrong.append(
             (
                 "mlp_ratio",
                 f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}",
             )
         )
-    found += rules.problems(config.residual, config.skip_scale)
+    wrong += rules.problems(config.residual, config.skip_scale)
     if config.init_gain.mlp_gate != 1.0 and not config.gated:
-        found.append(("init_gain.mlp_gate", f"activation {config.activation} has no gate; it is for swiglu and geglu"))
-    return found
+        wrong.append(("init_gain.mlp_gate", f"activation {config.activation} has no gate; it is for swiglu and geglu"))
+    return wrong
 
 
 def _base_problems(config: ModelConfig) -> list[tuple[str, str]]:
-    """What keeps base_width and base_heads from being the sizes of a model of the same kind."""
+    """Problems of base_width and base_heads, which must be sizes of a model of the same kind."""
     base, heads = config.base_width, config.base_heads
     if base is None:
         return [] if heads is None else [("base_heads", f"needs base_width, got {heads}")]
@@ -221,5 +224,5 @@ def _base_problems(config: ModelConfig) -> list[tuple[str, str]]:
 
 def _divisors(number: int, got: int) -> str:
     """`(nearest: 3, 4, 6), got 5`"""
-    found = sorted((n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - got), n))[:3]
-    return f"(nearest: {', '.join(map(str, sorted(found)))}), got {got}"
+    near = sorted((n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - got), n))[:3]
+    return f"(nearest: {', '.join(map(str, sorted(near)))}), got {got}"

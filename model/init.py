@@ -42,20 +42,20 @@ class Init:
         """
         key = self._key_of(path, layer)
         if self.kind == "orthogonal":
-            drawn = _orthogonal(rows, columns)(key)
+            values = _orthogonal(rows, columns)(key)
         else:
-            drawn = jax.random.normal(key, (rows, columns), jnp.float32)
+            values = jax.random.normal(key, (rows, columns), jnp.float32)
             if self.kind == "xavier":
                 scale = math.sqrt(2.0 / (rows + columns))
             else:
                 scale = self.numbers["init_std"] / math.sqrt(self.width_ratio)
-            drawn = drawn * jnp.asarray(scale, jnp.float32)
-        return (drawn * jnp.asarray(gain, jnp.float32)).astype(self.dtype)
+            values = values * jnp.asarray(scale, jnp.float32)
+        return (values * jnp.asarray(gain, jnp.float32)).astype(self.dtype)
 
     def table(self, path: str, rows: int, columns: int) -> Array:
         """Draws a [rows, columns] table, normal with standard deviation init_std for every kind and width."""
-        drawn = jax.random.normal(self._key_of(path, 0), (rows, columns), jnp.float32)
-        return (drawn * jnp.asarray(self.numbers["init_std"], jnp.float32)).astype(self.dtype)
+        values = jax.random.normal(self._key_of(path, 0), (rows, columns), jnp.float32)
+        return (values * jnp.asarray(self.numbers["init_std"], jnp.float32)).astype(self.dtype)
 
     def constant(self, value: float, size: int) -> Array:
         """Returns a constant [size] vector (gains 1, biases 0)."""

@@ -15,6 +15,12 @@ from typing import Any, Literal
 Kind = Literal["hidden", "vector", "readout", "scalar"]
 
 
+def load(code: str, package: str) -> Any:
+    """The object at module:name; a leading dot is `package`."""
+    module, _, name = code.partition(":")
+    return getattr(import_module(module, package), name)
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of one rule: a key of `model.residual`, null for the rule's own default."""
@@ -43,8 +49,7 @@ class Rule:
 
     def implementation(self) -> Any:
         """The subclass of `model.residual.Residual`; imports JAX."""
-        module, _, name = self.code.partition(":")
-        return getattr(import_module(module, f"{__package__}.residual"), name)
+        return load(self.code, __name__.replace(".rules", ".residual"))
 
     def default(self, option: str, config: Any) -> Any:
         """The value of an option that the config leaves null; `config` is the model's."""
@@ -138,11 +143,11 @@ RULES: dict[str, Rule] = {
 
 def options() -> dict[str, dict[str, Option]]:
     """Each option as the rules that have it declare it."""
-    found: dict[str, dict[str, Option]] = {}
+    by_key: dict[str, dict[str, Option]] = {}
     for name, rule in RULES.items():
         for key, option in rule.options.items():
-            found.setdefault(key, {})[name] = option
-    return found
+            by_key.setdefault(key, {})[name] = option
+    return by_key
 
 
 def meanings(rules: Mapping[str, Option]) -> str:
@@ -155,7 +160,7 @@ def meanings(rules: Mapping[str, Option]) -> str:
 
 
 def problems(residual: Any, skip_scale: float) -> Iterator[tuple[str, str]]:
-    """What is wrong with the rule's options and the skip scale, as (key of the model section, message)."""
+    """Problems of the rule's options and of the skip scale, as (key of the model section, message)."""
     name, rule = residual.rule, RULES[residual.rule]
     for key, owners in options().items():
         if getattr(residual, key) is None:

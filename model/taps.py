@@ -114,9 +114,9 @@ def _by_largest(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Floa
     delta = jax.tree.map(lambda leaf: scaled(leaf, -k), delta)
     selected = delta if stream is None else stream(delta)
     # Other parts of the carry may be far larger, so the stream is squared at its own scale.
-    own = power_of_two(selected)
-    mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(selected, -own).astype(wide(selected.dtype)))))
-    return k, scaled(mantissa, own)
+    shift = power_of_two(selected)
+    mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(selected, -shift).astype(wide(selected.dtype)))))
+    return k, scaled(mantissa, shift)
 
 
 def _largest_power(leaves: list[Array]) -> Float[Array, ""]:

@@ -43,14 +43,14 @@ class Block(nnx.Module):
         if config.norm != "none":
             for name in self._norm_names(rule).values():
                 setattr(self, name, Norm(config, init))
-        parameters = dict(rule.block_parameters(init, layer))
+        own = dict(rule.block_parameters(init, layer))
         for index in (0, 1):
             for name, value in rule.sublayer_parameters(init, layer, index).items():
-                parameters[f"{name}_{index + 1}"] = value
-        self.residual = RuleParameters(parameters) if parameters else None
+                own[f"{name}_{index + 1}"] = value
+        self.residual = RuleParameters(own) if own else None
 
     def _norm_names(self, rule: Residual) -> dict[tuple[int, str], str]:
-        """Returns attribute names by (sublayer, slot): norm_1, norm_2 for inputs, norm_1_out, norm_2_out after."""
+        """Returns attribute names by (sublayer, slot): norm_1, norm_2 before, norm_1_out, norm_2_out after."""
         return {
             (index, slot): f"norm_{index + 1}" + ("" if slot == "in" else f"_{slot}")
             for slot in rule.norm_slots
@@ -63,7 +63,7 @@ class Block(nnx.Module):
         keys = (None,) * 4 if context.key is None else tuple(jax.random.split(context.key, 4))
         place = self.config.dropout_at("residual")
         rate = None if place is None else numbers[place]
-        parameters = {} if self.residual is None else self.residual.read()
+        own = {} if self.residual is None else self.residual.read()
 
         def detach(y: Array) -> Array:
             return jax.lax.stop_gradient(y) if context.detached else y
@@ -78,16 +78,10 @@ class Block(nnx.Module):
             return detach(dropout(y.astype(h.dtype), rate, keys[2])), None
 
         context = context._replace(key=keys[3])
-        carry = rule.enter(carry, parameters, context)
+        carry = rule.enter(carry, own, context)
         for index, branch in enumerate((attention, mlp)):
-            sublayer_parameters = {
-                name[:-2]: value for name, value in parameters.items() if name.endswith(f"_{index + 1}")
-            }
-            carry = rule.sublayer(
-                carry,
-                Sublayer(index, branch, self._norms(rule, index, numbers), sublayer_parameters, parameters),
-                context,
-            )
+            mine = {name[:-2]: value for name, value in own.items() if name.endswith(f"_{index + 1}")}
+            carry = rule.sublayer(carry, Sublayer(index, branch, self._norms(rule, index, numbers), mine, own), context)
         return carry
 
     def _norms(self, rule: Residual, index: int, numbers: Mapping[str, Array]) -> dict[str, Callable[[Array], Array]]:

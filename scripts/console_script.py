@@ -9,12 +9,11 @@ import json
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 
-def script() -> NoReturn:
+def script() -> None:
     """Runs the command line of the installed distribution; exits with 1 and one line where another `train` hides it."""
     installed = distribution("deltaflow")
     source = json.loads(installed.read_text("direct_url.json") or "{}")

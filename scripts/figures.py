@@ -1,4 +1,4 @@
-"""Draws the pictures of the README and the docs from the runs of the quickstart, and one of a sweep over seeds.
+"""Pictures of the README and the docs, from the runs of the quickstart and of a sweep over seeds.
 
 deltaflow train configs/quickstart.yaml
 deltaflow train configs/attnres.yaml
@@ -14,34 +14,41 @@ from pathlib import Path
 
 import numpy as np
 
-from train.core.instruments import LINES
+from train.config.instruments import lines
 from train.report import charts
 from train.report.chain import curves_of
-from train.report.compare import compare
-from train.report.pictures import pictures
-from train.report.read import Run, depth_series, read_run
+from train.report.figures import figures
+from train.report.page import compare
+from train.report.read import depth_series, read_run
 
 VARIANTS = {
     "with": "with residual connections",
     "without_skip": "skip removed, norm kept",
     "without_skip_and_norm": "skip and norm removed",
 }
-
-
-def _at(run: Run, tag: str, which: int) -> np.ndarray:
-    """The [L+1] values of one watched step: 0 is the first, -1 the last."""
-    return depth_series(run, tag)[1][which]
+DEPTH = (
+    r"depth $\ell$  (0: the embedding's output, last: the final block's output)",
+    r"$\Vert\delta_\ell\Vert$, norm of $\partial$loss/$\partial x_\ell$",
+)
 
 
 def single(experiment: Path, target: Path) -> None:
-    """The README's: a chart each, of the quickstart's variants."""
+    """Draws the README's charts of the quickstart's variants."""
     runs = {name: read_run(experiment / name) for name in VARIANTS}
     for which, name, title in ((0, "start", "at initialization"), (-1, "end", "at the end of training")):
-        series = {key: (VARIANTS[key], _at(run, "delta/norm_log10", which)) for key, run in runs.items()}
-        figure = charts.delta_by_depth(series, f"Gradient at the residual stream, {title} (quickstart)")
+        curves = []
+        for index, (key, run) in enumerate(runs.items()):
+            values = depth_series(run, "delta/norm_log10")[1][which]
+            curves.append(charts.Curve(VARIANTS[key], np.arange(len(values)), values, None, index))
+        # The legend lists the variants as their lines lie at the embedding, where they differ most.
+        curves.sort(key=lambda curve: np.nan_to_num(curve.y[0], nan=-np.inf), reverse=True)
+        figure = charts.line_chart(
+            curves, f"Gradient at the residual stream, {title} (quickstart)", *DEPTH, powers=True
+        )
         charts.save(figure, target / f"delta_by_depth_{name}.png")
-    losses = {key: (VARIANTS[key], *run.steps["loss/val"]) for key, run in runs.items()}
-    charts.save(charts.loss_curves(losses), target / "loss_val.png")
+    losses = [charts.Curve(VARIANTS[k], *run.steps["loss/val"], None, i) for i, (k, run) in enumerate(runs.items())]
+    figure = charts.line_chart(losses, "Loss", "training step", "loss (nats per token)")
+    charts.save(figure, target / "loss_val.png")
     for key, run in runs.items():
         steps, values = depth_series(run, "delta/norm_log10")
         figure = charts.heatmap(steps, values, f"|δ|: {VARIANTS[key]}", charts.DELTA_UNIT, *charts.DELTA_SCALE)
@@ -49,23 +56,23 @@ def single(experiment: Path, target: Path) -> None:
 
 
 def report(experiment: Path, target: Path, prefix: str) -> None:
-    """Every picture of a report: PREFIX_loss.png, PREFIX_delta.png, ..."""
-    for each in pictures(compare([experiment]).groups):
+    """Draws every picture of a report: PREFIX_loss.png, PREFIX_delta.png, ..."""
+    for each in figures(compare([experiment]).groups):
         charts.save(each.figure, target / f"{prefix}_{each.key}.png")
 
 
-def chain(found: Path, target: Path) -> None:
-    """The curves of `deltaflow chain`: chain_GROUP_CLAIM.png."""
-    for result in json.loads(found.read_text(encoding="utf-8"))["claims"]:
+def chain(results: Path, target: Path) -> None:
+    """Draws the curves of `deltaflow chain`: chain_GROUP_CLAIM.png."""
+    for result in json.loads(results.read_text(encoding="utf-8"))["claims"]:
         if result.get("curves"):
             charts.save(curves_of(result), target / f"chain_{result['id'].replace('/', '_')}.png")
 
 
 def landscape(probe: Path, target: Path) -> None:
-    """The loss along two lines through the weights of a probe."""
-    found = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
-    for name, what in LINES.items():
-        curve = {key: np.asarray(values, float) for key, values in found[name].items()}
+    """Draws the loss along two lines through the weights of a probe."""
+    readings = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
+    for name, what in lines().items():
+        curve = {key: np.asarray(values, float) for key, values in readings[name].items()}
         figure = charts.loss_along(curve["at"], curve["loss"], f"The loss along {what} (quickstart)")
         charts.save(figure, target / f"{name.replace('/', '_')}.png")
 

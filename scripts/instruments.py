@@ -1,32 +1,55 @@
-"""What each instrument costs, in training steps: the table of docs/instruments.md.
+"""The two tables of docs/instruments.md: what the instruments measure, and what each costs.
 
 python scripts/instruments.py [CONFIG] [key=value ...]
+python scripts/instruments.py --page docs/instruments.md
 
-Runs each instrument and a window of ten plain steps in turn, several times, and gives the ratio of the medians; beside
-it the seconds of CPU that its program takes to compile.
+The first prints the costs: it runs each instrument and a window of ten plain steps in turn, several times, and gives
+the ratio of the medians; beside it the seconds of CPU that its program takes to compile. The second writes the table
+of what they measure, from their declarations (train/config/instruments.py), into the page.
 """
 
+import re
 import resource
 import statistics
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from train.config.instruments import INSTRUMENTS
 from train.config.load import load
 from train.core.compile import compiled
-from train.core.instruments import INSTRUMENTS, read
 from train.core.state import initial_state
 from train.core.window import run_window
 from train.device import platform as platforms
 from train.device.programs import grouped
+from train.instruments.snapshot import read
 from train.report.tables import markdown
 from train.run.experiment import build_group, data_key, open_all
 from train.text import number
 
 ROUNDS, STEPS = 5, 10
+HEAD = "| instrument | tags | meaning | source |\n|---|---|---|---|\n"
+
+
+def measured() -> str:
+    """The table of what the instruments measure."""
+    rows = []
+    for name, instrument in INSTRUMENTS.items():
+        for index, tags in enumerate(instrument.tags):
+            names = ", ".join(f"`{tag}`" for tag in tags.names)
+            meaning = tags.meaning.replace("|", "\\|")
+            rows.append(f"| {'' if index else name} | {names} | {meaning} | {tags.source} |".replace("  ", " "))
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def write(page: Path) -> None:
+    """Puts the table of what the instruments measure into the page, in place of the one there."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(rf"{re.escape(HEAD)}(\|.*\n)+", lambda _: measured(), text), encoding="utf-8")
 
 
 def main(path: str, overrides: list[str]) -> None:
@@ -69,4 +92,7 @@ def _timed(run) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "configs/quickstart.yaml", sys.argv[2:])
+    if sys.argv[1:2] == ["--page"]:
+        write(Path(sys.argv[2]))
+    else:
+        main(sys.argv[1] if len(sys.argv) > 1 else "configs/quickstart.yaml", sys.argv[2:])

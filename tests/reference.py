@@ -1,25 +1,21 @@
-"""A second transformer to compare the first with: numpy, float64, one sequence and one head at a time."""
+"""A second transformer to compare the first with: numpy, float64, one sequence and one head at a time.
+
+It has every rule and option, and no derivatives; the claims' transformer (train/chain/by_hand.py) is one rule with its
+Jacobians written out. They share the formulas below, which neither model/ nor train/core imports.
+"""
 
 from typing import Any
 
 import jax
 import numpy as np
 
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
+from train.chain.by_hand import gelu, sigmoid, softmax
 
 FORMULAS = {
     "relu": lambda x: np.where(x > 0, x, 0),
     "relu2": lambda x: np.where(x > 0, x, 0) ** 2,
     "silu": lambda x: x * sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": gelu,
     "linear": lambda x: x,
 }
 GATES = {"swiglu": FORMULAS["silu"], "geglu": FORMULAS["gelu"]}
@@ -188,7 +184,7 @@ class Reference:
         return np.stack([s * across[t] @ H[:, t] + np.outer(write[t], y[t]) for t in range(T)], axis=1)
 
     def carries(self, tokens, s):
-        """What enters each block, and what leaves the last."""
+        """Returns the carry that enters each block, and the one that leaves the last."""
         x = self.params["embed"][tokens]
         if self.config.positions == "learned":
             x = x + self.params["positions"][: len(tokens)]
@@ -202,11 +198,11 @@ class Reference:
             "mhc": copies,
             "attnres": ([x], x, 0),
         }.get(self.config.residual.rule, x)
-        found = [start]
+        carries = [start]
         for layer in range(self.config.layers):
             p = jax.tree.map(lambda leaf, layer=layer: leaf[layer], self.params["blocks"])
-            found.append(self.block(found[-1], p, s, layer))
-        return found
+            carries.append(self.block(carries[-1], p, s, layer))
+        return carries
 
     def streams(self, tokens, s):
         """The stream of one sequence at every depth, [L+1, T, D]."""

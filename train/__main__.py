@@ -1,4 +1,4 @@
-"""`python -m train` is `deltaflow`."""
+"""`python -m train`, the same as `deltaflow`."""
 
 from .cli import script
 

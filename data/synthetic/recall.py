@@ -52,7 +52,7 @@ class _Answer(_Certain):
 
 @dataclass(frozen=True)
 class Copy(_Answer):
-    """The answer is the symbols in the same order."""
+    """Copying: n random symbols, a separator, the same symbols."""
 
     def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
         return symbols
@@ -60,7 +60,7 @@ class Copy(_Answer):
 
 @dataclass(frozen=True)
 class Reverse(_Answer):
-    """The answer is the symbols in reverse order."""
+    """Reversal: n random symbols, a separator, the symbols in reverse order."""
 
     def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
         return np.take_along_axis(symbols, np.maximum(n - 1 - np.arange(symbols.shape[1]), 0), axis=1)
@@ -68,7 +68,7 @@ class Reverse(_Answer):
 
 @dataclass(frozen=True)
 class Sort(_Answer):
-    """The answer is the symbols in ascending order."""
+    """Sorting: n random symbols, a separator, the symbols in ascending order."""
 
     def answer(self, symbols: NDArray[np.integer], n: NDArray[np.integer]) -> NDArray[np.integer]:
         return np.sort(symbols, axis=1)

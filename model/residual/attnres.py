@@ -30,7 +30,7 @@ class AttnRes(Residual):
 
     @property
     def rows(self) -> int:
-        """Of the buffer of sources."""
+        """Rows of the buffer of sources."""
         return 1 + -(-2 * self.config.layers // self.size)
 
     @property
@@ -50,7 +50,7 @@ class AttnRes(Residual):
         row = 1 + done // self.size
         y = sub.f(sub.norm(h))
         sources = sources.at[row].add(y)
-        # Of a mix nothing is kept for the way back but what it read: the keys alone are as large as the sources.
+        # Recomputed in the backward pass: the keys alone are as large as the sources.
         mixed = jax.checkpoint(mix)(sources, sub.own["query"].astype(y.dtype), row + 1, context.numbers["norm_eps"])
         return sources, mixed
 

@@ -1,4 +1,4 @@
-"""What a residual rule is: one frozen object that says how a sublayer joins the stream.
+"""The interface of a residual rule: a frozen object that says how a sublayer joins the stream.
 
 Notation: x the stream [N, D], F a sublayer, N its norm, s the traced skip scale (1 = with the skip, 0 = without).
 The block body (model/transformer.py) is written once and receives the rule as a value; a rule receives F and N as
@@ -18,12 +18,12 @@ from ..layers import fusion_barrier
 
 Carry = Any  # the pytree that travels through the scan over blocks; x [N, D] for most rules
 Parameters = Mapping[str, Any]  # a rule's own, nested by name
-# Told what a sublayer computes on its way, by the name of what it is: ("attention", scores), ("mlp", hidden).
+# Receives intermediate values of a sublayer by name: ("attention", scores), ("mlp", hidden).
 Observer = Callable[..., None]
 
 
 class Context(NamedTuple):
-    """What a rule may depend on besides the carry and its own parameters."""
+    """Inputs of a rule other than the carry and its own parameters."""
 
     numbers: Mapping[str, Float[Array, ""]]  # traced numbers of the config, in the stream's dtype
     shape: tuple[int, int]  # (B, T), with B * T = N
@@ -97,7 +97,7 @@ class Residual:
 
     @property
     def flops(self) -> int:
-        """Of a token's way forward, beyond what every rule has: the products with matrices and attention's own."""
+        """Operations of a token's forward pass beyond those of every rule (products with matrices, attention)."""
         return 0
 
     def sublayer_parameters(self, init: Init, layer: Int[Array, ""], index: int) -> dict[str, Any]:
@@ -126,11 +126,11 @@ class Residual:
         return total if context.one is None else fusion_barrier(total, context.one)
 
     def end(self, carry: Carry) -> Float[Array, "N D"]:
-        """What the final norm and the head read."""
+        """The stream that the final norm and the head read."""
         return carry
 
     def stream(self, carry: Carry) -> Float[Array, "N ..."]:
-        """What delta and the activation statistics are taken of: x itself. Linear, as it also picks cotangents."""
+        """The part of the carry that delta and the activation statistics are of. Linear: it also picks cotangents."""
         return carry
 
 

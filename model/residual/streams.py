@@ -16,7 +16,7 @@ from .base import Carry, Context, Residual, Sublayer, scalar
 
 
 class Streams(Residual):
-    """What both rules share. A sublayer reads one mix of the streams and is written to all of them."""
+    """Base of both rules: a sublayer reads one mix of the streams and is written to all of them."""
 
     @property
     def n(self) -> int:
@@ -102,7 +102,7 @@ class ManifoldHyperConnections(Streams):
     b_post), H_res = Sinkhorn(exp(gate h W_res + b_res)), `rounds` of normed columns, then rows.
 
     At the start W = 0 and each gate is 0.01; b_pre = -ln(n - 1), so that H_pre averages the streams; b_post = 0, so
-    that H_post is 1; b_res is 0 on the diagonal and -8 beside it, close to the identity. While the streams are copies
+    that H_post is 1; b_res is 0 on the diagonal and -8 elsewhere, close to the identity. While the streams are copies
     this is pre_ln's function.
     """
 

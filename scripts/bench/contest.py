@@ -1,6 +1,11 @@
-"""Runs contestants in turn: every round gives each of them a short stretch, so that the machine's moods are shared."""
+"""Contestants in turn: every round gives each a short stretch, so that all share the machine's changes of speed.
 
-import io
+`python -m scripts.bench.contest REQUEST` is one contestant in a process of its own, since two frameworks in one would
+compete for its cores. REQUEST is a JSON object; lines out are `ready {facts}` or `failed "REASON"` once, then the
+seconds for each number of steps that comes in. Between them the process sleeps. It ends with its input.
+"""
+
+import importlib
 import json
 import math
 import os
@@ -11,12 +16,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .contestant import Facts
-from .worker import prepare
+from scripts.bench.contestant import Contestant, Facts, Shapes, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION_SECONDS = 0.3
@@ -46,17 +50,58 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
+class Here:
+    """A contestant in this process, for programs that differ by less than two processes do. Raises Ended."""
+
+    def __init__(self, entry: Entry) -> None:
+        arguments = dict(entry.arguments)
+        if "shapes" in arguments:
+            arguments["shapes"] = Shapes(**arguments["shapes"])
+        try:
+            contestant: Contestant = importlib.import_module(entry.module).contestant(**arguments)
+            contestant.run(contestant.facts.window)
+        except ModuleNotFoundError as error:
+            raise Ended(f"not installed: {error.name or error}") from None
+        except (NotImplementedError, Unavailable) as error:
+            raise Ended(f"not available: {error}") from None
+        except Exception as error:
+            first_line = str(error).strip().partition(os.linesep)[0]
+            raise Ended(f"failed: {type(error).__name__}: {first_line}") from error
+        self.facts, self._run = contestant.facts, contestant.run
+
+    def run(self, n: int) -> float:
+        return self._run(n)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def serve(request: str) -> None:
+    """The process of a Worker."""
+    # What a library prints must not end up between the answers: file descriptor 1 becomes stderr.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    try:
+        runner = Here(Entry("", "", **json.loads(request)))
+    except Ended as ended:
+        answers.write(f"failed {json.dumps(str(ended))}\n")
+        return
+    answers.write(f"ready {json.dumps(asdict(runner.facts))}\n")
+    for line in sys.stdin:
+        answers.write(f"seconds {runner.run(int(line))!r}\n")
+
+
 class Worker:
-    """A contestant in a process of its own. Raises Ended when it is not there, fails, dies or is silent too long."""
+    """A contestant in a process of its own. Raises Ended if it is missing, fails, dies or does not answer in time."""
 
     def __init__(self, entry: Entry, timeout: float, environment: dict[str, str] | None = None) -> None:
         start = time.perf_counter()
         self._timeout = timeout
         self._errors = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
-        self._folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")  # what it writes; it is killed in the end
+        self._folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")  # for what it writes
         request = json.dumps({"module": entry.module, "arguments": entry.arguments})
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.bench.worker", request],
+            [sys.executable, "-m", "scripts.bench.contest", request],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": self._folder.name, **(environment or {})},
             stdin=subprocess.PIPE,
@@ -70,7 +115,7 @@ class Worker:
         try:
             word, rest = self._answer()
             if word != "ready":
-                raise Ended(_failure(rest))
+                raise Ended(json.loads(rest))
             self.facts = Facts(**json.loads(rest))
         except BaseException:
             self.close()
@@ -89,22 +134,22 @@ class Worker:
         except queue.Empty:
             raise Ended(f"failed: no answer in {self._timeout:g} s") from None
         if not line:
-            raise Ended(self._epitaph())
+            raise self._death()
         word, _, rest = line.strip().partition(" ")
         return word, rest
 
-    def _epitaph(self) -> str:
+    def _death(self) -> Ended:
         code = self._process.wait()
         self._errors.seek(0)
         last = [line.strip() for line in self._errors if line.strip()][-1:]
-        return ": ".join([f"died with exit status {code}", *last])
+        return Ended(": ".join([f"died with exit status {code}", *last]))
 
     def run(self, n: int) -> float:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"run {n}\n")
+            self._process.stdin.write(f"{n}\n")
         except BrokenPipeError:
-            raise Ended(self._epitaph()) from None
+            raise self._death() from None
         return float(self._answer()[1])
 
     def close(self) -> None:
@@ -119,31 +164,26 @@ class Worker:
         self._folder.cleanup()
 
 
-class Here:
-    """A contestant in this process, for programs that differ by less than two processes do. Raises Ended."""
+class ColdStart:
+    """Seconds from the start of a new process to the end of its first window, as a contestant. Raises Ended."""
 
-    def __init__(self, entry: Entry) -> None:
-        said = io.StringIO()
-        contestant = prepare({"module": entry.module, "arguments": entry.arguments}, said)
-        if contestant is None:
-            raise Ended(_failure(said.getvalue().removeprefix("failed ")))
-        self.facts, self._run = contestant.facts, contestant.run
+    def __init__(self, start: Callable[[], Worker]) -> None:
+        self._start = start
+        self.run(1)  # so that files are in the system's cache
 
     def run(self, n: int) -> float:
-        return self._run(n)
+        worker = self._start()
+        worker.close()
+        self.facts = replace(worker.facts, window=1)
+        return worker.start_seconds
 
     def close(self) -> None:
-        """Nothing to end."""
-
-
-def _failure(text: str) -> str:
-    failure = json.loads(text)
-    return f"{failure['kind']}: {failure['why']}"
+        """Each process has ended."""
 
 
 @dataclass
 class Lane:
-    """A contestant's way through the contest: seconds a step, one figure a round, or the trouble that ended it."""
+    """A contestant's results: seconds a step, one figure a round, or the trouble that ended it."""
 
     entry: Entry
     facts: Facts | None = None
@@ -159,9 +199,9 @@ def contest(
     pause: float = 0.25,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Lane]:
-    """Starts all, then gives each a stretch of about `seconds` in each of the rounds; every other round backwards.
+    """Starts all, then gives each a stretch of about `seconds` in each round; every other round backwards.
 
-    The pause between two stretches lets the last one's threads stop spinning.
+    The pause between two stretches lets the threads of the previous one stop spinning.
     """
     lanes = [Lane(entry) for entry in entries]
     runners: dict[str, Runner] = {}
@@ -193,33 +233,14 @@ def contest(
 
 
 def steps_in(runner: Runner, seconds: float) -> int:
-    """Steps that take about `seconds`, a multiple of the window."""
-    window = runner.facts.window
-    n = window
+    """Returns a number of steps that take about `seconds`, a multiple of the window; with 0 one window, untried."""
+    n = window = runner.facts.window
+    if seconds == 0:
+        return window
     while (taken := runner.run(n)) < min(CALIBRATION_SECONDS, seconds):
         n *= 2
     return max(1, math.ceil(seconds / taken * n / window)) * window
 
 
-def cold_starts(
-    entries: Iterable[Entry],
-    start: Callable[[Entry], Worker],
-    repeats: int,
-    say: Callable[[str], object] = lambda line: None,
-) -> list[Lane]:
-    """Seconds from the start of a new process to the end of its first window, `repeats` times in turn."""
-    lanes = [Lane(entry) for entry in entries]
-    for turn in range(repeats):
-        say(f"start {turn + 1} of {repeats}")
-        for lane in lanes:
-            if lane.trouble:
-                continue
-            try:
-                worker = start(lane.entry)
-            except Ended as ended:
-                lane.trouble = str(ended)
-                continue
-            worker.close()
-            lane.facts = worker.facts
-            lane.seconds.append(worker.start_seconds)
-    return lanes
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,13 +1,17 @@
-"""What a program has to offer to take part, and the loop that all one-step-a-call programs share."""
+"""A contestant: the sizes it is built from, the facts a table states, its random corpus, and the machine it runs on."""
 
+import importlib
+import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from .shapes import Shapes
 
 READ_LOSS_EVERY = 10  # as nanoGPT's log_interval: each read waits for the device
 LEARNING_RATE = 1e-3
@@ -16,21 +20,103 @@ WEIGHT_DECAY = 0.1
 CLIP = 1.0
 INIT_STD = 0.02
 NORM_EPS = 1e-5
+SHAKESPEARE_CHARS = 65
+CPUINFO = Path("/proc/cpuinfo")
+
+# The architecture of all contestants but the project. A config that differs is still timed, with a note. The norm is
+# not listed: the project's RMS norm is part of what it offers, the others have GPT-2's layer norm.
+WRITTEN_FOR = {
+    "model.residual.rule": "pre_ln",
+    "model.mlp_ratio": 4,
+    "model.activation": "gelu",
+    "model.positions": "learned",
+    "model.attention": "causal",
+    "model.bias": False,
+    "model.tied_head": True,
+    "model.dropout": 0.0,
+    "optimizer.name": "adamw",
+    "optimizer.clip": 1.0,
+    "optimizer.accumulate": 1,
+}
 
 
 class Unavailable(Exception):
-    """This machine cannot run the contestant; the message says why."""
+    """This machine cannot run the contestant; the message gives the reason."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A decoder-only transformer with an MLP of 4 * width and a tied head, and the batch it is trained on."""
+
+    layers: int
+    heads: int
+    width: int
+    context: int
+    batch: int
+    vocab: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if self.width % self.heads:
+            raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.batch * self.context
+
+    @property
+    def matmul_params(self) -> int:
+        """Parameters that multiply activations: 12 D^2 a block (q, k, v, out, MLP in and out), and the head."""
+        return 12 * self.layers * self.width**2 + self.vocab * self.width
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of one step, forward and backward: 6 N + 12 L T D a token (PaLM, arXiv:2204.02311, app. B).
+
+        The attention term counts the full T x T square, as there, even if a program skips the masked half.
+        """
+        attention = 12 * self.layers * self.context * self.width
+        return (6 * self.matmul_params + attention) * self.tokens
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The part of a config file that concerns the contest."""
+
+    shapes: Shapes
+    dtype: str
+    notes: tuple[str, ...]
+
+
+def read(path: Path) -> Setting:
+    """Returns the setting of a config's first variant. Raises ValueError for a config or sizes that are not valid."""
+    loader: Any = importlib.import_module("train.config.load")
+    try:
+        config = loader.load(path).variants[0].config
+    except loader.ConfigError as error:
+        raise ValueError(str(error)) from error
+    model, data = config.model, config.data
+    shapes = Shapes(model.layers, model.heads, model.width, data.context, data.batch, SHAKESPEARE_CHARS)
+    notes = [
+        f"{key} is {got!r} in {path.name}; the other programs have {expected!r}"
+        for key, expected in WRITTEN_FOR.items()
+        if (got := attrgetter(key)(config)) != expected
+    ]
+    return Setting(shapes, config.train.dtype, tuple(notes))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a table says of a contestant besides its times."""
+    """The properties of a contestant that a table states beside its times."""
 
     versions: str
     device: str
     dtype: str
-    flops: float = 0.0  # of one step; 0 where nobody counts them
-    tokens: int = 0  # of one step; 0 where the step is no training step
+    flops: float = 0.0  # of one step; 0 if they are not counted
+    tokens: int = 0  # of one step; 0 if it is no training step
     window: int = 1  # steps of one call
 
 
@@ -42,8 +128,65 @@ class Contestant:
     facts: Facts
 
 
+def facts(packages: str, dtype: str, shapes: Shapes | None = None, window: int = 1) -> Facts:
+    """Returns the facts of a program made with `packages` ("torch", or several and jax); dtype auto is resolved."""
+    framework = "torch" if packages == "torch" else "jax"
+    if dtype == "auto":
+        dtype = "bfloat16" if fast_bfloat16(framework) else "float32"
+    numbers = []
+    for package in packages.split():
+        try:
+            numbers.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    flops, tokens = (0.0, 0) if shapes is None else (shapes.flops, shapes.tokens)
+    return Facts(", ".join(numbers), device(framework), dtype, flops, tokens, window)
+
+
+def device(framework: str) -> str:
+    if framework == "torch":
+        import torch  # pyright: ignore[reportMissingImports]
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu()
+    import jax
+
+    first = jax.devices()[0]
+    return cpu() if first.platform == "cpu" else first.device_kind
+
+
+def fast_bfloat16(framework: str) -> bool:
+    """True on a TPU and on GPUs since Ampere, where training in bfloat16 pays."""
+    if framework == "torch":  # `is_bf16_supported` is also true where it is emulated
+        import torch  # pyright: ignore[reportMissingImports]
+
+        return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    from train.config.schema import TrainConfig
+    from train.device.platform import compute_dtype, select
+
+    return compute_dtype(TrainConfig(), select(TrainConfig())) == "bfloat16"
+
+
+def cpu() -> str:
+    """Returns the CPU's name and the number of cores that this process may use."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if "model name" in line]
+    return f"{[*names, platform.processor() or platform.machine()][0]}, {cores()} cores"
+
+
+def cpu_has_bfloat16() -> bool:
+    """True if the CPU multiplies bfloat16 in hardware; without, it is far slower than float32."""
+    return any({"avx512_bf16", "amx_bf16"} & set(line.split()) for line in _cpuinfo() if line.startswith("flags"))
+
+
+def _cpuinfo() -> list[str]:
+    return CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Corpus:
-    """Random tokens, the frequent ones far more frequent (Zipf), so that there is something to learn."""
+    """Random tokens of Zipf's distribution, so that there is something to learn."""
 
     def __init__(self, shapes: Shapes, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
@@ -53,14 +196,14 @@ class Corpus:
         self._batch = shapes.batch
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int32 [B, T]: windows drawn anew at each step, as a trainer does."""
+        """Returns inputs and targets, int32 [B, T], in windows drawn at each step, as a trainer does."""
         starts = self._rng.integers(0, len(self._tokens) - len(self._window), size=self._batch)
         windows = self._tokens[starts[:, None] + self._window[None, :]]
         return windows[:, :-1], windows[:, 1:]
 
 
 def one_step_a_call(step: Callable[[], Any], wait: Callable[[], object]) -> Callable[[int], float]:
-    """`step` starts one optimizer step and returns its loss; `wait` returns when the device is idle."""
+    """Returns a contestant's `run`: `step` starts one optimizer step and returns its loss, `wait` awaits the device."""
 
     def run(n: int) -> float:
         start = time.perf_counter()

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from . import machine
-from .contestant import INIT_STD, NORM_EPS, Contestant, Corpus, Facts, one_step_a_call
+from .contestant import INIT_STD, NORM_EPS, Contestant, Corpus, Shapes, facts, one_step_a_call
 from .jax_plain import Trainer
-from .shapes import Shapes
 
 
 class Block(nnx.Module):
@@ -70,13 +68,6 @@ def trainer(shapes: Shapes, dtype: str = "float32", seed: int = 0) -> Trainer:
 
 
 def contestant(shapes: Shapes, dtype: str) -> Contestant:
-    dtype = machine.compute_dtype(dtype, machine.jax_fast_bfloat16())
-    program = trainer(shapes, dtype)
-    facts = Facts(
-        versions=machine.versions("jax", "flax", "optax"),
-        device=machine.jax_device(),
-        dtype=dtype,
-        flops=shapes.flops,
-        tokens=shapes.tokens,
-    )
-    return Contestant(one_step_a_call(program, program.wait), facts)
+    stated = facts("jax flax optax", dtype, shapes)
+    program = trainer(shapes, stated.dtype)
+    return Contestant(one_step_a_call(program, program.wait), stated)

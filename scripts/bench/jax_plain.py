@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import machine
 from .contestant import (
     BETAS,
     CLIP,
@@ -21,16 +20,16 @@ from .contestant import (
     WEIGHT_DECAY,
     Contestant,
     Corpus,
-    Facts,
+    Shapes,
+    facts,
     one_step_a_call,
 )
-from .shapes import Shapes
 
 Params = dict[str, Any]
 
 
 def init(shapes: Shapes, seed: int = 0) -> Params:
-    """GPT-2's init: normal of std 0.02, output projections smaller by sqrt(2 L), gains 1. All float32."""
+    """Returns float32 parameters of GPT-2's init: std 0.02, output projections smaller by sqrt(2 L), gains 1."""
     keys = iter(jax.random.split(jax.random.key(seed), 2 + 4 * shapes.layers))
     width = shapes.width
 
@@ -77,8 +76,8 @@ def attention(block: Params, x: jax.Array, heads: int) -> jax.Array:
     q, k, v = jnp.split(x @ block["qkv"].astype(x.dtype), 3, axis=-1)
     q, k, v = (a.reshape(batch, context, heads, width // heads) for a in (q, k, v))
     scores = jnp.einsum("bthk,bshk->bhts", q, k).astype(jnp.float32) * (width // heads) ** -0.5
-    seen = jnp.tril(jnp.ones((context, context), bool))
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(x.dtype)
+    causal = jnp.tril(jnp.ones((context, context), bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(x.dtype)
     mixed = jnp.einsum("bhts,bshk->bthk", weights, v).reshape(batch, context, width)
     return mixed @ block["out"].astype(x.dtype)
 
@@ -97,7 +96,7 @@ def optimizer() -> optax.GradientTransformation:
 
 
 class Trainer:
-    """Holds the training state; a call does one step on a fresh batch and returns its loss, not yet computed.
+    """The training state; a call does one step on a fresh batch and returns its loss, not yet computed.
 
     `loss(params, x, y)` is differentiated, jitted with the update, and called once a step with donated state.
     """
@@ -129,13 +128,6 @@ def trainer(shapes: Shapes, dtype: str = "float32", seed: int = 0) -> Trainer:
 
 
 def contestant(shapes: Shapes, dtype: str) -> Contestant:
-    dtype = machine.compute_dtype(dtype, machine.jax_fast_bfloat16())
-    program = trainer(shapes, dtype)
-    facts = Facts(
-        versions=machine.versions("jax", "optax"),
-        device=machine.jax_device(),
-        dtype=dtype,
-        flops=shapes.flops,
-        tokens=shapes.tokens,
-    )
-    return Contestant(one_step_a_call(program, program.wait), facts)
+    stated = facts("jax optax", dtype, shapes)
+    program = trainer(shapes, stated.dtype)
+    return Contestant(one_step_a_call(program, program.wait), stated)

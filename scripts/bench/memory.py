@@ -1,4 +1,4 @@
-"""What a training step takes of a CPU's memory, beside what was estimated before it ran (docs/limits.md).
+"""Memory that a training step takes on a CPU, beside the estimate before it ran (docs/limits.md).
 
     python -m scripts.bench.memory configs/shakespeare_char_cpu.yaml data.batch=512 train.steps_per_call=1
 
@@ -25,9 +25,8 @@ INTERVAL_S = 0.005
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.bench.memory", description=(__doc__ or "").partition("\n")[0]
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.memory", description=summary)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
@@ -42,7 +41,7 @@ def main() -> int:
     programs.prepare_window(jax.ShapeDtypeStruct(batches.shape, batches.dtype), watched)
     estimated = need(programs, programs.corpus).passing
     states = jax.block_until_ready(programs.init())
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the compiler has freed would be used again, and not seen
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or the step would reuse what the compiler freed
     before, highest, done = resident(), 0, threading.Event()
 
     def read() -> None:
@@ -63,7 +62,7 @@ def main() -> int:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Returns the bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 

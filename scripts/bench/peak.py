@@ -1,14 +1,14 @@
-"""The fastest square matrix product that JAX or PyTorch gets out of the device: what model FLOP/s are held against."""
+"""The fastest square matrix product of JAX or PyTorch on the device, the peak that model FLOP/s are compared with."""
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from . import machine
-from .contestant import Contestant, Facts, Unavailable
+from .contestant import Contestant, Unavailable, cpu, cpu_has_bfloat16, facts
 
 CPU_SIZES = (1024, 2048)
 ACCELERATOR_SIZES = (4096, 8192)
-PRODUCTS = 4  # of one step, so that what a call costs does not count
+PRODUCTS = 4  # a step, to make the cost of a call negligible
 
 
 def jax_products(size: int, dtype: str) -> Callable[[int], float]:
@@ -59,30 +59,17 @@ def torch_products(size: int, dtype: str) -> Callable[[int], float]:
 
 
 def contestant(framework: str, dtype: str) -> Contestant:
-    """The best of a few sizes. Raises Unavailable for bfloat16 on a CPU without the instructions."""
-    if framework == "jax":
-        products, device = jax_products, machine.jax_device()
-    else:
-        products, device = torch_products, machine.torch_device()
-    on_cpu = device == machine.cpu()
-    if dtype == "bfloat16" and on_cpu and not machine.cpu_has_bfloat16():
+    """The best of two sizes. Raises Unavailable for bfloat16 on a CPU without the instructions."""
+    stated = facts(framework, dtype)
+    on_cpu = stated.device == cpu()
+    if dtype == "bfloat16" and on_cpu and not cpu_has_bfloat16():
         raise Unavailable("no bfloat16 instructions")
-    sizes = CPU_SIZES if on_cpu else ACCELERATOR_SIZES
-    runs = {size: products(size, dtype) for size in sizes}
-    rates = {}
-    for size, run in runs.items():
+    products = jax_products if framework == "jax" else torch_products
+    runs, rates = {}, {}
+    for size in CPU_SIZES if on_cpu else ACCELERATOR_SIZES:
+        run = runs[size] = products(size, dtype)
         run(1)
-        rates[size] = flops(size) / min(run(1) for _ in range(3))
+        rates[size] = PRODUCTS * 2.0 * size**3 / min(run(1) for _ in range(3))
     best = max(rates, key=lambda size: rates[size])
-    facts = Facts(
-        versions=machine.versions(framework) + f", {best} x {best}",
-        device=device,
-        dtype=dtype,
-        flops=flops(best),
-    )
-    return Contestant(runs[best], facts)
-
-
-def flops(size: int) -> float:
-    """Of one step."""
-    return PRODUCTS * 2.0 * size**3
+    versions = f"{stated.versions}, {best} x {best}"
+    return Contestant(runs[best], replace(stated, versions=versions, flops=PRODUCTS * 2.0 * best**3))

@@ -1,4 +1,7 @@
-"""This project's own training program, as `deltaflow train` runs it: with its logging, without evaluation."""
+"""This project's own training program, as `deltaflow train` runs it: with its logging, without evaluation.
+
+Also its compilation at several depths, as a contestant whose step is one compilation.
+"""
 
 import atexit
 import os
@@ -21,15 +24,14 @@ from train.log.writer import Tracker
 from train.run.experiment import build_group
 from train.run.windows import assumed_step_seconds, steps_per_call, watched_steps
 
-from . import machine
-from .contestant import Contestant, Facts, Unavailable
-from .shapes import SHAKESPEARE_CHARS, Shapes
+from .contestant import SHAKESPEARE_CHARS, Contestant, Shapes, Unavailable, facts
 
 TOKENS = 1_000_000
+PACKAGES = "deltaflow jax"
 
 
 def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
-    """The programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
+    """Returns the programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
     first = load(config, ["data.corpus=python-docs", *overrides]).variants[0]
     platform = platforms.select(first.config.train)
     group = build_group(
@@ -41,10 +43,10 @@ def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
 
 
 def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int], float], int]:
-    """The program of a config file's first variant; watch_every 0 watches nothing. The first call may compile.
+    """Returns (run, K): the program of a config file's first variant; watch_every 0 watches nothing.
 
-    Returns (run, K). run(n) runs n steps, a multiple of K, logs what was watched, waits for the device and returns
-    seconds. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
+    run(n) runs n steps, a multiple of K, logs what was watched, waits for the device and returns seconds; its first
+    call may compile. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
     """
     programs, variant, K = programs_of(config, *overrides)
     watch = {"every": watch_every, "counterfactual": os.environ.get("DELTAFLOW_BENCH_COUNTERFACTUAL") == "1"}
@@ -58,6 +60,7 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
     folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")
     tracker = Tracker(Path(folder.name))
     atexit.register(folder.cleanup)
+    atexit.register(tracker.close)  # before the folder goes
 
     def run(n: int) -> float:
         nonlocal step, states
@@ -78,22 +81,31 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
 
 def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: list) -> None:
     metrics, watched = jax.device_get(measured[0])
-    found = [] if watched is None else watched_scalars(watched, dtype)
-    rows = [(step + index * watch_every, row) for index, row in enumerate(found)]
+    values = [] if watched is None else watched_scalars(watched, dtype)
+    rows = [(step + index * watch_every, row) for index, row in enumerate(values)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
 
 
-def contestant(config: str, watch_every: int, shapes: Shapes, dtype: str) -> Contestant:
+def contestant(config: str, shapes: Shapes, dtype: str, watch_every: int = 0, layers: int | None = None) -> Contestant:
+    """The program itself; with `layers` a contestant whose step is one compilation at that depth.
+
+    Raises Unavailable without a config.
+    """
     if not config:
         raise Unavailable("no config was given")
+    if layers is not None:
+        return Contestant(
+            lambda n: sum(compile_seconds(config, layers, dtype) for _ in range(n)), facts(PACKAGES, dtype)
+        )
     tune()  # as the command does
     run, K = make(config, watch_every, f"train.dtype={dtype}")
-    facts = Facts(
-        versions=machine.versions("deltaflow", "jax"),
-        device=machine.jax_device(),
-        dtype=machine.compute_dtype(dtype, machine.jax_fast_bfloat16()),
-        flops=shapes.flops,
-        tokens=shapes.tokens,
-        window=K,
-    )
-    return Contestant(run, facts)
+    return Contestant(run, facts(PACKAGES, dtype, shapes, K))
+
+
+def compile_seconds(config: str, layers: int, dtype: str) -> float:
+    """Traces and compiles the step of a config's first variant, with `layers` blocks; returns seconds."""
+    programs, variant, K = programs_of(config, f"model.layers={layers}", "train.unroll=1", f"train.dtype={dtype}")
+    batches = jax.ShapeDtypeStruct((K, variant.config.data.batch), np.dtype(np.int32))
+    start = time.perf_counter()
+    programs.prepare_window(batches, watched=True).result()
+    return time.perf_counter() - start

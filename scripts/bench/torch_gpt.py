@@ -7,7 +7,6 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
-from . import machine
 from .contestant import (
     BETAS,
     CLIP,
@@ -17,10 +16,10 @@ from .contestant import (
     WEIGHT_DECAY,
     Contestant,
     Corpus,
-    Facts,
+    Shapes,
+    facts,
     one_step_a_call,
 )
-from .shapes import Shapes
 
 
 class Block(nn.Module):
@@ -66,7 +65,7 @@ class GPT(nn.Module):
 
 
 class Trainer:
-    """Holds the training state; a call does one step on a fresh batch and returns its loss."""
+    """The training state; a call does one step on a fresh batch and returns its loss."""
 
     def __init__(self, shapes: Shapes, dtype: str = "float32", compile: bool = False, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -106,14 +105,7 @@ class Trainer:
 
 
 def contestant(shapes: Shapes, dtype: str, compile: bool) -> Contestant:
-    dtype = machine.compute_dtype(dtype, machine.torch_fast_bfloat16())
-    trainer = Trainer(shapes, dtype, compile)
-    on_gpu = trainer.device.type == "cuda"
-    facts = Facts(
-        versions=machine.versions("torch"),
-        device=machine.torch_device(),
-        dtype=dtype,
-        flops=shapes.flops,
-        tokens=shapes.tokens,
-    )
-    return Contestant(one_step_a_call(trainer, wait=torch.cuda.synchronize if on_gpu else lambda: None), facts)
+    stated = facts("torch", dtype, shapes)
+    trainer = Trainer(shapes, stated.dtype, compile)
+    wait = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
+    return Contestant(one_step_a_call(trainer, wait), stated)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.errors import UserError
-from train.run.transfer import open_source
+from train.run.transfer import open_pretrained
 
 CLOCK = ("perf/", "compile_s", "seconds_to_first_step", "steps_per_s", "tokens_per_s", "wall_s", "peak_bytes", "mfu")
 
@@ -30,7 +30,7 @@ class Snapshot:
 
 def snapshot_of(run: Path) -> Snapshot:
     """Reads a variant's run directory. Raises UserError, OSError or ValueError for what cannot be read."""
-    source = open_source(run)
+    source = open_pretrained(run)
     lines = (run / "metrics.jsonl").read_bytes().decode("utf-8").splitlines()
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return Snapshot(

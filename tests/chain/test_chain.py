@@ -1,4 +1,4 @@
-"""The chain rule's claims: all of them hold here, and the runner sees it when one does not."""
+"""Claims of the chain rule: all of them hold here, and one that does not is seen."""
 
 import io
 import json
@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import train.chain.claims
+import train.chain.run
 import train.chain.subject
 from data.source import DataSpec
 from pages import Reader
-from train.chain import clip, losses, optimizers, scalars, transformer
-from train.chain.claim import COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare, evidence
-from train.chain.claims import claims_of
-from train.chain.differences import STEPS, slopes
+from train.chain import backprop, by_hand, descent, optimizers, scalars, transformer
+from train.chain.by_hand import STEPS, slopes
+from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
 from train.chain.run import judged, selected
 from train.chain.subject import BUILT_IN, subject_of
 from train.cli import main
@@ -54,7 +53,7 @@ ITEMS = {
     "gradient descent on a quadratic diverges exactly past 2/lambda": "quadratic threshold any_rate",
     "one backward pass against n forward-mode passes": "backward cost/forward ratio same_gradient model",
 }
-IDS = [claim.id for claim in claims_of(subject_of(BUILT_IN, "built-in"))]
+IDS = [claim.id for claim in selected(None)]
 
 
 @contextmanager
@@ -79,36 +78,35 @@ def checked(tmp_path_factory):
     """The whole command, run once: its exit code and output, the JSON and the page."""
     folder = tmp_path_factory.mktemp("chain")
     code, out = called("--json", folder / "c.json", "--html", folder / "deep" / "c.html")
-    found = json.loads((folder / "c.json").read_text(encoding="utf-8"))
-    return SimpleNamespace(
-        code=code, out=out, found=found, page=(folder / "deep" / "c.html").read_text(encoding="utf-8")
-    )
+    results = json.loads((folder / "c.json").read_text(encoding="utf-8"))
+    page = (folder / "deep" / "c.html").read_text(encoding="utf-8")
+    return SimpleNamespace(code=code, out=out, results=results, page=page)
 
 
 def test_every_law_holds_and_every_false_belief_is_refuted(checked):
-    assert [r["id"] for r in checked.found["claims"] if not r["good"]] == []
-    assert checked.code == 0 and checked.found["good"] is True
-    for result in checked.found["claims"]:
+    assert [r["id"] for r in checked.results["claims"] if not r["good"]] == []
+    assert checked.code == 0 and checked.results["good"] is True
+    for result in checked.results["claims"]:
         assert result["status"] == ("refuted" if result["belief"] else "holds")
         assert (result["error"] > result["tolerance"]) == result["belief"]
-    assert sum(result["belief"] for result in checked.found["claims"]) == 10
+    assert sum(result["belief"] for result in checked.results["claims"]) == 10
     laws = len(IDS) - 10
     assert f"{laws} of {laws} laws hold, 10 of 10 popular beliefs are refuted" in checked.out
 
 
 def test_every_item_has_its_claims_and_every_claim_its_item():
     assert len(set(IDS)) == len(IDS)
-    told = [name for names in ITEMS.values() for name in names.split()]
-    found = [[id for id in IDS if name in (id, id.partition("/")[2])] for name in told]
-    assert [name for name, ids in zip(told, found, strict=True) if len(ids) != 1] == []
-    assert sorted(ids[0] for ids in found) == sorted(IDS)
+    names = [name for names in ITEMS.values() for name in names.split()]
+    matches = [[id for id in IDS if name in (id, id.partition("/")[2])] for name in names]
+    assert [name for name, ids in zip(names, matches, strict=True) if len(ids) != 1] == []
+    assert sorted(ids[0] for ids in matches) == sorted(IDS)
 
 
 def test_the_tables_the_json_and_the_page_have_every_claim(checked):
-    assert [result["id"] for result in checked.found["claims"]] == IDS
+    assert [result["id"] for result in checked.results["claims"]] == IDS
     read = Reader(checked.page)
     lines, page_of_docs = checked.out.splitlines(), DOC.read_text(encoding="utf-8")
-    for result in checked.found["claims"]:
+    for result in checked.results["claims"]:
         (line,) = (line for line in lines if line.startswith(f"{result['id']} "))
         assert line.endswith(result["statement"])
         for key in ("statement", "source", "note", "tolerance_why"):
@@ -119,9 +117,9 @@ def test_the_tables_the_json_and_the_page_have_every_claim(checked):
 
 
 def test_figures_that_can_be_looked_up(checked):
-    """Written here as numbers, so that a claim whose two sides are wrong alike is seen."""
-    by_id = {result["id"]: result for result in checked.found["claims"]}
-    known = {
+    """Written here as numbers, for a claim whose two sides are wrong alike."""
+    by_id = {result["id"]: result for result in checked.results["claims"]}
+    figures = {
         "scalar/slope": 2.6561398887587544e-05,
         "scalar/underflow": -457.5749056067513,
         "scalar/skips_never_vanish": 7.888609052210118e-31,
@@ -134,7 +132,7 @@ def test_figures_that_can_be_looked_up(checked):
         "descent/clip_norm": 0.5,
     }
     loose = {"loss/dropout_of_a_layer": 1e-2, "loss/scores": 3e-2}
-    for id, value in known.items():
+    for id, value in figures.items():
         assert by_id[id]["measured"] == pytest.approx(value, rel=loose.get(id, 1e-6), abs=0), id
     slope, descents = by_id["scalar/slope"]["curves"], by_id["descent/quadratic"]["curves"]
     np.testing.assert_allclose(slope[0]["measured"], 0.9 ** np.arange(100, -1, -1), rtol=1e-12)
@@ -147,58 +145,56 @@ def test_figures_that_can_be_looked_up(checked):
 
 def test_the_page_says_where_it_was_made_and_loads_nothing(checked):
     assert not re.search(r"https?://", checked.page)
-    assert checked.found["model"].startswith("the built-in model: 3 blocks")
-    assert checked.found["dtype"] == "float64" and "cpu" in checked.found["platform"]
+    assert checked.results["model"].startswith("the built-in model: 3 blocks")
+    assert checked.results["dtype"] == "float64" and "cpu" in checked.results["platform"]
 
 
-# What is seen.
+def made(*pairs: Pair, **fields) -> Claim:
+    return Claim("scalar/made_up", "made up", "nobody", "one; the other", lambda: Evidence(pairs), **fields)
 
 
-def made(measure, **fields) -> Claim:
-    return Claim("scalar/made_up", "made up", "nobody", "one; the other", measure, **fields)
-
-
+LOOSE_BELIEF = {"belief": True, "tolerance": COUNTEREXAMPLE}
 BAD = {
-    "wrong": (made(lambda: evidence(1.0, 1.0 + 1e-9)), "fails", "does not hold"),
-    "one of many": (made(lambda: evidence(np.ones(9), np.r_[np.ones(8), 1.001])), "fails", "measured 1.001"),
-    "second pair": (made(lambda: Evidence((Pair(1, 1), Pair(1, 2, "there")))), "fails", "(there)"),
-    "above a bound": (made(lambda: evidence(1.0, 1.1), relation="<="), "fails", "predicted ≤ 1"),
-    "below a bound": (made(lambda: evidence(1.0, 0.9), relation=">="), "fails", "predicted ≥ 1"),
-    "borne out": (
-        made(lambda: evidence(1.0, 1.001), belief=True, tolerance=COUNTEREXAMPLE),
-        "not refuted",
-        "a false belief was borne out",
-    ),
-    "nan": (made(lambda: evidence(1.0, np.nan)), "error", "the measurement is not finite"),
-    "nan predicted": (made(lambda: evidence([np.nan, 1], [1, 1])), "error", "the prediction is not finite"),
-    "nan refutes nothing": (made(lambda: evidence(1.0, np.nan), belief=True), "error", "not finite"),
-    "inf": (made(lambda: evidence(np.inf, np.inf)), "error", "the prediction is not finite"),
-    "zeros": (made(lambda: evidence(np.zeros(3), np.zeros(3))), "error", "nothing was measured"),
-    "zeros beside others": (made(lambda: Evidence((Pair(1, 1), Pair(0, 0, "here")))), "error", "here: prediction and"),
-    "shapes": (made(lambda: evidence(np.ones(3), 1.0)), "error", "one shape, got (3,) and ()"),
-    "no entry": (made(lambda: evidence([], [])), "error", "one shape, got (0,) and (0,)"),
-    "no pair": (made(lambda: Evidence(())), "error", "nothing was compared"),
-    "a size that hides": (made(lambda: Evidence((Pair(1, 2, "", 1e3),))), "error", "nothing beside its size"),
-    "no size": (made(lambda: Evidence((Pair(0, 1, "", np.inf),))), "error", "nothing beside its size"),
-    "not as small": (made(lambda: Evidence((Pair(0, 1e-3, "", 1.0),))), "fails", "predicted 0, measured 0.001"),
-    "raises": (made(lambda: evidence(1.0, 1 / 0)), "error", "ZeroDivisionError: division by zero"),
+    "wrong": (made(Pair(1.0, 1.0 + 1e-9)), "fails", "does not hold"),
+    "one of many": (made(Pair(np.ones(9), np.r_[np.ones(8), 1.001])), "fails", "measured 1.001"),
+    "second pair": (made(Pair(1, 1), Pair(1, 2, "there")), "fails", "(there)"),
+    "above a bound": (made(Pair(1.0, 1.1), relation="<="), "fails", "predicted ≤ 1"),
+    "below a bound": (made(Pair(1.0, 0.9), relation=">="), "fails", "predicted ≥ 1"),
+    "borne out": (made(Pair(1.0, 1.001), **LOOSE_BELIEF), "not refuted", "a false belief was borne out"),
+    "nan": (made(Pair(1.0, np.nan)), "error", "the measurement is not finite"),
+    "nan predicted": (made(Pair([np.nan, 1], [1, 1])), "error", "the prediction is not finite"),
+    "nan refutes nothing": (made(Pair(1.0, np.nan), belief=True), "error", "not finite"),
+    "inf": (made(Pair(np.inf, np.inf)), "error", "the prediction is not finite"),
+    "zeros": (made(Pair(np.zeros(3), np.zeros(3))), "error", "nothing was measured"),
+    "zeros beside others": (made(Pair(1, 1), Pair(0, 0, "here")), "error", "here: prediction and"),
+    "shapes": (made(Pair(np.ones(3), 1.0)), "error", "one shape, got (3,) and ()"),
+    "no entry": (made(Pair([], [])), "error", "one shape, got (0,) and (0,)"),
+    "no pair": (made(), "error", "nothing was compared"),
+    "a size that hides": (made(Pair(1, 2, "", 1e3)), "error", "nothing beside its size"),
+    "no size": (made(Pair(0, 1, "", np.inf)), "error", "nothing beside its size"),
+    "not as small": (made(Pair(0, 1e-3, "", 1.0)), "fails", "predicted 0, measured 0.001"),
+    "raises": (Claim("scalar/made_up", "", "", "", lambda: Pair(1, 1 / 0)), "error", "ZeroDivisionError: division by"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_borne_out_is_told_by_name_and_is_1(name, monkeypatch, tmp_path):
-    claim, status, said = BAD[name]
-    good = Claim("scalar/good", "good", "", "", lambda: evidence(2.0, 2.0))
-    monkeypatch.setattr(train.chain.claims, "claims_of", lambda subject: (good, claim))
+def test_a_claim_that_is_not_borne_out_is_named(name):
+    claim, status, reason = BAD[name]
+    result = judged(claim, subject_of(BUILT_IN, "built-in"))
+    assert (result["status"], result["good"]) == (status, False)
+    assert complaint(result).startswith("scalar/made_up: ") and reason in complaint(result)
+
+
+def test_one_bad_claim_is_exit_code_1_a_warning_and_a_line_of_the_page(monkeypatch, tmp_path):
+    good = Claim("scalar/good", "good", "", "", lambda: Pair(2.0, 2.0))
+    monkeypatch.setattr(train.chain.run, "selected", lambda pattern: [good, BAD["raises"][0]])
     code, out = called("--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
-    assert code == 1
     (warning,) = (line for line in out.splitlines() if line.startswith("warning: "))
-    assert warning.startswith("warning: scalar/made_up: ") and said in warning
-    found = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
-    assert [(r["id"], r["status"]) for r in found["claims"]] == [("scalar/good", "holds"), ("scalar/made_up", status)]
-    assert found["good"] is False
-    assert "What is not as it should be" in (tmp_path / "c.html").read_text(encoding="utf-8")
-    assert complaint(found["claims"][1]) in Reader((tmp_path / "c.html").read_text(encoding="utf-8")).text
+    assert code == 1 and warning.startswith("warning: scalar/made_up: ")
+    results = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    assert [r["status"] for r in results["claims"]] == ["holds", "error"] and results["good"] is False
+    page = Reader((tmp_path / "c.html").read_text(encoding="utf-8")).text
+    assert "What is not as it should be" in page and complaint(results["claims"][1]) in page
 
 
 def test_errors_are_relative_to_what_they_say():
@@ -212,7 +208,7 @@ def test_errors_are_relative_to_what_they_say():
     with pytest.raises(Unmeasured):
         compare(Pair(0.0, 0.0), "<=")
     with pytest.raises(ValueError, match="scalar, backprop"):
-        Claim("nowhere/x", "", "", "", lambda: evidence(1, 1))
+        Claim("nowhere/x", "", "", "", lambda: Pair(1, 1))
 
 
 def doubled(function):
@@ -223,34 +219,27 @@ def without_rescaling(x, rate, key):
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x, 0)
 
 
-def no_norm(x, gain, eps):
-    return transformer.by_hand.linear(x, np.eye(8))
-
-
+scalars_tap = scalars.tap
+# One of the two sides of a claim that holds, replaced.
 BROKEN = {
-    "loss/cross_entropy": (losses, "cross_entropy", doubled(losses.cross_entropy)),
-    "loss/dropout": (losses, "dropout", without_rescaling),
+    "loss/cross_entropy": (backprop, "cross_entropy", doubled(backprop.cross_entropy)),
+    "loss/dropout": (backprop, "dropout", without_rescaling),
     "scalar/underflow": (scalars, "tap", lambda x, exponent, slot: scalars_tap(x, exponent, 2 * slot)),
     "scalar/activations": (scalars, "ACTIVATIONS", scalars.ACTIVATIONS | {"gelu": jax.nn.silu}),
-    "descent/clip_norm": (clip, "clipped", lambda grads, *_: (grads, None)),
+    "descent/clip_norm": (descent, "clipped", lambda grads, *_: (grads, None)),
     "optimizer/nesterov": (optimizers, "moved", lambda *_: optimizers.by_hand(optimizers.momentum)),
-    "transformer/delta": (transformer.by_hand, "rms_norm", no_norm),
+    "transformer/delta": (by_hand, "rms_norm", lambda x, gain, eps: by_hand.linear(x, np.eye(8))),
 }
-scalars_tap = scalars.tap
 
 
 @pytest.mark.parametrize("id", BROKEN)
 def test_a_broken_rule_is_seen(id, x64, checked, monkeypatch):
-    """One of the two sides of a claim that holds is replaced."""
     module, name, broken = BROKEN[id]
-    (claim,) = selected(claims_of(subject_of(BUILT_IN, "built-in")), id)
-    transformer._walk.cache_clear()
+    (claim,) = selected(id)
+    transformer.tiny_pass.cache_clear()
     monkeypatch.setattr(module, name, broken)
-    assert judged(claim).status == "fails"
-    transformer._walk.cache_clear()
-
-
-# Finite differences, and the model they are taken of.
+    assert judged(claim, subject_of(BUILT_IN, "built-in"))["status"] == "fails"
+    transformer.tiny_pass.cache_clear()
 
 
 def test_differences_know_a_slope_and_how_well():
@@ -262,9 +251,9 @@ def test_differences_know_a_slope_and_how_well():
         "large values": (lambda x: 1e6 + np.sin(x), 1.0, 1e-6),
     }
     for name, (f, slope, close) in functions.items():
-        found = slopes(f(h)[None], f(-h)[None], np.array([0.5]))
-        off = abs(found.value[0] - slope)
-        assert off < close and off <= 10 * found.doubt[0], name
+        estimate = slopes(f(h)[None], f(-h)[None], np.array([0.5]))
+        off = abs(estimate.value[0] - slope)
+        assert off < close and off <= 10 * estimate.doubt[0], name
     flat = slopes(np.full((1, len(h)), 3.0), np.full((1, len(h)), 3.0), np.ones(1))
     assert flat.value[0] == 0 and 0 < flat.doubt[0] < 1e-10  # not certain: the values are rounded
 
@@ -297,8 +286,8 @@ def test_a_large_model_is_made_small_and_says_so(x64):
     ids=lambda x: x.task if isinstance(x, DataSpec) else "",
 )
 def test_the_form_of_the_data_is_kept(form, inputs, targets, classes, x64, monkeypatch):
-    monkeypatch.setattr(train.chain.subject, "_form", lambda config: form)
-    subject = subject_of(config(model__layers=1, model__width=8, model__heads=2), "x")
+    monkeypatch.setattr(train.chain.subject, "open_source", lambda config: SimpleNamespace(form=form))
+    subject = subject_of(config(data__kind="markov", model__layers=1, model__width=8, model__heads=2), "x")
     assert (subject.network.task, subject.network.outputs, subject.network.pooled) == (form.task, classes, form.pooled)
     assert subject.batch.inputs.shape == inputs and subject.batch.targets.shape == targets
     loss = jax.eval_shape(subject.loss, subject.network.shapes())
@@ -306,8 +295,8 @@ def test_the_form_of_the_data_is_kept(form, inputs, targets, classes, x64, monke
 
 
 def test_the_form_is_that_of_the_configs_data(x64):
-    found = subject_of(config(data__kind="linear_regression", data__context=6, data__dimensions=3), "x")
-    assert found.network.task == "regression" and found.batch.inputs.shape == (2, 6, 4)
+    subject = subject_of(config(data__kind="linear_regression", data__context=6, data__dimensions=3), "x")
+    assert subject.network.task == "regression" and subject.batch.inputs.shape == (2, 6, 4)
 
 
 def test_every_parameter_of_every_block_is_looked_at(x64):
@@ -322,9 +311,6 @@ def test_every_parameter_of_every_block_is_looked_at(x64):
     assert {part.size for part in parts} == {0.5}
 
 
-# The command line.
-
-
 def test_a_model_of_the_users_own(tmp_path):
     """Its first variant; the config may follow an option."""
     own = tmp_path / "own.yaml"
@@ -337,23 +323,23 @@ def test_a_model_of_the_users_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "message"),
     [
-        (["--only", "scaler"], 2, "command line: --only: no claim matches 'scaler'; nearest: scalar"),
-        (["--only", "scalar/slop"], 2, "no claim matches 'scalar/slop'; nearest: scalar/slope"),
-        (["god.yaml"], 2, "god.yaml: no such file"),
-        (["good.yaml", "model.layers=0"], 2, "command line: model.layers: expected"),
-        (["good.yaml", "data.kind=copy", "task.kind=regression"], 2, "task.kind: data.kind copy is for lm, got"),
+        (["--only", "scaler"], "command line: --only: no claim matches 'scaler'; nearest: scalar"),
+        (["--only", "scalar/slop"], "no claim matches 'scalar/slop'; nearest: scalar/slope"),
+        (["god.yaml"], "god.yaml: no such file"),
+        (["good.yaml", "model.layers=0"], "command line: model.layers: expected"),
+        (["good.yaml", "data.kind=copy", "task.kind=regression"], "task.kind: data.kind copy is for lm, got"),
     ],
     ids=str,
 )
-def test_what_a_user_gets_wrong_is_one_line(arguments, code, said, tmp_path, monkeypatch, capsys):
+def test_a_wrong_command_line_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.yaml").write_text("name: good\n", encoding="utf-8")
     with exact():
-        assert main(["chain", *arguments]) == code
+        assert main(["chain", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("deltaflow: ") and said in err and err.count("\n") == 1
+    assert out == "" and err.startswith("deltaflow: ") and message in err and err.count("\n") == 1
 
 
 def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys):
@@ -363,7 +349,6 @@ def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys):
 
 
 def test_patterns_are_of_ids_and_of_groups():
-    claims = claims_of(subject_of(BUILT_IN, "built-in"))
-    assert [claim.id for claim in selected(claims, "loss/scor*")] == ["loss/scores"]
-    assert {claim.group for claim in selected(claims, "cost")} == {"cost"}
-    assert len(selected(claims, None)) == len(claims)
+    assert [claim.id for claim in selected("loss/scor*")] == ["loss/scores"]
+    assert {claim.group for claim in selected("cost")} == {"cost"}
+    assert len(selected(None)) == len(CLAIMS) == 63

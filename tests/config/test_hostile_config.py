@@ -118,34 +118,6 @@ def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content):
     assert configs.tried(path, content, ())[2] == ""
 
 
-@pytest.mark.parametrize(
-    ("lines", "key", "message"),
-    [
-        ("data: {context: 1099511627776}", "data.context", "expected at most 1048576 with data.kind text"),
-        ("data: {kind: copy, context: 65536}", "data.context", "expected at most 16384 with data.kind copy, got 65536"),
-        ("data: {batch: 4611686018427387904}", "data.batch", "expected at most 4194304 with data.context 64, got"),
-        ("data: {kind: markov, symbols: 9999}", "data.symbols", "expected at most 1000 with data.kind markov, got"),
-        (
-            "train: {steps_per_call: 100000000, eval_every: 100000000, checkpoint_every: 100000000}",
-            "train.steps_per_call",
-            "expected at most 100000 with batches of that size",
-        ),
-        (
-            "watch: {curvature_batches: 1000}\ndata: {batch: 4096, context: 1024}",
-            "watch.curvature_batches",
-            "expected at most 64 with batches of that size, got 1000",
-        ),
-    ],
-)
-def test_sizes_that_would_end_in_the_machine_s_own_words(tmp_path, lines, key, message):
-    path = tmp_path / "a.yaml"
-    path.write_text(f"name: x\n{lines}\n", encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        load(path)
-    (line,) = str(caught.value).splitlines()
-    assert f": {key}: " in line and message in line
-
-
 def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path):
     seconds, valid, wrong = configs.tried(tmp_path / "a.yaml", crafted.exploding().encode(), ())
     assert not valid and wrong == "" and seconds < 1.0

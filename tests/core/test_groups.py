@@ -1,4 +1,4 @@
-"""Clipping, decay masks, learning-rate factors, freezing, moving averages, and optimizers of the user's own."""
+"""Clipping, decay masks, learning-rate factors, freezing, moving averages and user-defined optimizers."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from train.core.clipping import by_matrix, clipped
 from train.core.custom import FUNCTIONS
 from train.core.groups import decayed, unfrozen, unmatched
 from train.core.optimizer import averaged, check
-from train.core.state import hparams_of, initial_state, structure_of
+from train.core.state import hparams_of, initial_state, program_structure
 from train.core.step import train_step
 from train.errors import UserError
 from train.gradflow.norms import parameter_norms, total_norm, value
@@ -66,7 +66,7 @@ def test_no_clip_is_no_change(x64):
 
 
 def test_a_matrix_s_clip_is_each_layer_s_own(x64):
-    """|G| <= ratio |W| for every layer of every matrix; what is below stays, and so does every gain and bias."""
+    """|G| <= ratio |W| for every layer of every matrix; smaller gradients, gains and biases are unchanged."""
     params, grads = tree(0), tree(1)
     grads["blocks"] = jax.tree.map(lambda g: np.stack([1e-3 * g[0], 1e3 * g[1]]), grads["blocks"])
     got, before, weights = leaves(by_matrix(grads, params, np.float64(0.25))), leaves(grads), leaves(params)
@@ -102,7 +102,7 @@ def test_a_matrix_that_is_not_finite_stays_as_it_is(x64, bad):
 
 
 def changes(config: OptimizerConfig, **changed) -> dict[str, np.ndarray]:
-    """What one step from tree(0) adds."""
+    """Returns the update of one step from tree(0)."""
     (after,) = applied(config, numbers(**changed), tree(0), [tree(1)])
     return leaves(jax.tree.map(lambda a, b: np.asarray(a - b), after, tree(0)))
 
@@ -176,10 +176,10 @@ def test_factors_are_traced_and_their_patterns_are_not(tiny):
 
     one, two = config(embed=0.5, blocks=2.0), config(embed=0.25, blocks=2.0)
     assert hparams_of(one).optimizer["lr_factors"] == {"embed": 0.5, "blocks": 2.0}
-    assert structure_of(one).model_dump_json() == structure_of(two).model_dump_json()
-    assert hash(structure_of(one)) == hash(structure_of(two))
+    assert program_structure(one).model_dump_json() == program_structure(two).model_dump_json()
+    assert hash(program_structure(one)) == hash(program_structure(two))
     for other in (config(embed=0.5), config(blocks=2.0, embed=0.5)):  # the first match counts, so order does
-        assert structure_of(other).model_dump_json() != structure_of(one).model_dump_json()
+        assert program_structure(other).model_dump_json() != program_structure(one).model_dump_json()
 
 
 def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):
@@ -235,7 +235,7 @@ def test_an_average_weighs_each_step_by_its_age_and_the_start_not_at_all(x64):
 
 @pytest.fixture
 def trains(corpus, tmp_path, monkeypatch, capsys):
-    """Trains in an own folder: (exit code, standard error, run directory)."""
+    """Trains in a separate folder. Returns (exit code, standard error, run directory)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "config.yaml").write_text(

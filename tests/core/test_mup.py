@@ -1,10 +1,10 @@
-"""muP: at the base width nothing changes, and elsewhere one learning rate moves every width alike."""
+"""muP: no change at the base width, and width-independent updates at one learning rate."""
 
 import math
 import re
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from model.network import Network
 from model.residual import RULES
 from problems import lines
 from train.config.load import from_mapping
-from train.config.schema import OptimizerRule, RunConfig
+from train.config.optimizers import OPTIMIZERS
+from train.config.schema import RunConfig
 from train.core.loss import cross_entropy
-from train.core.mup import EXPONENTS, exponent, kind_of
+from train.core.mup import POWERS, exponent, kind_of
 from train.core.optimizer import transformation
 from train.core.parameters import path_of
 from train.core.state import hparams_of, state_at
@@ -27,7 +28,8 @@ from train.core.step import train_step
 
 V, T, B = 11, 6, 2
 TOKENS: Any = np.random.default_rng(0).integers(0, V, size=(B, T)).astype(np.int32)
-NAMES = get_args(OptimizerRule)
+NAMES = tuple(OPTIMIZERS)
+EXPONENTS = {name: POWERS[optimizer.size] for name, optimizer in OPTIMIZERS.items()}
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
 
 
@@ -51,7 +53,7 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def generic(net: Network) -> dict[str, Any]:
-    """Values of no particular kind, the same for networks of one shape."""
+    """Returns arbitrary values, the same for networks of one shape."""
     draw = np.random.default_rng(1).normal
     return jax.tree.map(lambda leaf: jnp.asarray(0.4 * draw(size=leaf.shape), leaf.dtype), net.shapes())
 
@@ -60,13 +62,13 @@ def generic(net: Network) -> dict[str, Any]:
 
 
 def text(function: Any, *given: Any) -> str:
-    """The program of a function, without the addresses in it."""
+    """Returns the jaxpr of a function without memory addresses."""
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*given)))
 
 
 @pytest.mark.parametrize("init", ["normal", "xavier", "orthogonal"])
 def test_a_model_of_the_base_width_is_the_same_program(init):
-    """And so the same to the last bit, also where sqrt(K) is no round number; at another base it is another program."""
+    """Results agree to the last bit, also for irrational sqrt(K); another base width gives another program."""
 
     def programs(**base: int) -> list[str]:
         net = network(width=12, init=init, residual="highway", **base)
@@ -81,7 +83,7 @@ def test_a_model_of_the_base_width_is_the_same_program(init):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_update_at_the_base_width_is_the_same_program(name):
-    """With the same optimizer state, so a checkpoint fits."""
+    """The optimizer state is the same too, so checkpoints are compatible."""
 
     def program(base_width: int | None, told: bool = True) -> str:
         keys = {"optimizer.name": name, "model.width": 16, "model.base_width": base_width, "model.residual": "highway"}
@@ -207,7 +209,7 @@ def own_kinds(rule: str) -> dict[str, str]:
 
 
 def everything(rule: str, **model: Any) -> Network:
-    """A network of the rule with every parameter that an option can add."""
+    """Returns a network of the rule with every parameter that an option can add."""
     residual = {"rule": rule} | ({"dynamic": True} if rule == "hyper_connections" else {})
     options = {"norm": "layer", "bias": True, "activation": "swiglu", "tied_head": False}
     return network(residual=residual, **(options | model))
@@ -215,7 +217,7 @@ def everything(rule: str, **model: Any) -> Network:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_parameter_of_every_rule_is_classed_as_it_grows(rule):
-    """By a table, and by which axes are longer in a model twice as wide. Only attnres' query is a vector to the eye."""
+    """Kinds agree with a table and with the axes that double with the width; attnres' query is the one exception."""
     narrow, wide = (leaves_of_shapes(everything(rule, width=width)) for width in (8, 16))
     table = {path: kind for path, kind in (COMMON | own_kinds(rule)).items() if path in narrow}
     assert {path: kind_of(path, rule) for path in narrow} == table
@@ -233,7 +235,7 @@ def leaves_of_shapes(net: Network) -> dict[str, tuple[int, ...]]:
 
 
 def test_grouped_keys_and_values_grow_too():
-    """heads / kv_heads belongs to all widths, or K and V would be readouts."""
+    """heads / kv_heads must be the same at all widths, or K and V would be readouts."""
     sizes = {"width": 16, "heads": 8, "kv_heads": 4, "base_width": 8}
     assert problems(ModelConfig(**sizes, base_heads=4)) == []
     assert problems(ModelConfig(**sizes, base_heads=1)) == [
@@ -248,21 +250,20 @@ def test_a_parameter_without_a_declared_kind_is_an_error():
 
 
 SGD, ADAM = (0, 1, -1, 0), (-1, 0, -1, 0)
-POWERS = dict.fromkeys(("sgd", "momentum", "nesterov"), SGD) | {"adafactor": (-0.5, 0, -1, 0)}
-POWERS |= dict.fromkeys(("adam", "adamw", "lion", "rmsprop", "adagrad", "muon"), ADAM)
+TABLE = dict.fromkeys(("sgd", "momentum", "nesterov"), SGD) | {"adafactor": (-0.5, 0, -1, 0)}
+TABLE |= dict.fromkeys(("adam", "adamw", "lion", "rmsprop", "adagrad", "muon"), ADAM)
 
 
 def test_exponents_by_table():
     kinds = ("hidden", "vector", "readout", "scalar")
-    assert {name: tuple(powers[kind] for kind in kinds) for name, powers in EXPONENTS.items()} == POWERS
-    assert set(EXPONENTS) == set(NAMES)
+    assert {name: tuple(powers[kind] for kind in kinds) for name, powers in EXPONENTS.items()} == TABLE
     for path, power in (("attn/q/kernel", 0), ("mlp/out/kernel", 0), ("residual/gate_1/kernel", -1)):
         assert exponent("muon", f"blocks/{path}", "highway") == power
         assert exponent("adamw", f"blocks/{path}", "highway") == -1
 
 
 def test_a_step_of_momentum_by_hand(x64):
-    """p - lr (m^power g + weight_decay p): what decays in a step does not depend on the width."""
+    """The update is p - lr (m^power g + weight_decay p): the decay a step does not depend on the width."""
     keys: dict[str, Any] = {"train.dtype": "float64", "data.context": T, "data.batch": B, "optimizer.clip": None}
     keys |= {f"model.{key}": size for key, size in (("layers", 2), ("width", 16), ("heads", 2), ("base_width", 4))}
     keys |= {"model.residual": {"rule": "hyper_connections", "dynamic": True, "streams": 2}}
@@ -328,14 +329,14 @@ COORDINATES = [
 
 @cache
 def init(width: int) -> Any:
-    """(seed, init_std) -> xavier's parameters: the same with a base width and without."""
+    """Returns (seed, init_std) -> xavier parameters, which are the same with and without a base width."""
     net = Network(sized(width, None).model, V, WINDOWS.shape[1] - 1)
     return quick(lambda seed, std: net.init(seed, {"init_std": std}))
 
 
 @cache
 def gradient(width: int, base: int | None) -> Any:
-    """Parameters -> (gradient of the mean loss, (the stream that the head reads, logits)), for all optimizers."""
+    """Returns parameters -> (gradient of the mean loss, (input of the head, logits)), for all optimizers."""
     net = Network(sized(width, base).model, V, WINDOWS.shape[1] - 1)
 
     def loss(params):
@@ -348,7 +349,7 @@ def gradient(width: int, base: int | None) -> Any:
 
 @cache
 def stepper(name: str, width: int, base: int | None) -> Any:
-    """(parameters, optimizer state, gradient, step, numbers) -> the next parameters and state."""
+    """Returns (parameters, optimizer state, gradient, step, numbers) -> the next parameters and state."""
     config = sized(width, base, name)
 
     def step(params, state, grads, t, numbers):
@@ -360,8 +361,7 @@ def stepper(name: str, width: int, base: int | None) -> Any:
 
 
 def changes(name: str, lr: float, std: float, width: int, base: int | None) -> list[float]:
-    """Root mean squares of what some steps on one batch change the stream and the logits by; geometric means over
-    seeds."""
+    """Returns the rms changes of stream and logits after some steps on one batch, as geometric means over seeds."""
     config, ahead, step, logs = sized(width, base, name, lr), gradient(width, base), stepper(name, width, base), []
     hp = hparams_of(config)
     for seed in range(SEEDS):

@@ -1,4 +1,4 @@
-"""The update rules against plain numpy, leaf by leaf, with every layer of the blocks by itself."""
+"""Update rules against numpy, leaf by leaf and layer by layer."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from train.config.optimizers import OPTIMIZERS
 from train.config.schema import OptimizerConfig
 from train.core.optimizer import transformation
-from train.core.update_rules import DIRECTIONS
 
 LAYERS = 2
 NUMBERS = {"lr": 0.02, "min_lr": 0.005, "weight_decay": 0.3, "betas": (0.8, 0.95), "eps": 1e-3, "momentum": 0.7}
@@ -18,7 +18,7 @@ RATES = [0.01, 0.02, 0.005 + 0.015 * 8 / 9]  # linear, one step of warm-up, ten 
 
 
 def tree(seed: int, scale: float = 1.0) -> dict[str, Any]:
-    """Parameters that have one of each kind, the blocks stacked; wide, tall and square matrices."""
+    """Returns parameters of every kind, blocks stacked, with wide, tall and square matrices."""
     draw = np.random.default_rng(seed).normal
     block = {
         "attn": {"q": {"kernel": draw(size=(2, 4, 4)), "bias": draw(size=(2, 4))}},
@@ -31,7 +31,7 @@ def tree(seed: int, scale: float = 1.0) -> dict[str, Any]:
 
 
 def leaves(params) -> dict[str, np.ndarray]:
-    """Path -> array, `path@layer` for the blocks: what a model without stacking would hold."""
+    """Returns arrays by path, `path@layer` for the blocks, as in a model without stacking."""
     out = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = "/".join(entry.key for entry in keys)
@@ -51,7 +51,7 @@ def numbers(**changed) -> dict[str, Any]:
 
 
 def applied(config: OptimizerConfig, hp: dict[str, Any], params, all_grads) -> list[Any]:
-    """Parameters after each step, as train_step applies them."""
+    """Returns the parameters after each step, updated as in train_step."""
 
     @jax.jit
     def one(t, hp, params, state, grads):
@@ -113,7 +113,7 @@ def rms(x):
 
 
 def np_adafactor(memory, g, p, t, path):
-    """Shazeer & Stern 2018, algorithms 4 (matrices) and 5 (vectors), epsilon_1 too small to be felt."""
+    """Shazeer & Stern 2018, algorithms 4 (matrices) and 5 (vectors), with negligible epsilon_1."""
     beta = 1 - t**-0.8
     if g.ndim == 2:
         memory["R"] = beta * memory.get("R", 0.0) + (1 - beta) * np.sum(g**2, axis=1)
@@ -158,7 +158,7 @@ BY_HAND = {
 
 
 def expected(name: str, params, all_grads, l2: bool, weight_decay=NUMBERS["weight_decay"]):
-    """Parameters after all steps, in numpy."""
+    """Returns the parameters after all steps, in numpy."""
     p, memory = leaves(params), {path: {} for path in leaves(params)}
     for t, (grads, lr) in enumerate(zip(all_grads, RATES, strict=True), 1):
         for path, g in leaves(grads).items():
@@ -176,7 +176,7 @@ def assert_equal(got, wanted: dict[str, np.ndarray], rtol=1e-11):
 
 
 @pytest.mark.parametrize("decay", ["decoupled", "l2"])
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_three_steps_are_the_paper_s(x64, name, decay):
     config = OptimizerConfig(name=name, schedule="linear", warmup=1, decay=decay)
     params, grads = tree(0), [tree(seed, 10.0**-seed) for seed in (1, 2, 3)]
@@ -185,7 +185,7 @@ def test_three_steps_are_the_paper_s(x64, name, decay):
     assert_equal(after, expected(name, params, grads, decay == "l2"), tolerance)
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_auto_decay_is_l2_for_adam_alone(x64, name):
     decay = "l2" if name == "adam" else "decoupled"
     params, grads = tree(0), [tree(1), tree(2)]
@@ -197,7 +197,7 @@ def test_auto_decay_is_l2_for_adam_alone(x64, name):
 
 
 def test_l2_is_weight_decay_for_sgd_and_not_for_adam(x64):
-    """Loshchilov & Hutter 2019, proposition 1 and 2."""
+    """Loshchilov & Hutter 2019, propositions 1 and 2."""
     params, grads = tree(0), [tree(1), tree(2)]
 
     def difference(name):
@@ -233,7 +233,7 @@ def test_muon_is_optax_s_muon_on_each_layer_by_itself(x64):
 
 
 def test_muon_s_singular_values_are_near_one_in_every_layer(x64):
-    """Whatever the gradient's: its own span two decades here, and differ between layers by another three."""
+    """Gradient entries span two decades here, and layers differ by another three."""
     rng, width = np.random.default_rng(0), 8
     spectrum = np.geomspace(1.0, 1e-2, width)
     turns = [np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in range(4)]

@@ -1,4 +1,4 @@
-"""The train step: schedule, clipping, optimizers against plain numpy, and what may not change its result."""
+"""The train step: schedule, clipping and optimizers against numpy, and invariances of its result."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from train.core.groups import decayed
 from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, transformation
 from train.core.schedule import learning_rate
-from train.core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
+from train.core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from train.core.step import dropout_key, micro, train_step
 from train.core.tags import watched_scalars
 from train.gradflow.norms import Norm, log10, named, parameter_norms, total_norm, value
@@ -28,7 +28,7 @@ start = jax.jit(initial_state, static_argnums=(0, 1))
 
 @pytest.fixture(scope="session")
 def make(tiny):
-    """(network, config, hparams, state, windows) of a tiny config with these keys."""
+    """Returns (network, config, hparams, state, windows) of a tiny config with these keys."""
 
     def build(overrides=None, dtype="float32"):
         config = tiny({"train.dtype": dtype, **(overrides or {})}).variants[0].config
@@ -41,12 +41,12 @@ def make(tiny):
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
-    """Path -> array."""
+    """Returns arrays by path."""
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_close(a, b, tolerance):
-    """Every leaf within `tolerance` of the other's, relative to that leaf's largest entry."""
+    """Asserts that leaves agree within `tolerance`, relative to the largest entry of each."""
     a, b = leaves(a), leaves(b)
     assert a.keys() == b.keys()
     for path, x in a.items():
@@ -202,7 +202,7 @@ def test_a_gradient_that_is_not_finite_stays_visible(bad):
 
 
 def tree(seed: int, scale: float = 1.0):
-    """Parameters that have one of each kind: tables, matrices, gains, biases; stacked ones have two axes at least."""
+    """Returns tables, matrices, gains and biases; stacked ones have at least two axes."""
     draw = np.random.default_rng(seed).normal
     block = {
         "attn": {"q": {"kernel": draw(size=(2, 3, 3)), "bias": draw(size=(2, 3))}},
@@ -232,7 +232,7 @@ def test_the_mask_decays_matrices_and_tables_and_neither_gains_nor_biases():
 
 
 def numpy_adamw(p, grads, hp: dict[str, Any], rates, eps):
-    """Loshchilov & Hutter 2019, algorithm 2, as written: parameters after each step."""
+    """Returns the parameters after each step of Loshchilov & Hutter 2019, algorithm 2."""
     m, v, out = {k: 0.0 for k in p}, {k: 0.0 for k in p}, []
     beta1, beta2 = hp["betas"]
     for t, (grad, lr) in enumerate(zip(grads, rates, strict=True), 1):
@@ -247,7 +247,7 @@ def numpy_adamw(p, grads, hp: dict[str, Any], rates, eps):
 
 
 def applied(config: OptimizerConfig, hp: dict[str, Any], params, all_grads, steps=10):
-    """Parameters after each step, as train_step applies them."""
+    """Returns the parameters after each step, updated as in train_step."""
     state, out = None, []
     for t, grads in enumerate(all_grads):
         with jax.numpy_dtype_promotion("standard"):
@@ -290,7 +290,7 @@ def test_sgd_is_gradient_and_decay_times_the_rate(x64):
 
 
 def test_three_steps_on_the_model_are_clipped_adam_on_its_gradient(x64, make):
-    """From jax.grad of the loss, through a clip by hand and numpy's Adam, to the parameters of train_step."""
+    """jax.grad of the loss, a clip by hand and numpy's Adam give the parameters of train_step."""
     keys = {"model.norm": "layer", "model.bias": True, "optimizer.clip": 0.5, "optimizer.weight_decay": 0.3}
     network, config, hp, state, windows = make(keys, "float64")
     gradient = jax.jit(jax.grad(lambda p: tapped_loss(network, windows, hp.model, None)(p, None, None)[0]))
@@ -319,7 +319,7 @@ SGD = {"optimizer.name": "sgd", "optimizer.lr": 1.0, "optimizer.warmup": 0, "wat
 
 @functools.cache
 def _one_sgd_step(make, parts: int, watched: bool):
-    """(gradient, loss, what was watched) of a float64 step in `parts` micro-batches."""
+    """Returns (gradient, loss, measurements) of a float64 step in `parts` micro-batches."""
     keys = SGD | {"optimizer.accumulate": parts, "optimizer.weight_decay": 0.0, "optimizer.clip": None}
     network, config, hp, state, windows = make(keys, "float64")
     after, metrics, seen = run_step(network, config, state, hp, windows, watched)
@@ -359,7 +359,7 @@ def test_dropout_is_a_function_of_seed_and_step(make):
 
 
 def test_twins_drop_the_same_units(tiny):
-    """Whatever else they differ in; nothing is drawn where nothing is dropped."""
+    """Dropout keys agree whatever else differs; without dropout there is no key."""
 
     def key(step, **keys):
         config = tiny({"model.dropout": 0.1} | keys).variants[0].config
@@ -445,7 +445,7 @@ def test_the_steps_of_a_window_are_logged_as_each_alone(x64, make):
 
 @pytest.mark.parametrize(("dtype", "blocks"), [("float64", [0, 0]), ("float32", [1, 0]), ("bfloat16", [2, 2])])
 def test_blocks_whose_q_and_k_are_rounding_are_counted(x64, make, dtype, blocks):
-    """By the act rank of what enters them; what leaves the last one enters none."""
+    """Blocks are counted by the act rank of their input; the last block's output is no input."""
     network, config, hp, state, windows = make(ADAM, "float64")
     seen = jax.device_get(run_step(network, config, state, hp, windows, True)[2])
     both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), seen)
@@ -525,7 +525,7 @@ def clipped_at(hp: HParams, clip: float) -> HParams:
 )
 def test_what_shares_a_program(tiny, overrides, shared):
     base, other = tiny().variants[0].config, tiny(overrides).variants[0].config
-    assert (structure_of(base) == structure_of(other)) is shared
+    assert (program_structure(base) == program_structure(other)) is shared
     assert base != other
 
 
@@ -540,7 +540,7 @@ def test_a_number_that_is_traced_is_in_hparams_and_nowhere_else(tiny):
     assert hp.optimizer == wanted | {"eps": np.float32(1e-8), "momentum": np.float32(0.9)}
     assert all(number.dtype == np.float32 for number in jax.tree.leaves((hp.model, hp.optimizer)))
     assert hparams_of(config, "float64").optimizer["lr"].dtype == np.float64
-    shared = structure_of(config).model_dump_json()
+    shared = program_structure(config).model_dump_json()
     assert not any(text in shared for text in ("0.5", "0.3", "0.25", "0.125", "0.75", "0.625", "0.0625"))
 
 

@@ -1,4 +1,4 @@
-"""Losses and heads of every task: by hand, masked by one mean over the whole batch, and from YAML to the summary."""
+"""Losses and heads of every task: hand-computed, masked, and from YAML to the summary."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from model.network import Network
 from train.cli import main
 from train.core.evaluate import evaluate
 from train.core.loss import losses, tapped_loss
-from train.core.state import hparams_of, initial_state, structure_of
+from train.core.state import hparams_of, initial_state, program_structure
 from train.core.step import train_step
 from train.gradflow.delta import backward, flow
 from train.gradflow.norms import value
@@ -28,7 +28,7 @@ def network(tiny, **more: Any) -> Network:
 
 
 def masked_batch(rows: int = 4) -> Batch:
-    """The rows count 1, 2, 3, ... of their targets, so that a mean of means is another number."""
+    """Row i has i + 1 unmasked targets, so that a mean of means differs from the mean."""
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, 11, (rows, 9), np.int32)
     weights = (np.arange(8)[None, :] <= np.arange(rows)[:, None]).astype(np.float32)
@@ -91,7 +91,7 @@ def test_smoothing_is_traced_and_off_is_another_program(tiny):
     configs = [tiny({"task.label_smoothing": value}).variants[0].config for value in (0.0, 0.1, 0.2)]
     numbers = [hparams_of(config).model for config in configs]
     assert "task.label_smoothing" not in numbers[0] and numbers[2]["task.label_smoothing"] == np.float32(0.2)
-    assert structure_of(configs[1]) == structure_of(configs[2]) != structure_of(configs[0])
+    assert program_structure(configs[1]) == program_structure(configs[2]) != program_structure(configs[0])
 
 
 def test_squared_errors_by_hand(x64, tiny):
@@ -143,7 +143,7 @@ def test_ends_that_do_not_fit(tiny, more):
 
 
 def test_gradient_flow_of_a_pooled_model_of_real_values(x64, tiny):
-    """delta and the norms of every table against plain differentiation."""
+    """Compares delta and the norms of every table with untapped differentiation."""
     net = network(tiny, task="regression", outputs=2, vocab_size=None, channels=3, pooled=True)
     draw = np.random.default_rng(0)
     batch = Batch(draw.normal(size=(4, 8, 3)), draw.normal(size=(4, 2)))
@@ -187,7 +187,7 @@ watch: {{every: 0}}
 
 
 def trained(folder, data: str, steps: int, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(summary, last row of the log) of a run through the command line."""
+    """Returns (summary, last row of the log) of a run through the command line."""
     config = folder / "config.yaml"
     config.write_text(RUN.format(folder=folder / "runs", data=data, steps=steps), encoding="utf-8")
     assert main(["train", str(config), *more]) == 0

@@ -1,4 +1,4 @@
-"""A window of K steps is K steps, whatever is watched on the way and wherever the tokens come from."""
+"""Windows of K steps against K single steps, for any watched steps and any source of tokens."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ run = jax.jit(run_window, static_argnums=(0, 1, 2))
 
 @pytest.fixture(scope="module")
 def setting(tiny):
-    """(network, config, hparams, initial state, tokens, starts [K, B]); sgd and no norms, for short compiles."""
+    """Returns (network, config, hparams, initial state, tokens, starts [K, B]); sgd without norms compiles fast."""
     keys = {"optimizer.name": "sgd", "optimizer.lr": 0.1, "model.norm": "none", "watch.counterfactual": False}
     config = tiny(keys | {"model.init_std": 0.5}).variants[0].config
     network = Network(config.model, VOCAB, config.data.context)
@@ -34,7 +34,7 @@ def setting(tiny):
 
 @pytest.fixture(scope="module")
 def single(setting):
-    """(final state, losses [K], rates [K], what every step measured [K]) of K calls of one compiled watched step."""
+    """Returns (final state, losses [K], rates [K], measurements [K]) of K calls of one compiled watched step."""
     network, config, hp, state, tokens, starts = setting
     step = jax.jit(train_step, static_argnums=(0, 1, 5))
     windows = gather(tokens, starts, config.data.context)
@@ -55,7 +55,7 @@ def assert_same_run(state, metrics, single, tolerance=1e-6):
 
 
 def figures(watched) -> dict[str, np.ndarray]:
-    """Path -> values; a norm's as one, since a mantissa near a power of two may be rounded over it."""
+    """Returns values by path. A norm is one value, since rounding may move its mantissa across a power of two."""
     paths = jax.tree_util.tree_leaves_with_path(watched, is_leaf=lambda x: isinstance(x, Norm))
     return {
         jax.tree_util.keystr(path): value(leaf) if isinstance(leaf, Norm) else np.asarray(leaf) for path, leaf in paths

@@ -1,4 +1,4 @@
-"""Where text comes from: paths, folders, patterns, the download; and all that is refused, by its place."""
+"""Text and its origin: paths, folders, patterns, the download, and the place of every refusal."""
 
 import gc
 import hashlib
@@ -8,8 +8,7 @@ import sys
 import threading
 import time
 import zlib
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,8 @@ def test_a_folder_and_a_pattern_are_their_files_one_after_the_other():
     write("books/notes.md", "z")
     assert text_of(path="books") == text_of(path="books/**/*.txt") == "abé"  # no file's byte order mark is text
     assert text_of(path="books/*.txt") == text_of(path="b*/?.txt") == "ab"
-    found = find(DataConfig(path="books"))
-    assert (found.note, found.hidden) == ("3 files, ", 0) and find(DataConfig(path="books/a*")).note == "1 file, "
+    books = find(DataConfig(path="books"))
+    assert (books.note, books.hidden) == ("3 files, ", 0) and find(DataConfig(path="books/a*")).note == "1 file, "
     write("books/bad.txt", b"x\xff")
     assert error_of(path="books").startswith("data.path: 'books/bad.txt' is not UTF-8 text: byte")
     Path("empty").mkdir()
@@ -249,37 +248,6 @@ def test_too_many_files_and_links_that_lead_back(monkeypatch):
 
 # Tiny Shakespeare, from a server of our own
 
-# pooch leaves the socket of a failed download to the garbage collector.
-LEAVES_SOCKET = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@contextmanager
-def served(body: bytes, status: int = 200, length: int | None = None):
-    """The URL of a server, and the paths it was asked for."""
-    requests = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body) if length is None else length))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/input.txt", requests
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20
 
 
@@ -290,96 +258,46 @@ def play(monkeypatch):
     return PLAY.decode()
 
 
+@contextmanager
+def answering(answer):
+    """The URL of a server that calls `answer(connection)` once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def work():
+            with suppress(OSError):  # the other side had enough
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    answer(connection)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/x.txt"
+    thread.join(timeout=5)
+
+
+def reply(body: bytes, status: str = "200 OK", **headers: Any):
+    lines = [
+        f"HTTP/1.1 {status}",
+        *(f"{name}: {value}" for name, value in ({"Content-Length": len(body)} | headers).items()),
+    ]
+    return lambda connection: connection.sendall("\r\n".join([*lines, "\r\n"]).encode() + body)
+
+
 def test_shakespeare_is_fetched_once(play, cache, monkeypatch, capfd):
-    with served(PLAY) as (url, requests):
+    with answering(reply(PLAY)) as url:
         monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", url)
-        assert text_of(corpus="shakespeare") == text_of(corpus="shakespeare") == play
-    assert requests == ["/input.txt"]
+        assert text_of(corpus="shakespeare") == play
+    assert text_of(corpus="shakespeare") == play  # without a server
     assert [file.name for file in cache.iterdir()] == ["tinyshakespeare.txt"]
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="Tiny Shakespeare is not on this machine")
 def test_the_real_shakespeare_passes_the_real_checksum(monkeypatch):
-    with served(SHAKESPEARE.read_bytes()) as (url, _):
+    with answering(reply(SHAKESPEARE.read_bytes())) as url:
         monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", url)
         assert len(text_of(corpus="shakespeare")) == 1_115_394
-
-
-@LEAVES_SOCKET
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        ({"body": PLAY[:-1] + b"!"}, "what URL sent is not Tiny Shakespeare"),
-        ({"body": PLAY[:500], "length": len(PLAY)}, "URL (IncompleteRead(500 bytes read, 740 more expected)); without"),
-        ({"body": b"gone", "status": 404}, "URL (404 Client Error: Not Found for url: URL); without a network"),
-        ({"body": b"", "status": 503}, "URL (503 Server Error: Service Unavailable for url: URL); without a network"),
-    ],
-)
-def test_a_download_that_fails_leaves_nothing(play, cache, monkeypatch, capfd, reply, reason):
-    with served(**reply) as (url, requests):
-        monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", url)
-        message = error_of(corpus="shakespeare")
-    assert message.startswith("data.corpus: ") and reason.replace("URL", url) in message
-    assert f"put the right file at {str(cache / 'tinyshakespeare.txt')!r}, or set data.path" in message
-    gc.collect()
-    assert len(requests) == 1 and list(cache.iterdir()) == [] and capfd.readouterr() == ("", "")
-
-
-def test_without_a_network_it_says_where_to_put_the_file(play, cache, monkeypatch):
-    with socket.socket() as unused:  # bound and not listening: a connection is refused
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/input.txt"
-        monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", url)
-        file = cache / "tinyshakespeare.txt"
-        expected = f"can't be fetched from {url} (Connection refused); without a network put the right file at '{file}'"
-        assert expected in error_of(corpus="shakespeare")
-        write(file, PLAY[:-1])  # a wrong one is not used
-        assert expected in error_of(corpus="shakespeare")
-        write(file, PLAY)
-        assert text_of(corpus="shakespeare") == play
-
-
-def test_a_server_that_says_nothing_is_left(play, monkeypatch):
-    monkeypatch.setattr(corpus, "_TIMEOUT", 0.2)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/")
-        assert "(timed out); without a network" in error_of(corpus="shakespeare")
-
-
-def test_the_cache_is_in_the_users_cache_folder_by_default(monkeypatch, tmp_path):
-    import pooch
-
-    monkeypatch.setenv("DELTAFLOW_CACHE", "")
-    assert files.cache_folder() == Path(pooch.os_cache("deltaflow"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DELTAFLOW_CACHE", "~/tokens")
-    assert files.cache_folder() == tmp_path / "tokens"
-
-
-# Servers that mean harm
-
-
-@contextmanager
-def answering(answer):
-    """A server that calls `answer(connection)` once; the URL."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def work():
-            try:
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(4096)
-                    answer(connection)
-            except OSError:
-                pass  # the other side had enough
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/x.txt"
-    thread.join(timeout=5)
 
 
 def endless(connection):
@@ -395,59 +313,59 @@ def drip(connection):
         time.sleep(0.05)
 
 
-def bomb(connection):
-    packed = zlib.compress(bytes(2**24), 9, 31)
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
-    connection.sendall(head.encode() + packed)
+BOMB = zlib.compress(bytes(2**24), 9, 31)
+ANSWERS = {
+    "another text": (reply(PLAY[:-1] + b"!"), "what URL sent is not Tiny Shakespeare"),
+    "a part": (
+        reply(PLAY[:500], **{"Content-Length": 9999}),
+        "(IncompleteRead(500 bytes read, 9499 more expected)); with",
+    ),
+    "404": (reply(b"gone", "404 Not Found"), "(404 Client Error: Not Found for url: URL); without a network"),
+    "503": (reply(b"", "503 Busy"), "(503 Server Error: Busy for url: URL); without a network"),
+    "endless": (endless, "(it sent more than 100,000 bytes)"),
+    "a bomb": (reply(BOMB, **{"Content-Encoding": "gzip"}), "(it sent more than 100,000 bytes)"),
+    "drops": (drip, "(it was not all there after 1 s)"),
+    "a file": (reply(b"", "302 Found", Location="file:///etc/passwd"), "(No connection adapters were found for 'file:"),
+    "nonsense": (lambda connection: connection.sendall(b"\0\xff" * 100), "can't be fetched from URL ("),
+    "silence": (lambda connection: connection.recv(1), "(timed out)"),
+}
 
 
-def elsewhere(connection):
-    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n")
-
-
-def nonsense(connection):
-    connection.sendall(b"\0\xff" * 100)
-
-
-@LEAVES_SOCKET
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (endless, "(it sent more than 100,000 bytes)"),
-        (bomb, "(it sent more than 100,000 bytes)"),
-        (drip, "(it was not all there after 1 s)"),
-        (elsewhere, "(No connection adapters were found for 'file:///etc/passwd')"),
-        (nonsense, "can't be fetched from "),
-    ],
-    ids=lambda x: getattr(x, "__name__", ""),
-)
-def test_an_answer_that_is_none_is_left_and_nothing_of_it_stays(cache, monkeypatch, answer, message):
+# pooch leaves the socket of a failed download to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("answer", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_a_download_that_fails_leaves_nothing(play, cache, monkeypatch, capfd, answer, reason):
     monkeypatch.setattr(corpus, "_SHAKESPEARE_MOST", 100_000)
     monkeypatch.setattr(corpus, "_DEADLINE", 1)
+    monkeypatch.setattr(corpus, "_TIMEOUT", 0.5)
     with answering(answer) as url:
         monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", url)
-        assert message in error_of(corpus="shakespeare")
+        message = error_of(corpus="shakespeare")
+    assert message.startswith("data.corpus: ") and reason.replace("URL", url) in message
+    assert f"put the right file at {str(cache / 'tinyshakespeare.txt')!r}, or set data.path" in message
     gc.collect()
-    assert list(cache.iterdir()) == []
+    assert list(cache.iterdir()) == [] and capfd.readouterr() == ("", "")
 
 
-@LEAVES_SOCKET
-def test_a_redirect_that_goes_round_is_left(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        answer = f"HTTP/1.1 302 Found\r\nLocation: {url}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+def test_without_a_network_a_file_in_the_cache_is_used(play, cache, monkeypatch):
+    with socket.socket() as unused:  # bound and not listening: a connection is refused
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}/x.txt")
+        file = cache / "tinyshakespeare.txt"
+        assert f"(Connection refused); without a network put the right file at '{file}'" in error_of(
+            corpus="shakespeare"
+        )
+        write(file, PLAY[:-1])  # a wrong one is not used
+        assert "(Connection refused)" in error_of(corpus="shakespeare")
+        write(file, PLAY)
+        assert text_of(corpus="shakespeare") == play
 
-        def work():
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(answer)
 
-        threading.Thread(target=work, daemon=True).start()
-        monkeypatch.setenv("DELTAFLOW_SHAKESPEARE_URL", url)
-        assert "(Exceeded 30 redirects.)" in error_of(corpus="shakespeare")
-        server.shutdown(socket.SHUT_RDWR)
+def test_the_cache_is_in_the_users_cache_folder_by_default(monkeypatch, tmp_path):
+    import pooch
+
+    monkeypatch.setenv("DELTAFLOW_CACHE", "")
+    assert files.cache_folder() == Path(pooch.os_cache("deltaflow"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DELTAFLOW_CACHE", "~/tokens")
+    assert files.cache_folder() == tmp_path / "tokens"

@@ -63,24 +63,24 @@ class Values(Parity):
         return draw.normal(size=(batch, 8, 3)), draw.normal(size=(batch, 8, 2))
 """
 
-# What is wrong with a Parity, as the body of a class that inherits from it.
+
+def rows(result: str) -> str:
+    return f"def rows(self, *args):\n  x, y = super().rows(*args)\n  return {result}"
+
+
+def heldout(result: str) -> str:
+    return f"def heldout_batches(self, *args):\n  b, w = super().heldout_batches(*args)\n  return {result}"
+
+
+# Faults of a Parity, as the body of a class that inherits from it, and their messages.
 WRONG = {
-    "ids_beyond_the_vocabulary": (
-        "def rows(self, *of):\n  x, y = super().rows(*of)\n  return x + 1, y",
-        "train_batches: expected inputs in 0 to 1, got 2",
-    ),
-    "negative_ids": (
-        "def rows(self, *of):\n  x, y = super().rows(*of)\n  return x - 1, y",
-        "train_batches: expected inputs in 0 to 1, got -1",
-    ),
+    "ids_beyond_the_vocabulary": (rows("x + 1, y"), "train_batches: expected inputs in 0 to 1, got 2"),
+    "negative_ids": (rows("x - 1, y"), "train_batches: expected inputs in 0 to 1, got -1"),
     "classes_beyond_the_outputs": (
-        "def rows(self, *of):\n  x, y = super().rows(*of)\n  return x, y.astype(np.int64) + 2**33",
+        rows("x, y.astype(np.int64) + 2**33"),
         "train_batches: expected targets in 0 to 1, got 858993459",
     ),
-    "ids_that_are_floats": (
-        "def rows(self, *of):\n  x, y = super().rows(*of)\n  return x * 1.0, y",
-        "train_batches: expected inputs of whole numbers, got float64",
-    ),
+    "ids_that_are_floats": (rows("x * 1.0, y"), "train_batches: expected inputs of whole numbers, got float64"),
     "no_step": (
         "def train_batches(self, batch, seed, first_step, steps):\n"
         "  x = np.random.default_rng(seed).integers(0, 2, (steps, batch, 8))\n  return Batch(x, x[..., 0])",
@@ -92,24 +92,12 @@ WRONG = {
         "train_batches: step 1 has another batch when it is asked for alone",
     ),
     "rows_of_another_shape": (
-        "def heldout_batches(self, batch, batches):\n  b, w = super().heldout_batches(batch, batches)\n"
-        "  return b, w[:1, :1]",
+        heldout("b, w[:1, :1]"),
         "heldout_batches: expected weights of rows [at most 1, 2], got [1, 1]",
     ),
-    "no_rows": (
-        "def heldout_batches(self, batch, batches):\n  b, w = super().heldout_batches(batch, batches)\n"
-        "  return b, 0 * w",
-        "heldout_batches: expected weights of rows >= 0, and some above, got none above",
-    ),
-    "no_weights": (
-        "def heldout_batches(self, batch, batches):\n  return super().heldout_batches(batch, batches)[0]",
-        "heldout_batches: expected (batches, weights of their rows [S, B]), got Batch",
-    ),
-    "heldout_ids": (
-        "def heldout_batches(self, batch, batches):\n  b, w = super().heldout_batches(batch, batches)\n"
-        "  return Batch(b.inputs + 7, b.targets), w",
-        "heldout_batches: expected inputs in 0 to 1, got 8",
-    ),
+    "no_rows": (heldout("b, 0 * w"), "heldout_batches: expected weights of rows >= 0, and some above, got none above"),
+    "no_weights": (heldout("b"), "heldout_batches: expected (batches, weights of their rows [S, B]), got Batch"),
+    "heldout_ids": (heldout("Batch(b.inputs + 7, b.targets), w"), "heldout_batches: expected inputs in 0 to 1, got 8"),
     "a_tuple": (
         "def train_batches(self, *of):\n  return tuple(super().train_batches(*of))",
         "train_batches: expected a data.source.Batch, got tuple",
@@ -144,7 +132,7 @@ WRONG = {
     ),
     "resident_pooled": (
         "resident = np.zeros(9, int), np.zeros(9, int)",
-        "resident: expected a form of next tokens beside it (lm, outputs = vocab_size), got DataSpec(",
+        "resident: expected a form of next tokens (lm, outputs = vocab_size), got DataSpec(",
     ),
     "resident_short": (
         "form = DataSpec('lm', 8, 2, 2)\nresident = np.zeros(9, int), np.zeros(8, int)",
@@ -299,5 +287,5 @@ def test_a_class_of_your_own_is_trained_and_probed_and_its_context_must_be_the_c
     assert summary["loss_val"] > 0 and summary["task"] == "regression"
     capsys.readouterr()
     assert main(["train", str(config), "data.context=9", "name=other"]) == 1
-    said = "command line: data.context: data.kind own_parity:Parity has windows of 8 tokens"
-    assert said in "".join(capsys.readouterr())
+    message = "command line: data.context: data.kind own_parity:Parity has windows of 8 tokens"
+    assert message in "".join(capsys.readouterr())

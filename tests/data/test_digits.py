@@ -21,9 +21,9 @@ def test_digits():
     assert set(np.unique(batch.targets)) == set(range(10))
     held_out, weights = data.heldout_batches(64, None)
     assert weights.sum() == 359
-    seen = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
-    unseen = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
-    assert len(seen) > 700 and not seen & unseen
+    trained = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
+    held = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
+    assert len(trained) > 700 and not trained & held
     other = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2, task_seed=1))
     assert not np.array_equal(other.heldout_batches(64, None)[0].inputs, held_out.inputs)
     # Nearest neighbours tell the class of most held-out images, so images and labels belong together.

@@ -1,4 +1,4 @@
-"""What an answer that never changes costs: by hand, and by trying all of them."""
+"""Losses of the best constant prediction: by hand, and against all other constant predictions."""
 
 import json
 

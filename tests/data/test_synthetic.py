@@ -169,9 +169,9 @@ def test_no_pair_is_both_trained_on_and_held_out(kind):
 
 def test_markov_floors_by_counting():
     data = source("markov", context=200)
-    found = strings(rows(data.train_batches(200, 0, 0, 20)))
+    examples = strings(rows(data.train_batches(200, 0, 0, 20)))
     counts = np.zeros((5, 5))
-    np.add.at(counts, (found[:, :-1].ravel(), found[:, 1:].ravel()), 1)
+    np.add.at(counts, (examples[:, :-1].ravel(), examples[:, 1:].ravel()), 1)
     joint = counts / counts.sum()
     conditional = joint / joint.sum(axis=1, keepdims=True)
     task = data.task
@@ -181,9 +181,9 @@ def test_markov_floors_by_counting():
     assert data.floors[""] == pytest.approx(-np.sum(joint * np.log(conditional)), abs=0.003)
     marginal = joint.sum(axis=0)
     assert data.floors["unigram"] == pytest.approx(-np.sum(marginal * np.log(marginal)), abs=0.003)
-    ideal = -np.log(task.transition)[found[:, :-1], found[:, 1:]].mean()
+    ideal = -np.log(task.transition)[examples[:, :-1], examples[:, 1:]].mean()
     assert data.floors[""] == pytest.approx(ideal, abs=0.003) and data.floors[""] < data.floors["unigram"] - 0.1
-    np.testing.assert_allclose(np.bincount(found[:, 0]) / len(found), task.stationary, atol=0.03)
+    np.testing.assert_allclose(np.bincount(examples[:, 0]) / len(examples), task.stationary, atol=0.03)
 
 
 def test_a_given_chain_by_hand():
@@ -287,7 +287,7 @@ def test_hash_split_is_near_its_fraction():
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("options", "expected"),
     [
         ({"kind": "markov", "digits": 2}, [("digits", "an option of addition; data.kind is markov")]),
         ({"kind": "copy", "path": "x"}, [("path", "an option of text, tokens; data.kind is copy")]),
@@ -310,8 +310,8 @@ def test_hash_split_is_near_its_fraction():
         ({"kind": "addition", "digits": 4}, []),
     ],
 )
-def test_options_that_do_not_belong(given, found):
-    assert problems(DataConfig(**given)) == found
+def test_options_that_do_not_belong(options, expected):
+    assert problems(DataConfig(**options)) == expected
 
 
 @pytest.mark.parametrize(("kind", "more", "context"), [("modular", {}, 3), ("addition", {"digits": 4}, 14)])

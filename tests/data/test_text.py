@@ -1,4 +1,4 @@
-"""What a corpus becomes: tokens, where it is split, where they are kept, and the sizes that are refused."""
+"""Tokens of a corpus: their split, their placement, and the sizes that are refused."""
 
 import hashlib
 import os

@@ -10,7 +10,7 @@ import pytest
 from data.open import open_source
 from data.source import DataSpec
 from train.config.load import load
-from train.core.state import structure_of
+from train.core.state import program_structure
 from train.core.window import run_window
 from train.device.platform import Platform
 from train.device.programs import Programs, grouped
@@ -52,7 +52,7 @@ def programs_of(path: Path):
     """The groups of a config; blocks are a loop, so of groups that differ in depth alone one is enough."""
     groups = {}
     for members in grouped(load(path).variants):
-        structure = structure_of(members[0].config)
+        structure = program_structure(members[0].config)
         groups.setdefault(
             structure.model_copy(update={"model": structure.model.model_copy(update={"layers": 1})}), members
         )

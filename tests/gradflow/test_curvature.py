@@ -1,4 +1,4 @@
-"""Curvature, Jacobians, noise and landscape, against dense matrices and formulas by hand (float64)."""
+"""Curvature, Jacobians, noise and landscape against dense matrices and closed forms (float64)."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def ends_of(matrix, iterations=24, seed=0):
 
 @pytest.fixture(scope="module")
 def dense():
-    """(loss, parameters, dense Hessian) of the smallest network."""
+    """Returns (loss, parameters, dense Hessian) of the smallest network."""
     jax.config.update("jax_enable_x64", True)
     net = network(layers=1, width=4, mlp_ratio=1)
     params = parameters(net)
@@ -55,7 +55,7 @@ def test_sharpness_is_the_end_of_the_dense_spectrum(dense):
 
 
 def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
-    """Also after few iterations, when nothing has converged."""
+    """Holds after few iterations too, when nothing has converged."""
     loss, params, hessian = dense
     values = np.linalg.eigvalsh(hessian)
     found = jax.jit(lambda p: sharpness(loss, p, KEY, 3))(params)
@@ -84,14 +84,14 @@ def test_lanczos_where_the_space_is_soon_exhausted(diagonal, x64):
 
 
 def test_lanczos_keeps_its_basis_orthogonal(x64):
-    """Without reorthogonalization copies of the converged top value appear, and the bottom stays behind."""
+    """Without reorthogonalization copies of the converged top eigenvalue appear and the bottom does not converge."""
     diagonal = np.concatenate([[1e6], np.linspace(-1, 1, 200)])
     found = ends_of(np.diag(diagonal), 201)
     np.testing.assert_allclose([found.top, found.bottom], [1e6, -1], rtol=1e-9)
 
 
 def numeric(net, params):
-    """The Jacobians of the blocks and of the stack for the first example, as dense matrices."""
+    """Returns the dense Jacobians of the blocks and of the stack for the first example."""
     anatomy = net.anatomy(params, WINDOWS[:1, :-1])
     entered = carries(anatomy)
     blocks = []
@@ -137,7 +137,7 @@ def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
 
 @pytest.mark.slow
 def test_the_stack_of_a_deep_plain_network_has_no_range(monkeypatch, x64):
-    """A product of 40 Jacobians far below float32's smallest number, in float32 and float64, exact and iterated."""
+    """Exact and iterated spectra of a product of 40 Jacobians far below float32's range, in float32 and float64."""
     small, logs = {"layers": 40, "residual": "none", "norm": "none"}, {}
     for dtype in ("float32", "float64"):
         net = network(dtype, **small)
@@ -151,7 +151,7 @@ def test_the_stack_of_a_deep_plain_network_has_no_range(monkeypatch, x64):
 
 
 def test_noise_against_its_definition(x64):
-    """The gradient of an example is itself, so everything is known: |G|^2 and the trace by McCandlish's formulas."""
+    """The gradient of an example is the example, so |G|^2 and the trace follow from McCandlish's formulas."""
     rng = np.random.default_rng(0)
     batches = rng.normal(size=(3, 8, 5)) + 2.0
     found = noise(lambda batch, _: {"w": jnp.mean(batch, axis=0)}, jnp.asarray(batches), 4)

@@ -1,4 +1,4 @@
-"""Gradients and delta of the tapped backward pass, against definitions that know nothing of taps or scans (float64).
+"""Gradients and delta of the tapped backward pass against definitions without taps or scans (float64).
 
 The dense definition composes the blocks by hand and adds an offset to the stream at every depth: delta_l is the
 gradient of the mean loss with respect to the offset at depth l, at zero.
@@ -41,13 +41,13 @@ def tapped(network: Network, params, skip_scale, windows):
 
 @partial(jax.jit, static_argnums=0)
 def untapped(network: Network, params, skip_scale, windows):
-    """jax.grad of the loss that training uses, without taps."""
+    """Returns jax.grad of the training loss without taps."""
     loss: Any = tapped_loss(network, windows, {"skip_scale": skip_scale}, None)
     return jax.value_and_grad(lambda p: loss(p, None, None)[0])(params)
 
 
 def tail(network: Network, params, table, skip_scale, depth, x, offsets=None):
-    """The mean loss from the stream x at `depth`, composed of the model's own blocks, without scan or taps."""
+    """Returns the mean loss from the stream x at `depth`, composed of the model's blocks without scan or taps."""
     model = nnx.merge(network._graph, params)
     graph, stacked = nnx.split(model.blocks)
     batch = batch_of(WINDOWS)
@@ -69,7 +69,7 @@ def embedded(params):
 
 @partial(jax.jit, static_argnums=0)
 def dense(network: Network, body, table, skip_scale):
-    """(loss, (gradients of everything but the head's table, of the table, delta [L+1, N, D]))."""
+    """Returns (loss, (gradients of all but the head's table, gradient of that table, delta [L+1, N, D]))."""
 
     def loss(body, table, offsets):
         return tail(network, body, table, skip_scale, 0, embedded(body), offsets)
@@ -79,7 +79,7 @@ def dense(network: Network, body, table, skip_scale):
 
 
 def expected(net: Network, params, skip_scale):
-    """(loss, gradients, gradient of the lookup, gradient of the head's table, delta) by the dense definition."""
+    """Returns (loss, gradients, gradient of the lookup, of the head's table, delta) by the dense definition."""
     tied = Network(net.config.model_copy(update={"tied_head": True}), V, T, net.dtype)
     body = {name: leaf for name, leaf in params.items() if name != "head"}
     loss, (grads, head, deltas) = dense(tied, body, head_table(params), skip_scale)
@@ -89,7 +89,7 @@ def expected(net: Network, params, skip_scale):
 
 
 def assert_close(found, wanted, rtol=1e-12):
-    """Entries within rtol of the largest of their array."""
+    """Asserts that entries agree within rtol of the largest of their array."""
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -97,12 +97,12 @@ def assert_close(found, wanted, rtol=1e-12):
 
 
 def norms_of(stacked):
-    """[L] Frobenius norms of a stacked leaf, by numpy."""
+    """Returns the Frobenius norms [L] of a stacked leaf, by numpy."""
     return np.sqrt(np.sum(np.square(np.asarray(stacked)), axis=tuple(range(1, np.ndim(stacked)))))
 
 
 def combinations():
-    """Every rule, norm, head and unroll; two in three are `slow`, since a program takes two seconds to compile."""
+    """Returns every rule, norm, head and unroll; two in three are `slow`, as a program compiles for two seconds."""
     for rule, norm, tied, unroll in product(
         ("pre_ln", "post_ln", "none"), ("rms", "layer", "none"), (True, False), (1, L)
     ):
@@ -163,7 +163,7 @@ VARIED = {
 
 @pytest.mark.parametrize("model", VARIED.values(), ids=VARIED.keys())
 def test_gradients_against_finite_differences(x64, model):
-    """Two entries of every parameter, by central differences of the loss of the untapped program."""
+    """Compares two entries of every parameter with central differences of the untapped loss."""
     net = network(**model)
     params, skip_scale = parameters(net), numbers_of(net.config)["skip_scale"]
     _, result = tapped(net, params, skip_scale, WINDOWS)
@@ -188,7 +188,7 @@ def test_gradients_against_finite_differences(x64, model):
 
 
 def test_delta_against_finite_differences_in_the_stream(x64):
-    """The dense delta itself: three entries a depth, by central differences of the loss from there on."""
+    """Compares three entries a depth of the dense delta with central differences of the loss from there on."""
     net = network()
     params = parameters(net)
     _, _, _, _, deltas = expected(net, params, 1.0)
@@ -206,7 +206,7 @@ def test_delta_against_finite_differences_in_the_stream(x64):
 
 
 def test_taps_and_counterfactual_leave_the_loss_alone(x64):
-    """The tapped forward pass is the untapped one, and so is its gradient."""
+    """Taps change neither the forward pass nor the gradient."""
     net = network()
     params = parameters(net)
     for skip_scale in (1.0, 0.0, 0.5):
@@ -218,7 +218,7 @@ def test_taps_and_counterfactual_leave_the_loss_alone(x64):
 
 @pytest.fixture(scope="module")
 def deep():
-    """A plain network of 60 blocks, neither skip nor norm: (tapped result, untapped gradients) by dtype."""
+    """Returns (tapped result, untapped gradients) by dtype, of 60 blocks without skip and norm."""
     narrow, wide = (network(dtype, layers=60, norm="none", bias=True) for dtype in ("float32", "float64"))
     # Biases keep the activations near 1 while each block shrinks delta by a factor of about 40.
     params = parameters(narrow, scale=0.15)
@@ -233,8 +233,10 @@ def deep():
 
 
 def settled(tag: str) -> bool:
-    """False for q and k: the tokens of a deep plain network have collapsed onto each other, attention's weights are
-    even, and what the softmax passes back to q and k is the difference of equal numbers."""
+    """False for q and k, whose gradients are differences of equal numbers.
+
+    The tokens of a deep network without skip and norm have collapsed, so attention is uniform.
+    """
     return not tag.startswith(("attn_q", "attn_k"))
 
 
@@ -252,7 +254,7 @@ def test_float32_taps_see_what_float32_gradients_cannot(x64, deep):
 
 
 def test_where_tokens_are_alike_q_and_k_are_rounding_and_said_to_be(x64):
-    """Float32's gradients of Q and K leave those of float64 just where act rank says so; V and O never do."""
+    """float32 gradients of Q and K deviate from float64 exactly where act rank predicts it; those of V and O do not."""
     narrow, exact = (network(dtype, layers=24, norm="rms") for dtype in ("float32", "float64"))
     params = parameters(exact, scale=0.3)
     windows = jnp.asarray(WINDOWS)
@@ -288,7 +290,7 @@ def test_float64_taps_give_the_gradients_at_any_depth(x64, deep):
 
 
 def test_microbatches_keep_the_range(deep):
-    """The mean of a batch and its copy is the batch: no norm of 1e-90 becomes 0, no lookup drowns in the head's."""
+    """The mean of a batch and its copy is the batch: norms of 1e-90 stay nonzero, the lookup is not lost."""
     result = deep["float32"][0]
     twice = jitted_flow(mean_of_microbatches(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), result)))
     once = jitted_flow(result)
@@ -299,7 +301,7 @@ def test_microbatches_keep_the_range(deep):
 
 
 def test_a_microbatch_without_gradient_counts_as_zero(deep):
-    """And its exponents, which stopped growing where delta became 0, have no say."""
+    """Its exponents, which stopped growing where delta became 0, are ignored."""
     result = deep["float32"][0]
     nothing = jax.tree.map(jnp.zeros_like, result)
     half = jitted_flow(mean_of_microbatches(jax.tree.map(lambda a, b: jnp.stack([a, b]), nothing, result)))
@@ -329,8 +331,10 @@ def test_microbatches_equal_the_full_batch(x64, tied):
 
 
 def test_weight_dot_grad_vanishes_where_a_norm_takes_the_scale_out(x64):
-    """Without skip, W_v, W_o and the MLP's output matrix are read only through a norm that has no epsilon: the loss
-    does not depend on their scale, so the derivative along the matrix itself is 0 (Euler). With the skip it does."""
+    """Without skip, W_v, W_o and the MLP's output matrix enter only through a norm without epsilon.
+
+    The loss does not depend on their scale, so its derivative along the matrix itself is 0 (Euler); with skip it does.
+    """
     net = network(norm_eps=0.0)
     params = parameters(net)
     free = {"attn_v", "attn_o", "mlp_out"}
@@ -359,7 +363,7 @@ def test_a_gradient_is_scaled_back_in_two_halves():
 
 
 def test_the_rows_of_delta_are_those_of_their_depth(x64):
-    """Zeroing the last block's outputs and the skip cuts the network in two: nothing below sees a gradient."""
+    """Zeroing the last block's outputs and the skip cuts the network in two: no gradient arrives below."""
     net = network()
     params = parameters(net)
     cut = params["blocks"] | {

@@ -1,4 +1,4 @@
-"""A gradient's entries, angles and products, against numpy on whole vectors."""
+"""Products, cosines, zeros and histograms of gradients against numpy on whole vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_cosines_are_those_of_the_whole_vectors(tied, x64):
 
 
 def test_cosines_do_not_mind_the_scale():
-    """Gradients of 1e-60 in float32: powers of two that are kept beside them."""
+    """Gradients of 1e-60 in float32, through separate exponents."""
     net = network("float32")
     params = parameters(net)
     one, two = (result_of(net, params, windows) for windows in WINDOWS)
@@ -79,7 +79,7 @@ def test_zeros_are_counted_a_matrix_and_a_layer(x64):
 
 
 def made(entries, exponent=0.0):
-    """A backward pass of one layer with these gradients."""
+    """Returns a backward pass of one layer with these gradients."""
     net = network("float32", layers=1)
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), net.shapes())
     one = Backward(blank, None, jnp.array([0.0, exponent]), None, None)

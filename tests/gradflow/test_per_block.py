@@ -1,4 +1,4 @@
-"""What is seen inside the blocks, against the whole model, against definitions by hand, and against the taps."""
+"""Measurements inside blocks against the whole model, hand-computed cases and the taps."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ ADDED = ("pre_ln", "sandwich", "rezero", "skipinit", "layerscale", "gpt2_scaled"
 
 @partial(jax.jit, static_argnums=0)
 def both_ways(net, params, numbers):
-    """(logits by the anatomy, logits by apply, the split, delta by the taps)."""
+    """Returns (logits by the anatomy, logits by apply, the split, delta by the taps)."""
     anatomy = net.anatomy(params, TOKENS, numbers=numbers)
     last = jax.tree.map(lambda leaf: leaf[-1], per_block.carries(anatomy))
     _, result, _ = backward(tapped_loss(net, WINDOWS, numbers, None), params, net.config.layers)
@@ -55,7 +55,7 @@ def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
 
 
 def test_the_split_has_no_range(x64):
-    """A plain stack that shrinks delta by a million a block, in float32, against float64."""
+    """A stack without skip and norm that shrinks delta by a million a block: float32 against float64."""
     small = {"layers": 60, "residual": "none", "norm": "none"}
     logs = []
     for dtype in ("float32", "float64"):
@@ -70,7 +70,7 @@ def test_the_split_has_no_range(x64):
 
 
 def scores_of(weights):
-    """Scores whose softmax has these rows."""
+    """Returns scores whose softmax has these rows."""
     weights = np.asarray(weights, np.float32)
     return np.where(weights > 0, np.log(np.maximum(weights, 1e-30)) + 3.0, np.finfo(np.float32).min)[None, None]
 
@@ -98,7 +98,7 @@ def test_a_head_that_looks_at_one_key_has_entropy_0():
 
 @pytest.mark.parametrize("model", [{}, {"kv_heads": 1, "positions": "alibi"}, {"attention_cap": 0.5, "window": 2}])
 def test_attention_is_watched_in_every_layer_and_head(model, x64):
-    """A uniform start, Q = 0, has entropy 1 everywhere but under alibi; a cap bounds the scores."""
+    """With Q = 0 attention is uniform and entropy 1, except under alibi; a cap bounds the scores."""
     net = network(**model)
     params = parameters(net)
 
@@ -159,7 +159,7 @@ def test_one_score_that_is_nan_is_seen_in_its_head():
 
 
 def test_a_branch_that_rounding_swallows_is_not_told():
-    """Beside 1e-7 of delta float32 knows nothing; layerscale starts with 1e-6 beyond 24 blocks."""
+    """float32 cannot resolve a branch of 1e-7 of delta; layerscale starts at 1e-6 beyond 24 blocks."""
     found = []
     for scale in (1e-7, 1e-2):
         net = network("float32", residual={"rule": "layerscale", "scale": scale})

@@ -1,4 +1,4 @@
-"""Loss spikes on made losses: what is one, what is not, and that it does not matter how the steps are cut."""
+"""Loss spikes on synthetic losses, and independence of how the steps are cut into windows."""
 
 import json
 
@@ -11,7 +11,7 @@ STEPS = 400
 
 
 def quiet(seed: int = 0, noise: float = 0.1, steps: int = STEPS) -> np.ndarray:
-    """From 4.6 down to 2.4, as a small character model does."""
+    """Returns losses falling from 4.6 to 2.4, like those of a small character model."""
     drawn = np.random.default_rng(seed).normal(0.0, noise, steps)
     return 2.4 + 2.2 * np.exp(-np.arange(steps) / 40) + drawn
 
@@ -26,7 +26,7 @@ def test_noise_is_no_spike(noise):
 
 
 def test_nor_is_noise_with_heavy_tails():
-    """Student's t of 3 degrees of freedom: one step in a hundred is more than 5.8 away, the farthest more than 8."""
+    """Noise is Student's t with 3 degrees of freedom: one step in a hundred is over 5.8, the largest over 8."""
     drawn = np.random.default_rng(0).standard_t(3, (20, STEPS))
     assert np.abs(drawn).max() > 8
     assert not any(heights(2.4 + 0.1 * row).any() for row in drawn)
@@ -44,7 +44,7 @@ def test_a_spike_lasts_longer_than_a_few_bad_batches(length, seen):
 
 
 def test_limits_on_both_sides():
-    """Without noise the limit is a share of the first loss; with it, of what is usual."""
+    """The limit is a share of the initial loss without noise, and a multiple of the spread with noise."""
     base = np.full(200, 2.0)
     for factor, seen in ((0.9, False), (1.1, True)):
         assert heights(np.append(base, np.full(20, 2.0 + factor * SHARE * 2.0))).any() == seen

@@ -1,4 +1,4 @@
-"""The verdict, on hand-made profiles."""
+"""The verdict on synthetic profiles."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ MATRICES = ("attn_q", "attn_k", "attn_v", "attn_o")
 
 
 def grads(layers: int, qk: float = 0.0, vo: float = 0.0) -> dict[str, np.ndarray]:
-    """log10 norms: `qk` for Q and K, `vo` for V and O, in every layer."""
+    """Returns log10 norms: `qk` for Q and K, `vo` for V and O, in every layer."""
     return {name: np.full(layers, qk if name in ("attn_q", "attn_k") else vo) for name in MATRICES}
 
 
 def line(layers: int, per_layer: float) -> np.ndarray:
-    """log10|delta_l| that changes by `per_layer` a block on its way down to l = 0."""
+    """Returns log10|delta_l| that changes by `per_layer` a block on its way down to l = 0."""
     return per_layer * np.arange(layers, -1, -1.0)
 
 
@@ -62,7 +62,7 @@ def test_an_exact_zero_is_named_with_its_depth():
 
 
 def test_q_and_k_behind_a_shut_gate():
-    """value_skipinit starts at beta = 0: the gradients of Q and K are exactly zero, those of V and O are not."""
+    """value_skipinit starts at beta = 0, where the gradients of Q and K alone are exactly zero."""
     verdict = judge(line(4, 0.0), grads(4, qk=-np.inf))
     assert (verdict.state, verdict.qk_share, verdict.first_bad_layer) == ("dead_qk", 0.0, 3)
     assert "exactly zero" in verdict.why
@@ -79,7 +79,7 @@ def test_what_is_not_finite_explodes():
 
 
 def ranks(layers: int, upper: float, lower: float = 1.0) -> np.ndarray:
-    """act rank [L+1]: `upper` at l > L/2, 0.9 at the embedding's output, `lower` between."""
+    """Returns act rank [L+1]: `upper` at l > L/2, 0.9 at the embedding's output, `lower` between."""
     rank = np.full(layers + 1, lower)
     rank[layers // 2 + 1 :] = upper
     rank[0] = 0.9
@@ -117,7 +117,7 @@ def test_collapse_is_named_last_and_as_the_reason_why_q_and_k_starve():
 
 
 def test_a_gain_at_depth_100_neither_overflows_nor_becomes_zero():
-    """0.9^100 = 2.66e-5, the figure that textbooks quote."""
+    """0.9^100 = 2.66e-5, the textbook figure."""
     said = judge(line(10, np.log10(0.9)), grads(10)).as_json()
     assert said["gain_at_100"] == pytest.approx(2.656e-5, rel=1e-3)
     assert said["log10_gain_at_100"] == pytest.approx(100 * np.log10(0.9))
@@ -168,7 +168,7 @@ def test_a_run_keeps_the_state_it_began_in_unless_it_got_well(first, last, state
     assert f"{last} it is" in verdict.why
 
 
-# Losses: of a run that spikes twice, one that spiked once, and one at the loss of the best unchanging answer.
+# Losses: of a run that spikes twice, one that spiked once, and one at the loss of the best constant prediction.
 TWICE = LossHistory(500, spikes=((100, 0.5), (300, 0.7)))
 ONCE = LossHistory(500, spikes=((100, 0.5),))
 STUCK = LossHistory(500, train=3.25, val=3.24, constant=3.25, update=-4.0)

@@ -1,4 +1,4 @@
-"""The transformer against a second one in plain numpy, and the laws its parts obey."""
+"""The transformer against a second implementation in numpy, and laws of its parts."""
 
 import re
 from functools import partial
@@ -113,7 +113,7 @@ def test_blocks_a_scan_iteration_change_nothing(x64, residual):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about what XLA:CPU fuses")
 def test_an_unrolled_block_does_not_add_up_anew_what_is_above_it():
-    """Else one kernel adds twice as much where there are twice as many blocks."""
+    """Without the barrier a kernel adds twice as many terms for twice as many blocks."""
 
     def most_adds(layers: int) -> int:
         kernels = re.findall(r"^%?fused[^\n]*\{\n(.*?)^\}", compiled_gradient(layers), re.DOTALL | re.MULTILINE)
@@ -124,14 +124,14 @@ def test_an_unrolled_block_does_not_add_up_anew_what_is_above_it():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about what XLA:CPU rearranges")
 def test_the_gradient_of_a_narrowing_kernel_has_the_narrow_one_on_the_left():
-    """Of the MLP's matrices: [64, 256] and [256, 64] both come as [64, 256] out of their product."""
+    """The gradients of the MLP's [64, 256] and [256, 64] matrices are both computed as [64, 256] products."""
     products = re.findall(r"= f32\[(64,256|256,64)\]\S* dot\(", compiled_gradient(2))
     # 64 tokens: the hidden units and their cotangent, and the gradients of two matrices, in each of two blocks.
     assert products == ["64,256"] * 8
 
 
 def compiled_gradient(layers: int) -> str:
-    """The optimized HLO of a training gradient on 64 tokens, width 64, all blocks unrolled."""
+    """Returns the optimized HLO of a training gradient on 64 tokens, width 64, all blocks unrolled."""
     tokens = np.zeros((4, 16), np.int32)
     net = Network(ModelConfig(layers=layers, width=64, heads=2, norm="layer"), V, 16, "float32", layers)
     grad = jax.jit(jax.grad(lambda params, s: jnp.sum(apply(net, params, tokens, s) ** 2)))
@@ -156,7 +156,7 @@ def test_what_is_settled_is_itself_and_so_are_its_derivatives():
 
 
 def attention(config, x, **params):
-    """One attention module with the given [rows, columns] kernels on x [T, D], float64."""
+    """Applies an attention module with the given [rows, columns] kernels to x [T, D], float64."""
     module = Attention(config, Init(jax.random.key(0), "normal", numbers_of(config), jnp.dtype("float64")), 0)
     for name, kernel in params.items():
         getattr(module, name).kernel[...] = jnp.asarray(kernel, jnp.float64)
@@ -164,7 +164,7 @@ def attention(config, x, **params):
 
 
 def test_attention_by_hand(x64):
-    """Two tokens, one head of width 1: q = (1, 2), k = (3, 6), v = (5, 10), and the output's sign is turned."""
+    """Two tokens, one head of width 1: q = (1, 2), k = (3, 6), v = (5, 10), and o negates the output."""
     config = ModelConfig(layers=1, width=1, heads=1)
     kernels = {"q": [[1.0]], "k": [[3.0]], "v": [[5.0]], "o": [[-1.0]]}
     # The first token sees itself alone; the second one's scores are 2*3 and 2*6.
@@ -194,7 +194,7 @@ def test_the_softmax_s_derivative_is_its_jacobian_forwards_and_backwards(x64):
 
 
 def test_saturated_scores_have_no_gradient_not_even_a_rounded_one():
-    """What rounding left of it would grow by these large scores in each of the blocks below."""
+    """A rounding error left there would be multiplied by these large scores in every block below."""
     rng = np.random.default_rng(0)
     x, cotangent = (jnp.asarray(rng.normal(size=(6, D)), jnp.float32) for _ in range(2))
     config = ModelConfig(layers=1, width=D, heads=1)
@@ -321,7 +321,7 @@ def test_dropout_is_off_without_a_key_or_a_rate():
 
 
 def test_each_place_has_its_own_rate():
-    """A rate of its own of 0 keeps a place whole; where only one place drops, its rate alone counts."""
+    """A rate of 0 for one place disables its dropout; with one active place only its rate matters."""
     places = ("embed", "attention", "residual")
     assert [ModelConfig(dropout=0.1, dropout_attention=0.0).dropout_at(place) for place in places] == [
         "dropout",
@@ -437,7 +437,7 @@ def test_standard_deviations():
 
 
 def test_orthogonal_matrices_are_not_factorized_as_a_batch():
-    """A batch waits for the thread pool inside of it; two at once hang a machine of two cores (model/init.py)."""
+    """A batch waits for the thread pool from inside it; two at once deadlock two cores (model/init.py)."""
     net = network(init="orthogonal")
     text = jax.jit(lambda seed: net.init(seed)).lower(np.uint32(0)).as_text()
     calls = [line for line in text.splitlines() if "geqrf" in line and "custom_call" in line]
@@ -482,7 +482,7 @@ KINDS += [("mlp_in", "mlp", "in_"), ("mlp_gate", "mlp", "gate"), ("mlp_out", "ml
 
 
 def test_bfloat16_computes_close_to_float32_and_hands_out_float32():
-    """A bfloat16 has 8 bits, so a rounding is up to 2^-9 = 0.2 % of a value; 3 % of the logits' rms are 15 of them."""
+    """bfloat16 has 8 bits, so rounding errs by up to 2^-9 = 0.2 %; 3 % of the logits' rms allow 15 of these."""
     exact, rounded = network(), network("bfloat16")
     params = parameters(exact)
     a, b = apply(exact, params, TOKENS), apply(rounded, params, TOKENS)
@@ -523,7 +523,7 @@ def test_rank_is_zero_when_all_tokens_are_alike():
 
 
 def test_rms_of_tiny_and_empty_streams():
-    """Squares of 1e-30 are no float32, their rms is; a stream of zeros has rms and rank 0 and not nan."""
+    """The square of 1e-30 underflows in float32, the rms does not; a stream of zeros has rms and rank 0, not nan."""
     net = network(norm="none", positions="none")
     params = parameters(net)
     params["embed"] = params["embed"] * jnp.float32(1e-30)

@@ -1,4 +1,4 @@
-"""Norms as (mantissa, exponent) against numpy in float64, over the whole range of float32 and far beyond."""
+"""Norms as (mantissa, exponent) against numpy in float64, within and far beyond float32's range."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def norm(mantissa, exponent):
 
 
 def exact(x):
-    """The Frobenius norm of the very float32 (or bfloat16) values, in float64."""
+    """Returns the Frobenius norm of the float32 (or bfloat16) values, computed in float64."""
     return np.linalg.norm(np.asarray(x, np.float64))
 
 
@@ -76,7 +76,7 @@ def test_one_small_matrix_among_large_ones_keeps_its_norm():
 
 
 def test_only_denormals_may_be_flushed_to_zero():
-    """XLA flushes denormals (below 2^-126 = 1.18e-38) on most platforms: right or exactly zero, nothing between."""
+    """XLA flushes denormals (below 2^-126 = 1.18e-38) on most platforms: norms are right or exactly zero."""
     for size in (1e-42, 1e-39):
         x = float32(np.full(5, size))
         found = value(frobenius(x))
@@ -107,7 +107,7 @@ def test_what_is_not_finite_stays_visible(bad):
 
 
 def test_bfloat16_is_summed_in_float32():
-    """Its values exactly, not its squares rounded to three digits."""
+    """Values are squared in float32, not rounded to three digits."""
     x = jnp.asarray(RNG.normal(size=1000)).astype(jnp.bfloat16)
     for result in (frobenius(x), norms.frobenius(x)):
         assert result.mantissa.dtype == jnp.float32
@@ -162,7 +162,7 @@ def test_root_sum_square_far_outside_float32():
 
 @pytest.mark.parametrize("exponent", [0.0, 300.0, -3000.0])
 def test_a_zero_has_no_say_in_the_exponent(exponent):
-    """Whatever exponent a zero carries, the other norm stays what it is: not 0, not nan."""
+    """The exponent of a zero has no effect on the other norm, which becomes neither 0 nor nan."""
     for parts in ([norm(0, exponent), norm(0.75, -900)], [norm(0.75, -900), norm(0, exponent)]):
         assert log10(root_sum_square(parts)) == pytest.approx(np.log10(0.75) - 900 * LOG2, abs=1e-6)
     assert log10(root_sum_square([norm(0, exponent), norm(0, 5)])) == -np.inf

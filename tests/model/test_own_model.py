@@ -1,4 +1,4 @@
-"""The tap, the norms and the verdict on a network that is not ours: docs/own_model.md, and the definition of delta."""
+"""Tap, norms and verdict on a foreign network: the example of docs/own_model.md and the definition of delta."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def blocks(depth, scale):
 
 
 def scanned(weights, x, slots):
-    """A stack of tanh layers under scan, the slots as its inputs."""
+    """Returns the loss of a stack of tanh layers under scan, with the slots as scan inputs."""
 
     def body(state, inputs):
         (x, exponent), (weight, slot) = state, inputs

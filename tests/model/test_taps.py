@@ -1,4 +1,4 @@
-"""The tap: the identity forwards; backwards the norm of what passes, in unlimited range."""
+"""Taps: the identity forwards; norms of the cotangent, in unlimited range, backwards."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def empty(*shape, dtype=jnp.float32):
 
 
 def linear(weights, slot):
-    """Gradients (of x, of the exponent, of the slot) of <weights, tap(x)>: the cotangent is `weights` itself."""
+    """Returns the gradients of x, exponent and slot of <weights, tap(x)>, whose cotangent is `weights`."""
 
     def loss(x, exponent, slot):
         return jnp.sum(weights * tap(x, exponent, slot)[0])
@@ -28,7 +28,7 @@ def linear(weights, slot):
 
 
 def chain(weights, slopes, slots):
-    """<weights, x> after len(slopes) times a tap and a multiplication, as a scan; gradients of x and of the slots."""
+    """Returns the gradients of x and slots of <weights, x> after len(slopes) taps and multiplications, as a scan."""
 
     def loss(x, slots):
         def body(state, inputs):
@@ -85,7 +85,7 @@ def test_exponents_add_up_from_tap_to_tap():
 
 
 def test_closed_over_the_rows_add_up():
-    """Why a slot must be an input of the scan: what a row a depth would otherwise become."""
+    """Slots that are closed over instead of scanned over add up across depths."""
 
     def loss(slot):
         def body(state, factor):

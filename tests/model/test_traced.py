@@ -1,4 +1,4 @@
-"""Which numbers are a program's inputs, told by their mark alone."""
+"""Traced fields as inputs of programs, by their mark alone."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Every choice of the config, from YAML: each variant trains for a few steps with another value of everything."""
+"""Every choice of the config, from YAML: each variant trains a few steps with another value of every key."""
 
 import itertools
 import json
@@ -11,7 +11,8 @@ from data.config import DataConfig
 from model.config import ModelConfig, ResidualConfig
 from model.residual import RULES
 from train.cli import main
-from train.config.schema import OptimizerConfig, OptimizerRule, TaskConfig
+from train.config.optimizers import OPTIMIZERS
+from train.config.schema import OptimizerConfig, TaskConfig
 
 CYCLES: dict[str, list[dict[str, Any]]] = {
     "rule": [{"model.residual": rule} for rule in RULES]
@@ -62,7 +63,7 @@ CYCLES: dict[str, list[dict[str, Any]]] = {
         {"data.tokenizer": "bpe", "data.vocab_size": 260},
     ],
     "task": [{"task.label_smoothing": 0.1}, {"task.z_loss": 1e-4}, {}],
-    "optimizer": [{"optimizer.name": name} for name in get_args(OptimizerRule)],
+    "optimizer": [{"optimizer.name": name} for name in OPTIMIZERS],
     "schedule": [
         {"optimizer.schedule": s} for s in ("constant", "linear", "cosine", "wsd", "rsqrt", "step", "one_cycle")
     ],
@@ -79,7 +80,7 @@ NOT_FOR_REGRESSION = ("task.label_smoothing", "task.z_loss")
 
 
 def table() -> dict[str, dict[str, Any]]:
-    """Variants by name: as many as the longest cycle, the shorter ones repeated."""
+    """Returns variants by name: as many as the longest cycle, the shorter ones repeated."""
     cycles = [itertools.cycle(choices) for choices in CYCLES.values()]
     variants = {}
     for _ in range(max(map(len, CYCLES.values()))):
@@ -96,11 +97,11 @@ def table() -> dict[str, dict[str, Any]]:
 
 
 def literals(annotation: Any) -> set[Any]:
-    """The words that a field may hold."""
-    found = set()
+    """Returns the words that a field may hold."""
+    words = set()
     for part in get_args(annotation):
-        found |= {part} if isinstance(part, str) else literals(part)
-    return found
+        words |= {part} if isinstance(part, str) else literals(part)
+    return words
 
 
 def test_the_table_has_every_word_that_a_key_may_be():

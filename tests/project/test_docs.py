@@ -1,18 +1,22 @@
-"""The docs say what the code does."""
+"""The docs against the code."""
 
+import argparse
+import importlib
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import yaml
 
+from train.config.load import load
 from train.core.evaluate import Scores
 from train.run.metrics import evaluation_row
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _module(path: Path):
@@ -35,18 +39,59 @@ def test_every_key_has_a_meaning():
 
 
 def test_links_of_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_readmes_config_is_valid():
-    from train.config.load import from_mapping
+def test_yaml_of_the_docs_is_valid(tmp_path):
+    """Each block is a config, or a part of one."""
+    counted = 0
+    for page in PAGES:
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            path = tmp_path / "block.yaml"
+            path.write_text(block if "name:" in block else f"name: block\n{block}", encoding="utf-8")
+            assert load(path).variants, page.name
+            counted += 1
+    assert counted >= 5
 
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert [
-        v.name for v in from_mapping(yaml.safe_load(block.replace("1e-3", "0.001").replace("1e-4", "0.0001"))).variants
-    ]
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(file, arguments) of each `deltaflow` command line in the pages' blocks and in the configs' headers."""
+    lines = []
+    for page in PAGES:
+        for block in re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+            lines += [(page.name, line) for line in block.splitlines()]
+    for config in sorted((ROOT / "configs").glob("*.yaml")):
+        comments = [line[1:].strip() for line in config.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+        lines += [(config.name, line.rpartition("&& ")[2]) for line in comments]
+    return [(name, shlex.split(line, comments=True)[1:]) for name, line in lines if line.startswith("deltaflow ")]
+
+
+def test_commands_of_the_docs_are_accepted(monkeypatch):
+    """The options exist, and shipped configs take the overrides."""
+    monkeypatch.chdir(ROOT)
+    assert len(commands()) >= 30
+    for page, (name, *arguments) in commands():
+        module = importlib.import_module(f"train.commands.{name}")
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        module.arguments(parser)
+        try:
+            parsed, rest = parser.parse_known_args(arguments)  # positional overrides after an option are left over
+        except (argparse.ArgumentError, SystemExit) as error:
+            raise AssertionError(f"{page}: deltaflow {name} {' '.join(arguments)}") from error
+        overrides = [*getattr(parsed, "overrides", []), *rest]
+        assert all("=" in word and word[0] != "-" for word in overrides), page
+        if (getattr(parsed, "config", None) or "").startswith("configs/"):
+            assert load(parsed.config, overrides).variants, page
+
+
+def test_the_layout_names_every_room():
+    layout = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    rooms = {path.parent.name for path in (ROOT / "train").glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/", layout, re.M)) == rooms
+    top = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."} - {"runs", "build", "dist"}
+    assert set(re.findall(r"^(\w+)/", layout, re.M)) == {name for name in top if any((ROOT / name).rglob("*.*"))}
 
 
 def test_every_config_names_its_command_and_itself():
@@ -60,8 +105,7 @@ def test_every_config_names_its_command_and_itself():
 
 def test_the_tensorboard_command_keeps_the_custom_scalars():
     """`scalars=0` means all to the Scalars page and none at all to Custom Scalars, whose charts then stay empty."""
-    said = [ROOT / "scripts" / "colab_tpu.ipynb", ROOT / "train" / "commands" / "tensorboard.py"]
-    for path in said:
+    for path in (ROOT / "scripts" / "colab_tpu.ipynb", ROOT / "train" / "commands" / "tensorboard.py"):
         assert re.findall(r"scalars=(\d+)", path.read_text(encoding="utf-8")) == ["100000"], path.name
 
 

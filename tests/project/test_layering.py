@@ -1,4 +1,4 @@
-"""Imports go one way (docs of the layout: README.md); each test is one law over all modules."""
+"""Directions of imports (README.md, Layout); each test is one law over all modules."""
 
 import ast
 import sys
@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("model", "data", "train")
 # A room of train may import itself and rooms of smaller numbers.
-LEVEL = {"errors": 0, "text": 0, "disk": 1, "config": 2, "gradflow": 3, "core": 4, "device": 5, "log": 5, "store": 5}
-LEVEL |= {"report": 7, "chain": 7, "run": 8, "commands": 9, "cli": 10, "__main__": 11}
+LEVEL = {"errors": 0, "text": 0, "disk": 1, "config": 2, "gradflow": 3, "core": 4, "instruments": 5}
+LEVEL |= {"device": 6, "log": 6, "store": 6, "report": 7, "chain": 7, "run": 8, "commands": 9, "cli": 10}
+LEVEL["__main__"] = 11
 
 
 def name_of(path: Path) -> str:
@@ -22,39 +23,39 @@ MODULES = {name_of(path): path for package in PACKAGES for path in sorted((ROOT 
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """Absolute names of all modules that the source imports, also within functions; with the packages around them."""
-    found = set()
+    """Returns the absolute names of all modules that the source imports, in functions too, and of their packages."""
+    names = set()
     inside = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = inside.split(".")[: len(inside.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found.add(base)
-            found |= {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys()
-    parents = {name.rpartition(".")[0] for name in found if "." in name}
-    return frozenset(found | (parents & MODULES.keys()))
+            names.add(base)
+            names |= {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys()
+    parents = {name.rpartition(".")[0] for name in names if "." in name}
+    return frozenset(names | (parents & MODULES.keys()))
 
 
 def reached(module: str) -> set[str]:
-    """All that importing a module may import, third parties by their name alone."""
-    seen, todo = set(), [module]
+    """Returns all that importing a module may import, third parties by name alone."""
+    visited, todo = set(), [module]
     while todo:
         name = todo.pop()
-        if name not in seen:
-            seen.add(name)
+        if name not in visited:
+            visited.add(name)
             todo += imported(name) if name in MODULES else ()
-    return seen
+    return visited
 
 
 def ours(module: str) -> set[str]:
-    """The packages of this repository that a module imports."""
+    """Returns the packages of this repository that a module imports."""
     return {name.partition(".")[0] for name in imported(module)} & set(PACKAGES)
 
 
 def foreign(module: str) -> set[str]:
-    """Top-level packages that are neither Python's nor ours."""
+    """Returns the top-level packages that are neither Python's nor ours."""
     return {name.partition(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - set(PACKAGES)
 
 
@@ -62,8 +63,8 @@ def of(*packages: str) -> list[str]:
     return [name for name in MODULES for package in packages if name == package or name.startswith(f"{package}.")]
 
 
-def test_the_walk_sees_what_is_there():
-    """Or everything below would hold of nothing."""
+def test_the_walk_covers_the_packages():
+    """Otherwise the laws below would be empty."""
     assert len(of("model")) >= 10 and len(of("data")) >= 5 and len(of("train")) >= 30
     assert "train.config.schema" in imported("train.config.load")
     assert "tensorboardX.record_writer" in imported("train.log.append")  # within a function
@@ -111,7 +112,7 @@ def test_a_config_is_checked_and_a_run_is_read_without_jax():
 def test_the_core_does_no_io():
     for module in of("train.core", "train.gradflow"):
         assert not imported(module) & {"os", "pathlib", "tensorboardX", "rich", "logging", "shutil"}, module
-        assert not imported(module) & {"sys", "importlib"}, module  # what users write is handed in
+        assert not imported(module) & {"sys", "importlib"}, module  # user code is passed in
 
 
 def test_nothing_imports_scripts_or_tests():

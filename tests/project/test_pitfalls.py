@@ -1,7 +1,6 @@
-"""What a tool that measures gradients can get wrong without anybody noticing, each at the level of a whole step.
+"""Silent errors of tools that measure gradients, each at the level of a whole step.
 
-docs/pitfalls.md lists all of them with the tests that hold them; those that one module alone can fall into are tested
-beside that module.
+docs/pitfalls.md lists all of them with their tests; those of one module are tested beside it.
 """
 
 import math
@@ -18,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from model.network import Network
 from networks import B, T, V, network, parameters
+from train.config.instruments import INSTRUMENTS
 from train.config.schema import OptimizerConfig
 from train.core.batch import batch_of
-from train.core.instruments import INSTRUMENTS, read
 from train.core.loss import tapped_loss
 from train.core.optimizer import transformation
 from train.core.state import hparams_of, initial_state
@@ -28,6 +27,7 @@ from train.core.step import train_step
 from train.core.tags import watched_scalars
 from train.gradflow.delta import backward, flow
 from train.gradflow.norms import log10, value
+from train.instruments.snapshot import read
 
 ROOT = Path(__file__).parents[2]
 WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
@@ -74,8 +74,8 @@ def test_a_final_norm_hides_the_scale_of_delta(x64):
 def test_delta_never_stands_alone(tiny):
     """Every depth that has delta has the stream's rms and their product beside it."""
     step, state, _, windows = step_of(tiny().variants[0].config, "float32")
-    seen = jax.device_get(step(state, windows)[2])
-    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], seen), "float32")
+    stats = jax.device_get(step(state, windows)[2])
+    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], stats), "float32")
     depths = [tag.rsplit("/", 1)[1] for tag in tags if tag.startswith("delta/norm_log10/")]
     assert len(depths) == 3
     for depth in depths:
@@ -125,9 +125,9 @@ def test_starved_matrices_move_as_much_as_the_others_under_adam(x64, tiny):
     are alike."""
     keys = {"model.layers": 10, "model.residual": "none", "optimizer.eps": 1e-30, "watch.counterfactual": False}
     step, state, _, windows = step_of(tiny(keys | {"model.init": "xavier"}).variants[0].config)
-    seen = step(state, windows)[2]
-    starved = log10(seen.flow.grad["attn_q"]) - log10(seen.flow.grad["attn_v"])
-    moved = {name: log10(seen.update[name]) - log10(seen.weight[name]) for name in ("attn_q", "attn_v")}
+    stats = step(state, windows)[2]
+    starved = log10(stats.flow.grad["attn_q"]) - log10(stats.flow.grad["attn_v"])
+    moved = {name: log10(stats.update[name]) - log10(stats.weight[name]) for name in ("attn_q", "attn_v")}
     assert starved[-1] < -3
     assert np.abs(moved["attn_q"] - moved["attn_v"]).max() < 0.1
 
@@ -137,9 +137,9 @@ def test_no_query_of_attnres_has_one_source_alone(x64, residual):
     """With nothing to choose from a query has a gradient of exactly zero, at any weights: the first sublayer reads the
     embedding itself, and every query that there is learns."""
     net = network(residual=residual)
-    found = measured(net, parameters(net))[1]
+    result = measured(net, parameters(net))[1]
     for name in ("residual_query_1", "residual_query_2"):
-        assert np.isfinite(log10(found.grad[name])).all()
+        assert np.isfinite(log10(result.grad[name])).all()
 
 
 @pytest.mark.slow
@@ -152,9 +152,9 @@ def test_devices_are_reduced_over_before_a_norm_is_taken(x64, tiny):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     spread = jax.device_put(windows, NamedSharding(mesh, P("data")))
     everywhere = jax.device_put(state, NamedSharding(mesh, P()))
-    _, metrics, found = step(everywhere, spread)
+    _, metrics, sharded = step(everywhere, spread)
     assert float(metrics.loss) == pytest.approx(float(alone.loss), rel=1e-12)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(sharded), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-9)
     halves = [step(state, windows[part : part + 2])[2].flow for part in range(0, 8, 2)]
     mean_of_norms = np.mean([value(half.grad["layer"]) for half in halves], axis=0)
@@ -162,7 +162,7 @@ def test_devices_are_reduced_over_before_a_norm_is_taken(x64, tiny):
 
 
 def precisions(jaxpr):
-    """What each matmul of a program asks for, also of those inside loops."""
+    """Yields the precision of each matmul of a program, loops included."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation.params["precision"]

@@ -17,14 +17,12 @@ from train.report.charts import (
     Guide,
     Panel,
     canvas,
-    delta_by_depth,
     heat,
     heatmap,
     heatmaps,
+    line_chart,
     line_charts,
     loss_along,
-    loss_curves,
-    predicted_and_measured,
     save,
     to_rgb,
     to_svg,
@@ -40,7 +38,22 @@ def slope(layers, per_layer, end=-2.0):
 
 def variants(count, layers):
     names = [f"variant_{i},optimizer.lr=1e-{i},seed={i}" for i in range(count)]
-    return {name: (name, slope(layers, -0.3 * i)) for i, name in enumerate(names)}
+    return {name: slope(layers, -0.3 * i) for i, name in enumerate(names)}
+
+
+def by_depth(series, title="t"):
+    curves = [Curve(label, np.arange(len(y)), y, None, i) for i, (label, y) in enumerate(series.items())]
+    return line_chart(curves, title, "depth l  (0: the embedding's output)", "norm of the gradient", powers=True)
+
+
+def losses(series, steps=STEPS):
+    curves = [Curve(label, steps, y, None, i) for i, (label, y) in enumerate(series.items())]
+    return line_chart(curves, "Loss", "training step", "loss (nats per token)")
+
+
+def predicted(series, title="t"):
+    curves = [Curve(label, np.arange(len(m)), m, None, i, p) for i, (label, (p, m)) in enumerate(series.items())]
+    return line_chart(curves, title, "x", "y")
 
 
 def grid(layers, steps=STEPS):
@@ -48,28 +61,26 @@ def grid(layers, steps=STEPS):
 
 
 PICTURES = {
-    "delta": lambda: delta_by_depth(
-        {"a": ("with", slope(8, 0.01)), "b": ("none", slope(8, -1))}, "t", {"a": slope(8, -0.5)}
-    ),
-    "delta: 1 layer": lambda: delta_by_depth({"a": ("a", slope(1, 1))}, "t"),
-    "delta: 100 layers, 12 variants": lambda: delta_by_depth(variants(12, 100), "t", {"x": NAN}),
-    "delta: 40 variants": lambda: delta_by_depth(variants(40, 8), "t"),
-    "delta: NaN": lambda: delta_by_depth({"a": ("a", NAN)}, "t"),
-    "delta: nothing": lambda: delta_by_depth({}, "t"),
-    "delta: odd names": lambda: delta_by_depth({"a": ("_$x_{", slope(3, 1)), "b": ("中\n文" * 40, NAN)}, "$ {" * 100),
+    "delta": lambda: by_depth({"with": slope(8, 0.01), "none": slope(8, -1)}),
+    "delta: 1 layer": lambda: by_depth({"a": slope(1, 1)}),
+    "delta: 100 layers, 12 variants": lambda: by_depth(variants(12, 100)),
+    "delta: 40 variants": lambda: by_depth(variants(40, 8)),
+    "delta: NaN": lambda: by_depth({"a": NAN}),
+    "delta: nothing": lambda: by_depth({}),
+    "delta: odd names": lambda: by_depth({"_$x_{": slope(3, 1), "中\n文" * 40: NAN}, "$ {" * 100),
     "heatmap": lambda: heatmap(STEPS, grid(8), "t", DELTA_UNIT),
     "heatmap: 1 layer, 1 step": lambda: heatmap(STEPS[:1], grid(1, STEPS[:1]), "t", DELTA_UNIT, -1, 3),
     "heatmap: 100 layers": lambda: heatmap(np.arange(5000), grid(100, np.arange(5000)), "t " * 200, DELTA_UNIT),
     "heatmap: NaN": lambda: heatmap(STEPS, np.nan * grid(8), "t", DELTA_UNIT),
     "heatmap: no step": lambda: heatmap(STEPS[:0], grid(8)[:0], "t", DELTA_UNIT),
-    "loss": lambda: loss_curves({"a": ("a", STEPS, STEPS + 1.0), "b": ("b", STEPS, STEPS * np.nan)}),
-    "loss: 1 step": lambda: loss_curves({"a": ("a", STEPS[:1], np.ones(1))}),
-    "loss: nothing": lambda: loss_curves({}),
-    "predicted": lambda: predicted_and_measured({"a": (0.9**STEPS, 0.9**STEPS)}, "t", "x", "y"),
-    "predicted: 4 curves": lambda: predicted_and_measured(
-        {f"η = {i} · 2/λ": (np.arange(200.0) ** i, np.arange(200.0) ** i) for i in range(4)}, "t " * 60, "x", "y"
+    "loss": lambda: losses({"a": STEPS + 1.0, "b": STEPS * np.nan}),
+    "loss: 1 step": lambda: losses({"a": np.ones(1)}, STEPS[:1]),
+    "loss: nothing": lambda: losses({}),
+    "loss: 12 variants": lambda: losses({name: np.exp(y[:10]) for name, y in variants(12, 9).items()}),
+    "predicted": lambda: predicted({"a": (0.9**STEPS, 0.9**STEPS)}),
+    "predicted: 4 curves": lambda: predicted(
+        {f"η = {i} · 2/λ": (np.arange(200.0) ** i, np.arange(200.0) ** i) for i in range(4)}, "t " * 60
     ),
-    "loss: 12 variants": lambda: loss_curves({k: (k, STEPS, np.exp(v[:10])) for k, (_, v) in variants(12, 9).items()}),
 }
 
 
@@ -141,39 +152,48 @@ def legend_of(figure):
     return [text.get_text() for text in axes_of(figure).get_legend().get_texts()]
 
 
-def test_delta_draws_the_values_and_orders_the_legend_by_the_embedding():
-    low, high = slope(4, -1.0), slope(4, 0.1)
-    figure = delta_by_depth({"b": ("without", low), "a": ("with", high)}, "title", {"b": low - 1})
+def test_a_chart_draws_the_values_in_the_order_given():
+    figure = by_depth({"with": slope(4, 0.1), "without": slope(4, -1.0)})
     lines = axes_of(figure).get_lines()
-    assert legend_of(figure) == ["with", "without", "dashed: same weights,\nskips removed"]
+    assert legend_of(figure) == ["with", "without"]
     np.testing.assert_array_equal(lines[0].get_xdata(), [0, 1, 2, 3, 4])
     np.testing.assert_allclose(lines[0].get_ydata(), [-1.6, -1.7, -1.8, -1.9, -2.0])
     np.testing.assert_allclose(lines[1].get_ydata(), [-6, -5, -4, -3, -2])
-    np.testing.assert_allclose(lines[2].get_ydata(), [-7, -6, -5, -4, -3])
-    assert lines[2].get_color() == lines[1].get_color() != lines[0].get_color()
-    assert lines[1].get_linestyle() == "-" and lines[2].get_linestyle() == "--"
+    assert [(line.get_color(), line.get_marker()) for line in lines] == [("#0072B2", "o"), ("#D55E00", "s")]
     assert "10^{-5}" in axes_of(figure).yaxis.get_major_formatter()(-5.0, None)
 
 
-def test_a_variant_keeps_its_colour_whatever_its_values():
-    def colours(a, b):
-        lines = axes_of(delta_by_depth({"a": ("a", a), "b": ("b", b)}, "t")).get_lines()
-        return {line.get_label(): (line.get_color(), line.get_marker()) for line in lines}
+def test_predictions_are_lines_and_measurements_markers():
+    axes = axes_of(predicted({"a": (0.5 ** np.arange(50.0), 0.5 ** np.arange(50.0) * 1.5)}))
+    line, markers = axes.lines[:2]
+    assert line.get_linestyle() == "-" and line.get_marker() == "None"
+    assert markers.get_linestyle() == "None" and markers.get_marker() == "o"
+    np.testing.assert_array_equal(line.get_ydata(), 0.5 ** np.arange(50.0))
+    np.testing.assert_array_equal(markers.get_ydata(), 0.5 ** np.arange(50.0) * 1.5)
+    assert axes.get_yscale() == "log"
 
-    assert colours(slope(3, 1), slope(3, 2)) == colours(slope(3, 2), slope(3, 1))
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [(np.logspace(0, -3, 10), "log"), (np.linspace(4, 2, 10), "linear"), (np.logspace(2, 0, 10) - 1, "linear")],
+    ids=str,
+)
+def test_an_axis_is_logarithmic_when_values_span_decades(values, scale):
+    curve = Curve("a", STEPS, values)
+    for figure in (line_chart([curve], "t", "x", "loss"), line_charts([Panel("t", [curve])], "x", "loss")):
+        axes = axes_of(figure)
+        assert axes.get_yscale() == scale and ("logarithmic" in axes.get_ylabel()) == (scale == "log")
 
 
 def test_a_flat_line_looks_flat():
-    bottom, top = axes_of(delta_by_depth({"a": ("a", np.array([-2.0, -2.01]))}, "t")).get_ylim()
+    bottom, top = axes_of(by_depth({"a": np.array([-2.0, -2.01])})).get_ylim()
     assert top - bottom == pytest.approx(2.0)
 
 
 def test_values_that_are_not_finite_are_gaps_and_named():
-    figure = delta_by_depth({"a": ("a", np.array([-np.inf, -1.0])), "b": ("b", NAN)}, "t")
+    figure = by_depth({"a": np.array([-np.inf, -1.0]), "b": NAN})
     np.testing.assert_array_equal(axes_of(figure).get_lines()[0].get_ydata(), [np.nan, -1.0])
     assert legend_of(figure) == ["a", "b\n(no finite values)"]
-    figure = loss_curves({"a": ("a", STEPS, np.where(STEPS < 40, 2.0, np.nan))})
-    assert legend_of(figure) == ["a\n(not finite at step 40)"]
 
 
 def test_heatmap_puts_the_embedding_at_the_top_and_steps_where_they_are():
@@ -220,13 +240,6 @@ def test_limits(values, low, high, limits):
     assert canvas.limits(np.array(values), low, high) == limits
 
 
-def test_loss_is_logarithmic_when_it_spans_decades():
-    assert axes_of(loss_curves({"a": ("a", STEPS, np.linspace(4, 1, 10))})).get_yscale() == "linear"
-    figure = loss_curves({"a": ("a", STEPS, np.logspace(0, 3, 10))})
-    assert axes_of(figure).get_yscale() == "log" and "logarithmic" in axes_of(figure).get_ylabel()
-    np.testing.assert_array_equal(axes_of(figure).get_lines()[0].get_xdata(), STEPS)
-
-
 def test_long_labels_are_folded_at_a_comma():
     assert canvas.folded("with") == ["with"]
     assert canvas.folded("without_skip_and_norm,optimizer.lr=0.001") == [
@@ -253,7 +266,7 @@ def test_matplotlib_is_imported_late_and_pyplot_never():
     program = (
         "import sys, numpy as np\nfrom train.report.charts import *\n"
         "assert not any(name in sys.modules for name in ('matplotlib', 'jax'))\n"
-        "to_svg(delta_by_depth({'a': ('a', np.arange(3.0))}, 't'))\n"
+        "to_svg(line_chart([Curve('a', np.arange(3), np.arange(3.0))], 't', 'x', 'y'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -288,13 +301,6 @@ def test_a_guide_leaves_the_picture_unless_it_is_to_be_inside():
         assert (bottom < -50) == inside
 
 
-def test_losses_that_fall_to_nothing_are_on_a_logarithmic_axis():
-    curve = Curve("a", STEPS, np.logspace(0, -3, 10), None, 0)
-    assert axes_of(line_charts([Panel("t", [curve])], "x", "loss")).get_yscale() == "log"
-    flat = Curve("a", STEPS, np.linspace(4, 2, 10), None, 0)
-    assert axes_of(line_charts([Panel("t", [flat])], "x", "loss")).get_yscale() == "linear"
-
-
 def test_heatmaps_are_on_one_scale_with_one_bar():
     figure = heatmaps([Field("a", STEPS, grid(8)), Field("b", STEPS, grid(8) - 30)], "u", -8.0, 1.0)
     meshes = [axes.collections[0] for axes in figure.axes[:2]]
@@ -305,15 +311,4 @@ def test_heatmaps_are_on_one_scale_with_one_bar():
 
 def test_one_step_is_one_cell_and_no_name_is_left_out_of_the_legend():
     np.testing.assert_array_equal(heat._edges(np.array([7])), [6.5, 7.5])
-    assert [text.strip() for text in legend_of(delta_by_depth({"_x": ("_x", slope(2, 1))}, "t"))] == ["_x"]
-
-
-def test_predictions_are_lines_and_measurements_markers():
-    predicted, measured = 0.5 ** np.arange(50.0), 0.5 ** np.arange(50.0) * 1.5
-    axes = axes_of(predicted_and_measured({"a": (predicted, measured)}, "t", "x", "y"))
-    line, markers = axes.lines[:2]
-    assert line.get_linestyle() == "-" and line.get_marker() == "None"
-    assert markers.get_linestyle() == "None" and markers.get_marker() == "o"
-    np.testing.assert_array_equal(line.get_ydata(), predicted)
-    np.testing.assert_array_equal(markers.get_ydata(), measured)
-    assert axes.get_yscale() == "log"
+    assert [text.strip() for text in legend_of(by_depth({"_x": slope(2, 1)}))] == ["_x"]

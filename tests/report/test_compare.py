@@ -10,13 +10,21 @@ import pytest
 from pages import Reader
 from runs import write_run
 from train.cli import main
-from train.report.compare import as_html, as_markdown, compare
-from train.report.final import ABOVE, final_table, gain, log10_ratio, verdict_table
-from train.report.gather import gather, names_of
-from train.report.groups import Group, depths_over_seeds, differences, grouped, over_seeds
-from train.report.interval import estimate, quantile
-from train.report.pictures import MAX_GROUPS, gain_product, picked, pictures
+from train.report.figures import MAX_GROUPS, figures, gain_product, picked
+from train.report.groups import (
+    Group,
+    depths_over_seeds,
+    differences,
+    estimate,
+    gather,
+    grouped,
+    names_of,
+    over_seeds,
+    quantile,
+)
+from train.report.page import as_html, as_markdown, compare
 from train.report.read import depth_series, read_run
+from train.report.tables import ABOVE, final_table, gain, log10_ratio, verdict_table
 
 # Intervals
 
@@ -59,41 +67,26 @@ def groups_of(*folders):
     return compare(folders).groups
 
 
-def test_runs_that_differ_in_seed_only_are_a_group(sweep):
-    groups = groups_of(sweep)
-    assert [(group.name, [run.name for run in group.runs]) for group in groups] == [
-        ("with", ["with,seed=0", "with,seed=1", "with,seed=2"]),
-        ("without", ["without,seed=0", "without,seed=1", "without,seed=2"]),
-    ]
+RUNS: dict[str, tuple[list[tuple], dict[str, int]]] = {  # (folder, name, seed, config) of runs; groups and their sizes
+    "another seed": ([("a", "x,seed=0", 0, {}), ("a", "x,seed=1", 1, {}), ("a", "x,seed=2", 2, {})], {"x": 3}),
+    "another label": ([("a", "x,seed=0", 0, {}), ("b", "x,seed=1", 1, {})], {"a/x,seed=0 and 1 more": 2}),
+    "another key": ([("a", "x", 0, {}), ("a", "y", 1, {"width": 8})], {"x": 1, "y": 1}),
+    "the same seed twice": ([("a", "x", 0, {}), ("b", "x", 0, {})], {"a/x": 1, "b/x": 1}),
+    "a key of another version": ([("a", "x,seed=0", 0, {}), ("a", "x,seed=1", 1, {"window": "null"})], {"x": 2}),
+    "two groups of one name": (
+        [("a", "x", 5, {"width": 4}), ("a", "x,seed=0", 0, {"width": 8}), ("a", "x,seed=1", 1, {"width": 8})],
+        {"x": 1, "x,seed=0": 2},
+    ),
+}
 
 
-def test_labels_do_not_part_runs_and_any_other_key_does(tmp_path):
-    write_run(tmp_path / "a", "x,seed=0", 0)
-    write_run(tmp_path / "b", "x,seed=1", 1)
-    assert [group.name for group in groups_of(tmp_path / "a", tmp_path / "b")] == ["a/x,seed=0 and 1 more"]
-    write_run(tmp_path / "b", "y", 2, width=8)
-    assert [len(group.runs) for group in groups_of(tmp_path / "a", tmp_path / "b")] == [2, 1]
-
-
-def test_the_same_seed_twice_is_no_second_sample(tmp_path):
-    write_run(tmp_path / "a", "x", 0)
-    write_run(tmp_path / "b", "x", 0)
-    assert [(group.name, len(group.runs)) for group in groups_of(tmp_path / "a", tmp_path / "b")] == [
-        ("a/x", 1),
-        ("b/x", 1),
-    ]
-
-
-def test_runs_of_two_versions_are_a_group(tmp_path):
-    write_run(tmp_path / "a", "x,seed=0", 0)
-    write_run(tmp_path / "a", "x,seed=1", 1, window="null")
-    assert [len(group.runs) for group in groups_of(tmp_path / "a")] == [2]
-
-
-def test_two_groups_never_share_a_name(tmp_path):
-    for name, seed, width in (("x", 5, 4), ("x,seed=0", 0, 8), ("x,seed=1", 1, 8)):
-        write_run(tmp_path / "a", name, seed, width=width)
-    assert [group.name for group in groups_of(tmp_path / "a")] == ["x", "x,seed=0"]
+@pytest.mark.parametrize("case", RUNS)
+def test_runs_that_differ_in_seed_only_are_a_group(case, tmp_path):
+    runs, groups = RUNS[case]
+    for folder, name, seed, config in runs:
+        write_run(tmp_path / folder, name, seed, **config)
+    folders = dict.fromkeys(tmp_path / folder for folder, *_ in runs)
+    assert {group.name: len(group.runs) for group in groups_of(*folders)} == groups
 
 
 def test_only_what_differs_is_listed(sweep):
@@ -101,28 +94,24 @@ def test_only_what_differs_is_listed(sweep):
     assert differences(groups_of(*(sweep / f"with,seed={seed}" for seed in range(3))))[1] == []
 
 
-def test_with_many_runs_each_has_a_row(tmp_path):
-    for width in range(8):
-        write_run(tmp_path / "a", f"w{width}", width=2**width)
+@pytest.mark.parametrize(
+    ("configs", "table"),
+    [
+        ([{"width": 2**n} for n in range(8)], [["run", "model.width"], *([f"r{n}", str(2**n)] for n in range(8))]),
+        (
+            [{"gains": "{}"}, {"gains": "{q: 2.0, k: 1e-3}"}],
+            [["key", "r0", "r1"], ["model.gains.q", "-", "2.0"], ["model.gains.k", "-", "0.001"]],
+        ),
+        ([{}, {"window": "null"}], [["key", "r0", "r1"]]),
+        ([{}, {"window": "null"}, {"window": 4}], [["key", "r0", "r1", "r2"], ["model.window", "-", "null", "4"]]),
+    ],
+    ids=["a row for each of many", "key by key of a mapping", "a missing key is null", "a missing key is shown"],
+)
+def test_a_table_of_differences(configs, table, tmp_path):
+    for index, config in enumerate(configs):
+        write_run(tmp_path / "a", f"r{index}", **config)
     columns, rows = differences(groups_of(tmp_path / "a"))
-    assert columns == ["run", "model.width"] and rows[3] == ["w3", "8"]
-
-
-def test_keys_of_a_mapping_are_compared_one_by_one(tmp_path):
-    write_run(tmp_path / "a", "x", gains="{}")
-    write_run(tmp_path / "a", "y", gains="{q: 2.0, k: 1e-3}")
-    assert differences(groups_of(tmp_path / "a"))[1] == [["model.gains.q", "-", "2.0"], ["model.gains.k", "-", "0.001"]]
-
-
-def test_an_unknown_key_is_as_good_as_null(tmp_path):
-    write_run(tmp_path / "a", "old", seed=0)
-    write_run(tmp_path / "a", "new", seed=0, window="null")
-    write_run(tmp_path / "a", "other", window=4)
-    assert differences(groups_of(tmp_path / "a" / "old", tmp_path / "a" / "new"))[1] == []
-    assert differences(groups_of(tmp_path / "a")) == (
-        ["key", "new", "old", "other"],
-        [["model.window", "null", "-", "4"]],
-    )
+    assert [columns, *rows] == table
 
 
 # Figures
@@ -240,7 +229,7 @@ def test_curves_are_at_the_steps_that_all_seeds_have(sweep):
 
 
 def of(groups) -> dict[str, Any]:
-    return {picture.key: picture for picture in pictures(groups)}
+    return {figure.key: figure for figure in figures(groups)}
 
 
 def test_every_heatmap_is_on_one_scale(sweep):
@@ -339,7 +328,10 @@ def test_hostile_names_are_text(tmp_path):
     read = Reader(as_html(comparison))
     assert HOSTILE in read.text and not [attrs for tag, attrs in read.tags if tag == "img" and "onerror" in attrs]
     assert "<img" not in as_markdown(comparison)
-    assert re.findall(r"(?<!\\)\|", as_markdown(comparison).splitlines()[6]).count("|") == len(comparison.final[0]) + 1
+    assert (
+        re.findall(r"(?<!\\)\|", as_markdown(comparison).splitlines()[6]).count("|")
+        == len(final_table(comparison.groups)[0]) + 1
+    )
 
 
 # What is wrong is said in a line

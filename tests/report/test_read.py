@@ -1,13 +1,15 @@
 """Runs are read back while they are written, and as a crash left them."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from runs import write_run
 from train.errors import UserError
-from train.report.compare import as_html, as_markdown, compare
-from train.report.read import read_run
+from train.report.page import as_html, as_markdown, compare
+from train.report.read import depth_series, read_run
 
 LAST = '{"step":60,"loss/train":2.5,"naïve":1.0}'
 
@@ -66,9 +68,90 @@ def test_a_line_in_the_middle_that_is_no_row_is_named(tmp_path, line):
     assert len(str(caught.value)) < 400 + len(str(run))
 
 
-def test_a_summary_that_is_no_summary_is_one_line(tmp_path):
-    run = write_run(tmp_path, "with")
-    for text in ("", "[" * 99_999, "[]", json.dumps(1)):
-        (run / "summary.json").write_text(text)
-        with pytest.raises(UserError, match="summary.json: (not JSON|expected an object)"):
-            read_run(run)
+@pytest.fixture
+def run_directory(tmp_path):
+    directory = tmp_path / "quickstart" / "with"
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").write_text("seed: 0\noptimizer:\n  lr: 3e-4\n")
+    (directory / "summary.json").write_text('{"steps": 20}')
+    (directory / "metrics.jsonl").write_text(
+        '{"step":0,"delta/norm_log10/layer_000":-2.0,"delta/norm_log10/layer_002":0.5,"loss/val":4.0}\n'
+        '{"step":10,"delta/norm_log10/layer_000":null,"delta/norm_log10/layer_002":0.25,"loss/train":null,'
+        '"nonfinite":["loss/train"]}\n'
+        '{"step":20,"delta/norm_log10/layer_000":-3.0,"grad/norm_log10/layer_000/attn_q":7.0}\n'
+        '{"step":30,"delta/norm_lo'
+    )
+    return directory
+
+
+def test_read_run(run_directory):
+    run = read_run(run_directory)
+    assert run.name == "with"
+    assert run.config == {"seed": 0, "optimizer": {"lr": 3e-4}}
+    assert run.summary == {"steps": 20}
+    steps, values = run.steps["delta/norm_log10/layer_000"]
+    assert (steps.tolist(), values.tolist()) == ([0, 20], [-2.0, -3.0])
+    steps, values = run.steps["loss/train"]
+    assert steps.tolist() == [10] and np.isnan(values).tolist() == [True]
+    assert run.steps["loss/val"][1].tolist() == [4.0]
+    (run_directory / "summary.json").unlink()
+    assert read_run(run_directory).summary is None
+
+
+def test_depth_series(run_directory):
+    run = read_run(run_directory)
+    steps, values = depth_series(run, "delta/norm_log10")
+    assert steps.tolist() == [0, 10, 20]
+    nan = math.nan
+    np.testing.assert_array_equal(values, [[-2.0, nan, 0.5], [nan, nan, 0.25], [-3.0, nan, nan]])
+    steps, values = depth_series(run, "grad/norm_log10", "attn_q")
+    assert (steps.tolist(), values.tolist()) == ([20], [[7.0]])
+    for metric in ("act/rms", "grad/norm_log10"):  # the second was logged by matrix only
+        steps, values = depth_series(run, metric)
+        assert steps.shape == (0,) and values.shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", None, "with: not a run directory (no config.yaml in it)"),
+        ("metrics.jsonl", None, "with: not a run directory (no metrics.jsonl in it)"),
+        ("config.yaml", "a: [1", "config.yaml:"),
+        ("config.yaml", "[1]", "config.yaml: expected a mapping"),
+        *(("summary.json", text, "summary.json: not JSON: ") for text in ("", "{", "[" * 99_999)),
+        ("summary.json", "[]", "summary.json: expected an object, got list"),
+        ("summary.json", "1", "summary.json: expected an object, got int"),
+        ("summary.json", '{"steps": "many"}', "summary.json: steps: "),
+        (
+            "metrics.jsonl",
+            '{"step":0}\n{"st\n{"step":1}\n',
+            "metrics.jsonl:2: expected an object with step and numbers",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_one_line(run_directory, name, content, message):
+    if content is None:
+        (run_directory / name).unlink()
+    else:
+        (run_directory / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_run(run_directory)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_folder_above_names_its_runs(run_directory):
+    with pytest.raises(UserError, match=r"quickstart: not a run directory .*; the runs in it are with\)$"):
+        read_run(run_directory.parent)
+
+
+def test_what_the_tracker_writes_is_read_back(tmp_path):
+    from train.log.writer import Tracker
+
+    with Tracker(tmp_path) as tracker:
+        tracker.log(0, {"delta/norm_log10/layer_000": -400.5, "delta/norm_log10/layer_001": math.nan, "x": None})
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    run = read_run(tmp_path)
+    assert set(run.steps) == {"delta/norm_log10/layer_000", "delta/norm_log10/layer_001"}
+    np.testing.assert_array_equal(depth_series(run, "delta/norm_log10")[1], [[-400.5, math.nan]])
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["nonfinite"] == ["delta/norm_log10/layer_001"]

@@ -19,7 +19,7 @@ from train.core.window import run_window
 from train.gradflow.norms import frobenius
 from train.gradflow.spikes import Watch
 from train.log.console import Console
-from train.report.compare import as_markdown, compare
+from train.report.page import as_markdown, compare
 from train.run.recovery import NonfiniteSteps, first_nonfinite
 from train.store.checkpoint import Checkpoints
 

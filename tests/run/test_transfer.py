@@ -8,7 +8,7 @@ import pytest
 
 from train.cli import main
 from train.errors import UserError
-from train.run.transfer import Source, transferred
+from train.run.transfer import PretrainedRun, transferred
 from train.store.checkpoint import Checkpoints
 
 
@@ -19,7 +19,7 @@ def tree(fill: float, width: int = 3):
 
 def source(params, tokenizer=None):
     flat = {"blocks/mlp/in/kernel": params["blocks"]["mlp"]["in_"]["kernel"], "embed": params["embed"]}
-    return Source("elsewhere", 3, flat, tokenizer)  # pyright: ignore[reportArgumentType]
+    return PretrainedRun("elsewhere", 3, flat, tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def test_equal_paths_and_shapes_are_taken_and_the_rest_is_left():

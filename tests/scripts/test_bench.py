@@ -15,12 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from scripts.bench import depth, flax_plain, jax_plain, project  # noqa: E402
+from scripts.bench import flax_plain, jax_plain, project  # noqa: E402
 from scripts.bench import table as tables  # noqa: E402
 from scripts.bench.__main__ import main, target  # noqa: E402
-from scripts.bench.contest import Ended, Entry, Here, Lane, Worker, contest, steps_in  # noqa: E402
-from scripts.bench.contestant import Corpus, Facts  # noqa: E402
-from scripts.bench.shapes import Setting, Shapes, read  # noqa: E402
+from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in  # noqa: E402
+from scripts.bench.contestant import Corpus, Facts, Setting, Shapes, read  # noqa: E402
 
 TINY = Shapes(layers=2, heads=2, width=32, context=16, batch=4, vocab=11)
 TRAINS = Facts(versions="made up 1.0", device="abacus", dtype="float32", flops=6e6, tokens=100)
@@ -92,15 +91,9 @@ def test_a_lane_that_died_midway_leaves_no_figures() -> None:
     assert cells(tables.seconds_table(lanes, "jax"), 0)["time / project"] == "1.00"
 
 
-def test_text_and_markdown() -> None:
+def test_columns_are_padded() -> None:
     table = tables.Table(("what", "n", "with"), (("a|b", "10", "x"), ("c", "5", "yy")))
     assert table.text().splitlines() == ["what   n  with", "----  --  ----", "a|b   10  x", "c      5  yy"]
-    assert table.markdown().splitlines() == [
-        "| what | n | with |",
-        "| --- | ---: | --- |",
-        "| a\\|b | 10 | x |",
-        "| c | 5 | yy |",
-    ]
 
 
 class Fake:
@@ -127,6 +120,7 @@ def test_stretches_are_about_as_long_as_asked_and_whole_windows() -> None:
     assert steps_in(Fake(log, "a", lambda call: 0.01, window=7), 2.0) == 203
     assert [n for _, n in log] == [7, 14, 28, 56]
     assert steps_in(Fake(log, "slow", lambda call: 5.0), 2.0) == 1
+    assert steps_in(Fake(log, "untried", lambda call: 5.0, window=3), 0.0) == 3 and log[-1][0] == "slow"
 
 
 def test_contest_takes_turns_and_outlives_a_death() -> None:
@@ -190,6 +184,19 @@ def test_a_worker_answers_and_ends(fake_worker: Callable[[str], Worker]) -> None
         worker.run(1)
 
 
+def test_a_cold_start_is_a_new_process_each_time(fake_worker: Callable[[str], Worker]) -> None:
+    pids = []
+
+    def start() -> Worker:
+        pids.append((worker := fake_worker("run = lambda n: n"))._process.pid)
+        return worker
+
+    cold = ColdStart(start)
+    (lane,) = contest([Entry("a", "a", "made_up", {})], lambda entry: cold, rounds=2, seconds=0.0, pause=0.0)
+    assert len(set(pids)) == 3 and len(lane.seconds) == 2 and min(lane.seconds) > 0
+    assert lane.facts == Facts("v", "d", "float32", window=1)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -230,21 +237,24 @@ def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Wor
 
 
 @pytest.mark.slow
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     shapes = ["--shapes", "1,2,16,8,2,11", "--device", "cpu"]
-    page = tmp_path / "new" / "speed.md"
-    options = ["--only", "project,jax", "--rounds", "2", "--seconds", "0.02", "--markdown", str(page)]
-    assert main([*shapes, *options]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plain JAX")]
-    assert len(rows) == 1 and "jax " in rows[0]
-    text = page.read_text()
-    assert text.startswith("`python scripts/bench --shapes 1,2,16,8,2,11 ")
-    assert "| this project, watch off | - | - | - | - | - | - | not available: no config was given |" in text
+    assert main([*shapes, "--only", "project,jax", "--rounds", "2", "--seconds", "0.02"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "shapes: layers 1, heads 2, width 16, context 8, batch 2, vocab 11"
+    (row,) = (line for line in lines if line.startswith("plain JAX"))
+    assert "jax " in row
+    (row,) = (line for line in lines if line.startswith("this project, watch off"))
+    assert row.endswith("not available: no config was given")
+    assert main([*shapes, "--only", "jax", "--rounds", "1", "--cold"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("plain JAX"))
+    assert float(row.split()[2]) > 0.5  # seconds: a process that imports JAX, and compiles
     assert main([*shapes, "--only", "jaz"]) == 2
     assert "expected starts of project, " in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(["--shapes", "1,3,16,8,2,11"])
-    assert "divisor of width 16, got 3" in capsys.readouterr().err
+    for wrong, line in ((["--shapes", "1,3,16,8,2,11"], "divisor of width 16, got 3"), (["--rounds", "0"], "--rounds")):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        assert line in capsys.readouterr().err
 
 
 def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_path: Path) -> None:
@@ -278,10 +288,10 @@ def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytes
     asked = []
     monkeypatch.setattr(project, "tune", lambda: None)
     monkeypatch.setattr(project, "make", lambda *given: (asked.append(given), 2))
-    monkeypatch.setattr(depth, "programs_of", lambda *given: asked.append(given))
-    assert project.contestant("a.yaml", 3, TINY, "bfloat16").facts.window == 2
+    monkeypatch.setattr(project, "programs_of", lambda *given: asked.append(given))
+    assert project.contestant("a.yaml", TINY, "bfloat16", 3).facts.window == 2
     with pytest.raises(TypeError):  # from what stands for the programs
-        depth.compile_seconds("a.yaml", 8, "bfloat16")
+        project.contestant("a.yaml", TINY, "bfloat16", layers=8).run(1)
     assert asked == [
         ("a.yaml", 3, "train.dtype=bfloat16"),
         ("a.yaml", "model.layers=8", "train.unroll=1", "train.dtype=bfloat16"),

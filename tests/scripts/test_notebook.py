@@ -1,4 +1,4 @@
-"""scripts/colab_tpu.ipynb, run for real in smoke size."""
+"""scripts/colab_tpu.ipynb, executed in smoke size."""
 
 import importlib.metadata
 import json
@@ -20,7 +20,7 @@ NOTEBOOK = ROOT / "scripts" / "colab_tpu.ipynb"
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
-    """The notebook after a run on this machine's CPU."""
+    """Returns the notebook after a run on this machine's CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter's own
         from jupyter_client.kernelspec import KernelSpecManager
@@ -61,7 +61,7 @@ def test_it_keeps_the_runtimes_jax(notebook):
 
 @pytest.mark.parametrize("replaces", [False, True])
 def test_where_it_is_missing_it_is_installed_with_the_runtimes_versions(tmp_path, monkeypatch, replaces):
-    """git and pip are stand-ins; one pip does as it is told, the other puts another jax in its place."""
+    """git and pip are stand-ins; one pip respects the pins, the other replaces jax."""
     versions, commands = dict(jax="0.9.9", jaxlib="0.9.9", flax="1", optax="1", numpy="2"), []
 
     def version(name):

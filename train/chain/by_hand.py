@@ -1,4 +1,4 @@
-"""Formulas and their derivatives, written out in numpy: what the predictions are made of. No JAX, on purpose.
+"""Formulas and their derivatives in numpy, from which the claims predict: without JAX, so that they are independent.
 
 Axes as in model/__init__.py, one sequence: x [T, D]. A Jacobian of y [T, D] is [T, D, T, D], outputs first.
 """
@@ -19,16 +19,12 @@ def sigmoid(x: Array) -> Array:
 
 def gelu(x: Array) -> Array:
     """The tanh form (Hendrycks & Gimpel 2016, 1606.08415)."""
-    return 0.5 * x * (1 + np.tanh(_gelu_inner(x)))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def gelu_slope(x: Array) -> Array:
-    t = np.tanh(_gelu_inner(x))
+    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
     return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
-
-
-def _gelu_inner(x: Array) -> Array:
-    return np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
 
 
 def softmax(x: Float[Array, "... V"]) -> Float[Array, "... V"]:
@@ -56,7 +52,7 @@ class Map(NamedTuple):
         return self.jacobian.reshape(self.value.size, -1)
 
     def after(self, inner: "Map") -> "Map":
-        """This one of what `inner` puts out: the chain rule."""
+        """Returns the composition of this map with `inner` by the chain rule."""
         product = self.matrix @ inner.matrix
         return Map(self.value, product.reshape(*self.value.shape, *inner.jacobian.shape[2:]))
 
@@ -66,7 +62,7 @@ class Map(NamedTuple):
 
 
 def _by_token(value: Float[Array, "T E"], jacobians: Float[Array, "T E D"]) -> Map:
-    """A map of each token by itself."""
+    """Returns the map that applies to each token by itself."""
     T, E, D = jacobians.shape
     whole = np.zeros((T, E, T, D))
     for t in range(T):
@@ -87,25 +83,25 @@ def linear(x: Float[Array, "T D"], kernel: Float[Array, "D E"]) -> Map:
     return _by_token(x @ kernel, np.stack([kernel.T] * len(x)))
 
 
-def mlp(h: Float[Array, "T D"], own: Parameters) -> Map:
+def mlp(h: Float[Array, "T D"], p: Parameters) -> Map:
     """gelu(h W_in) W_out."""
-    inner = linear(h, own["in_"]["kernel"])
+    inner = linear(h, p["in_"]["kernel"])
     slopes = np.stack([np.diag(row) for row in gelu_slope(inner.value)])
     active = _by_token(gelu(inner.value), slopes).after(inner)
-    return linear(active.value, own["out"]["kernel"]).after(active)
+    return linear(active.value, p["out"]["kernel"]).after(active)
 
 
-def attention(h: Float[Array, "T D"], own: Parameters, heads: int) -> Map:
+def attention(h: Float[Array, "T D"], p: Parameters, heads: int) -> Map:
     """Causal softmax(q k^T / sqrt(K)) v of each head, side by side, and the output matrix.
 
-    A weight a_ts moves with a score s_tr as the softmax's Jacobian says, a score with q_t and with k_s.
+    A weight a_ts depends on the scores s_tr through the softmax's Jacobian, a score on q_t and on k_s.
     """
     T, D = h.shape
     K, eye = D // heads, np.eye(T)
     value, jacobian = np.zeros((T, D)), np.zeros((T, D, T, D))
     for head in range(heads):
         columns = slice(head * K, (head + 1) * K)
-        w_q, w_k, w_v = (own[name]["kernel"][:, columns] for name in "qkv")
+        w_q, w_k, w_v = (p[name]["kernel"][:, columns] for name in "qkv")
         q, k, v = h @ w_q, h @ w_k, h @ w_v
         scores = np.where(np.tril(np.ones((T, T))) > 0, q @ k.T / np.sqrt(K), -np.inf)
         a = softmax(scores)
@@ -115,20 +111,20 @@ def attention(h: Float[Array, "T D"], own: Parameters, heads: int) -> Map:
         weights = np.einsum("tsr,truj->tsuj", softmaxes, (by_q + by_k) / np.sqrt(K))
         value[:, columns] = a @ v
         jacobian[:, columns] = np.einsum("tsuj,sk->tkuj", weights, v) + np.einsum("tu,jk->tkuj", a, w_v)
-    return linear(value, own["o"]["kernel"]).after(Map(value, jacobian))
+    return linear(value, p["o"]["kernel"]).after(Map(value, jacobian))
 
 
-def block(x: Float[Array, "T D"], own: Parameters, heads: int, eps: float) -> Map:
+def block(x: Float[Array, "T D"], p: Parameters, heads: int, eps: float) -> Map:
     """x + attention(N(x)), then x + mlp(N(x)): pre-LN with an RMS norm (Xiong et al. 2020, 2002.04745)."""
-    normed = rms_norm(x, own["norm_1"]["gain"], eps)
-    first = attention(normed.value, own["attn"], heads).after(normed).plus_input(x)
-    normed = rms_norm(first.value, own["norm_2"]["gain"], eps)
-    second = mlp(normed.value, own["mlp"]).after(normed).plus_input(first.value)
+    normed = rms_norm(x, p["norm_1"]["gain"], eps)
+    first = attention(normed.value, p["attn"], heads).after(normed).plus_input(x)
+    normed = rms_norm(first.value, p["norm_2"]["gain"], eps)
+    second = mlp(normed.value, p["mlp"]).after(normed).plus_input(first.value)
     return second.after(first)
 
 
-class Walk(NamedTuple):
-    """A transformer's way forward with all its Jacobians, and delta on the way back."""
+class Pass(NamedTuple):
+    """A transformer's forward pass with all its Jacobians, and delta on the way back."""
 
     loss: float  # mean cross-entropy, in nats
     blocks: list[Map]
@@ -137,7 +133,7 @@ class Walk(NamedTuple):
     head: Float[Array, "V D"]  # dL/d head's table
 
 
-def transformer(params: Parameters, tokens: Int[Array, "T"], targets: Int[Array, "T"], heads: int, eps: float) -> Walk:
+def transformer(params: Parameters, tokens: Int[Array, "T"], targets: Int[Array, "T"], heads: int, eps: float) -> Pass:
     """Learned positions, pre-LN blocks, a final RMS norm, a head of its own; no biases.
 
     dL/dE = S^T J_0^T J_1^T ... J_(L-1)^T J_N^T H^T (p - y) / T, with S the one-hot matrix of the tokens.
@@ -155,8 +151,39 @@ def transformer(params: Parameters, tokens: Int[Array, "T"], targets: Int[Array,
     for each in reversed(blocks):
         delta.insert(0, (each.matrix.T @ delta[0].reshape(-1)).reshape(x.shape))
     embed, head = one_hot(tokens, len(params["embed"])).T @ delta[0], error.T @ normed.value
-    return Walk(float(-np.mean(np.log(p[np.arange(len(targets)), targets]))), blocks, delta, embed, head)
+    return Pass(float(-np.mean(np.log(p[np.arange(len(targets)), targets]))), blocks, delta, embed, head)
 
 
 def _layer(blocks: Parameters, layer: int) -> dict[str, Any]:
     return {name: _layer(leaf, layer) if isinstance(leaf, Mapping) else leaf[layer] for name, leaf in blocks.items()}
+
+
+# Finite differences. Steps relative to what is varied: long ones are truncated, short ones stay on one side of a kink.
+STEPS: Float[Array, "K"] = 4.0 ** -np.arange(2, 11)
+
+
+class Slopes(NamedTuple):
+    """Derivatives, and an estimate of their errors."""
+
+    value: Float[Array, "n"]
+    doubt: Float[Array, "n"]
+
+
+def slopes(up: Float[Array, "n K"], down: Float[Array, "n K"], sizes: Float[Array, "n"]) -> Slopes:
+    """Returns the derivatives of n functions from their values at +size * STEPS and -size * STEPS.
+
+    Each two neighbouring steps are extrapolated to zero (Richardson 1911), which leaves an error of h^4. The result is
+    the extrapolation that differs least from its neighbour, with the rounding of the values added to that difference
+    (Ridders 1982, "Accurate computation of F'(x) and F'(x)F''(x)").
+
+    >>> h = STEPS[None, :]
+    >>> bool(abs(slopes(np.exp(h), np.exp(-h), np.ones(1)).value[0] - 1) < 1e-11)
+    True
+    """
+    steps = sizes[:, None] * STEPS[None, :]
+    central = (up - down) / (2 * steps)
+    better = (16 * central[:, 1:] - central[:, :-1]) / 15
+    rounding = 4 * np.finfo(np.float64).eps * np.maximum(np.abs(up), np.abs(down)) / steps
+    doubt = np.abs(np.diff(better, axis=1)) + rounding[:, 2:]
+    best = doubt.argmin(axis=1)[:, None]
+    return Slopes(np.take_along_axis(better[:, 1:], best, 1)[:, 0], np.take_along_axis(doubt, best, 1)[:, 0])

@@ -1,4 +1,4 @@
-"""The model that claims about the transformer are measured on: a config's own, made small."""
+"""The model that claims about the transformer are measured on: the config's own, made small."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from ..core.state import hparams_of, parameter_count
 from ..core.task import network_of
 from ..gradflow.delta import Backward, backward
 
-LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # the most that is measured
+LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # upper limits
 NOISE = 0.05  # added to the initial parameters, so that no gain is 1 and no bias, and no alpha, 0
 BUILT_IN = RunConfig(
     name="built-in",
@@ -47,7 +47,7 @@ class Subject:
 
     @cached_property
     def params(self) -> Params:
-        """The initial parameters of seed 0 with NOISE on them, unless `spread` is given."""
+        """The initial parameters of seed 0 plus NOISE, or normal draws where `spread` is given."""
         rng = np.random.default_rng(0)
         if self.spread is not None:
             draw, start = self.spread, jax.tree.map(lambda leaf: np.zeros(leaf.shape), self.network.shapes())
@@ -57,7 +57,7 @@ class Subject:
 
     @property
     def note(self) -> str:
-        """What it is, in one line."""
+        """One line for people."""
         smaller = f"; smaller than in the config: {', '.join(self.shrunk)}" if self.shrunk else ""
         model = self.network.config
         what = f"{model.layers} blocks ({model.residual.rule}), width {model.width}"
@@ -70,7 +70,7 @@ class Subject:
         return loss(params, None, None)[0]
 
     def unrolled_loss(self) -> Callable[[Params], Float[Array, ""]]:
-        """The same without a loop over blocks, in which XLA would count one of them only."""
+        """Returns `loss` without a loop over blocks, in which XLA would count only one of them."""
         network = dataclasses.replace(self.network, unroll=self.network.config.layers)
         return dataclasses.replace(self, network=network).loss
 
@@ -81,7 +81,7 @@ class Subject:
         return called_once(lambda params: backward(loss, params, self.network.config.layers)[1], self.params)
 
     def carry(self) -> Carry:
-        """Zeros shaped like what travels through the blocks."""
+        """Returns zeros shaped like the carry of the blocks."""
         shapes = jax.eval_shape(lambda: self._anatomy().carry)
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -92,14 +92,14 @@ class Subject:
         return self.network.anatomy(self.params, self.batch.inputs, numbers=self.numbers)
 
     def block(self, layer: int, carry: Carry) -> Carry:
-        """What leaves a block, from what enters it."""
+        """Returns the carry that leaves a block."""
         anatomy = self._anatomy()
         return anatomy.block(jax.tree.map(lambda leaf: leaf[layer], anatomy.blocks), jnp.int32(layer), carry)
 
-    def loss_beside(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
-        """The loss when `offset` is added to what enters block `depth`, or at depth L to what leaves the last one.
+    def loss_with_offset(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
+        """Returns the loss with `offset` added to the carry entering block `depth`, or leaving the last one at depth L.
 
-        The blocks are put together here, without the network's own scan and its taps.
+        The blocks are composed here, without the network's own scan and its taps.
         """
         anatomy, layers = self._anatomy(), self.network.config.layers
 
@@ -107,8 +107,8 @@ class Subject:
             return jax.tree.map(lambda c, o: c + here.astype(c.dtype) * o, carry, offset)
 
         def step(carry: Carry, inputs: Any) -> tuple[Carry, None]:
-            own, layer = inputs
-            return anatomy.block(own, layer, moved(carry, layer == depth)), None
+            params, layer = inputs
+            return anatomy.block(params, layer, moved(carry, layer == depth)), None
 
         carry, _ = jax.lax.scan(step, anatomy.carry, (anatomy.blocks, jnp.arange(layers)))
         logits = anatomy.logits(moved(carry, depth == layers))
@@ -116,11 +116,14 @@ class Subject:
 
 
 def subject_of(config: RunConfig, name: str) -> Subject:
-    """The model of a config, no larger than the limits above. Its structure is kept: rule, norms, heads, options.
+    """Returns the model of a config with sizes cut to the limits above, and its structure: rule, norms, heads, options.
 
-    Of data only the form matters, so tokens are drawn and no corpus is read. Raises DataError, UserError.
+    Tokens are drawn: of the data only the form matters, and no corpus is read. Raises DataError, UserError.
     """
-    form = _form(config)
+    if config.data.kind in ("text", "tokens"):
+        form = DataSpec("lm", config.data.context, VOCABULARY, VOCABULARY)
+    else:
+        form = open_source(config.data).form
     shrunk, model = [], config.model
 
     def at_most(limit: int, value: int, what: str) -> int:
@@ -145,22 +148,16 @@ def subject_of(config: RunConfig, name: str) -> Subject:
     return Subject(name, network, hparams_of(config, "float64").model, _batch(network, form), tuple(shrunk))
 
 
-def _form(config: RunConfig) -> DataSpec:
-    if config.data.kind in ("text", "tokens"):
-        return DataSpec("lm", config.data.context, VOCABULARY, VOCABULARY)
-    return open_source(config.data).form
-
-
 def _batch(network: Network, form: DataSpec) -> Batch:
-    """Every token occurs, so that every row of a table has a gradient."""
+    """Draws a batch in which every token occurs, so that every row of a table has a gradient."""
     rng, shape = np.random.default_rng(0), (WINDOWS, form.context)
     if form.vocab_size is None:
         inputs = rng.normal(size=(*shape, form.channels or 1))
     else:
         inputs = rng.permutation(np.arange(WINDOWS * form.context) % form.vocab_size).reshape(shape).astype(np.int32)
-    told = shape[:1] if form.pooled else shape
+    supervised = shape[:1] if form.pooled else shape
     if network.task == "regression":
-        targets = rng.normal(size=(*told, network.outputs or 1))
+        targets = rng.normal(size=(*supervised, network.outputs or 1))
     else:
-        targets = rng.integers(0, form.outputs, told).astype(np.int32)
+        targets = rng.integers(0, form.outputs, supervised).astype(np.int32)
     return Batch(jnp.asarray(inputs), jnp.asarray(targets))

@@ -1,17 +1,20 @@
 """`deltaflow chain [CONFIG] [key=value ...] [--only PATTERN] [--html FILE] [--json FILE]`."""
 
 import argparse
+import itertools
 import json
 import time
 
 from ..config.load import ConfigError, Problem, load
-from ..config.yaml12 import Place
+from ..config.yaml import Place
 from .types import new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", nargs="?", help="YAML file whose model is checked too, made small; without it a built-in one"
+        "config",
+        nargs="?",
+        help="YAML file or name of a shipped config, whose model is checked too, made small; without it a built-in one",
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--only", metavar="PATTERN", help="of claims, such as optimizer or 'scalar/skip*'")
@@ -24,10 +27,7 @@ def run(parsed: argparse.Namespace) -> int:
     # After an option argparse takes the config for an override.
     path, *overrides = [*([] if parsed.config is None else [parsed.config]), *parsed.overrides] or [None]
     experiment = None if path is None else load(path, overrides)  # before JAX starts
-    from ..chain.claim import GROUPS
-    from ..chain.claims import claims_of
-    from ..chain.run import run as measured
-    from ..chain.run import selected
+    from ..chain.run import judged, selected
     from ..chain.subject import BUILT_IN, subject_of
     from ..device import platform as platforms
     from ..disk import write_atomically
@@ -42,22 +42,21 @@ def run(parsed: argparse.Namespace) -> int:
         variant = experiment.variants[0]
         subject = subject_of(variant.config, f"{path}, variant {variant.name}")
     try:
-        claims = selected(claims_of(subject), parsed.only)
+        claims = selected(parsed.only)
     except ValueError as error:
         raise ConfigError([Problem(Place("command line"), "--only", str(error))]) from None
     versions = platforms.versions()
     about = {"platform": platform.label, "dtype": "float64", "versions": versions, "model": subject.note}
-    told = ", ".join(f"{name} {number}" for name, number in versions.items())
-    rows = [("device", f"{platform.label}, float64"), ("versions", told), ("model", subject.note)]
+    numbers = ", ".join(f"{name} {number}" for name, number in versions.items())
+    rows = [("device", f"{platform.label}, float64"), ("versions", numbers), ("model", subject.note)]
     console.block("deltaflow chain", rows)
     console.note("")
     results = []
-    for group, title in GROUPS.items():
-        found = [result.as_json() for result in measured([claim for claim in claims if claim.group == group])]
-        if found:
-            console.table(title, *chain_table(found))
-            console.note("")
-        results += found
+    for _, group in itertools.groupby(claims, key=lambda claim: claim.group):
+        rows = [judged(claim, subject) for claim in group]
+        console.table(rows[0]["group"], *chain_table(rows))
+        console.note("")
+        results += rows
     for result in results:
         if not result["good"]:
             console.warn(complaint(result))

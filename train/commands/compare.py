@@ -24,18 +24,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints the tables; writes what is asked for. Raises UserError, UserError."""
+    """Prints the tables, and writes a page and markdown on request. Raises UserError."""
     from ..disk import write_atomically
     from ..log.console import Console
-    from ..report.compare import as_html, as_markdown, compare
+    from ..report.groups import differences
+    from ..report.page import as_html, as_markdown, compare
+    from ..report.tables import final_table, verdict_table
 
     console = Console()
     comparison = compare(parsed.runs)
-    console.table(f"{comparison.title}: final figures", *comparison.final)
-    columns, rows = comparison.differences
+    console.table(f"{comparison.title}: final figures", *final_table(comparison.groups))
+    columns, rows = differences(comparison.groups)
     if rows:
         console.table("what differs", columns, rows)
-    console.table("verdicts", *comparison.verdicts)
+    console.table("verdicts", *verdict_table(comparison.groups))
     for line in comparison.left_out:
         console.warn(line)
     for file, render in ((parsed.html, as_html), (parsed.markdown, as_markdown)):

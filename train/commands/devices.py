@@ -6,7 +6,7 @@ from .types import integer
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=integer(1, 32768), default=2048, help="side of the square matmul that is timed")
+    parser.add_argument("--size", type=integer(1, 32768), default=2048, help="side of the square matmul to time")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def run(parsed: argparse.Namespace) -> int:
     limit = stats.get("bytes_limit")
     rows = [("device", platform.label), ("compute dtype (auto)", platforms.compute_dtype(TrainConfig(), platform))]
     rows += list(platforms.versions().items())
-    rows.append(("memory", "not told by this device" if limit is None else f"{limit / 2**30:.1f} GiB"))
+    rows.append(("memory", "not reported by this device" if limit is None else f"{limit / 2**30:.1f} GiB"))
     for dtype in ("float32", "bfloat16"):
         peak = platforms.matmul_peak(dtype, parsed.size)
         rows.append((f"matmul {dtype}", f"{peak / 1e9:,.0f} GFLOP/s ({parsed.size} x {parsed.size}, measured)"))

@@ -10,17 +10,17 @@ from .types import names_of, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file")
+    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
     names = tuple(InstrumentsConfig.model_fields)
-    said = f"also what these say, between commas, or all: {', '.join(names)} (docs/instruments.md)"
-    parser.add_argument("--instruments", type=names_of(names), default=(), metavar="NAMES", help=said)
+    listed = f"also run these, separated by commas, or all: {', '.join(names)} (docs/instruments.md)"
+    parser.add_argument("--instruments", type=names_of(names), default=(), metavar="NAMES", help=listed)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints one table a variant, and one of them all. Raises ConfigError, DataError, UserError."""
+    """Prints one table a variant, and one of all variants. Raises ConfigError, DataError, UserError."""
     experiment = load(parsed.config, parsed.overrides)
     from ..disk import write_atomically
     from ..log.console import Console

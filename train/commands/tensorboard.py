@@ -14,8 +14,8 @@ from typing import Any
 from .types import integer
 
 FIRST_PORT, PORTS = 6006, 100
-# It keeps 10 images and 1000 scalars a tag unless told.
-KEPT = ("--samples_per_plugin", "images=200,scalars=100000")
+# TensorBoard's own limits are 10 images and 1000 scalars a tag.
+SAMPLES = ("--samples_per_plugin", "images=200,scalars=100000")
 _EVENTS = ("events.out.tfevents*", "*/events.out.tfevents*", "*/*/events.out.tfevents*")
 
 
@@ -36,29 +36,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM. Raises ConfigError for a host that others reach, UserError for all else."""
+    """Serves until SIGINT or SIGTERM. Raises ConfigError for a host that is not loopback, else UserError."""
     from ..config.load import ConfigError, Problem
-    from ..config.yaml12 import Place
+    from ..config.yaml import Place
     from ..errors import UserError
 
     folder = Path(parsed.run_directory)
     if not loopback(parsed.host):
-        others = shlex.join(["tensorboard", "--logdir", str(folder), "--bind_all", *KEPT])
-        said = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {others}"
-        raise ConfigError([Problem(Place("command line"), "--host", said)])
+        public = shlex.join(["tensorboard", "--logdir", str(folder), "--bind_all", *SAMPLES])
+        message = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {public}"
+        raise ConfigError([Problem(Place("command line"), "--host", message)])
     if not folder.is_dir():
         raise UserError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
         raise UserError(f"{folder}: no runs in it; deltaflow train CONFIG makes some")
     port = free_port(parsed.host, parsed.port)
     if port is None:
-        taken = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"
-        raise UserError(f"{taken} taken on {parsed.host}; name another with --port")
+        ports = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"
+        raise UserError(f"{ports} taken on {parsed.host}; name another with --port")
     server = board()
     if port != (parsed.port or FIRST_PORT):
         print(f"port {FIRST_PORT} is taken: {port} instead", flush=True)
     logdir = ["--logdir", str(folder), "--host", parsed.host, "--port", str(port)]
-    server.configure(["tensorboard", *logdir, *KEPT, "--load_fast", "false"])
+    server.configure(["tensorboard", *logdir, *SAMPLES, "--load_fast", "false"])
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with contextlib.suppress(KeyboardInterrupt):
         return 1 if server.main() else 0
@@ -66,7 +66,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
+    """Returns True if only this machine reaches an address.
 
     >>> [loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.0.2", "example.org", "")]
     [True, True, True, False, False, False, False]
@@ -78,11 +78,11 @@ def loopback(host: str) -> bool:
 
 
 def free_port(host: str, wanted: int | None) -> int | None:
-    """The wanted port, or the first from FIRST_PORT on, that nobody listens on; None when there is none."""
+    """Returns the wanted port, or the first from FIRST_PORT on, if it is free; None if none is."""
     for port in range(FIRST_PORT, FIRST_PORT + PORTS) if wanted is None else (wanted,):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
             with contextlib.suppress(OSError):
                 tried.bind((host, port))
                 return port
@@ -90,12 +90,12 @@ def free_port(host: str, wanted: int | None) -> int | None:
 
 
 def board() -> Any:
-    """The package's own server. Raises UserError when the package is missing, or does not fit those around it."""
+    """Returns the package's server. Raises UserError if it is missing or does not start with these versions."""
     from ..errors import UserError, first_line
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about packages that its own packages use
+            warnings.simplefilter("ignore")  # about its dependencies
             program, default = (importlib.import_module(f"tensorboard.{name}") for name in ("program", "default"))
             return program.TensorBoard(default.get_plugins())
     except ModuleNotFoundError as error:

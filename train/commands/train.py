@@ -6,19 +6,19 @@ from ..config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file")
+    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
     )
     parser.add_argument(
-        "--allow-data-change", action="store_true", help="go on although the data is not what the run was trained on"
+        "--allow-data-change", action="store_true", help="resume although the data has changed since the run began"
     )
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Trains; 1 when a variant stopped at a step that is not finite, or a promise of `expect:` was broken.
+    """Trains; returns 1 if a variant stopped at a non-finite step, or an `expect:` was not met.
 
-    Raises ConfigError, DataError, UserError, and Stopped where a signal finds nothing to save.
+    Raises ConfigError, DataError, UserError, and Stopped if a signal comes before there is anything to save.
     """
     parsed.stop.doing = "the check of the config"
     experiment = load(parsed.config, parsed.overrides)  # before JAX starts

@@ -1,4 +1,4 @@
-"""Argument types whose errors say what was expected."""
+"""Argument types whose errors give the expected and the actual value."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ from ..config.fields import did_you_mean
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type for whole numbers from `low` to `high`."""
+    """Returns an argparse type for whole numbers from `low` to `high`."""
 
     def parse(text: str) -> int:
         try:
@@ -26,10 +26,10 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def new_file(text: str) -> Path:
-    """An argparse type for a file that can be written, in folders that may be missing."""
+    """Parses a file that can be written; its folders may be missing."""
     path = Path(text)
     try:
-        if not text or path.exists() and not path.is_file():  # a device would be replaced by a file
+        if not text or path.exists() and not path.is_file():  # a file would replace a device
             kind = "" if not text else "a folder, " if path.is_dir() else "a device, "
             raise argparse.ArgumentTypeError(f"expected a file, got {kind}{text!r}")
         folder = next(above for above in path.absolute().parents if above.exists())
@@ -41,32 +41,32 @@ def new_file(text: str) -> Path:
 
 
 def named_file(*endings: str) -> Callable[[str], Path]:
-    """An argparse type for a file that can be written and has one of these endings, such as `.html`."""
+    """Returns an argparse type for a file that can be written and has one of these endings, such as `.html`."""
 
     def parse(text: str) -> Path:
-        if not text.endswith(endings):  # also keeps `--html RUN` from writing over a run's own files
+        if not text.endswith(endings):  # so that `--html RUN` cannot overwrite a file of a run
             raise argparse.ArgumentTypeError(f"expected a name that ends in {' or '.join(endings)}, got {text!r}")
         return new_file(text)
 
     return parse
 
 
-def names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """An argparse type for `all`, or some of the known names between commas."""
+def names_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Returns an argparse type for `all`, or some of the choices separated by commas."""
 
     def parse(text: str) -> tuple[str, ...]:
-        chosen = tuple(dict.fromkeys(known if text == "all" else text.split(",")))
+        chosen = tuple(dict.fromkeys(choices if text == "all" else text.split(",")))
         for name in chosen:
-            if name not in known:
-                near = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-                raise argparse.ArgumentTypeError(f"expected all, or names between commas, got {name!r}{near}")
+            if name not in choices:
+                near = did_you_mean(name, choices) or f"; there are {', '.join(choices)}"
+                raise argparse.ArgumentTypeError(f"expected all, or names separated by commas, got {name!r}{near}")
         return chosen
 
     return parse
 
 
 def temperature(text: str) -> float:
-    """An argparse type for 0 and what float32 can divide by."""
+    """Parses 0, or a number that float32 can divide by."""
     try:
         value = float(text)
     except ValueError:
@@ -77,7 +77,7 @@ def temperature(text: str) -> float:
 
 
 def prompt(text: str) -> str:
-    """An argparse type for text of at least one character."""
+    """Parses text of at least one character."""
     if not text:
         raise argparse.ArgumentTypeError("expected at least one character")
     return text

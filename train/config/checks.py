@@ -1,58 +1,48 @@
-"""What must hold between keys of a config, across its sections."""
+"""Rules between the keys of a config, and warnings for valid but suspicious ones."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 import data.config
 import model.config
 
-from .fields import related
-from .names import wrong_path
+from . import instruments
 from .schema import RunConfig
-from .yaml12 import show
+from .yaml import show
+
+if TYPE_CHECKING:
+    from .load import Variant
 
 MAX_WIDTH = 2**15  # the search for the nearest divisor walks up to here
 MAX_HIDDEN = 10_000_000
 MOST_BATCHES = 100_000  # handed to the device at a time
 FLOAT32_LEAST, FLOAT32_BEYOND = 2.0**-126, 2.0**128  # normal sizes are from the first to below the second
 
-# One process has one of each.
-OF_THE_PROCESS = ("train.device", "train.matmul_precision")
+Fault = tuple[str, str]  # (dotted key, message); a message names the other keys that the rule is about
 
 
-class Finding(NamedTuple):
-    """What is wrong with a key, and the keys or sections that were read to find it."""
-
-    key: str
-    message: str
-    reads: tuple[str, ...]
-
-
-def problems(config: RunConfig) -> list[tuple[str, str]]:
-    """All that is wrong between keys, as (dotted key, what is wrong); empty for a config that can run."""
-    return [(found.key, found.message) for found in findings(config)]
+def problems(config: RunConfig) -> list[Fault]:
+    """All broken rules; empty for a config that can run."""
+    rules = (_paths, _model, _task, _range, _optimizer, _windows, instruments.problems, _dtype)
+    found = [fault for rule in rules for fault in rule(config)]
+    return [*found, *((f"data.{key}", message) for key, message in data.config.problems(config.data))]
 
 
-def findings(config: RunConfig, doubtful: Collection[str] = ()) -> list[Finding]:
-    """The same, without the checks that read a key or section in `doubtful` (its value is not what was meant)."""
-    return [
-        Finding(key, message, reads)
-        for reads, check in _CHECKS
-        if not any(related(key, reads) for key in doubtful)
-        for key, message in check(config)
-    ]
+def _paths(config: RunConfig) -> Iterator[Fault]:
+    path = os.fsencode(config.runs_dir)
+    longest = max(path.split(b"/"), key=len)
+    if len(longest) > 255:
+        yield "runs_dir", f"expected names of at most 255 bytes, got {len(longest)}: {show(os.fsdecode(longest))}"
+    elif len(path) > 3000:
+        yield "runs_dir", f"expected a path of at most 3000 bytes, got {len(path)}"
 
 
-def _runs_dir(config: RunConfig) -> Iterator[tuple[str, str]]:
-    if (wrong := wrong_path(config.runs_dir)) is not None:
-        yield "runs_dir", wrong
-
-
-def _model(config: RunConfig) -> Iterator[tuple[str, str]]:
-    size = config.model
+def _model(config: RunConfig) -> Iterator[Fault]:
+    size, kind = config.model, config.data.kind
     if size.width > MAX_WIDTH:
         yield "model.width", f"expected at most {MAX_WIDTH}, got {size.width}"
     elif size.base_width is not None and size.base_width > MAX_WIDTH:
@@ -60,39 +50,31 @@ def _model(config: RunConfig) -> Iterator[tuple[str, str]]:
     elif size.mlp_ratio * size.width > MAX_HIDDEN:
         yield "model.mlp_ratio", f"expected at most {MAX_HIDDEN} / width {size.width}, got {show(size.mlp_ratio)}"
     else:
-        for key, message in model.config.problems(size):
-            yield f"model.{key}", message
+        yield from ((f"model.{key}", message) for key, message in model.config.problems(size))
+    if size.attention == "full" and kind != "digits" and ":" not in kind:
+        yield "model.attention", f"full would show each token the one to predict; data.kind {kind} needs causal"
 
 
-def _data(config: RunConfig) -> Iterator[tuple[str, str]]:
-    for key, message in data.config.problems(config.data):
-        yield f"data.{key}", message
+def _task(config: RunConfig) -> Iterator[Fault]:
+    kind, task = config.data.kind, config.task
+    purpose = data.config.task_of(kind)
+    if purpose and task.kind and task.kind not in data.config.SERVES[purpose]:
+        yield "task.kind", f"data.kind {kind} is for {purpose}, got {task.kind}"
+    if (task.kind or purpose) == "regression":
+        for key in ("label_smoothing", "z_loss"):
+            if value := getattr(task, key):
+                yield f"task.{key}", f"regression has no classes, got {show(value)}"
 
 
-def _causal(config: RunConfig) -> Iterator[tuple[str, str]]:
-    kind = config.data.kind
-    if config.model.attention == "full" and kind != "digits" and ":" not in kind:
-        yield "model.attention", f"full would show each token the one it is to tell; data.kind {kind} needs causal"
-
-
-def _task(config: RunConfig) -> Iterator[tuple[str, str]]:
-    kind, known = config.data.kind, data.config.task_of(config.data.kind)
-    if known and config.task.kind and config.task.kind not in data.config.SERVES[known]:
-        yield "task.kind", f"data.kind {kind} is for {known}, got {config.task.kind}"
-    squared = config.task.kind == "regression" or (config.task.kind is None and config.data.kind == "linear_regression")
-    for key in ("label_smoothing", "z_loss"):
-        if squared and getattr(config.task, key):
-            yield f"task.{key}", f"regression has no classes, got {show(getattr(config.task, key))}"
-
-
-def _range(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Numbers that are handed to the programs become 0 or infinite outside float32's normal range."""
+def _range(config: RunConfig) -> Iterator[Fault]:
+    """Numbers that are inputs of a program would become 0 or infinite outside float32's normal range."""
     if config.train.dtype == "float64":
         return
     for section in ("model", "optimizer", "task"):
         for key, value in _numbers(getattr(config, section), section):
             if key != "model.mlp_ratio" and value and not FLOAT32_LEAST <= abs(value) < FLOAT32_BEYOND:
-                yield key, f"expected 0 or a size from 1.2e-38 to 3.4e38 (float32's range), got {show(value)}"
+                size = f"a size from 1.2e-38 to 3.4e38 with train.dtype {config.train.dtype}"
+                yield key, f"expected 0 or {size}, got {show(value)}"
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
@@ -107,66 +89,46 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(inner, key)
 
 
-def _learning_rates(config: RunConfig) -> Iterator[tuple[str, str]]:
-    low, high = config.optimizer.min_lr, config.optimizer.lr
-    if low > high and config.optimizer.schedule != "constant":
-        yield (
-            "optimizer.min_lr",
-            f"expected at most optimizer.lr {show(high)} unless schedule is constant, got {show(low)}"
-            + ("" if "min_lr" in config.optimizer.model_fields_set else " (its default): set both"),
-        )
-
-
-def _wsd(config: RunConfig) -> Iterator[tuple[str, str]]:
-    optimizer, steps = config.optimizer, config.train.steps
+def _optimizer(config: RunConfig) -> Iterator[Fault]:
+    optimizer, steps, batch = config.optimizer, config.train.steps, config.data.batch
+    if optimizer.min_lr > optimizer.lr and optimizer.schedule != "constant":
+        default = "" if "min_lr" in optimizer.model_fields_set else " (its default): set both"
+        most = f"at most optimizer.lr {show(optimizer.lr)} unless optimizer.schedule is constant"
+        yield "optimizer.min_lr", f"expected {most}, got {show(optimizer.min_lr)}{default}"
     most = 1 - optimizer.warmup / steps
     if optimizer.schedule == "wsd" and optimizer.decay_fraction > most:
-        fits = f"expected at most {show(round(most, 6))}, " if most > 0 else ""
-        yield (
-            "optimizer.decay_fraction",
-            f"{fits}got {show(optimizer.decay_fraction)}: wsd decays once the warm-up is over "
-            f"(optimizer.warmup {optimizer.warmup} of train.steps {steps})",
-        )
-
-
-def _betas(config: RunConfig) -> Iterator[tuple[str, str]]:
-    betas = config.optimizer.betas
-    if not all(0 <= beta < 1 for beta in betas):
-        yield "optimizer.betas", f"expected two numbers >= 0 and < 1, got {show(betas)}"
-
-
-def _own_optimizer(config: RunConfig) -> Iterator[tuple[str, str]]:
-    name, base = config.optimizer.name, config.model.base_width
-    if base is not None and ":" in name:
+        least = f"expected at most {show(round(most, 6))}, " if most > 0 else ""
+        reason = f"wsd decays after the warm-up (optimizer.warmup {optimizer.warmup} of train.steps {steps})"
+        yield "optimizer.decay_fraction", f"{least}got {show(optimizer.decay_fraction)}: {reason}"
+    if config.model.base_width is not None and ":" in optimizer.name:
         yield (
             "model.base_width",
-            f"expected null with optimizer.name {name}, whose updates have no known factors (optimizer.lr_factors can "
-            f"give them some), got {base}",
+            f"expected null with optimizer.name {optimizer.name}, whose updates have no known factors "
+            f"(optimizer.lr_factors can give them some), got {config.model.base_width}",
+        )
+    if batch % (parts := optimizer.accumulate):
+        below = [n for n in range(min(parts, batch), max(parts - 10_000, 0), -1) if batch % n == 0]
+        above = [n for n in range(parts + 1, min(batch, parts + 10_000) + 1) if batch % n == 0]
+        near = ", ".join(map(str, [*below[:1], *above[:1]]))
+        yield (
+            "optimizer.accumulate",
+            f"expected a divisor of data.batch {batch}{f' (nearest: {near})' if near else ''}, got {parts}",
         )
 
 
-def _accumulate(config: RunConfig) -> Iterator[tuple[str, str]]:
-    batch, parts = config.data.batch, config.optimizer.accumulate
-    if batch % parts:
-        below = [n for n in range(min(parts, batch), max(parts - 10_000, 0), -1) if batch % n == 0]
-        above = [n for n in range(parts + 1, min(batch, parts + 10_000) + 1) if batch % n == 0]
-        near = [*below[:1], *above[:1]]
-        nearest = f" (nearest: {', '.join(map(str, near))})" if near else ""
-        yield "optimizer.accumulate", f"expected a divisor of data.batch {batch}{nearest}, got {parts}"
-
-
-def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
-    calls, every = config.train.steps_per_call, config.watch.every
+def _windows(config: RunConfig) -> Iterator[Fault]:
+    calls, every, batches = config.train.steps_per_call, config.watch.every, config.watch.curvature_batches
+    tokens = config.data.batch * config.data.context
+    most = max(1, min(MOST_BATCHES, data.config.MOST_IN_BATCH // tokens))  # in memory together
+    limit = f"expected at most {most} with data.batch {config.data.batch} and data.context {config.data.context}"
+    if batches > most:
+        yield "watch.curvature_batches", f"{limit}, got {batches}"
     if calls == "auto":
-        return
-    most = _batches_at_once(config)
-    if calls > most:
-        yield "train.steps_per_call", f"expected at most {most} with batches of that size, got {calls}"
         return
     ends = window_ends(config)
     shared = math.gcd(*ends.values())
-    if calls < 1:
-        yield "train.steps_per_call", f"expected auto or a whole number >= 1, got {calls}"
+    if calls > most:
+        yield "train.steps_per_call", f"{limit}, got {calls}"
     elif shared % calls:
         both = " and ".join(f"{key} {interval}" for key, interval in ends.items())
         yield "train.steps_per_call", f"expected a divisor of {both} (the largest is {shared}), got {calls}"
@@ -175,7 +137,7 @@ def _steps_per_call(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def window_ends(config: RunConfig) -> dict[str, int]:
-    """The steps between what has to wait for the end of a dispatch, by key."""
+    """The intervals, in steps, of all that has to wait for the end of a dispatch, by key."""
     ends = {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
     return ends | {f"watch.instruments.{name}": interval for name, interval in config.watch.intervals.items()}
 
@@ -188,70 +150,42 @@ def strides(config: RunConfig, most: int) -> list[int]:
     return [k for k in up_to if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
 
 
-def _curvature(config: RunConfig) -> Iterator[tuple[str, str]]:
-    batches, most = config.watch.curvature_batches, _batches_at_once(config)
-    if batches > most:
-        yield "watch.curvature_batches", f"expected at most {most} with batches of that size, got {batches}"
-
-
-def _batches_at_once(config: RunConfig) -> int:
-    """How many batches may lie in memory together: as many tokens as one may have, and no more than an array holds."""
-    return max(1, min(MOST_BATCHES, data.config.MOST_IN_BATCH // (config.data.batch * config.data.context)))
-
-
-def _instruments(config: RunConfig) -> Iterator[tuple[str, str]]:
-    name, batch = config.optimizer.name, config.data.batch
-    if config.watch.instruments.sharpness_adam and config.optimizer.freeze:
-        yield (
-            "watch.instruments.sharpness_adam",
-            "needs optimizer.freeze []: adam knows no scale of what is frozen",
-        )
-    if config.watch.instruments.sharpness_adam and name not in ("adam", "adamw"):
-        yield "watch.instruments.sharpness_adam", f"is for optimizer.name adam and adamw, got {name}"
-    if config.watch.instruments.noise and batch < 2:
-        yield "watch.instruments.noise", f"compares parts of a batch: expected data.batch of at least 2, got {batch}"
-
-
-def _unroll(config: RunConfig) -> Iterator[tuple[str, str]]:
-    if config.train.unroll != "auto" and config.train.unroll < 1:
-        yield "train.unroll", f"expected auto or a whole number >= 1, got {config.train.unroll}"
-
-
-def _dtype(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _dtype(config: RunConfig) -> Iterator[Fault]:
     if config.train.dtype == "float64" and config.train.device not in ("auto", "cpu"):
         yield "train.dtype", f"float64 needs train.device auto or cpu, got {config.train.device}"
 
 
-def mixed(first: RunConfig, other: RunConfig) -> Iterator[tuple[str, str]]:
-    """What two variants of one experiment cannot differ in, as (dotted key, what is wrong)."""
-    for key in OF_THE_PROCESS:
-        name = key.partition(".")[2]
-        one, two = getattr(first.train, name), getattr(other.train, name)
+def mixed(first: RunConfig, other: RunConfig) -> Iterator[Fault]:
+    """Differences that one process cannot have between its variants."""
+    for key in ("device", "matmul_precision"):
+        one, two = getattr(first.train, key), getattr(other.train, key)
         if one != two:
-            yield key, f"expected the same in all variants, got {show(one)} and {show(two)}"
+            yield f"train.{key}", f"expected the same in all variants, got {show(one)} and {show(two)}"
     one, two = first.train.dtype, other.train.dtype
     if (one == "float64") != (two == "float64"):
         yield "train.dtype", f"expected float64 in all variants or in none, got {show(one)} and {show(two)}"
 
 
-_CHECKS = (
-    (("runs_dir",), _runs_dir),
-    (("model",), _model),
-    (("data",), _data),
-    (("model.attention", "data.kind"), _causal),
-    (("task", "data.kind"), _task),
-    (("model", "optimizer", "task", "train.dtype"), _range),
-    (("optimizer.min_lr", "optimizer.lr", "optimizer.schedule"), _learning_rates),
-    (("optimizer.decay_fraction", "optimizer.warmup", "optimizer.schedule", "train.steps"), _wsd),
-    (("optimizer.betas",), _betas),
-    (("optimizer.name", "model.base_width"), _own_optimizer),
-    (("optimizer.accumulate", "data.batch"), _accumulate),
-    (
-        ("train.steps_per_call", "watch", "train.eval_every", "train.checkpoint_every", "data.batch", "data.context"),
-        _steps_per_call,
-    ),
-    (("watch.curvature_batches", "data.batch", "data.context"), _curvature),
-    (("watch.instruments", "optimizer.name", "optimizer.freeze", "data.batch"), _instruments),
-    (("train.unroll",), _unroll),
-    (("train.dtype", "train.device"), _dtype),
-)
+def warnings_for(variants: "Iterable[Variant]") -> list[str]:
+    """A line for each suspicious setting, with the names of the variants that have it."""
+    lines: dict[str, list[str]] = {}
+    for variant in variants:
+        for line in _suspicious(variant.config):
+            lines.setdefault(line, []).append(variant.name)
+    return [f"{', '.join(names)}: {line}" for line, names in lines.items()]
+
+
+def _suspicious(config: RunConfig) -> Iterator[str]:
+    optimizer, steps = config.optimizer, config.train.steps
+    if optimizer.lr == 0:  # min_lr is at most that, or is not used
+        yield "optimizer.lr 0 leaves every parameter at its initial value"
+    elif optimizer.warmup >= steps:
+        reached = f"{steps / (optimizer.warmup + 1):.3g}"
+        yield (
+            f"optimizer.warmup {optimizer.warmup} is not over within train.steps {steps}: the last step's learning "
+            f"rate is {reached} of what the warm-up leads to"
+        )
+    ends = {**window_ends(config), "watch.every": config.watch.every}
+    if config.train.steps_per_call == "auto" and strides(config, 100) == [1] and 1 not in ends.values():
+        each = ", ".join(f"{key} {interval}" for key, interval in ends.items() if interval)
+        yield f"{each}: no number of steps above 1 divides all of them, so each step is a dispatch of its own (slower)"

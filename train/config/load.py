@@ -1,4 +1,8 @@
-"""Reads an experiment from YAML, and says everything that is wrong with it at once, each thing in one line."""
+"""Experiments from YAML files and command lines, with all problems of a config reported at once.
+
+The layers of a config (file, command line, variants, points of the sweep) are trees. Each is checked alone by pydantic;
+if all are clean they are merged, and the rules between keys (`checks`) are applied to each variant.
+"""
 
 import os
 import re
@@ -15,19 +19,29 @@ from data.files import beside, content_of
 
 from ..errors import UserError
 from . import checks
-from .expand import expand, expectations
-from .fields import related, validated
-from .names import safe, unsafe
-from .overrides import Draft, merged
+from .fields import FIELDS, did_you_mean, expected
 from .schema import RunConfig
-from .yaml12 import BAD, Node, Place, Problem, clean, read, scalar, show, wrap
+from .settings import Draft, Settings, config_of, faults, merged
+from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises, unsafe
+from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
 
-__all__ = ["ConfigError", "Experiment", "Problem", "Variant", "flatten", "from_mapping", "load", "to_yaml"]
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Problem",
+    "Variant",
+    "find_config",
+    "flatten",
+    "from_mapping",
+    "load",
+    "to_yaml",
+]
 
 MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
 _COMMAND_LINE = Place("command line")
-_YAML_11 = re.compile(r"y|n|yes|no|on|off", re.IGNORECASE)  # booleans to older readers
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
 
 
 class ConfigError(UserError):
@@ -46,10 +60,10 @@ class Variant:
 
     name: str
     config: RunConfig
-    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)  # of the keys that are set
+    settings: Mapping[str, Node] = field(default_factory=dict, compare=False, repr=False)  # dotted keys that are set
 
     def problem(self, message: str) -> Problem:
-        """What was found wrong later on, where its key was written. `message` begins with that key and a colon."""
+        """A problem that is met later on, at the line of its key. `message` begins with that key and a colon."""
         place, member = self.place(message), f"variant {clean(self.name)}"
         if place is None:
             return Problem(Place(member), "", message)
@@ -57,12 +71,13 @@ class Variant:
         return Problem(place, key, f"{what} ({member})")
 
     def place(self, message: str) -> Place | None:
-        """Where the key was written that `message` begins with; None of one that was not, or no key."""
-        return self.places.get(message.partition(": ")[0])
+        """The place of the key that `message` begins with; None if it begins with none, or with one that is not set."""
+        node = self.settings.get(message.partition(": ")[0])
+        return None if node is None else node.place
 
     @contextmanager
     def placing(self) -> Iterator[None]:
-        """Gives DataErrors and UserErrors from within that begin with a key the place where the key was written."""
+        """Gives DataErrors and UserErrors from within that begin with a key the place of that key."""
         try:
             yield
         except (DataError, UserError) as error:
@@ -82,21 +97,48 @@ class Experiment:
     expect: dict[str, dict[str, Any]]
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
-    """Reads a YAML file, then sets `key=value` overrides on it: `optimizer.lr=3e-4`, `sweep.seed=[0, 1]`.
+def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path of the shipped config with a bare name such as `quickstart`; any other path as it is.
 
-    An override changes what the file says outside `variants:`, so a variant that sets the same key still wins;
+    A file or folder of that name in the current folder comes first.
+
+    Raises:
+        ConfigError: a bare name that is neither.
+    """
+    text = os.fsdecode(name)
+    if not re.fullmatch(r"[\w-]+", text) or os.path.lexists(text):
+        return name
+    if (path := SHIPPED / f"{text}.yaml").is_file():
+        return path
+    names = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    hint = did_you_mean(text, names) or f"; shipped configs are {', '.join(names)}"
+    raise ConfigError([Problem(Place(clean(text)), "", f"no such file or shipped config{hint}")])
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
+    """Reads a YAML file, or a shipped config by its bare name, then sets `key=value` overrides on it.
+
+    `optimizer.lr=3e-4` changes the file outside `variants:`, so a variant that sets the same key still wins;
     `variants.NAME.model.layers=4` changes a variant, `variants={}` and `sweep={}` take all of them away.
 
     Raises:
         ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
     """
+    path = find_config(path)
     source = clean(os.fsdecode(path), 1000)
     root, problems = read(_text(path, source), Place(source, 1))
-    draft = _draft(root, problems, source)
+    draft = _draft(root, problems, Place(source))
     for override in overrides:
-        _override(draft, override)
-    return _finished(draft)
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
+            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
+            draft.problems.append(Problem(_COMMAND_LINE, "", message))
+            continue
+        node, problems = read(text, _COMMAND_LINE, key)
+        draft.problems.extend(problems)
+        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+    return _experiment(draft)
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
@@ -105,166 +147,148 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experim
     Raises:
         ConfigError: the config cannot be used; all problems at once, at `source`.
     """
-    root, problems = wrap(mapping, Place(clean(source)))
-    return _finished(_draft(root, problems, clean(source)))
+    place = Place(clean(source))
+    try:
+        text = dump(mapping)
+    except RecursionError:
+        raise ConfigError([Problem(place, "", "expected values that do not hold themselves")]) from None
+    return _experiment(_draft(*read(text, place), place))
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
     """Dotted key -> bool, int, float, str or None, in the order of the schema; anything else becomes its YAML text."""
-    scalars = bool | int | float | str | None
-    return {key: value if isinstance(value, scalars) else _yaml(value) for key, value in _leaves(config)}
+
+    def values(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
+        for name, value in section:
+            if isinstance(value, BaseModel):
+                yield from values(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value if isinstance(value, bool | int | float | str | None) else dump(value)
+
+    return dict(values(config, ""))
 
 
 def to_yaml(config: RunConfig) -> str:
     """YAML that `load` reads back as one variant with the same config."""
-    return "".join(_lines(config.model_dump(), ""))
+
+    def lines(values: Mapping[str, Any], indent: str) -> Iterator[str]:
+        for key, value in values.items():
+            if isinstance(value, dict) and value:
+                yield f"{indent}{dump(key)}:\n"
+                yield from lines(value, f"{indent}  ")
+            else:
+                yield f"{indent}{dump(key)}: {dump(value)}\n"
+
+    return "".join(lines(config.model_dump(), ""))
 
 
 def _text(path: str | os.PathLike[str], source: str) -> str:
     """The text of a file; whatever prevents that is a ConfigError."""
-
-    def refuse(message: str, line: int | None = None) -> ConfigError:
-        return ConfigError([Problem(Place(source, line), "", message)])
-
+    line = None
     try:
-        content = content_of(path, MAX_BYTES)
+        return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
-        raise refuse(f"no such file{_similar(path)}") from None
+        near = beside(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
+        message = "no such file" + (f"; did you mean {clean(str(near), 1000)}?" if near else "")
     except OSError as error:
-        raise refuse(f"cannot be read: {clean(error.strerror or type(error).__name__)}") from None
+        message = f"cannot be read: {clean(error.strerror or type(error).__name__)}"
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"expected UTF-8 text, got byte 0x{error.object[error.start]:02x} at offset {error.start}"
     except ValueError as error:
         message = clean(str(error))
-        raise refuse(message if message.startswith("expected") else f"cannot be read: {message}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # Codecs that strip a byte order mark count from behind it.
-        offset = error.start + len(content) - len(error.object)
-        what = f"expected UTF-8 text, got byte 0x{content[offset]:02x} at offset {offset}"
-        raise refuse(what, content.count(b"\n", 0, offset) + 1) from None
+        message = message if message.startswith("expected") else f"cannot be read: {message}"
+    raise ConfigError([Problem(Place(source, line), "", message)])
 
 
-def _similar(path: str | os.PathLike[str]) -> str:
-    """`; did you mean FILE?` for a file of the same folder."""
-    found = beside(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
-    return f"; did you mean {clean(str(found), 1000)}?" if found else ""
-
-
-def _draft(root: Node | None, problems: list[Problem], source: str) -> Draft:
+def _draft(root: Node | None, problems: list[Problem], source: Place) -> Draft:
     if root is None or root.value is BAD:
         raise ConfigError(problems)
     if not isinstance(root.value, dict):
         got = "nothing" if root.value is None else show(root.plain)
-        raise ConfigError([*problems, Problem(root.place, "", f"expected a mapping of keys, got {got}")])
-    draft = Draft(Place(source), problems=problems)
-    draft.fill(root)
-    return draft
+        raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
+    return Draft(root.value, source, problems)
 
 
-def _override(draft: Draft, override: str) -> None:
-    """Sets one `key=value` of the command line."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-        message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
-        draft.problems.append(Problem(_COMMAND_LINE, "", message))
-        return
-    node, problems = read(text, _COMMAND_LINE, key)
-    draft.problems.extend(problems)
-    draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
-
-
-def _finished(draft: Draft) -> Experiment:
-    """Checks values and what holds between them, for the base and for every variant."""
-    points = expand(draft)
-    expect = expectations(draft, points)
-    base, problems, bad = validated(draft.base, draft.source)
-    if "name" in draft.base and "name" not in bad and not safe(base.name):
-        draft.report(draft.base["name"], unsafe(base.name))
-    doubtful = draft.doubtful
-    always = {found[:2] for found in checks.findings(base, bad | doubtful)}
-    between: dict[Problem, list[str]] = {}  # and the variants it is found in, where that is not said by its place
-    variants = []
-    for point in points:
-        keys = merged(draft.base, point.keys)
-        config, wrong, bad = validated(keys, draft.source)
-        problems.extend(wrong)
-        for found in checks.findings(config, bad | doubtful):
-            problem, key = _blame(found, draft, point.keys if found[:2] not in always else {})
-            names = between.setdefault(problem, [])
-            if key is not None:
-                names.append(point.name if key in draft.sweep else point.variant)
-        if config.data.seed is None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
-        variants.append(Variant(point.name, config, {key: node.place for key, node in keys.items()}))
-    for point, variant in zip(points[1:], variants[1:], strict=True):
-        for key, message in checks.mixed(variants[0].config, variant.config):
-            node = next((p.keys[key] for p in (point, points[0]) if key in p.keys), None)
-            problems.append(Problem(point.place if node is None else node.place, key, message))
-    problems += [_named(problem, names) for problem, names in between.items()]
-    problems += draft.problems
+def _experiment(draft: Draft) -> Experiment:
+    """Checks the keys of every layer, then the rules between keys for every variant."""
+    base, problems = draft.base, draft.problems
+    problems += faults(base)
+    if "name" not in base:
+        problems.append(Problem(draft.source, "name", f"missing; expected {expected(FIELDS['name'])}"))
+    variants = [Point(name, name, *written) for name, written in draft.variants.items()]
+    variants = variants or [Point("main", "main", draft.source, {})]
+    if len(variants) > MAX_VARIANTS:
+        message = f"expected at most {MAX_VARIANTS} variants, got {len(variants)}"
+        problems.append(Problem(variants[MAX_VARIANTS].place, "variants", message))
+        variants = variants[:MAX_VARIANTS]
+    axes = grid(draft.sweep, len(variants), problems)
+    for variant in variants:
+        problems += faults(variant.settings)
+        for key in axes.keys() & variant.settings.keys():
+            problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
+    spread = points(variants, axes)
+    runs = [] if problems else _runs(draft, base, spread)
+    name = base["name"].plain if "name" in base else None
+    if isinstance(name, str) and name and (reason := unsafe(name)):
+        problems.append(base["name"].problem(reason))
+    problems += indistinct(variants)
+    if axes and all(unsafe(variant.name) is None for variant in variants):
+        problems += indistinct(spread)
+    names = {name for point in spread for name in (point.variant, point.name)}
+    for key, node in draft.expect.items():
+        taken_away = draft.reshaped and node.place.source == draft.source.source  # variants of the file may be
+        if key in names:
+            problems += promises(node)
+        elif len(axes) == len(draft.sweep) and not taken_away:
+            problems.append(node.problem(f"no such variant{did_you_mean(key, names)}"))
     if problems:
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != draft.source.source, p.place.line or 0)))
-    return Experiment(base.name, tuple(variants), expect)
+    plain = {key: node.plain for key, node in draft.expect.items()}
+    expect = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
+    return Experiment(str(name), tuple(runs), {name: tags for name, tags in expect.items() if tags})
 
 
-def _blame(found: checks.Finding, draft: Draft, keys: Mapping[str, Node]) -> tuple[Problem, str | None]:
-    """Where to report a finding: at its own key, else at a key that led to it, first among `keys`, then in the base.
+def _runs(draft: Draft, base: Settings, spread: Sequence[Point]) -> list[Variant]:
+    """The variants of layers without faults; broken rules between their keys go to the draft's problems."""
+    in_base = set(checks.problems(config_of(base)))
+    runs: list[Variant] = []
+    broken: dict[Problem, list[str]] = {}  # and the variants it is true of, where its place does not tell
+    for point in spread:
+        keys = merged(base, point.settings)
+        config = config_of(keys)
+        for fault in checks.problems(config):
+            problem, other = _located(fault, {} if fault in in_base else point.settings, base, draft.source)
+            names = broken.setdefault(problem, [])
+            if other is not None:
+                names.append(point.name if other in draft.sweep else point.variant)
+        if config.data.seed is None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
+        runs.append(Variant(point.name, config, keys))
+        for key, message in checks.mixed(runs[0].config, config):
+            node = point.settings.get(key) or spread[0].settings.get(key)
+            draft.problems.append(Problem(point.place if node is None else node.place, key, message))
+    for problem, names in broken.items():
+        first, *others = dict.fromkeys(names) or [""]
+        more = f" and {len(others)} more" if others else ""
+        suffix = f" (variant {clean(first)}{more})" if first else ""
+        draft.problems.append(Problem(problem.place, problem.key, f"{problem.message}{suffix}"))
+    return runs
 
-    With it the key among `keys` that led to it, when only the variant's name tells which value that was.
+
+def _located(fault: checks.Fault, own: Settings, base: Settings, source: Place) -> tuple[Problem, str | None]:
+    """A broken rule at its own key in the first layer that sets it, or sets a key that its message names.
+
+    With it a variant's own key that was named, where only the variant's name tells which value the first key has.
     """
-    for nodes in (keys, draft.base):
-        read = [key for key in nodes if related(key, found.reads)]
-        if read:
-            key = min(read, key=lambda key: (key != found.key, key.rpartition(".")[2] not in found.message))
-            place, own = nodes[key].place, key == found.key
-            problem = Problem(place, nodes[key].path if own else found.key, found.message)
-            return problem, None if own or nodes is draft.base else key
-    return Problem(draft.source, found.key, found.message), None
-
-
-def _named(problem: Problem, variants: Sequence[str]) -> Problem:
-    names = list(dict.fromkeys(variants))
-    if not names:
-        return problem
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return Problem(problem.place, problem.key, f"{problem.message} (variant {clean(names[0])}{more})")
-
-
-def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in section:
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _lines(values: Mapping[str, Any], indent: str) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield f"{indent}{_yaml(key)}:\n"
-            yield from _lines(value, f"{indent}  ")
-        else:
-            yield f"{indent}{_yaml(key)}: {_yaml(value)}\n"
-
-
-def _yaml(value: Any) -> str:
-    """A value on one line, readable by YAML 1.1 and 1.2 alike."""
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_yaml(item) for item in value) + "]"
-    if isinstance(value, float):
-        return re.sub(r"^(-?[0-9]+)e", r"\1.0e", repr(value))
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(item)}" for key, item in value.items()) + "}"
-    if not isinstance(value, str):
-        return show(value)
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and scalar(value) is value and not _YAML_11.fullmatch(value):
-        return value
-    return "".join(['"', *(_escaped(character) for character in value), '"'])
-
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    return character if character.isprintable() else f"\\U{ord(character):08x}"
+    key, message = fault
+    section = key.partition(".")[0]
+    words = set(re.findall(r"[A-Za-z](?:[\w.]*\w)?", message))  # keys of the same section may stand without it
+    for layer in (own, base):
+        if key in layer:
+            return Problem(layer[key].place, layer[key].path, message), None
+        for other, node in layer.items():
+            if other in words or (other.startswith(f"{section}.") and other.rpartition(".")[2] in words):
+                return Problem(node.place, key, message), other if layer is own else None
+    return Problem(source, key, message), None

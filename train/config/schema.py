@@ -4,17 +4,20 @@ No JAX here: a config is loaded and checked before JAX starts.
 """
 
 from os.path import expanduser
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, create_model
 
 from data.config import DataConfig
 from model.config import ModelConfig, Section
 from model.traced import Traced
 
+from .instruments import INSTRUMENTS
+from .optimizers import OPTIMIZERS, readers
+
 # The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
-# Where a run is put and what it is called says nothing about what it computes.
+# Keys that have no effect on what a run computes.
 LABELS = ("name", "runs_dir")
 # Keys and sections that may change when a run goes on: what was computed so far depends on none of them, except where a
 # schedule is drawn over train.steps.
@@ -27,9 +30,15 @@ CHANGEABLE = (
     "train.on_nonfinite",
     "watch",
 )
-OptimizerRule = Literal[
-    "sgd", "momentum", "nesterov", "adam", "adamw", "lion", "rmsprop", "adafactor", "adagrad", "muon"
-]
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
 class Factors(dict[str, float]):
@@ -47,7 +56,7 @@ class OptimizerConfig(Section):
     folder means all in it, and * also takes slashes.
     """
 
-    name: OptimizerRule | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
+    name: OptimizerName | Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")] = Field(
         default="adamw",
         description="sgd is plain; nesterov is momentum looked at ahead; muon is for attention's and the MLP's "
         "matrices and adam for all else; adafactor multiplies each update by the rms of what it updates; "
@@ -82,9 +91,9 @@ class OptimizerConfig(Section):
         "decoupled for all others",
     )
     momentum: Annotated[float, Traced()] = Field(
-        default=0.9, ge=0, lt=1, description="share of the last update's direction: momentum, nesterov, muon"
+        default=0.9, ge=0, lt=1, description=f"share of the last update's direction: {readers('momentum')}"
     )
-    betas: Annotated[tuple[float, float], Traced()] = Field(
+    betas: Annotated[tuple[Beta, Beta], Traced()] = Field(
         default=(0.9, 0.99),
         strict=False,
         description="averaging constants of the gradient and its square: adam, adamw, muon's adam; lion's two; the "
@@ -128,12 +137,12 @@ class OptimizerConfig(Section):
 
     @property
     def patterned(self) -> bool:
-        """Whether something in it can only be checked against the model's parameters."""
+        """True if some option can only be checked against the model's parameters."""
         return ":" in self.name or bool(self.freeze or self.lr_factors or self.decay_mask)
 
 
 class TaskConfig(Section):
-    """What the outputs are for, and the training loss. Held-out losses are always the plain mean."""
+    """The purpose of the outputs, and the training loss. Held-out losses are always the plain mean."""
 
     kind: Literal["lm", "classification", "regression"] | None = Field(
         default=None,
@@ -153,7 +162,7 @@ def _at_home(path: str | None) -> str | None:
 
 
 class TrainConfig(Section):
-    """How long, how often, on what, in which precision."""
+    """Length, intervals, device and precision of the training."""
 
     steps: int = Field(default=2000, ge=1, lt=2**31, description="optimizer steps")
     init_from: Annotated[str | None, AfterValidator(_at_home)] = Field(
@@ -176,11 +185,11 @@ class TrainConfig(Section):
         description="when a loss or gradient is not a finite number: stop the variant, or skip the update "
         "(docs/stopping.md)",
     )
-    steps_per_call: Literal["auto"] | int = Field(
+    steps_per_call: AutoOrCount = Field(
         default="auto",
         description="K, optimizer steps a dispatch; divides eval_every, checkpoint_every and instruments' intervals",
     )
-    unroll: Literal["auto"] | int = Field(default="auto", description="blocks unrolled in the scan over layers")
+    unroll: AutoOrCount = Field(default="auto", description="blocks unrolled in the scan over layers")
     group: Literal["auto", "vmap", "turn"] = Field(
         default="auto", description="variants of one shape: vmapped in one call, or called in turn; auto = turn on CPU"
     )
@@ -193,30 +202,21 @@ class TrainConfig(Section):
     )
 
 
-def _steps_between(what: str) -> Any:
-    return Field(default=0, ge=0, description=what)
+def _instruments_section() -> type[Section]:
+    """One key an instrument (train/config/instruments.py): the steps between its measurements."""
+    fields: dict[str, Any] = {
+        name: (int, Field(default=0, ge=0, description=instrument.meaning)) for name, instrument in INSTRUMENTS.items()
+    }
+    return create_model("InstrumentsSection", __base__=Section, **fields)
 
 
-class InstrumentsConfig(Section):
+class InstrumentsConfig(_instruments_section()):
     """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
-    batches that come next, and changes nothing of it; docs/instruments.md tells what each is, and what it costs."""
-
-    attention: int = _steps_between("entropy of the attention and its largest score, by head")
-    units: int = _steps_between("MLP units that are zero for every token of the batch")
-    entries: int = _steps_between("zeros among a gradient's entries, and the histogram of their sizes")
-    weight_dot_grad: int = _steps_between("<W, dL/dW> of each matrix")
-    split: int = _steps_between("delta in two parts: past the sublayers of a block, and through them")
-    twins: int = _steps_between("cosine between the gradient and that of the same weights with skip_scale 0")
-    successive: int = _steps_between("cosine between the gradients of this step and the next")
-    noise: int = _steps_between("gradient noise scale")
-    sharpness: int = _steps_between("ends of the Hessian's spectrum")
-    sharpness_adam: int = _steps_between("the same, preconditioned as adam and adamw do")
-    jacobian: int = _steps_between("singular values of the Jacobian of each block and of them all")
-    landscape: int = _steps_between("the loss along the next update and along a random direction")
+    batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
 
 
 class WatchConfig(Section):
-    """What is measured while training, and how often."""
+    """Measurements during training, and their intervals."""
 
     every: int = Field(default=10, ge=0, description="steps between watched steps; 0 = never")
     counterfactual: bool = Field(
@@ -259,7 +259,7 @@ class RunConfig(Section):
 
 
 class ExperimentConfig(RunConfig):
-    """What a YAML file holds: the base run, its named variants, a grid over keys, and the results it promises."""
+    """A whole YAML file: the base run, its named variants, a grid over keys, and the results it promises."""
 
     variants: dict[str, dict[str, Any]] = Field(default={}, description="name -> overrides by dotted key")
     sweep: dict[str, list[Any]] = Field(default={}, description="dotted key -> values; the grid of all of them")

@@ -1,4 +1,4 @@
-"""An optimizer of the user's own: `optimizer.name: module:function`."""
+"""User-defined optimizers: `optimizer.name: module:function`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def user_rule(name: str, hp: Numbers, lr: Any) -> optax.GradientTransformation:
-    """What the user's function makes of the traced numbers of the optimizer section and the rate of this step.
-
-    Raises UserError.
-    """
+    """The transformation that the user's function returns, given the traced numbers of the optimizer section and the
+    rate of this step. Raises UserError."""
     rule = called(name, lambda: FUNCTIONS[name](hp, lr))
     if not isinstance(rule, optax.GradientTransformation):
         raise UserError(f"{name}: expected an optax.GradientTransformation, got {type(rule).__name__}")
@@ -26,7 +24,7 @@ def user_rule(name: str, hp: Numbers, lr: Any) -> optax.GradientTransformation:
 
 
 def called(name: str, function: Callable[[], Any]) -> Any:
-    """The result of a call into the user's code; whatever it raises becomes an UserError."""
+    """The result of a call into the user's code; whatever it raises becomes a UserError."""
     try:
         return function()
     except UserError:

@@ -35,6 +35,7 @@ import optax
 from model.config import ModelConfig
 from model.rules import RULES, Kind
 
+from ..config.optimizers import OPTIMIZERS, Size
 from .parameters import by_path, is_branch_matrix
 
 # By path, the first pattern that fits. A parameter that none fits is an error, and not a guess. Those of
@@ -51,12 +52,11 @@ KINDS: dict[str, Kind] = {
     "blocks/mlp/*/bias": "vector",
 }
 
-_SGD: dict[Kind, float] = {"hidden": 0, "vector": 1, "readout": -1, "scalar": 0}
-_ADAM: dict[Kind, float] = {"hidden": -1, "vector": 0, "readout": -1, "scalar": 0}
-EXPONENTS: dict[str, dict[Kind, float]] = {
-    **dict.fromkeys(("sgd", "momentum", "nesterov"), _SGD),
-    **dict.fromkeys(("adam", "adamw", "lion", "rmsprop", "adagrad", "muon"), _ADAM),
-    "adafactor": {"hidden": -0.5, "vector": 0, "readout": -1, "scalar": 0},
+# Powers of m by what the size of an optimizer's update follows (train/config/optimizers.py).
+POWERS: dict[Size, dict[Kind, float]] = {
+    "gradient": {"hidden": 0, "vector": 1, "readout": -1, "scalar": 0},
+    "unit": {"hidden": -1, "vector": 0, "readout": -1, "scalar": 0},
+    "parameter": {"hidden": -0.5, "vector": 0, "readout": -1, "scalar": 0},
 }
 
 
@@ -76,7 +76,7 @@ def kind_of(path: str, rule: str) -> Kind:
 def exponent(optimizer: str, path: str, rule: str) -> float:
     """The power of m in the factor of a parameter's update."""
     kind = kind_of(path, rule)
-    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else EXPONENTS[optimizer][kind]
+    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else POWERS[OPTIMIZERS[optimizer].size][kind]
 
 
 def by_width(optimizer: str, model: ModelConfig) -> optax.GradientTransformation:

@@ -167,7 +167,7 @@ def _update(report: StepReport) -> Cause:
         return Cause("update", None, f"loss and gradient are finite, the update of {_listed(bad)} is not")
     if not report.state:
         return Cause("update", None, "loss, gradient and weights are finite, the optimizer's averages are not")
-    return Cause("none", None, "taken again, the step is finite: rounding decides")
+    return Cause("none", None, "the replayed step is finite: its result depends on rounding")
 
 
 def _bad(flags: Flags) -> list[tuple[int | None, str]]:

@@ -1,4 +1,4 @@
-"""Optax transformations, built anew inside every traced step from traced hyperparameters.
+"""Optax transformations, built inside every traced step from traced hyperparameters.
 
 (inject_hyperparams would put them into checkpoints and let a schedule overwrite a variant's own rate.)
 """
@@ -13,13 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from model.config import ModelConfig
 
+from ..config.optimizers import OPTIMIZERS
 from ..config.schema import OptimizerConfig
 from ..errors import UserError
 from .custom import called, user_rule
 from .groups import decayed, factors, unfrozen, unmatched
 from .mup import by_width
 from .schedule import learning_rate
-from .update_rules import DIRECTIONS, Numbers
+from .update_rules import Numbers
 
 
 class HParams(NamedTuple):
@@ -44,9 +45,10 @@ def transformation(
     if ":" in config.name:
         parts = [user_rule(config.name, hp, lr)]
     else:
-        direction = DIRECTIONS[config.name](hp)
+        optimizer = OPTIMIZERS[config.name]
+        direction = optimizer.rule()(hp)
         decay = optax.add_decayed_weights(hp["weight_decay"], partial(decayed, config))
-        coupled = config.decay == "l2" or (config.decay == "auto" and config.name == "adam")
+        coupled = config.decay == "l2" or (config.decay == "auto" and optimizer.l2)
         wide = [] if model is None or model.width_ratio == 1 else [by_width(config.name, model)]
         parts = [decay, direction, *wide] if coupled else [direction, *wide, decay]
         parts.append(optax.scale_by_learning_rate(lr))

@@ -20,7 +20,7 @@ from ..gradflow.delta import (
     flow,
     underflows,
 )
-from ..gradflow.gradients import Histogram, edges, weight_dot_grad
+from ..gradflow.gradients import weight_dot_grad
 from ..gradflow.norms import (
     Norm,
     gains,
@@ -31,10 +31,8 @@ from ..gradflow.norms import (
 )
 from ..gradflow.verdict import judge
 from .batch import BatchInput
-from .instruments import Curve, Reading
 from .loss import tapped_loss
 from .state import parameter_count
-from .tags import plain
 
 
 class Probe(NamedTuple):
@@ -146,25 +144,3 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
         "act": {"rms": _certain({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
         "verdict": verdict._replace(advice=advice_for(verdict.state, config)).as_json(),
     }
-
-
-def readings_json(readings: Mapping[str, Reading]) -> dict[str, Any]:
-    """What instruments read, for JSON: lists over layers, by part where there are several; null = not defined."""
-    out: dict[str, Any] = {}
-    for name, reading in readings.items():
-        if isinstance(reading, Curve):
-            out[name] = {"at": finite(reading.at), "loss": finite(reading.loss)}
-        elif isinstance(reading, Histogram):
-            bounds = [edges(float(top)).tolist() for top in reading.top]
-            out[f"{name}_log10"] = {
-                "edges": bounds,
-                "counts": finite(reading.counts),
-                "zeros": finite(reading.zeros),
-            }
-        elif isinstance(reading, Mapping):
-            parts = {part: plain(name, value) for part, value in reading.items()}
-            out |= {whole: {part: finite(values) for part, (_, values) in parts.items()} for whole, _ in parts.values()}
-        else:
-            whole, values = plain(name, reading)
-            out[whole] = finite(values)
-    return out

@@ -23,8 +23,8 @@ def shape(config: OptimizerConfig, step: Int[Array, ""], steps: int, dtype) -> F
         case "linear":
             return 1 - progress
         case "wsd":  # warm-up, stable, decay: Hu et al. 2024, 2404.06395, section 4.2, with a linear decay
-            left = (steps - step).astype(dtype)
-            return jnp.clip(left / jnp.maximum(last * steps, 1), 0, 1)
+            remaining = (steps - step).astype(dtype)
+            return jnp.clip(remaining / jnp.maximum(last * steps, 1), 0, 1)
         case "rsqrt":  # Vaswani et al. 2017, 1706.03762, section 5.3, relative to the rate at the end of the warm-up
             return jnp.sqrt((config.warmup + 1) / jnp.maximum(step + 1, config.warmup + 1).astype(dtype))
         case "step":

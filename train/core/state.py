@@ -9,8 +9,7 @@ from jaxtyping import Array, Int
 
 from model import traced
 from model.network import Network, Params
-from model.residual import numbers_of
-from model.residual import structure_of as model_structure
+from model.residual import numbers_of, structure_of
 
 from ..config.schema import RunConfig
 from .optimizer import HParams, transformation
@@ -49,13 +48,13 @@ def hparams_of(config: RunConfig, dtype: Any = "float32") -> HParams:
     return HParams(np.uint32(config.seed), jax.tree.map(number, model), jax.tree.map(number, optimizer))
 
 
-def structure_of(config: RunConfig) -> RunConfig:
+def program_structure(config: RunConfig) -> RunConfig:
     """Returns `config` without name, seeds and traced numbers: configs of equal structure share a compiled program."""
     return config.model_copy(
         update={
             "name": "",
             "seed": 0,
-            "model": model_structure(config.model),
+            "model": structure_of(config.model),
             "data": config.data.model_copy(update={"seed": 0}),
             "task": traced.structure(config.task),
             "optimizer": traced.structure(config.optimizer),

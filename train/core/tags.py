@@ -1,17 +1,15 @@
-"""What was measured, as numbers under the names of docs/tags.md. Numpy only: it runs while the device works."""
+"""Measurements of a step as numbers by tag (docs/tags.md). Numpy only: it runs while the device works."""
 
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from ..gradflow.gradients import Histogram
-from ..gradflow.norms import Norm, gains, log10, value
+from ..gradflow.norms import gains, log10
 from ..gradflow.verdict import qk_rounded
 from ..text import layer
-from .instruments import Curve, Reading, Signed
 from .step import StepStats
 
 Scalars = dict[str, float | None]
@@ -27,7 +25,7 @@ def _names(prefix: str, count: int, suffix: str) -> tuple[str, ...]:
 Columns: TypeAlias = list[tuple[tuple[str, ...], np.ndarray]]
 
 
-def _rows(columns: Columns) -> list[Scalars]:
+def rows(columns: Columns) -> list[Scalars]:
     """One a step. None stands for a log10 of minus infinity: an exact zero, whose logarithm is not a number to draw."""
     names = tuple(name for group, _ in columns for name in group)
     table = np.concatenate([np.asarray(values, np.float64) for _, values in columns], axis=1)
@@ -39,8 +37,8 @@ def _depths(prefix: str, values: np.ndarray, suffix: str = "") -> Columns:
     return [(_names(prefix, values.shape[1], suffix), values)]
 
 
-def _matrices(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
-    """logs: by name, [steps, L] of what each layer has, [steps] of what there is once."""
+def by_layer(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
+    """Columns of values by name: [steps, L] with a value a layer, or [steps]."""
     out: Columns = []
     for name, values in logs.items():
         if values.ndim == 1:
@@ -60,14 +58,14 @@ def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
     out: Columns = []
     for suffix, flow in flows.items():
         out += _depths(f"delta{suffix}/norm_log10", log10(flow.delta))
-        out += _matrices(f"grad{suffix}/norm_log10", flow.grad.log10())
+        out += by_layer(f"grad{suffix}/norm_log10", flow.grad.log10())
     out += _depths("gain", gains(log10(watched.flow.delta)))
     # A weight of exactly zero, such as a bias at the start, has no ratio.
     moved = {name: np.where(np.isneginf(weight[name]), -np.inf, update[name]) for name in weight}
     held = {name: np.where(np.isneginf(weight[name]), 0.0, weight[name]) for name in weight}
-    out += _matrices("update/ratio_log10", {name: moved[name] - held[name] for name in weight})
+    out += by_layer("update/ratio_log10", {name: moved[name] - held[name] for name in weight})
     with np.errstate(over="ignore", under="ignore"):
-        out += _matrices("weight/norm", {name: 10.0**values for name, values in weight.items()})
+        out += by_layer("weight/norm", {name: 10.0**values for name, values in weight.items()})
     if watched.flow.seen is not None:
         rms = np.asarray(watched.flow.seen.rms, np.float64)
         out += _depths("act/rms", rms)
@@ -78,48 +76,4 @@ def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
         out.append((("grad/qk_rounded",), np.sum(qk_rounded(rank, dtype), axis=-1)[:, None]))
     out.append((("grad/global_preclip_log10",), log10(watched.grad_global)[:, None]))
     out.append((("grad/clip_factor",), np.asarray(watched.clip_factor)[:, None]))
-    return _rows(out)
-
-
-def reading_scalars(readings: Mapping[str, Reading]) -> Scalars:
-    """Every tag of what instruments read, from host arrays. A norm is logged as log10; what is not defined, not at all.
-
-    Of a curve, where it is lowest.
-    """
-    out: Scalars = {}
-    for name, reading in readings.items():
-        if isinstance(reading, Histogram):
-            continue
-        if isinstance(reading, Curve):
-            known = np.where(np.isfinite(reading.loss), reading.loss, np.inf)
-            if known.min() < known.max():  # else no place is the lowest
-                out[f"{name}_lowest_at"] = float(reading.at[np.argmin(known)])
-        elif isinstance(reading, Mapping):
-            for part, values in reading.items():
-                out |= _reading(name, values, part)
-        else:
-            out |= _reading(name, reading, "layer")
-    return out
-
-
-def _reading(name: str, reading: Any, part: str) -> Scalars:
-    name, values = plain(name, reading)
-    if values.ndim == 0:
-        columns: Columns = [((name if part == "layer" else f"{name}/{part}",), values.reshape(1, 1))]
-    elif values.ndim == 1:
-        columns = _matrices(name, {part: values[None]})
-    else:
-        columns = _matrices(name, {f"head_{head:02d}": column[None] for head, column in enumerate(values.T)})
-    (row,) = _rows(columns)
-    return {tag: x for tag, x in row.items() if x is None or not math.isnan(x)}
-
-
-def plain(name: str, reading: Any) -> tuple[str, np.ndarray]:
-    """Name and values in float64: a norm becomes its log10, and says so in its name. nan: not defined, or a signed
-    value that no float32 holds."""
-    if isinstance(reading, Norm):
-        return f"{name}_log10", log10(reading)
-    if isinstance(reading, Signed):
-        size = log10(reading.value)  # TensorBoard holds float32: what is 0 there, or infinite, is not
-        return name, np.where(np.isneginf(size) | ((size > -37) & (size < 38)), value(reading.value), np.nan)
-    return name, np.asarray(reading, np.float64)
+    return rows(out)

@@ -1,10 +1,10 @@
-"""The update rules: what each does to a gradient before weight decay and the learning rate.
+"""Update rules: optax transformations of the gradient, before weight decay and the learning rate.
 
-Each is built anew inside every traced step from traced numbers. (inject_hyperparams would put them into checkpoints.)
+Each is built inside every traced step from traced numbers, and declared in train/config/optimizers.py.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,29 +40,29 @@ def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
-def _adam(hp: Numbers) -> optax.GradientTransformation:
+def adam(hp: Numbers) -> optax.GradientTransformation:
     """m / (sqrt(v) + eps), both averages debiased (Kingma & Ba 2015, 1412.6980, alg. 1)."""
     beta1, beta2 = hp["betas"]
     return optax.scale_by_adam(beta1, beta2, hp["eps"])
 
 
-def _lion(hp: Numbers) -> optax.GradientTransformation:
+def lion(hp: Numbers) -> optax.GradientTransformation:
     """sign(beta_1 m + (1 - beta_1) g), then m <- beta_2 m + (1 - beta_2) g (Chen et al. 2023, 2302.06675, alg. 2)."""
     beta1, beta2 = hp["betas"]
     return optax.scale_by_lion(beta1, beta2)
 
 
-def _rmsprop(hp: Numbers) -> optax.GradientTransformation:
+def rmsprop(hp: Numbers) -> optax.GradientTransformation:
     """g / (sqrt(v) + eps) with v <- beta_2 v + (1 - beta_2) g^2, not debiased (Tieleman & Hinton 2012, lecture 6e)."""
     return optax.scale_by_rms(hp["betas"][1], hp["eps"], eps_in_sqrt=False)
 
 
-def _adagrad(hp: Numbers) -> optax.GradientTransformation:
+def adagrad(hp: Numbers) -> optax.GradientTransformation:
     """g / sqrt(sum of all g^2 + eps) (Duchi et al. 2011, JMLR 12, fig. 1 with a diagonal matrix)."""
     return optax.scale_by_rss(0.0, hp["eps"])
 
 
-def _adafactor(hp: Numbers) -> optax.GradientTransformation:
+def adafactor(hp: Numbers) -> optax.GradientTransformation:
     """Second moments of a matrix from those of its rows and columns, the update's rms at most 1, times the matrix's own
     rms, at least 1e-3 (Shazeer & Stern 2018, 1804.04235, alg. 4 and 5; beta_2 = 1 - t^-0.8). Without momentum."""
     del hp
@@ -75,7 +75,7 @@ def _adafactor(hp: Numbers) -> optax.GradientTransformation:
     )
 
 
-def _muon(hp: Numbers) -> optax.GradientTransformation:
+def muon(hp: Numbers) -> optax.GradientTransformation:
     """Nesterov momentum of each layer's matrices, orthogonalised by five Newton-Schulz steps, times
     sqrt(max(1, columns / rows)) (Jordan et al. 2024, github.com/KellerJordan/Muon); Adam for all other parameters.
 
@@ -97,28 +97,20 @@ def _muon(hp: Numbers) -> optax.GradientTransformation:
     def labels(params: Any) -> Any:
         return by_path(lambda path, _: "muon" if is_branch_matrix(path) else "adam", params)
 
-    return optax.partition({"muon": orthogonal, "adam": _adam(hp)}, labels)
+    return optax.partition({"muon": orthogonal, "adam": adam(hp)}, labels)
 
 
-def _momentum(hp: Numbers) -> optax.GradientTransformation:
+def sgd(hp: Numbers) -> optax.GradientTransformation:
+    """g."""
+    del hp
+    return optax.identity()
+
+
+def momentum(hp: Numbers) -> optax.GradientTransformation:
     """m <- momentum m + g (Polyak 1964; Sutskever et al. 2013, eq. 1, with the rate outside)."""
     return optax.trace(hp["momentum"])
 
 
-def _nesterov(hp: Numbers) -> optax.GradientTransformation:
+def nesterov(hp: Numbers) -> optax.GradientTransformation:
     """g + momentum m with m <- momentum m + g (Nesterov 1983; Sutskever et al. 2013, eq. 3, at the point ahead)."""
     return optax.trace(hp["momentum"], nesterov=True)
-
-
-DIRECTIONS: dict[str, Callable[[Numbers], optax.GradientTransformation]] = {
-    "sgd": lambda hp: optax.identity(),
-    "momentum": _momentum,
-    "nesterov": _nesterov,
-    "adam": _adam,
-    "adamw": _adam,  # Loshchilov & Hutter 2019, 1711.05101, alg. 2: Adam whose decay is decoupled
-    "lion": _lion,
-    "rmsprop": _rmsprop,
-    "adafactor": _adafactor,
-    "adagrad": _adagrad,
-    "muon": _muon,
-}

@@ -1,12 +1,19 @@
-"""What training a group takes of the device's memory: a compiled program says what it needs while it runs; the states
-of the variants and the tokens on the device are known from their shapes."""
+"""Device memory: the bytes that training needs, the bytes available, and the refusal of what does not fit."""
 
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from ..config.schema import RunConfig
+from ..errors import UserError, out_of_memory
+from ..text import size
+from .platform import Platform
 from .programs import Programs
 
 
@@ -15,32 +22,185 @@ class Need:
     """Bytes on the device."""
 
     held: int  # all the time: states, and tokens that live there
-    passing: int  # while the largest program runs: its temporaries, its results, its batches
+    training: int = 0  # while the largest window runs: its temporaries, results and batches
+    measuring: int = 0  # while the largest evaluation or instrument runs, which take whole batches
+
+    @property
+    def passing(self) -> int:
+        """Bytes while the largest program runs."""
+        return max(self.training, self.measuring)
 
     @property
     def total(self) -> int:
         return self.held + self.passing
 
 
+def need(programs: Programs, resident: Any) -> Need:
+    """Returns what the prepared programs need, by XLA's own analysis; waits until they are compiled.
+
+    Args:
+      resident: arrays on the device besides the states.
+    """
+    state = bytes_of(programs.abstract_state)
+    training = measuring = 0
+    for key, (program, feed) in programs.ready.items():
+        passing, analysis = bytes_of(feed), program.memory_analysis()
+        if analysis is not None:
+            results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+            passing += int(analysis.temp_size_in_bytes + results)
+        if key == "init":
+            measuring = max(measuring, passing - state)  # its result is a state, which is held
+        elif key[0] == "window":
+            training = max(training, passing)
+        else:
+            measuring = max(measuring, passing)
+    return Need(programs.calls * state + bytes_of(resident), training, measuring)
+
+
 def bytes_of(tree: Any) -> int:
-    """Of arrays, or of shapes and dtypes."""
+    """Returns the bytes of arrays, or of shapes with dtypes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def need(programs: Programs, resident: Any) -> Need:
-    """Of everything that was prepared; waits until it is compiled."""
-    state = bytes_of(programs.abstract_state)
-    held, passing = programs.calls * state + bytes_of(resident), 0
-    for key, (program, feed) in programs.ready.items():
-        made = state if key == "init" else 0  # its result is held, and counted there
-        passing = max(passing, _passing(program, feed) - made)
-    return Need(held, passing)
+@dataclass
+class Budget:
+    """The memory of one group's training."""
+
+    programs: Programs
+    resident: Any  # tokens on the device
+    available: int | None  # bytes for all of it; None: unknown
+    need: Need | None = None  # once everything is compiled
+
+    @staticmethod
+    def of(programs: Programs, resident: Any, platform: Platform) -> "Budget":
+        """Returns the budget, before anything is compiled. Raises UserError when not even the states fit."""
+        free = available_memory(platform)
+        budget = Budget(programs, resident, None if free is None else free + bytes_of(resident))
+        states = need(programs, resident)
+        if budget.available is not None and states.total > budget.available:
+            network = programs.group.network
+            tables = (network.vocab_size or 0) * network.config.width * jnp.dtype(network.param_dtype).itemsize
+            large = 2 * tables > states.total / 3  # ids of a file may be of any size, which makes the vocabulary
+            about = f"; most of it is for a vocabulary of {network.vocab_size:,} tokens" if large else ""
+            raise UserError(complaint(states, budget.available, None) + about)
+        return budget
+
+    def check(self) -> None:
+        """To be called before the first step. Raises UserError when the compiled programs do not fit."""
+        self.need = need(self.programs, self.resident)
+        if self.available is not None and self.need.total > self.available:
+            setting = suggestion(self.programs.group.config, self.need, self.available)
+            raise UserError(complaint(self.need, self.available, setting))
+
+    def explain(self, error: Exception) -> None:
+        """Raises UserError in place of an out-of-memory error of a running program or a compiler.
+
+        The estimate was too low then, so the suggestion is for three quarters of the need, or of what is available.
+        """
+        if not out_of_memory(error):
+            return
+        with suppress(Exception):  # of a program that was never compiled
+            self.need = need(self.programs, self.resident)
+        setting = None
+        if self.need is not None:
+            bounds = [self.need.total, *([] if self.available is None else [self.available])]
+            setting = suggestion(self.programs.group.config, self.need, int(0.75 * min(bounds)))
+        raise UserError(complaint(self.need, self.available, setting)) from None
+
+    @property
+    def line(self) -> str:
+        """`estimated 41.3 MB of 8.14 GB`"""
+        of = "" if self.available is None else f" of {size(self.available)}"
+        return "unknown" if self.need is None else f"estimated {size(self.need.total)}{of}"
 
 
-def _passing(program: Any, feed: Any) -> int:
-    """Bytes that a call takes besides what it is given and lives on: temporaries, results in new memory, its feed."""
-    told = program.memory_analysis()
-    if told is None:
-        return bytes_of(feed)
-    made = max(0, told.output_size_in_bytes - told.alias_size_in_bytes)
-    return int(told.temp_size_in_bytes + made) + bytes_of(feed)
+def suggestion(config: RunConfig, need: Need, available: int) -> str | None:
+    """Returns the setting next to the config's that fits if a program's memory is in proportion to its batch.
+
+    More micro-batches if that suffices, since the run then computes the same; else a smaller batch, in as many
+    micro-batches as before. None if neither fits.
+    """
+    batch, parts, left = config.data.batch, config.optimizer.accumulate, available - need.held
+    micro = batch // parts
+    divisors = [n for n in range(2, micro + 1) if micro % n == 0]
+    if need.measuring <= left:
+        for n in divisors:
+            if need.training / n <= left:
+                return f"optimizer.accumulate={parts * n}"
+    for n in divisors:
+        if need.passing / n <= left:
+            return f"data.batch={batch // n}"
+    return None
+
+
+def complaint(need: Need | None, available: int | None, setting: str | None) -> str:
+    """One line: the bytes needed and available, and what to change."""
+    text = "not enough memory"
+    if need is not None:
+        parts = f"{size(need.held)} for parameters, optimizer and tokens, {size(need.passing)} for a step"
+        text += f": training needs about {size(need.total)} ({parts})"
+        if available is not None:
+            text += f", and there are {size(available)}"
+    if setting is not None:
+        return f"{text}; try {setting}"
+    batches = "" if need is not None and need.passing == 0 else "data.batch, data.context, "
+    return f"{text}; lower {batches}model.width, model.layers or the number of variants"
+
+
+def available_memory(platform: Platform) -> int | None:
+    """Returns the bytes available now; None where neither the device nor the system says.
+
+    As reported by an accelerator; on a CPU the least of RAM with swap, cgroup limits and ulimits (`-v`, `-d`).
+    """
+    stats = platform.device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    if platform.kind != "cpu":
+        return None
+    return min((free for free in (_of_machine(), *_of_groups(), *_of_limits()) if free is not None), default=None)
+
+
+def _of_machine(path: Path = Path("/proc/meminfo")) -> int | None:
+    """MemAvailable and free swap; beyond them Linux kills processes."""
+    try:
+        lines = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines() if ":" in line)
+        return 1024 * (int(lines["MemAvailable"].split()[0]) + int(lines.get("SwapFree", "0").split()[0]))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int | None]:
+    """The limit of each enclosing control group, of either version, less its use without the page cache."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        base = root / "memory" if controllers else root
+        folder = base / path.strip("/")
+        while True:
+            try:
+                most, used = (int((folder / f"memory.{name}").read_text()) for name in (limit, usage))  # or "max"
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield most - used + int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
+            except (OSError, ValueError):
+                pass
+            if folder == base or base not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _of_limits(status: Path = Path("/proc/self/status")) -> Iterator[int | None]:
+    """The limits of this process on address space and data, less its use."""
+    try:
+        import resource  # absent on Windows
+
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
+        for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            most = resource.getrlimit(limit)[0]
+            yield None if most == resource.RLIM_INFINITY else most - 1024 * int(lines[used].split()[0])
+    except (ImportError, OSError, ValueError, KeyError, IndexError):
+        return

@@ -1,4 +1,4 @@
-"""The device a run computes on, the dtype it computes in, and what else depends on the platform."""
+"""Device selection, compute dtype, and other choices that depend on the platform."""
 
 import os
 import platform as python
@@ -18,12 +18,12 @@ from ..config.schema import RunConfig, TrainConfig
 from ..errors import UserError, first_line
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}
-_UNROLLED_CPU = 12  # deeper than this, compile time outgrows what unrolling saves
+_UNROLLED_CPU = 12  # blocks; in deeper models unrolling takes longer to compile than it saves
 
 
 @dataclass(frozen=True)
 class Platform:
-    """The first of this process's devices of the kind that was asked for."""
+    """The first local device of the requested kind, and the number of such devices."""
 
     device: Any  # jax.Device
     kind: str  # cpu, gpu or tpu
@@ -35,21 +35,21 @@ class Platform:
 
 
 def select(config: TrainConfig) -> Platform:
-    """Starts JAX on the device that `train.device` names. Raises UserError when there is none."""
+    """Starts JAX on the device that `train.device` names. Raises UserError if there is none or it lacks the dtype."""
     if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)  # process-wide, and only before the first array
+        jax.config.update("jax_enable_x64", True)  # process-wide; must precede the first array
     if config.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     try:
         devices = jax.local_devices(backend=None if config.device == "auto" else config.device)
-    except (RuntimeError, AssertionError) as error:  # JAX asserts that a backend it was told to start is there
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that a backend named by a setting exists
         why = textwrap.shorten(first_line(error), 100, placeholder=" ...")
-        said = f" ({why})" if why else ""
+        details = f" ({why})" if why else ""
         if setting := os.environ.get("JAX_PLATFORMS"):
-            said += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
-        wanted = "device" if config.device == "auto" else config.device
-        raise UserError(f"train.device: no {wanted} here; JAX sees {_seen()}{said}") from None
-    platform = Platform(devices[0], kind_of(devices[0]), len(devices))
+            details += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
+        kind = "device" if config.device == "auto" else config.device
+        raise UserError(f"train.device: no {kind} here; JAX sees {_visible_kinds()}{details}") from None
+    platform = Platform(devices[0], device_kind(devices[0]), len(devices))
     if config.dtype == "float64" and platform.kind != "cpu":
         raise UserError(
             f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
@@ -64,33 +64,33 @@ def select(config: TrainConfig) -> Platform:
 
 
 def exact() -> Platform:
-    """float64 on the CPU. No other device is started, so one that another process holds is no obstacle."""
+    """Selects float64 on the CPU without starting other devices, which another process may hold."""
     jax.config.update("jax_platforms", "cpu")
     return select(TrainConfig(device="cpu", dtype="float64"))
 
 
-def kind_of(device: Any) -> str:
-    """cpu, gpu or tpu."""
+def device_kind(device: Any) -> str:
+    """Returns cpu, gpu or tpu."""
     name = str(device.platform)
     return _KINDS.get(name, name)
 
 
-def _seen() -> str:
+def _visible_kinds() -> str:
     try:
-        return ", ".join(sorted({kind_of(device) for device in jax.local_devices()}))
+        return ", ".join(sorted({device_kind(device) for device in jax.local_devices()}))
     except (RuntimeError, AssertionError):
         return "no device at all"
 
 
 def compute_dtype(config: TrainConfig, platform: Platform) -> str:
-    """`train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs since Ampere (compute capability 8)."""
+    """Returns `train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs from Ampere (compute capability 8) on."""
     if config.dtype != "auto":
         return config.dtype
     return "bfloat16" if platform.kind == "tpu" or (_capability(platform) or 0.0) >= 8.0 else "float32"
 
 
 def _capability(platform: Platform) -> float | None:
-    """Of an NVIDIA GPU; those before 8 emulate bfloat16, slower than float32. None for all others (AMD's are names)."""
+    """Returns the compute capability of an NVIDIA GPU, None for other devices. Below 8 bfloat16 is emulated, slowly."""
     try:
         return float(platform.device.compute_capability)
     except (AttributeError, ValueError):
@@ -98,14 +98,14 @@ def _capability(platform: Platform) -> float | None:
 
 
 def unroll(config: RunConfig, platform: Platform) -> int:
-    """Blocks a scan iteration: all of a shallow model on a CPU, where a loop costs a third of the step; else 1."""
+    """Returns the blocks a scan iteration: all of a shallow model on a CPU, where a loop costs a third of the step."""
     if config.train.unroll != "auto":
         return min(config.train.unroll, config.model.layers)
     return config.model.layers if platform.kind == "cpu" and config.model.layers <= _UNROLLED_CPU else 1
 
 
 def grouped_by(config: TrainConfig, platform: Platform) -> str:
-    """`train.group` with auto resolved: on a CPU vmap gains nothing over calling in turn (docs/benchmarks.md)."""
+    """Returns `train.group` with auto resolved: on a CPU vmap is no faster than separate calls (docs/benchmarks.md)."""
     if config.group != "auto":
         return config.group
     return "turn" if platform.kind == "cpu" else "vmap"
@@ -120,14 +120,14 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, dict[str, Any]]:
     """Returns what a run's last bits depend on: `versions`, and the default `device`, its count and a CPU's cores."""
     first = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
-    device = {"kind": kind_of(first), "name": first.device_kind, "count": len(jax.devices(first.platform))}
+    device = {"kind": device_kind(first), "name": first.device_kind, "count": len(jax.devices(first.platform))}
     if device["kind"] == "cpu":
         device["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"versions": versions() | {"python": python.python_version()}, "device": device}
 
 
 def peak_bytes(platform: Platform) -> int | None:
-    """Most memory in use so far: the device's own count, or the process's resident set on a CPU."""
+    """Returns the peak memory in bytes: as reported by the device, or the process's peak resident set on a CPU."""
     stats = platform.device.memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
@@ -141,7 +141,7 @@ def peak_bytes(platform: Platform) -> int | None:
 
 @cache
 def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:
-    """FLOP/s of a [size, size] product on the default device, best of repeats that fill `seconds`."""
+    """Returns the FLOP/s of a [size, size] product on the default device, the best within `seconds`."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     jax.block_until_ready(product(a))
@@ -154,10 +154,9 @@ def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:
 
 
 def agreed(signal: int | None) -> int | None:
-    """The signal that any process has had so far, the largest number of several; None when none has.
+    """Returns the largest signal number that any process has received, the same in all processes, or None.
 
-    The answer is the same in all processes. They all have to ask equally often, for each waits for the others; a
-    process that is alone waits for none.
+    A collective: every process must call it equally often, since each waits for the others.
     """
     if jax.process_count() == 1:
         return signal

@@ -1,4 +1,4 @@
-"""Variants grouped by program shape, and the compiled programs of a group.
+"""Groups of variants that share programs, and the compiled programs of a group.
 
 Variants that differ only in traced numbers share one compiled function. On accelerators it is vmapped over them; on a
 CPU it is called for each in turn (`train.group`).
@@ -23,16 +23,16 @@ from ..config.schema import RunConfig
 from ..core.batch import BatchInput
 from ..core.compile import compiled
 from ..core.evaluate import evaluate
-from ..core.instruments import read
 from ..core.optimizer import HParams
 from ..core.parameters import is_matrix, path_of
-from ..core.state import State, hparams_of, initial_state, stacked_hparams, structure_of
+from ..core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from ..core.window import run_window
+from ..instruments.snapshot import read
 
 
 @dataclass(frozen=True)
 class Group:
-    """Variants of one program shape."""
+    """Variants that share compiled programs."""
 
     variants: tuple[Variant, ...]
     network: Network
@@ -40,7 +40,7 @@ class Group:
 
     @property
     def config(self) -> RunConfig:
-        """Any member's config speaks for the fields that are static."""
+        """Config of the first variant: all agree in the static fields."""
         return self.variants[0].config
 
     @cached_property
@@ -49,18 +49,20 @@ class Group:
 
 
 def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None = None) -> list[tuple[Variant, ...]]:
-    """Variants of equal structure together, in the order in which each structure first appears."""
+    """Groups variants of equal structure, or equal `key_of`, in order of first appearance."""
     groups: dict[Any, list[Variant]] = {}
     for variant in variants:
-        key = structure_of(variant.config).model_dump_json() if key_of is None else key_of(variant)
+        key = program_structure(variant.config).model_dump_json() if key_of is None else key_of(variant)
         groups.setdefault(key, []).append(variant)
     return [tuple(members) for members in groups.values()]
 
 
 def model_flops(network: Network, batch: int) -> float:
-    """FLOPs of the matmuls of one forward and backward pass of `batch` windows (6 a weight and token, 12 T D a
-    token and layer for attention's two products: Chowdhery et al. 2022, 2204.02311, appendix B; and 3 times those
-    that the residual rule adds to a forward pass)."""
+    """Returns the FLOPs of the matmuls of one forward and backward pass of `batch` windows.
+
+    6 a weight and token, 12 T D a token and layer for attention's two products (Chowdhery et al. 2022, 2204.02311,
+    appendix B), and 3 times those that the residual rule adds to a forward pass.
+    """
     shapes = network.shapes()
     leaves = jax.tree_util.tree_leaves_with_path(shapes["blocks"])
     matrices = [leaf for keys, leaf in leaves if is_matrix(path_of(keys))]
@@ -71,46 +73,45 @@ def model_flops(network: Network, batch: int) -> float:
 
 
 def shapes_of(feed: BatchInput, *lead: int) -> BatchInput:
-    """Shapes and dtypes of host arrays, with `lead` in place of as many leading axes."""
+    """Returns shapes and dtypes of host arrays, with the first len(lead) axes replaced by `lead`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[len(lead) :]), leaf.dtype), feed)
 
 
 @dataclass
 class Programs:
-    """The compiled programs of one group; each is compiled once, in the background from the moment it is asked for."""
+    """The compiled programs of one group, each compiled once, in the background."""
 
     group: Group
-    corpus: Any  # device array, or None when batches arrive whole
-    hurry: bool = False  # they are looked at, and hardly run
+    corpus: Any  # device array, or None if batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
-    feeds: dict[Any, Any] = field(default_factory=dict)  # what a call is given besides the state, numbers and corpus
+    feeds: dict[Any, Any] = field(default_factory=dict)  # arguments of each program after the state, numbers and corpus
 
     def prepare(
         self, key: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False
     ) -> Future:
-        """Starts to compile `function` for `arguments` unless `key` was prepared before."""
+        """Starts compiling `function` for `arguments`, unless `key` was prepared before."""
         if key not in self._compiled:
 
             def build():
-                return compiled(function, arguments, donate, once or self.hurry)
+                return compiled(function, arguments, donate, once)
 
             self._compiled[key] = self._pool.submit(build)
             self.feeds[key] = arguments[3:]
         return self._compiled[key]
 
     def wait(self) -> None:
-        """Returns when all that was prepared is compiled."""
+        """Waits until all prepared programs are compiled."""
         for future in self._compiled.values():
             future.result()
 
     @property
     def ready(self) -> dict[Any, tuple[Any, Any]]:
-        """Each program with its feed; waits for those that are being compiled."""
+        """Compiled programs with their feeds, by key; waits for pending ones."""
         return {key: (future.result(), self.feeds[key]) for key, future in self._compiled.items()}
 
     def abandon(self) -> None:
-        """Nothing more is compiled; what is being compiled cannot be stopped, and is not waited for."""
+        """Cancels pending compilations without waiting for running ones, which cannot be stopped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @cached_property
@@ -130,17 +131,17 @@ class Programs:
 
     @cached_property
     def _hparams(self) -> list[HParams]:
-        """Of each call, on the device: as numpy scalars each would be copied again at every call."""
+        """One HParams a call, kept on the device so that it is not uploaded again every call."""
         group = self.group
         return jax.device_put([stacked_hparams(group.hparams)] if group.vmapped else group.hparams)
 
     @property
     def calls(self) -> int:
-        """Calls that advance the whole group: 1 when vmapped, one a variant when called in turn."""
+        """Number of calls that advance the whole group: 1 when vmapped, else one a variant."""
         return 1 if self.group.vmapped else len(self.group.variants)
 
     def init(self) -> list[State]:
-        """The initial state of each call."""
+        """Returns the initial state of each call."""
         program = self.prepare_init().result()
         return [program(self._hp(index)) for index in range(self.calls)]
 
@@ -148,7 +149,7 @@ class Programs:
         return self.prepare("init", self._init, (self._hp(0),), once=True)
 
     def prepare_window(self, batches: BatchInput, watched: bool) -> Future:
-        """`batches`: shapes and dtypes of one call's batches."""
+        """Prepares the window program for one call's batches, given by shapes and dtypes."""
         config = self.group.config
         every = config.watch.every if watched else 0
         function = partial(run_window, self.group.network, config, every)
@@ -161,29 +162,29 @@ class Programs:
     def window(self, states: Sequence[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
         """Runs a window of every variant. Returns the new states and the measurements, both still on the device.
 
-        batches: leaves [K, B, ...], one entry a variant. `states` are donated. A state of None rests, here and in the
-        methods below: its measurement is None.
+        batches: leaves [K, B, ...], one entry a variant. `states` are donated. Here and in the methods below a state
+        of None is skipped and its measurement is None.
         """
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
-        after, measured = [], []
+        after, measurements = [], []
         for index, (state, batch) in enumerate(zip(states, batches, strict=True)):
             results = None
             if state is not None:
                 program = self.prepare_window(shapes_of(batch), watched).result()
                 state, *results = program(state, self._hp(index), self.corpus, jax.device_put(batch))
             after.append(state)
-            measured.append(results)
-        return after, measured
+            measurements.append(results)
+        return after, measurements
 
     def prepare_instrument(self, name: str, batches: BatchInput) -> Future:
-        """`batches`: shapes and dtypes of one call's batches, [instrument's batches, B, ...] behind the lead."""
+        """Prepares an instrument for one call's batches, given by shapes and dtypes, [instrument's batches, B, ...]."""
         function = partial(read, name, self.group.network, self.group.config)
         mapped = self._mapped(function, (0, 0, None, 0))
         return self.prepare(("instrument", name), mapped, (self.abstract_state, self._hp(0), self.corpus, batches))
 
     def instrument(self, name: str, states: list[Any], batches: list[BatchInput]) -> list[Any]:
-        """What an instrument reads of every variant, still on the device; `batches` as for `window`."""
+        """Returns an instrument's readings of every variant, still on the device; `batches` as for `window`."""
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
         program = self.prepare_instrument(name, shapes_of(batches[0])).result()
@@ -193,7 +194,7 @@ class Programs:
         ]
 
     def prepare_evaluation(self, corpus: Any, batches: BatchInput, weights: np.ndarray) -> Future:
-        network = dataclasses.replace(self.group.network, unroll=1)  # short to compile, and forwards only
+        network = dataclasses.replace(self.group.network, unroll=1)  # shorter to compile, and there is no backward pass
         arguments = (self.abstract_state.params, self._hp(0).model, corpus, batches, weights)
         mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
         return self.prepare("evaluate", mapped, arguments)
@@ -201,7 +202,7 @@ class Programs:
     def evaluate(
         self, states: list[Any], corpus: Any, batches: BatchInput, weights: np.ndarray, averaged: bool = False
     ) -> list[Any]:
-        """Held-out scores of the parameters, or of their moving averages; on the device, one entry a call."""
+        """Returns held-out scores of the parameters or their moving averages, one entry a call, still on the device."""
         program = self.prepare_evaluation(corpus, batches, weights).result()
         batches, weights = jax.device_put((batches, weights))
 
@@ -221,12 +222,12 @@ class Programs:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
 
     def each(self, fetched: list[Any]) -> list[Any]:
-        """One entry a variant, from host arrays that have one entry a call."""
+        """Splits host arrays that have one entry a call into one entry a variant."""
         if not self.group.vmapped:
             return fetched
         count = len(self.group.variants)
         return [jax.tree.map(lambda leaf, index=index: leaf[index], fetched[0]) for index in range(count)]
 
     def joined(self, states: list[State]) -> list[Any]:
-        """The inverse of `each`: the states of single variants as those of calls."""
+        """Stacks the states of single variants into those of calls, the inverse of `each`."""
         return [jax.tree.map(lambda *leaves: np.stack(leaves), *states)] if self.group.vmapped else states

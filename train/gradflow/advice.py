@@ -1,7 +1,7 @@
 """Advice for a verdict: one sentence that names config keys to try, chosen by state and config."""
 
 from ..config.schema import RunConfig
-from ..config.yaml12 import show
+from ..config.yaml import show
 
 # log10 of the update ratio |dW| / |W| a step. A run that does not learn hardly moves its weights below STILL and
 # replaces much of them in a step above WILD. Runs of docs/verdict.md that learn end between 10^-5.8 and 10^-2.9.
@@ -121,7 +121,8 @@ def _slower(config: RunConfig) -> str:
 
 
 def _round(rate: float) -> float:
-    """
+    """Rounds to one significant digit.
+
     >>> _round(0.01 / 3), _round(2.9e-4)
     (0.003, 0.0003)
     """

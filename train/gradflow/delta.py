@@ -102,11 +102,11 @@ def _unscaled(result: Backward) -> Params:
 
 def _shift(x: Float[Array, "..."], exponent: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns x * 2^exponent, with exponents over the leading axes of x."""
-    # In two halves: 2^exponent alone may be out of range where x * 2^exponent is not.
+    # In two steps: 2^exponent may be out of range although x * 2^exponent is not.
     limit = exponent_limit(x.dtype)
     half = jnp.clip(jnp.trunc(exponent / 2), -limit, limit)
     for k in (half, jnp.clip(exponent - half, -limit, limit)):
-        # A quotient, which is exact here: XLA:CPU fuses whatever is cheaper into the kernel of every parameter.
+        # Division by a power of two is exact; XLA:CPU would fuse a cheaper operation into every parameter's kernel.
         power = 1 / scaled(jnp.ones_like(k, wide(x.dtype)), -k)
         x = x * power.astype(x.dtype).reshape(k.shape + (1,) * (x.ndim - k.ndim))
     return x

@@ -173,7 +173,7 @@ def _exact(anatomy: Anatomy, entered: Carry) -> Jacobians:
 def _spectrum(jacobian: Float[Array, "n n"], exponent: Array) -> Spectrum:
     values = jnp.linalg.svd(jacobian, compute_uv=False)
     rms = jnp.sqrt(jnp.mean(jnp.square(values / jnp.where(values[0] > 0, values[0], 1)))) * values[0]
-    # Values below this cannot be told from zero: they are rounding errors of the largest.
+    # Values below this are indistinguishable from zero: they are rounding errors of the largest.
     least = values.size * jnp.finfo(values.dtype).eps * values[0]
     median, smallest = (jnp.where(x >= least, x, jnp.nan) for x in (jnp.median(values), values[-1]))
     largest, rms, median, smallest = (Norm(x, exponent) for x in (values[0], rms, median, smallest))

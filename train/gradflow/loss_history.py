@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-Series = tuple[
-    Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]
-]  # steps and values of a tag; NaN stands for any non-finite value
+# Steps and values of a tag; NaN stands for any non-finite value.
+Series = tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, " S"]]
 
 # Losses of constant predictions, by their names in `floors` (data/source.py).
 CONSTANT = ("unigram", "prior", "zero")
@@ -88,7 +87,7 @@ def standstill(history: LossHistory, warmup: int) -> str | None:
     if min(history.val, math.inf if history.train is None else history.train) < history.constant - margin:
         return None
     training = "" if history.train is None else f" (training {history.train:.4g})"
-    least = f"{history.constant:.4g}, what the best unchanging answer costs"
+    least = f"{history.constant:.4g}, the loss of the best constant prediction"
     return f"after {history.steps} steps the loss is {history.val:.4g}{training}, not {MARGIN:.0%} below {least}"
 
 

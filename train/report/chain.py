@@ -1,4 +1,4 @@
-"""What `deltaflow chain` found, as tables for the terminal and as a page. From plain data, as its --json has them."""
+"""Results of `deltaflow chain` as tables for the terminal and as a page, from plain data in the format of `--json`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..text import MISSING, number
-from .charts import predicted_and_measured, to_svg
-from .html import Html, items, markup, page, paragraph, picture, section, table
+from .charts import Curve, line_chart, to_svg
+from .page import Html, items, markup, page, paragraph, picture, section, table
 from .tables import Table
 
-Found = Mapping[str, Any]
+Result = Mapping[str, Any]
 
 _HOLDS = {
     "holds": "yes",
@@ -24,12 +24,12 @@ _SIGNS = {"=": "", "<=": "≤ ", ">=": "≥ "}
 _FIGURES = ["predicted", "measured", "error", "tolerance", "holds"]
 
 
-def chain_table(results: Sequence[Found]) -> Table:
-    """A row a claim, by id, with its statement at the end."""
+def chain_table(results: Sequence[Result]) -> Table:
+    """Returns a row for each claim, with its id first and its statement last."""
     return ["claim", *_FIGURES, "in words"], [[r["id"], *_figures(r), r["statement"]] for r in results]
 
 
-def _figures(result: Found) -> list[str]:
+def _figures(result: Result) -> list[str]:
     predicted = result["predicted"]
     return [
         MISSING if predicted is None else _SIGNS[result["relation"]] + _short(predicted),
@@ -41,7 +41,7 @@ def _figures(result: Found) -> list[str]:
 
 
 def _short(x: float) -> str:
-    """Whole numbers are written as such.
+    """Returns a number; a whole one without decimals.
 
     >>> _short(64.0), _short(-0.25), _short(2.65614e-5)
     ('64', '-0.2500', '2.656e-05')
@@ -49,8 +49,8 @@ def _short(x: float) -> str:
     return str(int(x)) if x == int(x) and abs(x) < 1e5 else number(x)
 
 
-def complaint(result: Found) -> str:
-    """One line for a claim that is not what it should be."""
+def complaint(result: Result) -> str:
+    """Returns one line about a law that does not hold, a belief that was not refuted, or an error."""
     if result["status"] == "error":
         return f"{result['id']}: could not be measured: {result['why']}"
     predicted, measured, error, tolerance, _ = _figures(result)
@@ -59,20 +59,20 @@ def complaint(result: Found) -> str:
     return f"{result['id']}: {what}: predicted {predicted}, measured {measured}{at}; error {error}, {tolerance} allowed"
 
 
-def closing_line(results: Sequence[Found], seconds: float) -> str:
-    """How many are what they should be."""
-    laws, beliefs = ([r for r in results if r["belief"] is kind] for kind in (False, True))
-    counts = [_count(laws, "laws", "hold"), _count(beliefs, "popular beliefs", "are refuted")]
-    return f"{', '.join(count for count in counts if count)} ({seconds:.0f} s)"
+def closing_line(results: Sequence[Result], seconds: float) -> str:
+    """Returns the numbers of laws that hold and of beliefs that are refuted."""
+    counts = []
+    for belief, what, how in ((False, "laws", "hold"), (True, "popular beliefs", "are refuted")):
+        if good := [result["good"] for result in results if result["belief"] is belief]:
+            counts.append(f"{sum(good)} of {len(good)} {what} {how}")
+    return f"{', '.join(counts)} ({seconds:.0f} s)"
 
 
-def _count(results: Sequence[Found], what: str, how: str) -> str:
-    good = sum(result["good"] for result in results)
-    return f"{good} of {len(results)} {what} {how}" if results else ""
+def chain_page(results: Sequence[Result], about: Mapping[str, Any]) -> str:
+    """Returns the page: each claim with its source, its prediction and its measurement.
 
-
-def chain_page(results: Sequence[Found], about: Mapping[str, Any]) -> str:
-    """The whole page: each claim with its source, how it was predicted and how measured; `about`: where and when."""
+    `about`: the rest of what `--json` writes (platform, dtype, versions, model, seconds).
+    """
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     bad = [complaint(result) for result in results if not result["good"]]
     body = [
@@ -90,33 +90,32 @@ def chain_page(results: Sequence[Found], about: Mapping[str, Any]) -> str:
     if bad:
         body.append(section("What is not as it should be", items(*bad)))
     for group in dict.fromkeys(result["group"] for result in results):
-        body.append(_group(group, [result for result in results if result["group"] == group]))
+        members = [result for result in results if result["group"] == group]
+        rows = [[_claim(r), *_figures(r)] for r in members]
+        body.append(
+            section(group, table(["claim", *_FIGURES], rows), *(_picture(r) for r in members if r.get("curves")))
+        )
     return page("The chain rule, checked on this machine", *body)
 
 
-def _group(title: str, results: Sequence[Found]) -> Html:
-    rows = [[_claim(r), *_figures(r)] for r in results]
-    return section(title, table(["claim", *_FIGURES], rows), *(_picture(r) for r in results if r.get("curves")))
-
-
-def _claim(result: Found) -> Html:
-    parts = result["how"].split("; ", 1)
-    told = [f"Predicted: {parts[0]}.", *(f"Measured: {part}." for part in parts[1:]), f"Source: {result['source']}."]
-    told.append(f"Tolerance: {result['tolerance_why']}.")
+def _claim(result: Result) -> Html:
+    predicted, *measured = result["how"].split("; ", 1)
+    parts = [f"Predicted: {predicted}.", *(f"Measured: {part}." for part in measured), f"Source: {result['source']}."]
+    parts.append(f"Tolerance: {result['tolerance_why']}.")
     if result["entries"] > 1:
-        told.append(f"{result['entries']:,} entries compared, errors relative to {result['relative_to']}.")
-    told += [f"{text}." for text in (result["note"], result["why"]) if text]
-    return Html(f"<strong>{markup(result['statement'])}</strong>" + paragraph(" ".join(told), quiet=True))
+        parts.append(f"{result['entries']:,} entries compared, errors relative to {result['relative_to']}.")
+    parts += [f"{text}." for text in (result["note"], result["why"]) if text]
+    return Html(f"<strong>{markup(result['statement'])}</strong>" + paragraph(" ".join(parts), quiet=True))
 
 
-def curves_of(result: Found) -> Figure:
-    """A claim's curves, the prediction as lines and the measurement as markers."""
-    series = {
-        curve["label"] or "δ": (np.asarray(curve["predicted"]), np.asarray(curve["measured"]))
-        for curve in result["curves"]
-    }
-    return predicted_and_measured(series, result["statement"], *result["axes"])
+def curves_of(result: Result) -> Figure:
+    """A claim's curves, predictions as lines and measurements as markers."""
+    curves = []
+    for index, each in enumerate(result["curves"]):
+        predicted, measured = (np.asarray(each[name]) for name in ("predicted", "measured"))
+        curves.append(Curve(each["label"] or "δ", np.arange(len(measured)), measured, None, index, predicted))
+    return line_chart(curves, result["statement"], *result["axes"])
 
 
-def _picture(result: Found) -> Html:
+def _picture(result: Result) -> Html:
     return picture(to_svg(curves_of(result)), f"{result['statement']}: predicted and measured, logarithmic")

@@ -1,4 +1,4 @@
-"""Reads back what a run left in its directory: config.yaml, summary.json, metrics.jsonl."""
+"""The files of a run directory, read back: config.yaml, summary.json, metrics.jsonl."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.files import content_of
 
 from ..config.load import MAX_BYTES
-from ..config.yaml12 import Place, clean, read, show
+from ..config.yaml import Place, clean, read, show
 from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run
@@ -39,29 +39,29 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it came to its end."""
+        """True for a run that came to its end."""
         return self.summary is not None and self.summary.get("exit_reason") == "done"
 
     @property
-    def setback(self) -> str | None:
-        """Of the first step that was not finite: where it went wrong, what has followed; None when there was none."""
-        told = self.summary or {}
-        if told.get("first_nonfinite_step") is None:
+    def recovery(self) -> str | None:
+        """The cause of the first step that was not finite, and the recovery from it; None when there was none."""
+        summary = self.summary or {}
+        if summary.get("first_nonfinite_step") is None:
             return None
-        parts = [f"step {told['first_nonfinite_step']} was not finite: {told.get('nonfinite')}"]
-        if told.get("exit_reason") == "nonfinite":
-            parts.append(f"the run stopped at step {told.get('steps')}")
-        if skipped := told.get("skipped_steps"):
+        parts = [f"step {summary['first_nonfinite_step']} was not finite: {summary.get('nonfinite')}"]
+        if summary.get("exit_reason") == "nonfinite":
+            parts.append(f"the run stopped at step {summary.get('steps')}")
+        if skipped := summary.get("skipped_steps"):
             parts.append(f"{skipped} updates left out")
         return "; ".join(parts)
 
     @property
     def step(self) -> int:
-        """Optimizer steps done, as far as is logged."""
+        """The last optimizer step in the log."""
         return max((int(at[-1]) for at, _ in self.steps.values() if len(at)), default=0)
 
     def last(self, tag: str) -> float | None:
-        """What was logged last, NaN where that is not finite; None when it never was."""
+        """Returns the last value of a tag, NaN where it is not finite; None for a tag that was never logged."""
         return float(self.steps[tag][1][-1]) if tag in self.steps else None
 
 
@@ -90,7 +90,7 @@ def read_run(directory: str | Path) -> Run:
 def depth_series(
     run: Run, metric: str, leaf: str = ""
 ) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "S layers"]]:
-    """A metric of all depths as one matrix, NaN where a depth has no value at a step.
+    """Returns a metric of all depths as one matrix, NaN where a depth has no value at a step.
 
     Args:
       metric: the tag up to the layer, such as `delta/norm_log10`.
@@ -134,8 +134,8 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-class _Said(BaseModel):
-    """A verdict in a summary, as far as a report reads it."""
+class _Verdict(BaseModel):
+    """The keys of a summary's verdict that a report reads."""
 
     model_config = ConfigDict(strict=True)
 
@@ -151,8 +151,7 @@ class _Said(BaseModel):
 
 
 class _Summary(BaseModel):
-    """The keys of summary.json that are read again, by a report or by a start that finds the run finished. What a
-    summary of another version lacks is missing in the report."""
+    """The keys of summary.json that a report or a resumed run reads. Each may be missing, as in another version's."""
 
     model_config = ConfigDict(strict=True)
 
@@ -170,13 +169,13 @@ class _Summary(BaseModel):
     skipped_steps: int = 0
     floors: dict[str, float | None] | None = None
     versions: dict[str, str] | None = None
-    verdict: _Said | None = None
-    verdict_start: _Said | None = None
-    verdict_end: _Said | None = None
+    verdict: _Verdict | None = None
+    verdict_start: _Verdict | None = None
+    verdict_end: _Verdict | None = None
 
 
 def summary_problem(summary: Mapping[str, Any]) -> str | None:
-    """What is wrong with the values of a summary.json, in one line: somebody may have edited it."""
+    """Returns one line about a value of summary.json with a wrong type, as after an edit by hand; None without one."""
     try:
         _Summary.model_validate(summary)
     except ValidationError as error:

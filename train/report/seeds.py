@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..log.append import EVENTS_PREFIX, event_file_header, event_file_name, event_record
-from .groups import Group, over_seeds
-from .interval import estimate
+from .groups import Group, estimate, over_seeds
 
 ENDS = ("mean", "low", "high")
 
@@ -39,7 +38,7 @@ def write_means(root: Path, groups: Sequence[Group]) -> list[str]:
 def means(group: Group) -> tuple[Scalars, Scalars, Scalars]:
     """Returns (mean, low, high) of each tag that all finished seeds have logged, at the steps common to all of them.
 
-    low and high bound the 95 % interval (train/report/interval.py). The mean of log10 values is the log10 of the
+    low and high bound the 95 % interval (train/report/groups.py). The mean of log10 values is the log10 of the
     geometric mean.
     """
     out: tuple[Scalars, Scalars, Scalars] = ({}, {}, {})

@@ -1,63 +1,65 @@
-"""Tables of text: the end of training, and the gradient flow of one batch."""
+"""Tables of text: the end of training, the gradient flow of one batch, and final figures over seeds."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..text import MISSING, norm, number, right_aligned
+import numpy as np
+
+from ..gradflow.verdict import log10_gain
+from ..text import MISSING, layer, norm, number, plus_minus, right_aligned
+from .groups import Group, estimate, flat, seed_of
+from .read import Run, depth_series
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
 
+_UNITS = {"lm": "nats per token", "classification": "nats per target", "regression": "squared error"}
+ABOVE = "above best, by seed"
+
 
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """The end of training: a row for each variant's summary.json; what a summary lacks is `-`.
+    """Returns the end of training: a row for each variant's summary.json; a figure that it lacks is `-`.
 
-    The best possible loss and the accuracy are shown where one of the variants knows the one or is about the other.
+    The best possible loss and the accuracy are columns where a variant has the one or is about the other.
     """
-    shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "variant": lambda summary: str(summary.get("variant", MISSING)),
-        "steps": lambda summary: number(summary.get("steps")),
-        "loss/train": lambda summary: number(summary.get("loss_train")),
-        "loss/val": lambda summary: number(summary.get("loss_val")),
-    }
-    known = any("floor" in (summary.get("floors") or {}) for summary in summaries)
-    if known:
-        shown["loss/floor"] = lambda summary: number((summary.get("floors") or {}).get("floor"))
-    if known or any(summary.get("task") == "classification" for summary in summaries):
-        shown["accuracy/val"] = lambda summary: number(summary.get("accuracy_val"))
-    # At the first and at the last watched step: what a design does, and what training has made of it.
-    shown |= {
-        "|δ_0|/|δ_L|: start → end": lambda summary: _both(
-            summary, lambda v: number(v.get("ratio"), v.get("log10_ratio"), digits=2, scientific=True)
-        ),
-        "per-layer gain: start → end": lambda summary: _both(
-            summary, lambda v: number(v.get("per_layer_gain"), digits=3)
-        ),
-        "q,k share: start → end": lambda summary: _both(summary, share),
-        "verdict": lambda summary: str((summary.get("verdict") or {}).get("state", MISSING)),
-    }
-    return list(shown), [[cell(summary) for cell in shown.values()] for summary in summaries]
+    floors = [summary.get("floors") or {} for summary in summaries]
+    with_floor = any("floor" in each for each in floors)
+    with_accuracy = with_floor or any(summary.get("task") == "classification" for summary in summaries)
+    columns = ["variant", "steps", "loss/train", "loss/val"]
+    columns += ["loss/floor"] * with_floor + ["accuracy/val"] * with_accuracy
+    # At the first and the last watched step: the effect of the design, and of training.
+    columns += ["|δ_0|/|δ_L|: start → end", "per-layer gain: start → end", "q,k share: start → end", "verdict"]
+    rows = []
+    for summary, floor in zip(summaries, floors, strict=True):
+        row = [str(summary.get("variant", MISSING))]
+        row += [number(summary.get(key)) for key in ("steps", "loss_train", "loss_val")]
+        row += [number(floor.get("floor"))] * with_floor + [number(summary.get("accuracy_val"))] * with_accuracy
+        ends = [summary.get(key) or {} for key in ("verdict_start", "verdict_end")]
+        pairs = [
+            [number(end.get("ratio"), end.get("log10_ratio"), digits=2, scientific=True) for end in ends],
+            [number(end.get("per_layer_gain"), digits=3) for end in ends],
+            [share(end) for end in ends],
+        ]
+        row += [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+        rows.append([*row, str((summary.get("verdict") or {}).get("state", MISSING))])
+    return columns, rows
 
 
 def share(verdict: Mapping[str, Any]) -> str:
-    """The gradient of Q and K over that of V and O; at most so much where rounding has a part in it."""
+    """The gradient of Q and K over that of V and O, with ≤ where rounding may have added to it."""
     text = number(verdict.get("qk_share"), digits=2)
     return f"≤{text}" if verdict.get("qk_rounded") and text != MISSING else text
 
 
-def _both(summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> str:
-    start, end = (cell(summary.get(name) or {}) for name in ("verdict_start", "verdict_end"))
-    return MISSING if start == end == MISSING else f"{start} → {end}"
-
-
 def verdict_lines(variant: str, verdict: Mapping[str, Any]) -> list[str]:
-    """State and evidence of a verdict, and what to try where something is wrong."""
+    """Returns state and evidence of a verdict, and advice where something is wrong."""
     lines = [f"{variant}: {verdict['state']}: {verdict['why']}"]
     return lines + ([f"  try {verdict['try']}"] if verdict.get("try") else [])
 
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
-    """The same as markdown, for TensorBoard."""
+    """Returns a verdict as markdown, for TensorBoard."""
     parts = [f"**{verdict['state']}**: {verdict['why']}"]
     if verdict.get("log10_gain_at_100") is not None:
         gain = number(verdict.get("gain_at_100"), verdict["log10_gain_at_100"], digits=2, scientific=True)
@@ -68,7 +70,7 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
 
 
 def probe_table(result: Mapping[str, Any]) -> Table:
-    """The gradient flow of one batch: a row for each depth l, from 0 (the embedding's output) to L.
+    """Returns the gradient flow of one batch: a row for each depth l, from 0 (the embedding's output) to L.
 
     Args:
       result: the object that `deltaflow probe --json` writes.
@@ -92,17 +94,17 @@ def probe_table(result: Mapping[str, Any]) -> Table:
 
 
 def instruments_table(readings: Mapping[str, Any]) -> tuple[list[tuple[str, str]], Table]:
-    """What instruments read at one place: lines for what is one number, and a row for each layer of what is many.
+    """Returns the readings of instruments: a line for each single number, and a table with a row for each layer.
 
-    Of a reading by parts the whole layer is shown; of a line through the weights, where it is lowest.
+    A reading by parts is shown for the whole layer, a line through the weights by the place where it is lowest.
     """
     layers: dict[str, Sequence[float | None]] = {}
     lines: list[tuple[str, str]] = []
     for name, reading in readings.items():
         if isinstance(reading, Mapping) and "at" in reading:
-            known = [(loss, at) for at, loss in zip(reading["at"], reading["loss"], strict=True) if loss is not None]
-            flat = len({loss for loss, _ in known}) < 2
-            lines.append((f"{name} is lowest at", MISSING if flat else number(min(known)[1])))
+            points = [(loss, at) for at, loss in zip(reading["at"], reading["loss"], strict=True) if loss is not None]
+            level = len({loss for loss, _ in points}) < 2
+            lines.append((f"{name} is lowest at", MISSING if level else number(min(points)[1])))
             continue
         parts = reading if isinstance(reading, Mapping) else {"layer": reading}
         for part, values in parts.items():
@@ -116,23 +118,16 @@ def instruments_table(readings: Mapping[str, Any]) -> tuple[list[tuple[str, str]
 
 
 def flow_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """The gradient flow of several variants side by side: a row for each, delta at five depths of L blocks each."""
+    """Returns the gradient flow of several variants: a row for each, with delta at five depths."""
     parts = {"0": 0.0, "L/4": 0.25, "L/2": 0.5, "3L/4": 0.75, "L": 1.0}
     columns = ["variant", "loss", *(f"|δ| at {part}" for part in parts), "per-layer gain", "q,k share", "verdict"]
-    return columns, [_flow_row(result, list(parts.values())) for result in results]
-
-
-def _flow_row(result: Mapping[str, Any], parts: Sequence[float]) -> list[str]:
-    delta, verdict = result["delta"], result["verdict"]
-    last = len(delta["norm"]) - 1
-    return [
-        result["variant"],
-        number(result["loss"]),
-        *(_norm_at(delta, math.floor(part * last + 0.5)) for part in parts),
-        number(verdict["per_layer_gain"], digits=3),
-        share(verdict),
-        verdict["state"],
-    ]
+    rows = []
+    for result in results:
+        delta, verdict, last = result["delta"], result["verdict"], len(result["delta"]["norm"]) - 1
+        norms = [_norm_at(delta, math.floor(part * last + 0.5)) for part in parts.values()]
+        gain = number(verdict["per_layer_gain"], digits=3)
+        rows.append([result["variant"], number(result["loss"]), *norms, gain, share(verdict), verdict["state"]])
+    return columns, rows
 
 
 def _norm_at(norms: Mapping[str, Any], depth: int) -> str:
@@ -144,14 +139,14 @@ def _at(values: Sequence[float | None] | None, index: int) -> float | None:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table; the columns of numbers are right-aligned."""
+    """Returns a GitHub table with columns of numbers right-aligned."""
     marks = ["---:" if right else "---" for right in right_aligned(columns, rows)]
     lines = [columns, marks, *rows]
     return "".join("| " + " | ".join(text(cell) for cell in line) + " |\n" for line in lines)
 
 
 def text(content: str) -> str:
-    """Text for markdown: on one line, ends no cell of a table, and is no markup.
+    """Escapes text for a cell of markdown, on one line.
 
     >>> text("a|b <i> [x](y)")
     'a\\\\|b &lt;i> \\\\[x](y)'
@@ -159,3 +154,166 @@ def text(content: str) -> str:
     for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
         content = content.replace(mark, instead)
     return " ".join(content.split())
+
+
+def best_val(run: Run) -> float | None:
+    """Returns the lowest held-out loss that is finite."""
+    _, values = run.steps.get("loss/val", ((), ()))
+    return min((float(value) for value in values if math.isfinite(value)), default=None)
+
+
+def last_delta(run: Run) -> np.ndarray:
+    """Returns log10 |δ_l| [L+1] of the last watched step, -inf for an exact zero; [0] when none was watched."""
+    steps, values = depth_series(run, "delta/norm_log10")
+    if not len(steps):
+        return np.zeros(0)
+    # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
+    tags = [run.steps.get(f"delta/norm_log10/{layer(depth)}") for depth in range(values.shape[1])]
+    there = [tag is not None and steps[-1] in tag[0] for tag in tags]
+    return np.where(there, values[-1], -np.inf)
+
+
+def log10_ratio(run: Run) -> float | None:
+    """Returns log10 of |δ_0| / |δ_L| at the last watched step."""
+    delta = last_delta(run)
+    with np.errstate(invalid="ignore"):
+        return float(delta[0] - delta[-1]) if delta.size else None
+
+
+def gain(run: Run) -> float | None:
+    """Returns the per-layer gain at the last watched step; None where a δ is zero or not finite, or it overflows."""
+    delta = last_delta(run)
+    if delta.size < 2 or not np.isfinite(delta).all():
+        return None
+    slope = log10_gain(delta)
+    return 10.0**slope if abs(slope) < 300 else None
+
+
+def steps_per_s(run: Run) -> float | None:
+    """Returns the steady speed: from the summary, or the median of the log."""
+    if (at_the_end := (run.summary or {}).get("steps_per_s")) is not None:
+        return float(at_the_end)
+    return float(np.median(run.steps["perf/steps_per_s"][1])) if "perf/steps_per_s" in run.steps else None
+
+
+# Title -> figure of a run. One that no run has is not in the table.
+FIGURES: dict[str, Callable[[Run], float | None]] = {
+    "loss/train": lambda run: run.last("loss/train"),
+    "loss/val": lambda run: run.last("loss/val"),
+    "best loss/val": best_val,
+    "loss/floor": lambda run: run.last("loss/floor"),
+    "accuracy/val": lambda run: run.last("accuracy/val"),
+    "log10 |δ_0|/|δ_L|": log10_ratio,
+    "per-layer gain": gain,
+    "steps/s": steps_per_s,
+}
+# The same for all seeds: a constant of the data, and one measurement of those that are trained together.
+_ALIKE = (FIGURES["loss/floor"], steps_per_s)
+
+
+def final_table(groups: Sequence[Group]) -> Table:
+    """Returns a row for each group: means over its finished seeds ± half of the 95 % interval, if more than one."""
+    seeded = any(len(group.runs) > 1 for group in groups)
+    figures: dict[str, list[str]] = {}
+    for title, figure in FIGURES.items():
+        figures[title] = [_cell(group, figure) for group in groups]
+        if title == "loss/val":
+            figures[ABOVE] = above_best(groups)
+    figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
+    columns = ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures]
+    rows = [
+        [
+            group.name,
+            *([str(len(group.shown))] if seeded else []),
+            steps_of(group),
+            verdicts_of(group),
+            *(cells[index] for cells in figures.values()),
+        ]
+        for index, group in enumerate(groups)
+    ]
+    return columns, rows
+
+
+def above_best(groups: Sequence[Group]) -> list[str]:
+    """Returns each group's held-out loss minus the best group's, seed by seed; empty without two common seeds.
+
+    Variants that see the same batches and start from the same weights vary together over seeds, so that the mean of
+    the differences is far more precise than the difference of the means.
+    """
+    losses = [{seed_of(run): run.last("loss/val") for run in group.shown} for group in groups]
+    losses = [{seed: loss for seed, loss in each.items() if loss is not None} for each in losses]
+    means = [float(np.mean(list(each.values()))) if each else math.nan for each in losses]
+    if len(groups) < 2 or not np.isfinite(means).any():
+        return []
+    best = int(np.nanargmin(means))
+    cells = []
+    for index, each in enumerate(losses):
+        shared = [seed for seed in each if seed in losses[best]]
+        if index == best or len(shared) < 2:
+            cells.append("0" if index == best else MISSING)
+            continue
+        mean, half = estimate(np.array([each[seed] - losses[best][seed] for seed in shared], np.float64))
+        cells.append(plus_minus(float(mean), None if half is None else float(half)))
+    return cells if any("±" in cell for cell in cells) else []
+
+
+def _cell(group: Group, figure: Callable[[Run], float | None]) -> str:
+    values = [figure(run) for run in group.shown]
+    if None in values:
+        return MISSING
+    numbers = np.array(values, np.float64)
+    if len(numbers) > 1 and (bad := np.count_nonzero(~np.isfinite(numbers))):
+        return f"not finite in {bad} of {len(numbers)}"
+    mean, half = estimate(numbers)
+    if figure in _ALIKE:
+        half = None
+    return plus_minus(float(mean), None if half is None else float(half))
+
+
+def steps_of(group: Group) -> str:
+    """Returns the number of optimizer steps, with the steps planned of unfinished runs, or their number in a group."""
+    if not group.done:
+        planned = [flat(run.config).get("train.steps") for run in group.runs]
+        planned = [steps if isinstance(steps, int) else None for steps in planned]
+        cells = zip(group.runs, planned, strict=True)
+        return ", ".join(f"{run.step} of {number(steps)}, {_unfinished(run)}" for run, steps in cells)
+    more = len(group.runs) - len(group.done)
+    return f"{group.done[0].step}" + (f" ({more} more unfinished)" if more else "")
+
+
+def _unfinished(run: Run) -> str:
+    stopped = run.summary is not None and run.summary.get("exit_reason") == "nonfinite"
+    return "stopped, not finite" if stopped else "unfinished"
+
+
+def verdict_of(run: Run) -> dict[str, Any]:
+    """Returns the verdict of a run's summary; empty when there is none."""
+    return (run.summary or {}).get("verdict") or {}
+
+
+def verdicts_of(group: Group) -> str:
+    """Returns `healthy`, or `healthy 2, vanishing 1` where the seeds differ."""
+    states = Counter(verdict_of(run).get("state", MISSING) for run in group.shown)
+    return ", ".join(state if len(states) == 1 else f"{state} {count}" for state, count in states.items())
+
+
+def verdict_table(groups: Sequence[Group]) -> Table:
+    """Returns a row for each run: its verdict and the evidence, and advice where a run has some."""
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            verdict = verdict_of(run)
+            name = group.name if len(group.runs) == 1 else f"{group.name}, seed {number(flat(run.config).get('seed'))}"
+            why = verdict.get("why") or ("nothing was watched" if run.done else f"no verdict yet: {_unfinished(run)}")
+            why = "; ".join(part for part in (why, run.recovery) if part)
+            rows.append([name, verdict.get("state", MISSING), why, str(verdict.get("try") or MISSING)])
+    columns = ["run", "verdict", "why", "what to try"]
+    if all(row[3] == MISSING for row in rows):
+        columns, rows = columns[:3], [row[:3] for row in rows]
+    return columns, rows
+
+
+def loss_unit(groups: Sequence[Group]) -> str:
+    """Returns the unit of the losses where all runs have the same one, else ""."""
+    tasks = {(run.summary or {}).get("task") for group in groups for run in group.runs} - {None}
+    return _UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""

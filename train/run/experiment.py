@@ -10,9 +10,9 @@ from data.custom import imported
 from data.open import open_source
 from data.source import DataSpec, Source
 
+from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
 from ..config.schema import RunConfig
-from ..config.warnings import warnings_for
 from ..core.custom import FUNCTIONS
 from ..core.optimizer import check
 from ..core.state import hparams_of

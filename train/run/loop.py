@@ -18,10 +18,10 @@ from data.errors import DataError
 from data.source import Source
 from model.residual import rule_of
 
+from ..config.instruments import INSTRUMENTS
 from ..core.batch import BatchInput
-from ..core.instruments import INSTRUMENTS
 from ..device import process
-from ..device.budget import Budget
+from ..device.memory import Budget
 from ..device.platform import Platform, agreed, environment
 from ..device.programs import Group, Programs, shapes_of
 from ..device.signals import Stop
@@ -288,7 +288,7 @@ class GroupRun:
             train, val = (jax.device_put(np.asarray(tokens), self.platform.device) for tokens in self.source.resident)
         self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
         self.programs = programs = Programs(group, train)
-        budget = Budget.of(programs, (train, val), self.platform, self.console.note)
+        budget = Budget.of(programs, (train, val), self.platform)
         lead = (len(group.variants),) if group.vmapped else ()
 
         def one_call(batches: list[BatchInput]) -> BatchInput:

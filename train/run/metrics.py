@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float
 from data.source import Source
 from model.residual import rule_of
 
+from ..config.instruments import lines
 from ..config.load import Variant, flatten, to_yaml
 from ..core.evaluate import Scores
-from ..core.instruments import LINES, Curve, Reading
 from ..core.step import StepStats
-from ..core.tags import Scalars, reading_scalars, watched_scalars
+from ..core.tags import Scalars, watched_scalars
 from ..gradflow.advice import advice_for
 from ..gradflow.delta import underflows
 from ..gradflow.gradients import Histogram, edges
@@ -27,6 +27,7 @@ from ..gradflow.loss_history import Series, loss_history_of
 from ..gradflow.norms import log10
 from ..gradflow.spikes import Watch, follow
 from ..gradflow.verdict import Verdict, judge, over_run
+from ..instruments.readings import Curve, Reading, scalars_of
 from ..log.writer import Tracker
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
@@ -167,7 +168,7 @@ class RunMetrics:
 
     def add_readings(self, step: int, readings: Mapping[str, Reading]) -> None:
         """Adds an instrument's readings at the weights after `step` steps; pictures and histograms go out at once."""
-        self.add(step, reading_scalars(readings))
+        self.add(step, scalars_of(readings))
         for name, reading in readings.items():
             if isinstance(reading, Histogram):
                 for index, (counts, top) in enumerate(zip(reading.counts, reading.top, strict=True)):
@@ -176,7 +177,7 @@ class RunMetrics:
             if isinstance(reading, Curve):
                 from ..report import charts  # matplotlib takes a second to import
 
-                title = f"{self.variant.name}: the loss along {LINES[name]}, step {step}"
+                title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
 

@@ -1,4 +1,4 @@
-"""Probing the variants of an experiment: programs shared by structure, one batch, nothing trained."""
+"""Probe of the variants of an experiment: one forward and backward pass without training."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,27 +15,29 @@ from model.config import ModelConfig
 from model.network import Params
 from model.residual import structure_of
 
+from ..config.instruments import INSTRUMENTS
 from ..config.load import Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.batch import batch_of
 from ..core.compile import compiled
-from ..core.instruments import INSTRUMENTS, read
 from ..core.optimizer import HParams
 from ..core.parameters import path_of
-from ..core.probe import as_json, measure, readings_json
+from ..core.probe import as_json, measure
 from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
 from ..device.programs import Group, grouped
 from ..errors import UserError
+from ..instruments.readings import json_of
+from ..instruments.snapshot import read
 from ..store.checkpoint import Checkpoints
 from ..store.provenance import same_config
 from ..store.rundir import differences, read_config
 from .experiment import build_group, data_key, device_of, open_all
-from .transfer import another, tokenizer_of
+from .transfer import tokenizer_of, tokenizers_differ
 
 
 def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One JSON object a variant, in their order, on the first batches of each variant's data.
+    """Returns one JSON object a variant, in order, measured on the first batches of its data.
 
     Raises DataError, UserError, ConfigError.
     """
@@ -55,7 +57,7 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
 
 @dataclass
 class _Bench:
-    """The programs of one group; each is compiled once."""
+    """The programs of one group, each compiled once."""
 
     group: Group
     source: Source
@@ -66,7 +68,7 @@ class _Bench:
 
     def result(self, index: int, instruments: Sequence[str]) -> dict[str, Any]:
         variant, hp, network = self.group.variants[index], self.group.hparams[index], self.group.network
-        rolled = dataclasses.replace(network, unroll=1)  # short to compile, and it runs a few times only
+        rolled = dataclasses.replace(network, unroll=1)  # shorter to compile, and it runs a few times only
         state = self._state(variant, hp, any(INSTRUMENTS[name].optimizer for name in instruments))
         data = variant.config.data
         first = jax.tree.map(lambda leaf: leaf[0], self._feeds(variant, 1))
@@ -86,7 +88,7 @@ class _Bench:
             feeds = self._feeds(variant, INSTRUMENTS[name].batches(variant.config.watch))
             program = partial(read, name, rolled, self.group.config)
             readings = self._run(name, program, state, hp, self._corpus, feeds, once=not INSTRUMENTS[name].long)
-            result["instruments"] |= readings_json(jax.device_get(readings))
+            result["instruments"] |= json_of(jax.device_get(readings))
         return result
 
     def _run(self, name: str, function: Callable, *arguments: Any, once: bool = True) -> Any:
@@ -95,10 +97,10 @@ class _Bench:
         return self._programs[name](*arguments)
 
     def _state(self, variant: Variant, hp: HParams, whole: bool) -> State:
-        """`whole`: the optimizer's state is looked at, and not the parameters alone."""
+        """Returns the state to probe. `whole`: restore the optimizer's state too, not the parameters alone."""
         group = self.group
         if self.checkpoint is None:
-            # The very program that training starts with, so that both look at the same weights to the last bit.
+            # The same program as in training, so that both have the same weights to the last bit.
             return self._run("init", partial(initial_state, group.network, group.config), hp)
         params = restored(group, variant, self.checkpoint, self.step, self.platform)
         if not whole:
@@ -122,15 +124,15 @@ class _Bench:
 
 
 def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:
-    """Those that have nothing to measure under this config (docs/instruments.md)."""
+    """Returns the instruments that do not apply under this config (docs/instruments.md)."""
     return [name for name in instruments if not INSTRUMENTS[name].applies(config)]
 
 
 def _same_tokens(directory: Path, source: Source) -> None:
-    """Raises UserError when a run's parameters belong to other tokens than those of `source`."""
+    """Raises UserError if a run was trained with another tokenizer than that of `source`."""
     read_config(directory)  # or it is no run
     here = None if source.tokenizer is None else source.tokenizer.to_json()
-    if another(tokenizer_of(directory), here):
+    if tokenizers_differ(tokenizer_of(directory), here):
         raise UserError(
             f"{directory}: has another tokenizer than {source.source}, so its tokens stand for something else; "
             "probe it on the text it was trained on"
@@ -138,7 +140,7 @@ def _same_tokens(directory: Path, source: Source) -> None:
 
 
 def restored(group: Group, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
-    """The parameters in a run's checkpoint of `step`, for a variant whose model they are of. Raises UserError."""
+    """Returns the parameters of a run's checkpoint for a variant. Raises UserError if they are of another model."""
     saved = read_config(directory)
     if _shape(saved) != _shape(variant.config):
         changed = [key for key in differences(saved, variant.config) if key.startswith("model.")]
@@ -148,13 +150,13 @@ def restored(group: Group, variant: Variant, directory: Path, step: int, platfor
         )
     checkpoints = Checkpoints(directory)
     same_config(checkpoints.path(step), checkpoints.header(step), saved)
-    params, wanted = checkpoints.params(step), group.network.shapes()
-    there, here = (_sizes(tree) for tree in (params, wanted))
+    params, shapes = checkpoints.params(step), group.network.shapes()
+    there, here = (_sizes(tree) for tree in (params, shapes))
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             got = f"{there.get(path, 'missing')} in {directory}"
             raise UserError(f"variant {variant.name}: expected {path} {here.get(path, 'missing')}, got {got}")
-    cast = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)
+    cast = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes)
     return jax.device_put(cast, platform.device)
 
 
@@ -163,6 +165,6 @@ def _sizes(params: Any) -> dict[str, list[int]]:
 
 
 def _shape(config: RunConfig) -> ModelConfig:
-    """What decides on the parameters and what they compute, but for traced numbers, init and dropout."""
+    """Returns the model config without traced numbers, init and dropout: equal shapes have compatible parameters."""
     off = {"dropout": 0.0, "dropout_embed": None, "dropout_attention": None, "dropout_residual": None}
     return structure_of(config.model).model_copy(update={"init": "normal", **off})

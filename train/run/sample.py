@@ -1,4 +1,4 @@
-"""Text from the newest checkpoint of a run."""
+"""Text generation from the newest checkpoint of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,14 +49,14 @@ class Generator:
         return self._logits(padded, len(recent))
 
     def likeliest(self, prompt: str, count: int) -> list[tuple[str, float]]:
-        """The `count` most likely next tokens and their probabilities, most likely first."""
+        """Returns the `count` most likely next tokens with their probabilities, most likely first."""
         ids = self.tokenizer.encode(prompt).tolist()
         probabilities = np.asarray(jax.nn.softmax(self._next(ids)), np.float64)
         order = np.argsort(-probabilities, kind="stable")[:count]
         return [(self.tokenizer.token_text(int(index)), float(probabilities[index])) for index in order]
 
     def text(self, prompt: str, count: int, temperature: float, top_k: int | None, seed: int) -> Iterator[str]:
-        """Pieces of text, `count` tokens in all; older tokens than the context are forgotten."""
+        """Yields text in pieces, `count` tokens in all, each predicted from the last `context` tokens."""
         ids = self.tokenizer.encode(prompt).tolist()
         pick = jax.jit(draw, static_argnums=(2, 3))
         key = jax.random.key(seed)
@@ -64,15 +64,13 @@ class Generator:
         for index in range(count):
             ids.append(int(pick(jax.random.fold_in(key, index), self._next(ids), temperature, top_k)))
             text = self.tokenizer.decode(ids[start:])
-            if index + 1 == count or not text.endswith(
-                "\N{REPLACEMENT CHARACTER}"
-            ):  # a byte may be part of a character
+            if index + 1 == count or not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete UTF-8 character
                 yield text[shown:]
                 shown = len(text)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer that a run was trained with. Raises UserError."""
+    """Returns the tokenizer that a run was trained with. Raises UserError."""
     path = directory / "tokenizer.json"
     try:
         return from_json(json_of(path))

@@ -23,8 +23,7 @@ from ..report.read import summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
 from ..store.provenance import config_of, environment_changes, same_config, same_data
 from ..store.rundir import changed, check_config, claim, data_sums, directory_of, remember_data, shown
-from .transfer import Source as Pretrained
-from .transfer import open_source
+from .transfer import PretrainedRun, open_pretrained
 
 
 class Start(NamedTuple):
@@ -33,7 +32,7 @@ class Start(NamedTuple):
 
     step: int
     finished: list[dict[str, Any]] | None
-    pretrained: Pretrained | None
+    pretrained: PretrainedRun | None
 
 
 def begin(
@@ -54,7 +53,7 @@ def begin(
     pretrained = None
     if config.train.init_from and not step:
         with variants[0].placing():
-            pretrained = open_source(Path(config.train.init_from))
+            pretrained = open_pretrained(Path(config.train.init_from))
     notes, warnings = [], []
     for variant, directory, checkpoints in zip(variants, directories, all_checkpoints, strict=True):
         check_config(variant)

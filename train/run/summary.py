@@ -11,7 +11,7 @@ from ..device.platform import Platform
 from ..device.programs import Group, model_flops
 from ..disk import write_atomically, write_json
 from ..log.console import Console
-from ..report.compare import as_html, as_markdown, compare
+from ..report.page import as_html, as_markdown, compare
 from ..report.seeds import write_means
 from ..report.tables import verdict_text
 from .metrics import RunMetrics

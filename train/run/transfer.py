@@ -1,4 +1,4 @@
-"""Fine-tuning: the parameters of another run's newest checkpoint in the place of fresh ones, as far as they fit."""
+"""Fine-tuning: parameters from another run's newest checkpoint in place of freshly drawn ones, where they fit."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from ..errors import UserError
 from ..store.checkpoint import Checkpoints
 from ..store.rundir import read_config
 
-OF_THE_VOCABULARY = frozenset(TABLES) - {"positions"}
+VOCABULARY_TABLES = frozenset(TABLES) - {"positions"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """Another run: its parameters by path, and the tokenizer that its embedding's rows belong to (None: unknown)."""
+class PretrainedRun:
+    """A run to start from: its parameters by path, and its tokenizer as JSON (None: unknown)."""
 
     directory: Path
     step: int
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Transfer:
-    """`params` with what was taken, and one line for each parameter of either run."""
+    """Transferred parameters, and a line for each parameter of either run."""
 
     params: Any
     matched: list[str]
@@ -43,13 +43,13 @@ class Transfer:
     left_out: list[str]
 
     def rows(self) -> list[tuple[str, str]]:
-        """For people: how many of each, and which."""
+        """Returns rows for the console: counts and names of matched, new and unused parameters."""
         lists = {"matched": self.matched, "new": self.new, "left out": self.left_out}
-        return [(key, f"{len(found)}: {', '.join(found)}" if found else "none") for key, found in lists.items()]
+        return [(key, f"{len(paths)}: {', '.join(paths)}" if paths else "none") for key, paths in lists.items()]
 
 
-def open_source(directory: Path) -> Source:
-    """The newest checkpoint of a run. Raises UserError when there is none."""
+def open_pretrained(directory: Path) -> PretrainedRun:
+    """Opens the newest checkpoint of a run. Raises UserError if there is none."""
     try:
         read_config(directory)  # or it is no run
         checkpoints = Checkpoints(directory)
@@ -58,39 +58,38 @@ def open_source(directory: Path) -> Source:
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
     by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return Source(directory, step, by_path, tokenizer_of(directory))
+    return PretrainedRun(directory, step, by_path, tokenizer_of(directory))
 
 
 def tokenizer_of(directory: Path) -> Any:
-    """What a run's tokens stand for, as JSON; None where nobody knows."""
+    """Returns a run's tokenizer as JSON, or None if it is unknown."""
     try:
         return json_of(directory / "tokenizer.json")
     except (OSError, ValueError):
         return None
 
 
-def another(there: Any, here: Any) -> bool:
-    """Whether a run's tokens are known to be others than those of the tokenizer `here` (its JSON; None: no text)."""
+def tokenizers_differ(there: Any, here: Any) -> bool:
+    """True if the tokenizer of a run is known and differs from `here` (its JSON; None: no text)."""
     return there is not None and there != json.loads(json.dumps(here))
 
 
 def started_from(
-    source: Source, config: RunConfig, hparams: Sequence[HParams], states: Sequence[State], tokenizer: Any
+    source: PretrainedRun, config: RunConfig, hparams: Sequence[HParams], states: Sequence[State], tokenizer: Any
 ) -> tuple[list[State], Transfer]:
-    """Step 0 of each variant with the parameters of `source` in place of its own, and what was taken (by all alike)."""
-    taken = [transferred(source, state.params, tokenizer) for state in states]
+    """Returns step 0 of each variant with the parameters of `source`, and the transfer, which is the same for all."""
+    transfers = [transferred(source, state.params, tokenizer) for state in states]
     start = jax.jit(partial(state_at, config))
-    return [start(hp, each.params) for hp, each in zip(hparams, taken, strict=True)], taken[0]
+    return [start(hp, transfer.params) for hp, transfer in zip(hparams, transfers, strict=True)], transfers[0]
 
 
-def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
-    """What path and shape have in common is taken from `source`, in the dtype of `params`.
+def transferred(source: PretrainedRun, params: Any, tokenizer: Any) -> Transfer:
+    """Takes parameters of equal path and shape from `source`, cast to the dtype of `params`.
 
-    Tables whose rows are tokens are left out when the two tokenizers differ: their rows mean other tokens. Raises
-    UserError when nothing matches.
+    Tables whose rows are tokens are left out if the tokenizers differ. Raises UserError if nothing matches.
     """
     here = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    foreign = OF_THE_VOCABULARY if another(source.tokenizer, tokenizer) else frozenset()
+    foreign = VOCABULARY_TABLES if tokenizers_differ(source.tokenizer, tokenizer) else frozenset()
     matched, new = [], []
     for path, leaf in here.items():
         there = source.params.get(path)
@@ -104,11 +103,11 @@ def transferred(source: Source, params: Any, tokenizer: Any) -> Transfer:
             matched.append(path)
     if not matched:
         raise UserError(f"train.init_from: {source.directory} has no parameter in common with this model")
-    taken = set(matched)
+    matched_paths = set(matched)
 
-    def one(keys: tuple, leaf: Any) -> Any:
+    def replaced(keys: tuple, leaf: Any) -> Any:
         path = path_of(keys)
-        return source.params[path].astype(leaf.dtype) if path in taken else leaf
+        return source.params[path].astype(leaf.dtype) if path in matched_paths else leaf
 
-    left_out = [path for path in source.params if path not in taken]
-    return Transfer(jax.tree_util.tree_map_with_path(one, params), matched, new, left_out)
+    left_out = [path for path in source.params if path not in matched_paths]
+    return Transfer(jax.tree_util.tree_map_with_path(replaced, params), matched, new, left_out)

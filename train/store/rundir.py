@@ -9,7 +9,7 @@ from data.files import beside
 
 from ..config.load import Variant, flatten, load, to_yaml
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
-from ..config.yaml12 import show
+from ..config.yaml import show
 from ..disk import read_json, write_atomically, write_json
 from ..errors import UserError
 

@@ -1,4 +1,4 @@
-"""What every picture is drawn on: matplotlib's file backends, no window, no global state, the same bytes each time.
+"""The canvas of every picture: matplotlib's file backends without windows or global state, and reproducible bytes.
 
 Colours: Okabe and Ito's set without its yellow, told apart by colour-blind readers, with a marker for each line so
 that nothing rests on colour alone.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (8.0, 4.5)  # inches; at DPI, what a README shows without scaling
-SMALL = (5.0, 3.4)  # what TensorBoard shows at three quarters of its size: with SIZE its texts could not be read there
+SMALL = (5.0, 3.4)  # for TensorBoard, which shows pictures at three quarters of their size
 DPI = 100
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#7F7F7F")
 MARKERS = "osD^vPX<>*hp"
@@ -61,7 +61,7 @@ def _encode(figure: Figure, kind: str) -> bytes:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib's own defaults and ours, whatever the user's matplotlibrc says."""
+    """Applies matplotlib's defaults and ours, independent of the user's matplotlibrc."""
     from matplotlib import style
 
     ours = {
@@ -81,7 +81,7 @@ def styled() -> Iterator[None]:
 
 
 def single(title: str, measured: bool = True, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """A picture of one chart; `measured`: matplotlib finds room for its texts. `size` in inches."""
+    """A figure of one chart; with `measured` matplotlib makes room for its texts. `size` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout=_roomy() if measured else None)
@@ -92,7 +92,7 @@ def single(title: str, measured: bool = True, size: tuple[float, float] = SIZE) 
 
 
 def row_of(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A picture of several charts beside each other, on one y axis. `size` in inches."""
+    """A figure of several charts in a row, on one y axis. `size` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout=_roomy())
@@ -106,7 +106,7 @@ def _roomy():
 
 
 def look(index: int, points: int) -> dict[str, Any]:
-    """Colour and marker of the variant `index`, the same on every picture."""
+    """Returns colour and marker of the variant `index`, the same on every picture."""
     return {
         "color": COLORS[index % len(COLORS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -116,23 +116,22 @@ def look(index: int, points: int) -> dict[str, Any]:
     }
 
 
-def line(axes: Axes, x: np.ndarray, values: np.ndarray, label: str, *notes: str, **look):
-    """A line with gaps where a value is not finite; `notes` go into the legend."""
+def line(axes: Axes, x: np.ndarray, values: np.ndarray, label: str, **look):
+    """A line with gaps where a value is not finite; the legend says when none is."""
     y = gaps(values)
-    if not np.isfinite(y).any():
-        notes = ("(no finite values)",)
+    note = [] if np.isfinite(y).any() else ["(no finite values)"]
     ruled(axes)
-    return axes.plot(x, y, label="\n".join([*folded(label), *notes]), **look)[0]
+    return axes.plot(x, y, label="\n".join([*folded(label), *note]), **look)[0]
 
 
 def ruled(axes: Axes) -> None:
-    """Faint lines to read heights by, behind everything."""
+    """Draws faint horizontal lines behind everything."""
     axes.grid(True, axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def folded(label: str) -> list[str]:
-    """A legend entry, on two lines when it is long: `with_rope,optimizer.lr=0.001,` and `seed=0`."""
+    """Returns the lines of a legend entry, two for a long one: `with_rope,optimizer.lr=0.001,` and `seed=0`."""
     label = " ".join(label.split())
     if len(label) <= LABEL:
         return [plain(label, LABEL)]
@@ -142,17 +141,14 @@ def folded(label: str) -> list[str]:
 
 
 def whole(axis: Axis, most: int = 9) -> None:
-    """Ticks at whole numbers only, about `most` of them."""
+    """Sets ticks at whole numbers only, about `most` of them."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
-def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> bool:
-    """A y axis for log10 values, labelled 10^k, two decades high at least, so that a flat line looks flat.
-
-    False when none of the values is finite.
-    """
+def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> None:
+    """Sets a y axis for log10 values, labelled 10^k and at least two decades high, so that a flat line looks flat."""
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
     numbers = np.concatenate([gaps(each) for each in values] or [np.zeros(0)])
@@ -166,7 +162,6 @@ def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> bool:
         powers = np.arange(np.floor(bottom), np.ceil(top))
         fine = np.add.outer(powers, np.log10(np.arange(2, 10))).ravel()
         axes.yaxis.set_minor_locator(FixedLocator(fine[(bottom <= fine) & (fine <= top)].tolist()))
-    return bool(np.isfinite(numbers).any())
 
 
 def legend(axes: Axes, lines: Sequence) -> None:
@@ -177,7 +172,7 @@ def legend(axes: Axes, lines: Sequence) -> None:
 
 
 def plain(text: str, limit: int) -> str:
-    """Text that matplotlib takes literally, on one line, its middle left out where it is too long."""
+    """Returns text that matplotlib takes literally, on one line, without its middle where it is too long."""
     text = " ".join(text.split())
     if len(text) > limit:
         text = f"{text[: limit - limit // 2 - 1]}…{text[-(limit // 2) :]}"
@@ -190,13 +185,13 @@ def say(axes: Axes, text: str) -> None:
 
 
 def gaps(values: np.ndarray) -> np.ndarray:
-    """Not finite becomes NaN, which matplotlib leaves out."""
+    """Returns values with NaN, which matplotlib leaves out, in place of infinities."""
     values = np.asarray(values, float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def limits(finite: np.ndarray, low: float | None, high: float | None) -> tuple[float, float]:
-    """The ends of a scale, given or taken from the data, apart from each other."""
+    """Returns the ends of a scale, given or taken from the data, always apart from each other."""
     bottom = low if low is not None else float(finite.min()) if finite.size else 0.0 if high is None else high - 1
     top = high if high is not None else float(finite.max()) if finite.size else bottom + 1
     if bottom < top:

@@ -1,4 +1,4 @@
-"""Depth against training step in colours: viridis, perceptually uniform."""
+"""Heatmaps of depth against training step, in the perceptually uniform viridis."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_CELLS = 1000  # columns of a heatmap; more than there are pixels show nothing
+MAX_CELLS = 1000  # columns of a heatmap; there are not more pixels
 NO_VALUE = "0.75"
 DELTA_UNIT = r"$\log_{10}\Vert\delta_\ell\Vert$"
-# log10: the ends of the colours of every picture of delta, so that a colour means the same on all of them.
+# log10: the ends of the colour scale of every picture of delta, so that a colour means the same on all of them.
 DELTA_SCALE = (-8.0, 1.0)
 _WIDE, _ROW = 11.0, 2.3  # inches, of several heatmaps: the picture's width, the height of a row
 _NAME = 52  # characters over one of two heatmaps side by side
@@ -26,7 +26,7 @@ _NAME = 52  # characters over one of two heatmaps side by side
 
 @dataclass(frozen=True)
 class Field:
-    """One heatmap of several; `missing` is said instead of a heatmap where there are no values."""
+    """One heatmap of several; `missing` is the text in place of a heatmap without values."""
 
     title: str
     steps: Int[np.ndarray, " S"]
@@ -43,22 +43,22 @@ def heatmap(
     vmax: float | None = None,
     size: tuple[float, float] = canvas.SIZE,
 ) -> Figure:
-    """Depth against training step, the embedding's output at the top; grey where there is no finite value.
+    """One heatmap with the embedding's output at the top, grey where there is no finite value.
 
     Args:
-      unit: what the colours mean, such as `DELTA_UNIT`; matplotlib's math is understood here.
+      unit: label of the colours, such as `DELTA_UNIT`, with matplotlib's math.
       vmin, vmax: fixed ends of the colour scale, so that pictures compare; from the data when None.
       size: width and height in inches.
     """
     with canvas.styled():
         figure, axes = canvas.single(title, measured=False, size=size)
-        # Where things stand is known here, and a layout that measures every text takes three times as long to draw.
+        # A fixed layout: one that measures every text takes three times as long to draw.
         lines = axes.get_title(loc="left").count("\n") + 1
         wide, high = size
-        left, beside = 0.72 / wide, 0.84 / wide  # beside the map: the bar, its numbers and its unit
+        left, right = 0.72 / wide, 0.84 / wide  # right of the map: the bar, its numbers and its unit
         top = 1 - (0.14 + 0.225 * lines) / high
         # The bar begins after 85 % of the room that it shares with the map.
-        figure.subplots_adjust(left=left, right=left + (1 - beside - left) / 0.85, bottom=0.54 / high, top=top)
+        figure.subplots_adjust(left=left, right=left + (1 - right - left) / 0.85, bottom=0.54 / high, top=top)
         shown = _finite(values)
         ends = canvas.limits(shown.compressed(), vmin, vmax)
         mesh = _mesh(axes, steps, values, *ends)
@@ -128,18 +128,18 @@ def _mesh(axes: Axes, steps: np.ndarray, values: np.ndarray, low: float, high: f
 
 
 def _finite(values: np.ndarray) -> np.ma.MaskedArray:
-    """[layers, S], what is not finite masked."""
+    """Returns values as [layers, S], masked where they are not finite."""
     return np.ma.masked_invalid(np.asarray(values, float).T)
 
 
 def _beyond(shown: Sequence[np.ma.MaskedArray], low: float, high: float) -> str:
-    """Which ends of a colour scale some values are beyond, as matplotlib calls it."""
+    """Returns the ends of a colour scale that some values are beyond, as matplotlib calls them."""
     outside = (any((each < low).any() for each in shown), any((each > high).any() for each in shown))
     return {(True, False): "min", (False, True): "max", (True, True): "both"}.get(outside, "neither")
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
-    """Cell borders half-way between the steps; the outer cells are as wide as their neighbours."""
+    """Returns cell borders half-way between the steps; the outer cells are as wide as their neighbours."""
     steps = np.asarray(steps, float)
     if len(steps) < 2:
         return np.array([steps[0] - 0.5, steps[0] + 0.5]) if len(steps) else np.array([0.0])

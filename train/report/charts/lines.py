@@ -1,12 +1,13 @@
-"""One chart of lines a picture: the gradient by depth, and the loss by step, of a few variants."""
+"""Charts of lines: one with its legend at the right, or several on one y axis with a legend below."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 
 from . import canvas
 
@@ -14,118 +15,165 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SIZE = (11.0, 4.0)  # inches, of several charts without the legend
+_LEGEND_ROW = 0.34
+_COLUMNS = 4  # of the legend
+_DASHES = ((0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
-def delta_by_depth(
-    series: Mapping[str, tuple[str, Float[np.ndarray, " layers"]]],
+
+@dataclass(frozen=True)
+class Curve:
+    """A line, with a band of `half` above and below it.
+
+    `index` gives colour and marker (`canvas.look`): a group has the same on every chart of a page. None is a thin grey
+    line without a name, one of many that show the spread. With `predicted`, that is the line and y are the markers.
+    """
+
+    label: str
+    x: Shaped[np.ndarray, " S"]
+    y: Float[np.ndarray, " S"]
+    half: Float[np.ndarray, " S"] | None = None
+    index: int | None = 0
+    predicted: Float[np.ndarray, " S"] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    curves: Sequence[Curve]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A reference line, the same on every panel: dotted, without a marker.
+
+    `inside`: the y axis makes room for it, as for the curves; else it may leave the picture.
+    """
+
+    label: str
+    x: Shaped[np.ndarray, " S"]
+    y: Float[np.ndarray, " S"]
+    inside: bool = False
+
+
+def line_chart(
+    curves: Sequence[Curve],
     title: str,
-    without: Mapping[str, Float[np.ndarray, " layers"]] | None = None,
+    xlabel: str,
+    ylabel: str,
+    powers: bool = False,
+    size: tuple[float, float] = canvas.SIZE,
 ) -> Figure:
-    """The gradient at the residual stream against depth, a line for each variant.
+    """One chart; its legend lists the curves in the order given, unless there is only one without a label.
 
     Args:
-      series: variant -> (label, log10 |δ_l| for l = 0 to L).
-      without: variant -> log10 |δ_l| of the same weights with skip scale 0; dashed, in the variant's colour.
+      powers: the values are log10 of what the axis shows, as 10^k. Without it the axis is logarithmic for predictions
+        and for values that span a factor of 50 (as losses do that fall to nothing).
+      size: width and height in inches.
     """
-    without = without or {}
     with canvas.styled():
-        figure, axes = canvas.single(title)
-        lines, everything = [], []
-        # The legend lists the variants as their lines lie at the embedding, where they differ most.
-        order = sorted(series, key=lambda variant: _first_finite(series[variant][1]), reverse=True)
-        for variant in order:
-            label, values = series[variant]
-            look = canvas.look(list(series).index(variant), len(values))
-            lines.append(canvas.line(axes, np.arange(len(values)), values, label, **look))
-            everything.append(values)
-            if variant in without:
-                values = without[variant]
-                look |= {"linestyle": (0, (4, 2)), "linewidth": 1.2, "markerfacecolor": "white"}
-                axes.plot(np.arange(len(values)), canvas.gaps(values), **look)
-                everything.append(values)
-        if without:
-            lines.append(
-                axes.plot([], [], color="0.35", linestyle=(0, (4, 2)), label="dashed: same weights,\nskips removed")[0]
-            )
-        canvas.legend(axes, lines)
-        known = canvas.powers_of_ten(axes, everything)
-        last = max((len(values) for values in everything), default=2) - 1
-        axes.set_xlim(-0.04 * last - 0.02, 1.04 * last + 0.02)
-        canvas.whole(axes.xaxis)
-        axes.set_xlabel(r"depth $\ell$  (0: the embedding's output, last: the final block's output)")
-        axes.set_ylabel(r"$\Vert\delta_\ell\Vert$, norm of $\partial$loss/$\partial x_\ell$")
-        if not known:
+        figure, axes = canvas.single(title, size=size)
+        lines = [_draw(axes, curve) for curve in curves]
+        predicted = any(curve.predicted is not None for curve in curves)
+        if predicted:
+            lines.append(axes.plot([], [], color="0.35", label="lines: predicted,\nmarkers: measured")[0])
+        if any(curve.label for curve in curves):
+            canvas.legend(axes, lines)
+            canvas.whole(axes.xaxis)
+        axes.set_xlabel(xlabel)
+        _scale(axes, curves, [], ylabel, powers)
+        if predicted:
+            axes.set_yscale("log")
+            axes.set_ylabel(ylabel)
+        if not any(np.isfinite(curve.y).any() for curve in curves):
             canvas.say(axes, "no finite values")
     return figure
 
 
-def loss_curves(
-    series: Mapping[str, tuple[str, Int[np.ndarray, " S"], Float[np.ndarray, " S"]]], title: str = "Loss"
-) -> Figure:
-    """Loss against step: variant -> (label, steps, loss in nats a token). Logarithmic when it spans a factor of 50."""
-    with canvas.styled():
-        figure, axes = canvas.single(title)
-        lines = []
-        for index, (label, steps, values) in enumerate(series.values()):
-            bad = np.asarray(steps)[~np.isfinite(values)]
-            notes = []
-            if 0 < len(bad) < len(values):
-                notes = [f"(not finite at step {bad[0]})"]
-            look = canvas.look(index, len(values))
-            lines.append(canvas.line(axes, np.asarray(steps), values, label, *notes, **look))
-        canvas.legend(axes, lines)
-        axes.set_xlabel("training step")
-        canvas.whole(axes.xaxis)
-        _loss_axis(axes, [values for _, _, values in series.values()], "loss (nats per token)")
-    return figure
-
-
 def loss_along(at: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], title: str) -> Figure:
-    """The loss along a line through the weights, which are at 0. Logarithmic when it spans a factor of 50."""
-    with canvas.styled():
-        figure, axes = canvas.single(title, size=canvas.SMALL)
-        axes.axvline(0, color="0.35", linestyle=(0, (1, 1.5)), linewidth=1.3)
-        canvas.line(axes, at, loss, "loss", **canvas.look(0, len(at)))
-        axes.set_xlabel("times this direction  (0: the weights as they are)")
-        _loss_axis(axes, [loss], "loss of one batch")
+    """The loss along a line through the weights, which are at 0."""
+    xlabel = "times this direction  (0: the weights as they are)"
+    figure = line_chart([Curve("", at, loss)], title, xlabel, "loss of one batch", size=canvas.SMALL)
+    figure.axes[0].axvline(0, color="0.35", linestyle=(0, (1, 1.5)), linewidth=1.3, zorder=1.8)
     return figure
 
 
-def predicted_and_measured(
-    series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], title: str, xlabel: str, ylabel: str
+def line_charts(
+    charts: Sequence[Panel], xlabel: str, ylabel: str, guides: Sequence[Guide] = (), powers: bool = False
 ) -> Figure:
-    """Curves over 0, 1, 2 ...: label -> (predicted, measured), the one a line and the other markers. Logarithmic."""
+    """The charts in a row on one y axis; `powers` as in `line_chart`."""
     with canvas.styled():
-        figure, axes = canvas.single(title)
-        lines = []
-        for index, (label, (predicted, measured)) in enumerate(series.items()):
-            look = canvas.look(index, len(measured))
-            x = np.arange(len(measured))
-            axes.plot(x, canvas.gaps(predicted), color=look["color"], linewidth=1.2)
-            lines.append(canvas.line(axes, x, measured, label, **(look | {"linestyle": "none"})))
-        lines.append(axes.plot([], [], color="0.35", label="lines: predicted,\nmarkers: measured")[0])
-        canvas.legend(axes, lines)
-        axes.set_yscale("log")
-        canvas.whole(axes.xaxis)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
+        named = {curve.index for chart in charts for curve in chart.curves if curve.index is not None}
+        grey = any(curve.index is None for chart in charts for curve in chart.curves)
+        rows = -(-(len(named) + len(guides) + grey) // _COLUMNS)
+        figure, all_axes = canvas.row_of(len(charts), (_SIZE[0], _SIZE[1] + _LEGEND_ROW * rows))
+        entries: dict[float, object] = {}  # of the legend, by index
+        for axes, chart in zip(all_axes, charts, strict=True):
+            axes.set_title(canvas.plain(chart.title, 110 // len(charts)), loc="left", fontsize=11)
+            axes.set_xlabel(xlabel)
+            canvas.whole(axes.xaxis, max(4, 12 // len(charts)))
+            canvas.ruled(axes)
+            for curve in sorted(chart.curves, key=lambda curve: curve.index is not None):  # the grey ones behind
+                drawn = _draw(axes, curve)
+                if curve.index is None:
+                    entries[np.inf] = drawn
+                else:
+                    entries.setdefault(curve.index, drawn)
+            if not any(np.isfinite(curve.y).any() for curve in chart.curves):
+                canvas.say(axes, "no finite values")
+        _scale(all_axes[0], [curve for chart in charts for curve in chart.curves], guides, ylabel, powers)
+        marks = [_guide(axes, guide, n) for axes in all_axes for n, guide in enumerate(guides)][: len(guides)]
+        handles: list = [entries[index] for index in sorted(entries)]
+        if np.inf in entries:
+            handles[-1].set_label("grey: all others")
+        handles[len(handles) - grey : len(handles) - grey] = marks
+        if handles:
+            figure.legend(handles=_by_rows(handles), loc="outside lower left", ncols=_COLUMNS, fontsize=9)
     return figure
 
 
-def _loss_axis(axes: Axes, lines: Sequence[np.ndarray], label: str) -> None:
-    known = np.concatenate([np.asarray(values, float) for values in lines] or [np.zeros(0)])
-    known = known[np.isfinite(known)]
-    axes.set_ylabel(label)
-    if spans_decades(known):
-        axes.set_yscale("log")
-        axes.set_ylabel(f"{label}, logarithmic")
-    if not len(known):
-        canvas.say(axes, "no finite values")
+def _by_rows(handles: Sequence) -> list:
+    """Reorders entries so that matplotlib, which fills column after column, shows them row by row."""
+    rows = -(-len(handles) // _COLUMNS)
+    columns = min(_COLUMNS, len(handles))
+    full = len(handles) - columns * (rows - 1)  # columns with an entry in the last row
+    counts = [rows - (column >= full) for column in range(columns)]
+    return [handles[row * columns + column] for column in range(columns) for row in range(counts[column])]
 
 
-def spans_decades(finite: Float[np.ndarray, " N"]) -> bool:
-    """Whether a logarithmic axis shows more of these values: all above 0, the largest 50 times the smallest."""
-    return bool(len(finite) and finite.min() > 0 and finite.max() > 50 * finite.min())
+def _draw(axes: Axes, curve: Curve):
+    if curve.index is None:
+        return axes.plot(curve.x, canvas.gaps(curve.y), color="0.8", linewidth=0.9, zorder=1.5)[0]
+    look = canvas.look(curve.index, len(curve.y))
+    if curve.half is not None:
+        low, high = canvas.gaps(curve.y - curve.half), canvas.gaps(curve.y + curve.half)
+        axes.fill_between(curve.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    if curve.predicted is not None:
+        axes.plot(curve.x, canvas.gaps(curve.predicted), color=look["color"], linewidth=1.2)
+        look["linestyle"] = "none"
+    return canvas.line(axes, curve.x, curve.y, curve.label, **look)
 
 
-def _first_finite(values: np.ndarray) -> float:
-    return next((float(value) for value in values if np.isfinite(value)), -np.inf)
+def _guide(axes: Axes, guide: Guide, which: int):
+    """Draws a guide behind the lines."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    dash = _DASHES[which % len(_DASHES)]
+    label = canvas.plain(guide.label, 2 * canvas.LABEL)
+    drawn = axes.plot(guide.x, guide.y, color="0.35", linestyle=dash, linewidth=1.3, label=label, zorder=1.8)[0]
+    if not guide.inside:
+        axes.set_xlim(*limits[0])
+        axes.set_ylim(*limits[1])
+    return drawn
+
+
+def _scale(axes: Axes, curves: Sequence[Curve], guides: Sequence[Guide], ylabel: str, powers: bool) -> None:
+    axes.set_ylabel(ylabel)
+    if powers:
+        ends = [curve.y + sign * curve.half for curve in curves if curve.half is not None for sign in (-1, 1)]
+        canvas.powers_of_ten(axes, [*(curve.y for curve in curves), *ends, *(g.y for g in guides if g.inside)])
+        return
+    values = np.concatenate([np.asarray(curve.y, float) for curve in curves] or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 50 * values.min():
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set_ylabel(f"{ylabel}, logarithmic")

@@ -15,11 +15,14 @@ from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network
 from train.cli import main
-from train.config.schema import InstrumentsConfig
+from train.config.instruments import INSTRUMENTS
 from train.core import compile as compiling
-from train.core.instruments import INSTRUMENTS, Subject, _split, noise_parts
 from train.core.state import hparams_of
 from train.gradflow.norms import value
+from train.instruments.blocks import split
+from train.instruments.curvature import threshold
+from train.instruments.gradients import noise_parts
+from train.instruments.snapshot import Snapshot
 from train.log.charts_layout import chart_layout
 from train.report.read import read_run
 
@@ -55,8 +58,7 @@ def whole(folder, corpus):
     return folder / "whole" / "tiny" / "main"
 
 
-def test_the_config_knows_them_all():
-    assert list(InstrumentsConfig.model_fields) == NAMES
+def test_a_batch_is_cut_into_few_equal_parts():
     assert [noise_parts(batch) for batch in (16, 7, 22, 11, 121, 1)] == [8, 7, 2, 11, 11, 1]
 
 
@@ -262,7 +264,6 @@ def test_every_chart_in_tensorboard_has_something_to_draw(whole):
 @pytest.mark.parametrize("side", [0.99, 1.01])
 def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64):
     """The spectral radius of (x, m) -> the next (x, m) under the optimizer's own rule, by numpy."""
-    from train.core.instruments import Subject, _threshold
     from train.core.state import State
 
     config = (
@@ -270,7 +271,7 @@ def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64
     )
     hp = hparams_of(config, "float64")
     state = State({}, None, np.int32(10))
-    curvature = side * float(_threshold("sharpness", Subject(None, config, state, hp, None))["sharpness/threshold"])
+    curvature = side * float(threshold("sharpness", Snapshot(None, config, state, hp, None))["sharpness/threshold"])
     lr, beta = config.optimizer.lr, 0.7
     g = np.array([curvature, 0.0])  # the gradient as a row of (x, m)
     m = np.array([0.0, beta]) + g
@@ -286,10 +287,10 @@ def test_the_split_is_of_the_loss_that_is_trained(task, x64):
     params = jax.jit(lambda: network.init(0))()
     state, hp = SimpleNamespace(params=params), SimpleNamespace(model=None)
     config = SimpleNamespace(model=network.config)
-    subject = Subject(network, config, state, hp, jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
-    split, delta = jax.jit(lambda: (_split(subject), subject.backward(params).delta))()
-    skip, branch = value(split["split/skip"]), value(split["split/branch"])
-    whole = np.sqrt(skip**2 + branch**2 + 2 * np.asarray(split["split/cosine"]) * skip * branch)
+    snapshot = Snapshot(network, config, state, hp, jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
+    parts, delta = jax.jit(lambda: (split(snapshot), snapshot.backward(params).delta))()
+    skip, branch = value(parts["split/skip"]), value(parts["split/branch"])
+    whole = np.sqrt(skip**2 + branch**2 + 2 * np.asarray(parts["split/cosine"]) * skip * branch)
     np.testing.assert_allclose(whole, value(delta)[:-1], rtol=1e-9)
 
 

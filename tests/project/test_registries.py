@@ -1,0 +1,90 @@
+"""Registries: what derives from them, and a rule and an instrument from outside (docs/own_model.md)."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.rules import RULES, Option, options
+from train.config.instruments import INSTRUMENTS
+from train.config.optimizers import OPTIMIZERS
+from train.config.schema import InstrumentsConfig
+from train.report.read import read_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_rule_and_an_instrument_from_outside_train(corpus, tmp_path):
+    page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
+    for name, code in zip(("mine", "code_of_mine"), re.findall(r"```py\n(.*?)```", page, re.S), strict=True):
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    config = {
+        "name": "outside",
+        "runs_dir": str(tmp_path),
+        "model": {"layers": 2, "width": 8, "heads": 2, "base_width": 4, "residual": {"rule": "damped", "factor": 0.25}},
+        "data": {"path": corpus, "context": 8, "batch": 4},
+        "optimizer": {"warmup": 0},
+        "train": {"steps": 2, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2, "unroll": 1},
+        "watch": {"every": 1, "instruments": {"largest": 1}},
+        "variants": {"set": {}, "default": {"model.residual": "damped"}},
+    }
+    (tmp_path / "outside.yaml").write_text(json.dumps(config), encoding="utf-8")
+
+    def deltaflow(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = "import sys, mine; from train.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = deltaflow("train", "outside.yaml")
+    assert done.returncode == 0, done.stderr
+    for variant, start in (("set", 0.25), ("default", 0.5)):
+        steps = read_run(tmp_path / "outside" / variant).steps
+        assert steps["weight/norm/layer_001/residual_factor_1"][1][0] == pytest.approx(start, abs=0.01)
+        assert steps["weight/largest"][0].tolist() == [0, 1, 2] and (steps["weight/largest"][1] > 0).all()
+        assert b"largest weight" in b"".join(
+            path.read_bytes() for path in (tmp_path / "outside" / variant).glob("*.tf*")
+        )
+    for key, line in (
+        ("rule=dampd", "did you mean damped?"),
+        ("factr=1.0", "did you mean"),
+        ("keep=0.5", "stochastic"),
+    ):
+        wrong = deltaflow("train", "outside.yaml", f"model.residual.{key}")
+        assert wrong.returncode == 2 and line in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_the_config_has_a_key_for_each_declaration():
+    assert list(InstrumentsConfig.model_fields) == list(INSTRUMENTS)
+    assert {"alpha", "streams", "block"} < set(options())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_names_a_class(name):
+    assert RULES[name].implementation().__doc__
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_names_an_update_rule(name):
+    assert OPTIMIZERS[name].rule().__doc__
+
+
+@pytest.mark.parametrize("name", INSTRUMENTS)
+def test_each_instrument_names_a_function(name):
+    assert callable(INSTRUMENTS[name].function())
+
+
+def test_rules_that_share_an_option_agree_on_its_type(monkeypatch):
+    from model.config import residual_section
+
+    monkeypatch.setitem(RULES, "other", type(RULES["mhc"])(".base:Residual", {"streams": Option("parts", 2, int)}))
+    with pytest.raises(ValueError, match="one type and the same bounds of streams in hyper_connections, mhc, other"):
+        residual_section()
+
+
+def test_the_page_on_instruments_has_the_table_of_their_declarations():
+    script = runpy.run_path(str(ROOT / "scripts" / "instruments.py"))
+    assert script["measured"]() in (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")

@@ -1,0 +1,152 @@
+"""Layers of settings: what the file, the command line, each variant and each point of a sweep sets.
+
+A layer maps dotted keys to nodes, however the keys were written; layers are checked alone and merged.
+"""
+
+from pydantic import ValidationError
+
+from .fields import FIELDS, SECTIONS, SHORT, SPECIAL, did_you_mean, exact, mismatch, unknown
+from .schema import RunConfig
+from .yaml import BAD, Node, Place, Problem, show
+
+Settings = dict[str, Node]
+
+FIXED = ("name", "runs_dir", *SPECIAL)  # shared by all variants of an experiment
+_RIVALS = {"data.path": "data.corpus", "data.corpus": "data.path"}  # a config has one of them
+
+
+def settings(node: Node, problems: list[Problem], of: str = "keys", fixed: bool = False, prefix: str = "") -> Settings:
+    """The settings of a mapping of nested or dotted keys; what is wrong with its structure goes to `problems`.
+
+    Args:
+        of: the contents of the mapping, in a message.
+        fixed: refuses the keys that all variants share.
+        prefix: the section of the mapping, with a dot.
+    """
+    layer: Settings = {}
+    for part, child in mapping(node, problems, of).items():
+        key = prefix + part
+        inner = {f"{key}.{SHORT[key]}" if key in SHORT else key: child}
+        if fixed and key.partition(".")[0] in FIXED:
+            problems.append(child.problem(f"variants and sweeps cannot set {key.partition('.')[0]}"))
+            continue
+        if key and key in SECTIONS and isinstance(child.value, dict):
+            inner = settings(child, problems, prefix=f"{key}.")
+        for name, leaf in inner.items():
+            if name in layer:
+                problems.append(leaf.repeated(layer[name].place))
+            layer.setdefault(name, leaf)
+    return layer
+
+
+def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
+    """The nodes of a mapping; empty for anything else, which is a problem."""
+    if isinstance(node.value, dict):
+        return node.value
+    if node.value is not BAD:
+        problems.append(node.problem(f"expected a mapping of {of}, got {show(node.plain)}"))
+    return {}
+
+
+def merged(below: Settings, above: Settings) -> Settings:
+    """The settings of both layers, those of `above` first.
+
+    A rule in `above` drops all options of the rule below, and one of two rivals in it the other one.
+    """
+    ruled = tuple(f"{section}." for section, head in SHORT.items() if f"{section}.{head}" in above)
+    rivals = {_RIVALS.get(key) for key, node in above.items() if node.value is not None}
+    return {key: node for key, node in below.items() if not key.startswith(ruled) and key not in rivals} | above
+
+
+def config_of(layer: Settings) -> RunConfig:
+    """The config of a layer; refused values and unknown keys count as not set. Raises pydantic's ValidationError."""
+    tree: dict = {"name": "unnamed"}
+    for key, node in layer.items():
+        if key in FIELDS and (value := node.plain) is not BAD:
+            *sections, last = key.split(".")
+            at = tree
+            for section in sections:
+                at = at.setdefault(section, {})
+            at[last] = value
+    return RunConfig.model_validate(tree)
+
+
+def faults(layer: Settings) -> list[Problem]:
+    """The problems of the single keys of a layer."""
+    values = {key: node.plain for key, node in layer.items()}
+    wrong = [key for key, value in values.items() if value is not BAD and key in FIELDS and not exact(key, value)]
+    try:
+        config_of(layer)
+    except ValidationError as error:
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            parts = [str(part) for part in item["loc"]]  # what follows the key is inside its value
+            wrong.append(next(key for n in range(len(parts)) if (key := ".".join(parts[: n + 1])) in FIELDS))
+    messages = {key: mismatch(FIELDS[key], values[key]) for key in wrong}
+    for key, value in values.items():
+        if key in SECTIONS and value is not BAD:
+            messages[key] = f"expected a mapping of keys, got {show(value)}"
+        elif key not in FIELDS and key not in SECTIONS:
+            messages[key] = unknown(key)
+    return [layer[key].problem(message) for key, message in messages.items()]
+
+
+class Draft:
+    """A config as written: its layers, values not checked yet. Problems gather in `problems`."""
+
+    def __init__(self, root: dict[str, Node], source: Place, problems: list[Problem]):
+        self.source, self.problems = source, problems
+        self.variants: dict[str, tuple[Place, Settings]] = {}
+        self.sweep: Settings = {}
+        self.expect: dict[str, Node] = {}
+        self.commands: Settings = {}
+        rest = {key: child for key, child in root.items() if key not in SPECIAL}
+        self.file = settings(Node(rest, source, ""), problems)
+        for key in SPECIAL:
+            if key in root:
+                self.assign(key, root[key])
+        self.reshaped = False  # variants or sweep were changed after the file was read
+
+    @property
+    def base(self) -> Settings:
+        """The settings outside of variants and sweep."""
+        return merged(self.file, self.commands)
+
+    def assign(self, key: str, node: Node) -> None:
+        """Sets one dotted key. A mapping for a section sets the keys it names and leaves the others."""
+        first, _, rest = key.partition(".")
+        if first in ("variants", "sweep"):
+            self.reshaped = True
+        if first not in SPECIAL:
+            self.commands |= settings(Node({key: node}, node.place, ""), self.problems)
+        elif first == "sweep":
+            inner = Node({rest: node}, node.place, "sweep") if rest else node
+            layer = settings(inner, self.problems, "keys and their values", fixed=True)
+            self.sweep = self.sweep | layer if rest else layer
+        elif not rest and first == "variants":
+            self.variants = {}
+            for name, child in mapping(node, self.problems, "names and their overrides").items():
+                self._assign_variant(name, "", child)
+        elif not rest:
+            self.expect = dict(mapping(node, self.problems, "variants and their results"))
+        else:
+            names = self.variants if first == "variants" else self.expect  # names may hold dots: the longest wins
+            name = max((n for n in names if f"{rest}.".startswith(f"{n}.")), key=len, default=rest.partition(".")[0])
+            inner = rest[len(name) + 1 :]
+            if first == "variants":
+                self._assign_variant(name, inner, node)
+            elif inner:
+                old = self.expect[name].value if name in self.expect else {}
+                tags = {**(old if isinstance(old, dict) else {}), inner: node}
+                self.expect[name] = Node(tags, node.place, f"expect.{name}")
+            else:
+                self.expect[name] = node
+
+    def _assign_variant(self, name: str, key: str, node: Node) -> None:
+        if not key:
+            self.variants[name] = node.place, settings(node, self.problems, "overrides", fixed=True)
+        elif name not in self.variants:
+            self.problems.append(node.problem(f"no such variant{did_you_mean(name, self.variants)}"))
+        else:
+            place, old = self.variants[name]
+            above = settings(Node({key: node}, node.place, ""), self.problems, fixed=True)
+            self.variants[name] = place, merged(old, above)

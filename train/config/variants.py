@@ -1,0 +1,141 @@
+"""Variants: the grid of a sweep over them, their names, and what each is expected to reach."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import FIELDS, did_you_mean, unknown
+from .schema import STATES
+from .settings import Settings, faults, merged
+from .yaml import BAD, Node, Place, Problem, clean, number, show
+
+MAX_VARIANTS = 1000
+MAX_NAME = 120
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # Windows', with any ending
+_OURS = {"ckpt", "config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json", "metrics.jsonl"}
+_OURS |= {"report.html", "report.md", "compare.html", "compare.md"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The settings of a variant, or of one point of the sweep; `variant` is its name before the sweep added to it."""
+
+    name: str
+    variant: str
+    place: Place
+    settings: Settings
+
+
+def unsafe(name: str) -> str | None:
+    """The reason why a name cannot be the folder of a run or of a variant on some system; None if it can.
+
+    >>> [unsafe(name) is None for name in ("with,seed=0", "../x", "-a", "a.", "NUL.txt", "ckpt", "Report.html", "null")]
+    [True, False, False, False, False, False, False, True]
+    """
+    if len(name) > MAX_NAME:
+        return f"expected a folder name of at most {MAX_NAME} characters, got {len(name)}: {show(name)}"
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith("."):
+        rule = "letters, digits and _ . , = + -, the first a letter or digit, no '..', no dot at the end"
+        return f"expected a folder name ({rule}), got {show(name)}"
+    if _DEVICE.fullmatch(name):
+        reason = "a device on Windows"
+    elif name.lower() in _OURS:
+        reason = "a name that runs use for their own files"
+    elif "tfevents" in name:
+        reason = "what TensorBoard takes for a file of events"
+    else:
+        return None
+    return f"expected another folder name, got {show(name)}, which is {reason}"
+
+
+def grid(sweep: Settings, variants: int, problems: list[Problem]) -> dict[str, list[Node]]:
+    """The values of each swept key, checked, for a number of variants; what is wrong goes to `problems`."""
+    axes: dict[str, list[Node]] = {}
+    for key, node in sweep.items():
+        if node.value is BAD:
+            continue
+        if key not in FIELDS:
+            problems.append(node.problem(unknown(key)))
+        elif not isinstance(node.value, list) or not node.value:
+            problems.append(node.problem(f"expected a list of values for {key}, got {show(node.plain)}"))
+        else:
+            axes[key] = node.value
+    count = variants * math.prod(map(len, axes.values()))
+    if axes and count > MAX_VARIANTS:
+        sizes = " * ".join(map(str, (variants, *map(len, axes.values()))))
+        message = f"expected at most {MAX_VARIANTS} variants, got {sizes} = {count}"
+        problems.append(Problem(next(iter(axes.values()))[0].place, "sweep", message))
+        return {}
+    for key, items in axes.items():
+        distinct: dict[str, Node] = {}
+        for item in items:
+            problems += faults({key: item})
+            if distinct.setdefault(label(item.plain).lower(), item) is not item:
+                problems.append(item.problem(f"{show(item.plain)} has the same name as a value before it"))
+        axes[key] = list(distinct.values())
+    return axes
+
+
+def points(variants: Iterable[Point], axes: Mapping[str, Sequence[Node]]) -> list[Point]:
+    """Every variant at every point of the grid, in the order written; the last swept key turns fastest."""
+    spread = []
+    for variant in variants:
+        for nodes in itertools.product(*axes.values()):
+            swept = dict(zip(axes, nodes, strict=True))
+            name = ",".join([variant.name, *(f"{short(key)}={label(node.plain)}" for key, node in swept.items())])
+            place = nodes[0].place if nodes else variant.place
+            spread.append(Point(name, variant.name, place, merged(variant.settings, swept)))
+    return spread
+
+
+def indistinct(points: Iterable[Point]) -> Iterable[Problem]:
+    """Problems with names: folders must differ even where case does not count, and each must be possible."""
+    first: dict[str, str] = {}
+    for point in points:
+        key = clean(f"variants.{point.name}") if point.name == point.variant else "sweep"
+        twin = first.setdefault(point.name.lower(), point.name)
+        if message := unsafe(point.name):
+            yield Problem(point.place, key, message)
+            if key == "sweep":
+                return
+        elif twin is not point.name:
+            message = f"expected names that differ in more than case, got {show(twin)} and {show(point.name)}"
+            yield Problem(point.place, key, message)
+
+
+def short(key: str) -> str:
+    """The last part of a key when no other key ends like it, else the whole."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in FIELDS) == 1 else key
+
+
+def label(value: Any) -> str:
+    """A value as part of a folder's name: 0.0001, 1e-5, none, 0.9+0.99."""
+    if isinstance(value, list):
+        return "+".join(label(item) for item in value)
+    text = number(value) if isinstance(value, float) else value if isinstance(value, str) else show(value)
+    return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9_.+-]+", "-", text))
+
+
+def promises(node: Node) -> Iterable[Problem]:
+    """Problems with what is expected of one variant: a mapping of tags to [low, high], and of verdict to a state."""
+    if not isinstance(node.value, dict):
+        if node.value is not BAD:
+            yield node.problem(f"expected a mapping of tags to [low, high], got {show(node.plain)}")
+        return
+    for tag, child in node.value.items():
+        value = child.plain
+        if value is BAD:
+            continue
+        if tag == "verdict":
+            if value not in STATES:
+                hint = did_you_mean(value, STATES) if isinstance(value, str) else ""
+                yield child.problem(f"expected one of {', '.join(STATES)}, got {show(value)}{hint}")
+        elif not (isinstance(value, list) and len(value) == 2 and all(type(x) in (int, float) for x in value)):
+            yield child.problem(f"expected [low, high], two numbers, got {show(value)}")
+        elif not (-math.inf < value[0] <= value[1] < math.inf):
+            yield child.problem(f"expected finite numbers, low <= high, got {show(value)}")

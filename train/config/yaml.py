@@ -1,0 +1,264 @@
+"""YAML 1.2 text to nodes that know their lines. A subset: no anchors, aliases, tags or merge keys.
+
+PyYAML scans the text into events; scalars follow the 1.2 core schema instead of PyYAML's 1.1 (`3e-4` is a float, `no` a
+string, `010` ten).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 32
+MAX_VALUES = 10_000  # PyYAML takes up to 70 us for each: a file is refused within a second
+BAD: Any = object()  # in place of a refused value, so that no second problem is reported for it
+
+_CONSTANTS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+    **{sign + word: float(f"{sign}inf") for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")},
+}
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORD = re.compile(r"(?!(?i:y|n|yes|no|on|off)$)[A-Za-z_][A-Za-z0-9_./-]*")  # booleans of YAML 1.1 need quotes
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The origin of a value: a file and a line, or the command line."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a config: its place, its key (may be empty), and what was expected and got."""
+
+    place: Place
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (str(self.place), self.key, self.message) if part)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, its place (in a mapping: the line of its key), and its path as the user wrote it."""
+
+    value: Any  # a scalar, list[Node], dict[str, Node], or BAD
+    place: Place
+    path: str
+
+    @property
+    def plain(self) -> Any:
+        """The value in plain Python, lists and mappings included; BAD if any part of it is."""
+        if isinstance(self.value, dict):
+            values = {key: child.plain for key, child in self.value.items()}
+            return BAD if any(value is BAD for value in values.values()) else values
+        return [child.plain for child in self.value] if isinstance(self.value, list) else self.value
+
+    def problem(self, message: str) -> Problem:
+        return Problem(self.place, clean(self.path), message)
+
+    def repeated(self, first: Place) -> Problem:
+        """The problem of a second value for the key that was set at `first`."""
+        return self.problem("given twice" + ("" if first.line is None else f"; first on line {first.line}"))
+
+
+def show(value: Any, limit: int = 60) -> str:
+    """A value as YAML would write it, on one line, at most about `limit` characters."""
+    if isinstance(value, str):
+        text = repr(value)
+    elif isinstance(value, float):
+        text = number(value)
+    elif isinstance(value, list | tuple):
+        text = "[" + ", ".join(show(item, limit) for item in value[:limit]) + "]"
+    elif isinstance(value, dict):
+        text = "a mapping"
+    else:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return clean(text, limit)
+
+
+def clean(text: str, limit: int = 100) -> str:
+    """Text for a one-line message: unprintable characters escaped, the middle of a long one left out."""
+    if len(text) > limit:
+        text = f"{text[: limit - 13]}...{text[-10:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def number(value: float) -> str:
+    """The shortest text that reads back as the same float, and in YAML: 0.0001, 1e-5, 2.0, .inf."""
+    text = float.__repr__(value)  # of numpy's float64 too
+    special = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}
+    return special.get(text) or re.sub(r"e([+-])0*", lambda sign: "e" + sign[1].replace("+", ""), text)
+
+
+def dump(value: Any) -> str:
+    """A value as one line of YAML 1.1 and 1.2; what has no such form becomes a tag, which `read` refuses."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(dump, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{dump(key)}: {dump(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float):
+        return re.sub(r"^(-?[0-9]+)e", r"\1.0e", float.__repr__(value)) if math.isfinite(value) else number(value)
+    if value is None or isinstance(value, int):
+        return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    if not isinstance(value, str):
+        return f"!{type(value).__name__} ''"
+    if _WORD.fullmatch(value) and scalar(value) is value:
+        return value
+    escaped = (f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\U{ord(c):08x}" for c in value)
+    return f'"{"".join(escaped)}"'
+
+
+def scalar(text: str) -> Any:
+    """A plain (unquoted) scalar by the YAML 1.2 core schema.
+
+    Raises:
+        ValueError: a whole number that 64 bits, signed or not, cannot hold.
+    """
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INT.fullmatch(text):
+        value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= 100 else 2**64
+        if not -(2**63) <= value < 2**64:
+            raise ValueError(f"expected a whole number that fits in 64 bits, got {clean(text, 40)}")
+        return value
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def read(text: str, place: Place, path: str = "") -> tuple[Node | None, list[Problem]]:
+    """Reads one document, raising nothing.
+
+    Args:
+        place: of the first line; every line of a place without one.
+        path: the key that the whole document is the value of.
+
+    Returns:
+        The document, in which each refused value is BAD, or None if it cannot be read to its end; and all problems.
+    """
+    reader = _Reader(place, path, max(len(text.splitlines()), 1))
+    try:
+        return reader.document(text), reader.problems
+    except _Stop:
+        return None, reader.problems
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = ", ".join(clean(part) for part in (error.context, error.problem) if part)
+        if "'\\t'" in message:
+            message += "; indent with spaces, not tabs"
+        line = None if mark is None else mark.line
+    except Exception as error:  # crafted text makes PyYAML raise nearly anything: ValueError, RecursionError ...
+        line, message = reader.loader.line if reader.loader else None, clean(str(error)) or type(error).__name__
+    where = place if line is None else reader.place(line)
+    return None, [*reader.problems, Problem(where, clean(path), f"not valid YAML: {message}")]
+
+
+class _Stop(Exception):
+    """Nothing more can be read; the reason is reported."""
+
+
+class _Reader:
+    def __init__(self, start: Place, path: str, lines: int):
+        self.start, self.path, self.lines = start, path, lines
+        self.problems: list[Problem] = []
+        self.values = 0
+        self.loader: Any = None
+
+    def report(self, place: Place, path: str, message: str) -> Any:
+        self.problems.append(Problem(place, clean(path), message))
+        return BAD
+
+    def place(self, line: int) -> Place:
+        """The place of a line counted from 0."""
+        return self.start if self.start.line is None else Place(self.start.source, min(line, self.lines - 1) + 1)
+
+    def count(self, place: Place, depth: int) -> None:
+        """Counts one value more, within the limits."""
+        self.values += 1
+        if depth > MAX_DEPTH or self.values > MAX_VALUES:
+            what = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
+            self.report(place, self.path, f"expected at most {what}")
+            raise _Stop
+
+    def document(self, text: str) -> Node:
+        if bad := _CONTROL.search(text):
+            place = self.place(len((text[: bad.start()] + ".").splitlines()) - 1)
+            self.text(bad[0], self.path, place)
+            raise _Stop
+        self.loader = yaml.SafeLoader(text)
+        self.loader.get_event()  # the stream's start
+        if self.loader.check_event(yaml.StreamEndEvent):
+            return Node(None, self.start, self.path)
+        self.loader.get_event()  # the document's start
+        node = self.node(self.loader.get_event(), self.path, self.start, 0)
+        self.loader.get_event()  # the document's end
+        if not self.loader.check_event(yaml.StreamEndEvent):
+            place = self.place(self.loader.peek_event().start_mark.line)
+            self.report(place, self.path, "a second document starts here; expected one")
+        return node
+
+    def node(self, event: Any, path: str, place: Place, depth: int) -> Node:
+        self.count(self.place(event.start_mark.line), depth)
+        name, problems = clean(event.anchor or "", 30), len(self.problems)
+        value: Any = BAD
+        if isinstance(event, yaml.AliasEvent):
+            self.report(place, path, f"aliases are not supported; write the value of *{name} out")
+            return Node(BAD, place, path)
+        if event.anchor is not None:
+            self.report(place, path, f"anchors are not supported; remove &{name}")
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self.report(place, path, f"tags are not supported; remove {clean(tag, 40)}")
+        refused = len(self.problems) > problems
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Node] = []
+            while not isinstance(item := self.loader.get_event(), yaml.SequenceEndEvent):
+                where = self.place(item.start_mark.line)
+                items.append(self.node(item, f"{path}[{len(items)}]", where, depth + 1))
+            value = BAD if any(item.value is BAD for item in items) else items
+        elif isinstance(event, yaml.MappingStartEvent):
+            value = self.mapping(path, depth)
+        elif event.implicit[0] and not refused:
+            try:
+                value = scalar(event.value)
+            except ValueError as error:
+                self.report(place, path, str(error))
+        elif not refused:
+            value = self.text(event.value, path, place)
+        return Node(BAD if refused else value, place, path)
+
+    def mapping(self, path: str, depth: int) -> dict[str, Node]:
+        mapping: dict[str, Node] = {}
+        while not isinstance(event := self.loader.get_event(), yaml.MappingEndEvent):
+            place, before = self.place(event.start_mark.line), len(self.problems)
+            key = self.node(event, path, place, depth + 1).value
+            inner = path if not isinstance(key, str) else f"{path}.{key}" if path else key
+            child = self.node(self.loader.get_event(), inner, place, depth + 1)
+            if key == "<<" and event.implicit[0]:
+                self.report(place, path, "merge keys (<<) are not supported; write the keys out")
+            elif isinstance(key, str) and key in mapping:
+                self.problems.append(child.repeated(mapping[key].place))
+            elif isinstance(key, str):
+                mapping[key] = child
+            elif len(self.problems) == before:
+                what = "a list" if isinstance(key, list) else show(key)
+                hint = "" if isinstance(key, list | dict) else "; put quotes around it"
+                self.report(place, path, f"expected a key that is text, got {what}{hint}")
+        return mapping
+
+    def text(self, value: str, path: str, place: Place) -> Any:
+        bad = _CONTROL.search(value)
+        return self.report(place, path, f"control character U+{ord(bad[0]):04X}; expected text") if bad else value

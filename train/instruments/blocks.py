@@ -1,0 +1,46 @@
+"""Instruments inside the blocks: attention, hidden units, delta's two ways down a block, Jacobians."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..core.loss import losses, mean_loss
+from ..gradflow import jacobian as jacobians
+from ..gradflow import per_block
+from .readings import Reading
+from .snapshot import Snapshot
+
+
+def attention(snapshot: Snapshot) -> dict[str, Reading]:
+    """Entropy and largest logit, mean and maximum over the heads and of each."""
+    anatomy = snapshot.anatomy(snapshot.batch().inputs)
+    of = per_block.observed(anatomy, {"attention": per_block.attention})["attention"]
+    return {
+        "attn/entropy": {"layer": jnp.mean(of.entropy, axis=1), "head": of.entropy},
+        "attn/logit_max": {"layer": jnp.max(of.logit_max, axis=1), "head": of.logit_max},
+    }
+
+
+def units(snapshot: Snapshot) -> dict[str, Reading]:
+    """Share of MLP units that are exactly 0 for every token."""
+    anatomy = snapshot.anatomy(snapshot.batch().inputs)
+    return {"act/dead_units": per_block.observed(anatomy, {"mlp": per_block.dead_units})["mlp"]}
+
+
+def split(snapshot: Snapshot) -> dict[str, Reading]:
+    """Delta past the sublayers of each block and through them."""
+    batch = snapshot.batch()
+
+    def loss(logits: Array) -> Array:
+        return mean_loss(losses(snapshot.network, logits, batch, snapshot.hp.model), batch)
+
+    parts = per_block.split(snapshot.anatomy(batch.inputs), loss)
+    return {"split/skip": parts.skip, "split/branch": parts.branch, "split/cosine": parts.cosine}
+
+
+def jacobian(snapshot: Snapshot) -> dict[str, Reading]:
+    """Singular values for the first example of the batch: examples do not touch one another."""
+    anatomy = snapshot.anatomy(snapshot.batch().inputs[:1])
+    of = jacobians.jacobians(anatomy, jax.random.key(0))
+    blocks = {f"jacobian/{key}": value for key, value in of.block._asdict().items()}
+    return blocks | {f"jacobian/stack_{key}": value for key, value in of.stack._asdict().items()}
