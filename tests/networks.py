@@ -13,7 +13,7 @@ from model.residual import RULES
 
 L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 
-# Rules that differ from one of the others in a factor or a norm alone: their longer laws are for `make torture`.
+# Rules that differ from one of the others in a factor or a norm alone: their longer laws are for `make slow`.
 ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
 ALIKE += ("hyper_connections",)
 EACH_RULE = [pytest.param(rule, marks=[pytest.mark.slow] if rule in ALIKE else []) for rule in RULES]

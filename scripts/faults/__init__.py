@@ -1,1 +1,1 @@
-"""Sweeps that break runs on purpose and count what held: `python scripts/torture`."""
+"""Sweeps that break runs on purpose and count what held: `python scripts/faults`."""
