@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: live and coloured on a terminal, plain lines everywhere else."""
+"""Console output of a run: live and coloured on a terminal, plain lines everywhere else."""
 
 import atexit
 import os
@@ -18,9 +18,9 @@ PLAIN_S = 5.0  # between plain lines, for each variant that is training
 
 
 class Console:
-    """Prints to `stream` (stdout unless given); a context manager, so that the terminal is left as it was found.
+    """Prints to `stream` (default: stdout); a context manager that leaves the terminal as it was.
 
-    `lasting`: what it tells of goes on when a pipe's reader has gone, in place of BrokenPipeError.
+    `lasting`: output is dropped when the reader of a pipe has gone, instead of raising BrokenPipeError.
     """
 
     def __init__(self, stream: TextIO | None = None, lasting: bool = False) -> None:
@@ -43,14 +43,14 @@ class Console:
         self._print(f"warning: {text}", style="yellow")
 
     def block(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """A title and aligned key-value lines under it."""
+        """Prints a title and aligned key-value lines under it."""
         width = max((len(key) for key, _ in rows), default=0)
         self._print(title, style="bold")
         for key, value in rows:
             self._print(f"  {key:<{width}}  {value}", hang=width + 4)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Aligned text. On a terminal too narrow for it, in pieces that repeat the first column."""
+        """Prints aligned columns; on a terminal too narrow for them, in pieces that repeat the first column."""
         if title:
             self._print(title, style="bold")
         if not columns:
@@ -74,7 +74,7 @@ class Console:
         tokens_per_s: float | None = None,
         eta_s: float | None = None,
     ) -> None:
-        """How far a variant is: redrawn in place on a terminal; elsewhere a line now and then, and the last one."""
+        """Shows the progress of a variant: redrawn in place on a terminal; elsewhere a line now and then, and the last one."""
         done = step >= steps
         now = time.monotonic()
         (self._running.discard if done else self._running.add)(variant)
@@ -95,7 +95,7 @@ class Console:
             self._next[""] = now + LIVE_S
 
     def over(self, variant: str) -> None:
-        """This variant makes no more progress, though it is not at its end."""
+        """Marks a variant that stopped before its end: it makes no more progress."""
         self._running.discard(variant)
 
     def close(self) -> None:
@@ -154,31 +154,31 @@ class Console:
 
 
 def printable(text: str, stream: TextIO) -> str:
-    """The text, with ? for what the stream's encoding does not have."""
+    """Returns the text with ? for characters outside the stream's encoding."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 
 
 def unread(stream: TextIO) -> TextIO:
-    """What to print to in place of a pipe that nobody reads any more; says so once on stderr."""
+    """Returns a sink in place of a pipe without a reader; says so once on stderr."""
     nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     os.dup2(nowhere.fileno(), stream.fileno())  # the rest of the stream's buffer is flushed at exit
     try:
-        print("deltaflow: nobody reads the output any more; training goes on", file=sys.stderr, flush=True)
+        print("deltaflow: the reader of the output has gone; training goes on", file=sys.stderr, flush=True)
     except OSError:  # `2>&1 | head`
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     return nowhere
 
 
 def _plain(text: str, style: str = ""):
-    """Text in which rich sees no markup."""
+    """Returns the text as rich's Text, without markup."""
     from rich.text import Text
 
     return Text(text, style)
 
 
 def _pieces(widths: Sequence[int], limit: int | None) -> list[list[int]]:
-    """Column indices, in groups that fit in `limit` characters, each beginning with the first column."""
+    """Returns column indices in groups that fit into `limit` characters, each beginning with the first column."""
     pieces = [[0]]
     for i in range(1, len(widths)):
         if limit is not None and len(pieces[-1]) > 1 and sum(widths[j] + 2 for j in [*pieces[-1], i]) - 2 > limit:

@@ -95,7 +95,7 @@ class RunMetrics:
         self.tracker.config(to_yaml(variant.config), flatten(variant.config))
 
     def meta(self, step: int, eval_pending: bool) -> dict[str, Any]:
-        """What a checkpoint of `step` carries so that a resumed run logs and judges the same; JSON can hold it."""
+        """The part of a checkpoint of `step` that lets a resumed run log and judge the same; JSON can hold it."""
         return {
             "row": self.open_rows.get(step, {}),
             "verdicts": [None if v is None else list(v) for v in (self.first_verdict, self.last_verdict)],
