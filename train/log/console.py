@@ -74,7 +74,7 @@ class Console:
         tokens_per_s: float | None = None,
         eta_s: float | None = None,
     ) -> None:
-        """Shows the progress of a variant: redrawn in place on a terminal; elsewhere a line now and then, and the last one."""
+        """Shows the progress of a variant: in place on a terminal; elsewhere a line now and then, and the last one."""
         done = step >= steps
         now = time.monotonic()
         (self._running.discard if done else self._running.add)(variant)
