@@ -61,11 +61,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def sync_file(path: Path) -> None:
-    """Returns when the content of a file is on the disk. Raises OSError."""
-    _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-
-
 def sync_folder(path: Path) -> None:
     """Returns when the names in a folder are on the disk: made, renamed, removed. Raises OSError.
 
@@ -73,17 +68,12 @@ def sync_folder(path: Path) -> None:
     """
     if os.name == "nt":  # where a folder cannot be opened, and its names are journalled
         return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _NO_SUCH_CALL:
             raise
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -29,13 +29,6 @@ def tune() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def boot() -> str | None:
-    """Returns the id of the current boot of this machine; None where the system has none."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return None
-
-
 def started(pid: int) -> int | None:
     """Returns when a process started, in clock ticks since boot, which tells it from a later one of the same id.
 
