@@ -1,6 +1,7 @@
-"""Files that somebody else may have written: located, read, memory-mapped and cached with care."""
+"""Files of users and of runs: located, read and memory-mapped with care, and replaced atomically."""
 
 import difflib
+import errno
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import secrets
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ import numpy as np
 from .errors import DataError, reason
 
 _MOST_JSON = 2**28  # bytes: a tokenizer of a million merges, each byte of which takes six
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS = re.compile(r"([A-Za-z]):[\\/]|\\\\")  # a drive's letter, or \\server\share
 
@@ -113,18 +115,43 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole; after an error nothing of it is left. Raises OSError."""
+def replacing(path: Path, check: Callable[[Path], object] | None = None) -> Iterator[BinaryIO]:
+    """Yields a binary file that takes the place of `path` once it is whole and on the disk, its name included.
+
+    The temporary name is random, so that two processes that write one path do not tear it; after an error nothing of
+    it is left, and `path` is as it was. `check` gets the temporary path before the rename. Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the disk: made, renamed, removed. Raises OSError.
+
+    File systems without such a call (SMB, 9p, some FUSE) are left to write the names in their own time.
+    """
+    if os.name == "nt":  # where a folder cannot be opened, and its names are journalled
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def mapped_npy(path: Path) -> np.ndarray:

@@ -1,44 +1,28 @@
-"""Durable files: atomic writes, fsync, and messages about disks that refuse a write."""
+"""JSON and text written atomically, and messages about disks that refuse a write."""
 
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.files import json_of
+from data.files import json_of, replacing
 
 from .errors import UserError, first_line
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` to a file, which holds all of it or its former content. Raises UserError.
-
-    The temporary name is random, so that two processes that write one file do not tear it.
-    """
+    """Writes `text` to a file, which holds all of it or its former content. Raises UserError."""
+    content = text.encode()
     try:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
-        raise UserError(f"{path}: cannot write: {refusal(error, path.parent, len(text.encode()))}") from None
+        raise UserError(f"{path}: cannot write: {refusal(error, path.parent, len(content))}") from None
     except ValueError as error:  # "." has no name; a null character
         raise UserError(f"{str(path)!r}: cannot write: {error}") from None
 
@@ -59,23 +43,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: cannot read: expected a mapping")
     return value
-
-
-def sync_folder(path: Path) -> None:
-    """Returns when the names in a folder are on the disk: made, renamed, removed. Raises OSError.
-
-    File systems without such a call (SMB, 9p, some FUSE) are left to write the names in their own time.
-    """
-    if os.name == "nt":  # where a folder cannot be opened, and its names are journalled
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SUCH_CALL:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def refusal(error: BaseException, where: Path, needed: int | None = None) -> str:

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data import files
 from scripts.faults import calls, damage
 from scripts.faults.injection import Disk, Fault, Killed, injected
 from scripts.faults.results import Row, markdown, sweep
 from scripts.faults.snapshot import snapshot_of
 from scripts.faults.tiny import Ended, bench
-from train.store import checkpoint, tensors
+from train.store import tensors
 from train.store.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the calls that are counted are Linux's")
@@ -134,7 +135,7 @@ def test_calls_hold_in_small(tiny):
 
 
 def test_a_save_that_is_not_synced_is_noticed(tiny, monkeypatch):
-    monkeypatch.setattr(checkpoint, "sync_folder", lambda path: None)
+    monkeypatch.setattr(files, "sync_folder", lambda path: None)
     renames = [at for at, call in enumerate(tiny.calls, 1) if ".safetensors" in call.other]
     disk = Disk(str(tiny.runs), Fault(renames[1]), power=True)
     assert tiny.train(disk).code == -9

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.files import sync_folder
 from train import disk
 from train.cli import main
 from train.core.state import State
@@ -45,9 +46,9 @@ def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path, monkeypatch, 
     monkeypatch.setattr(os, "fsync", refuse)
     if name in ("EIO", "ENOSPC"):
         with pytest.raises(OSError, match=os.strerror(number)):
-            disk.sync_folder(tmp_path)
+            sync_folder(tmp_path)
     else:
-        disk.sync_folder(tmp_path)
+        sync_folder(tmp_path)
     with pytest.raises(UserError, match="cannot write"):  # a file's content is another matter
         write_json(tmp_path / "a.json", {"x": 1})
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..disk import sync_folder
+from data.files import replacing, sync_folder
+
 from ..errors import UserError
 
 MAX_PENDING = 2**24  # bytes that wait in memory for a disk that refuses them
@@ -97,13 +98,8 @@ def keep_rows_before(path: Path, first_step: int) -> None:
             file.truncate(sum(map(len, lines[:begin])))
             os.fsync(file.fileno())
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         file.writelines(line for line, kept in zip(lines, keep, strict=True) if kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def _is_row_before(line: bytes, first_step: int) -> bool:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,9 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.files import replacing, sync_folder
+
 from ..config.schema import RunConfig
 from ..core.state import State
-from ..disk import refusal, sync_folder
+from ..disk import refusal
 from ..errors import UserError
 from . import tensors
 from .rundir import data_sum
@@ -98,26 +99,17 @@ class Checkpoints:
         step, arrays = int(state.step), arrays_of(state)
         config = None if self.config is None else self.config.model_dump(mode="json")
         header = Header(step, dict(meta), config, {"data": data_sum(self.run), **self.environment})
-        temporary = self.directory / f".{self.path(step).name}.{secrets.token_hex(4)}.tmp"
         try:
             if not self.directory.exists():
                 self.directory.mkdir(parents=True)
                 sync_folder(self.directory.parent)
-            with open(temporary, "xb") as file:
+            with replacing(self.path(step), tensors.read_metadata) as file:
                 tensors.write(file, arrays, header.as_text())
-                file.flush()
-                os.fsync(file.fileno())
-            tensors.read_metadata(temporary)
-            os.replace(temporary, self.path(step))
-            sync_folder(self.directory)
         except OSError as error:
             why = refusal(error, self.directory, sum(array.nbytes for array in arrays.values()))
             raise UserError(f"{self.path(step)}: cannot save: {why}") from None
         except Damaged as error:
             raise UserError(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
         self._losses[step] = header.loss_val
         with suppress(OSError):  # what cannot be removed now is removed after the next save
             self._prune(step)

@@ -16,7 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..disk import refusal, sync_folder
+from data.files import sync_folder
+
+from ..disk import refusal
 from ..errors import UserError
 
 NAME = ".lock"
