@@ -26,10 +26,7 @@ def shared() -> Iterator[None]:
             known[key] = compiled(function, arguments, donate, once)
         return known[key]
 
-    def called(function: Callable, *arguments: Any) -> Any:
-        return once_each(function, arguments, once=True)(*arguments)
-
-    with patch("train.device.programs.compiled", once_each), patch("train.run.recovery.called_once", called):
+    with patch("train.device.programs.compiled", once_each):
         yield
 
 

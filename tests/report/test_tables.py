@@ -312,8 +312,6 @@ def test_a_step_that_was_not_finite_is_told_with_what_followed(sweep):
     assert why.endswith("; step 30 was not finite: the loss went bad first; the run stopped at step 30")
     _, why = told("with,seed=1", **{**bad, "exit_reason": "done", "skipped_steps": 2})
     assert why.endswith("went bad first; 2 updates left out")
-    _, why = told("with,seed=2", **{**bad, "exit_reason": "done", "rewinds": [[8, 2], [8, 1]]})
-    assert why.endswith("went bad first; 2 rewinds")
     assert "not finite" not in told("without,seed=0")[1]
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scripts.faults.programs import shared
 from train.cli import main
 from train.core.finite import all_finite, finite_by_norm, sound
 from train.core.nonfinite_cause import cause_of, examine
@@ -64,6 +65,12 @@ GROUP = [
     "data.kind=stormy_batches:Calm",
     "variants={good: {}, bad: {optimizer.lr: 1e30}, late: {optimizer.lr: 2e-2}}",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_programs():
+    with shared():
+        yield
 
 
 @pytest.fixture(scope="module")
