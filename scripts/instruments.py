@@ -8,10 +8,10 @@ the ratio of the medians; beside it the seconds of CPU that its program takes to
 of what they measure, from their declarations (train/config/instruments.py), into the page.
 """
 
+import argparse
 import re
 import resource
 import statistics
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,12 @@ def _timed(run) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--page"]:
-        write(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", nargs="?", default="configs/quickstart.yaml", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--page", type=Path, help="rewrite the table of this page instead of measuring")
+    parsed = parser.parse_args()
+    if parsed.page:
+        write(parsed.page)
     else:
-        main(sys.argv[1] if len(sys.argv) > 1 else "configs/quickstart.yaml", sys.argv[2:])
+        main(parsed.config, parsed.overrides)

@@ -1,7 +1,7 @@
 """The trainer: config, gradient-flow measurements, the pure core, the run around it, reports and commands.
 
-Imports go one way: commands -> run, report, chain -> log, store, device -> core -> gradflow -> config, and all of them
--> model, data.
+Imports go one way: commands -> run -> report, chain -> log, store, device -> instruments -> core -> gradflow -> config,
+and all of them -> model, data.
 """
 
 import sys

@@ -161,7 +161,7 @@ def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_th
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
     assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
     meta = Checkpoints(folder / run.name / "s" / "a").header(4).meta
-    assert meta["due"] and "loss/val" not in meta["row"]  # step 4 has an evaluation
+    assert meta["eval_pending"] and "loss/val" not in meta["row"]  # step 4 has an evaluation
     goes_on(folder, monkeypatch, run)
 
 

@@ -267,6 +267,14 @@ def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, caps
     assert steps_logged(Path("runs/auto/main")) == [0, 4, 8, 12, 16, 18, 20]
 
 
+def test_no_watched_step_is_missed_where_a_run_goes_on_with_other_windows(run, capsys):
+    keys = ["name=rewatched", "watch.every=2", "train.eval_every=8", "train.checkpoint_every=8"]
+    assert train(capsys, *keys, "train.steps=1", "train.steps_per_call=1")[0] == 0
+    assert train(capsys, *keys, "train.steps=8", "train.steps_per_call=4")[0] == 0
+    rows = [json.loads(line) for line in Path("runs/rewatched/main/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "delta/norm_log10/layer_000" in row] == [0, 2, 4, 6]
+
+
 def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, capsys):
     cut_back(run)
     config = run / "config.yaml"

@@ -1,6 +1,6 @@
 """Means over seeds as TensorBoard runs beside the variants: `with@mean`, `with@low`, `with@high`.
 
-No variant's name has an @ (train/config/expand.py), and these folders have no config.yaml, so that TensorBoard alone
+No variant's name has an @ (train/config/variants.py), and these folders have no config.yaml, so that TensorBoard alone
 takes them for runs.
 """
 

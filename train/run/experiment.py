@@ -19,7 +19,7 @@ from ..core.task import network_of
 from ..device import platform as platforms
 from ..device.platform import Platform
 from ..device.programs import Group, grouped
-from ..device.signals import Stop, Stopped
+from ..device.signals import Stop
 from ..errors import UserError
 from ..log.console import Console
 from ..report.read import read_run
@@ -137,7 +137,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
                 logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
         stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
         return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
-    except Stopped:
+    except KeyboardInterrupt:  # also Stopped
         console.note(resume_points(experiment.variants))
         raise
 

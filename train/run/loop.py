@@ -37,7 +37,7 @@ from .metrics import RunMetrics, evaluation_row
 from .recovery import MOST_SKIPPED, find_cause
 from .start import begin, described
 from .summary import close, performance
-from .transfer import started_from
+from .transfer import PretrainedRun, started_from
 from .windows import Throughput, watched_steps, window_shapes, windows
 
 _PICTURES_EVERY_S = 30.0
@@ -80,6 +80,13 @@ class GroupRun:
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
         self.throughput = Throughput(1 if group.vmapped else len(group.variants))
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
+        self.programs: Programs
+        self.states: list[Any]  # one a call; None for a variant that has ended
+        self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
+        self.metrics: list[RunMetrics] = []
+        self.checkpoints: list[Checkpoints] = []
+        self.pretrained: PretrainedRun | None = None
+        self.drawn_at = 0.0
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
@@ -92,7 +99,6 @@ class GroupRun:
             start_step, self.pretrained = start.step, start.pretrained
             budget = self.compile(start_step)  # in the background, while the logs are opened
             stack.callback(self.programs.abandon)
-            self.checkpoints, self.metrics = [], []
             for variant, directory in zip(variants, directories, strict=True):
                 checkpoints = Checkpoints(directory, variant.config, environment())
                 checkpoints.go_on_from(start_step)
@@ -142,7 +148,7 @@ class GroupRun:
                 hook.function(start_step)
         self.drawn_at = time.perf_counter()
         with self.stop.deferred():  # from here on there is something to save
-            for start, end in windows(start_step, steps, self.K):
+            for start, end in windows(start_step, steps, self.K, config.watch.every):
                 self.stop.doing = f"steps {start + 1} to {end}"
                 watched = bool(watched_steps(start, end, config.watch.every))
                 self.states, measured = self.programs.window(self.states, self.batches(start, end), watched)
@@ -254,7 +260,8 @@ class GroupRun:
                 good = checkpoints.restore(since, self.programs.abstract_single, device)
             else:
                 good = self.programs.each(jax.device_get(self.initial(None)))[index]
-            replayed, stopping = windows(since, config.train.steps, self.K), lambda: self.stop.signal is not None
+            replayed = windows(since, config.train.steps, self.K, config.watch.every)
+            stopping = lambda: self.stop.signal is not None  # noqa: E731
             found = find_cause(self.programs, index, good, replayed, self.batches, step, stopping)
             cause = "a signal came before it was known where"
             if found is not None:

@@ -86,9 +86,9 @@ class RunMetrics:
         if saved is not None:
             self.open_rows[start_step] = dict(saved["row"])
             self.first_verdict, self.last_verdict = (None if v is None else Verdict(*v) for v in saved["verdicts"])
-            self.last_watched, self.spikes = saved["watched"], saved["spikes"]
-            self.spike_watch = Watch.from_json(saved["watch"])
-            self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["due"]
+            self.last_watched, self.spikes = saved["last_watched"], saved["spikes"]
+            self.spike_watch = Watch.from_json(saved["spike_watch"])
+            self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["eval_pending"]
             for tag, (steps, values) in read_run(directory).steps.items():
                 if _KEPT.fullmatch(tag):
                     self._series[tag] = (array("q", steps.tolist()), array("d", values.tolist()))
@@ -99,11 +99,11 @@ class RunMetrics:
         return {
             "row": self.open_rows.get(step, {}),
             "verdicts": [None if v is None else list(v) for v in (self.first_verdict, self.last_verdict)],
-            "watched": self.last_watched,
-            "watch": self.spike_watch.as_json(),
+            "last_watched": self.last_watched,
+            "spike_watch": self.spike_watch.as_json(),
             "spikes": self.spikes,
             "nonfinite": vars(self.nonfinite),
-            "due": eval_pending,
+            "eval_pending": eval_pending,
         }
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:

@@ -75,7 +75,7 @@ def performance(
 
 
 def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """The content of summary.json (docs/report.md); `reason`: done, nonfinite, or `signal N`."""
+    """The content of summary.json (docs/tags.md); `reason`: done, nonfinite, or `signal N`."""
     series, config = metrics.series, metrics.variant.config
 
     def values(tag: str) -> list[float]:

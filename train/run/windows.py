@@ -15,20 +15,27 @@ _ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
 _RECENT = 20  # windows whose median is the recent speed
 
 
-def windows(start_step: int, steps: int, K: int) -> Iterator[tuple[int, int]]:
+def windows(start_step: int, steps: int, K: int, every: int = 0) -> Iterator[tuple[int, int]]:
     """Yields the windows of the steps from `start_step` on; their ends are multiples of K wherever a run was resumed.
 
-    >>> list(windows(3, 10, 4))
-    [(3, 4), (4, 8), (8, 10)]
+    `every`: steps between watched steps, 0 for none. A window that does not start at a multiple of it ends at the next
+    one, where a run that goes on with another K would miss a watched step: a window's first step is watched, or none.
+
+    >>> list(windows(3, 10, 4)), list(windows(1, 8, 4, 2))
+    ([(3, 4), (4, 8), (8, 10)], [(1, 2), (2, 4), (4, 8)])
     """
     while start_step < steps:
         end = min(start_step + K - start_step % K, steps)
+        if every and start_step % every:
+            end = min(end, start_step + every - start_step % every)
         yield start_step, end
         start_step = end
 
 
 def watched_steps(start: int, end: int, every: int) -> range:
     """The watched steps of a window: its first, if that is a multiple of `every`, and each `every`-th after it.
+
+    train/core/window.py watches the same steps of a window whose program is watched.
 
     >>> list(watched_steps(20, 30, 5)), list(watched_steps(21, 30, 5)), list(watched_steps(0, 10, 0))
     ([20, 25], [], [])
@@ -39,9 +46,9 @@ def watched_steps(start: int, end: int, every: int) -> range:
 def window_shapes(config: RunConfig, start_step: int, K: int) -> set[tuple[int, bool]]:
     """(length, watched) of the windows to come: they repeat after `watch.every` steps, up to the last one."""
     every, steps = config.watch.every, config.train.steps
-    some = list(islice(windows(start_step, steps, K), 2 + every // K))
+    some = list(islice(windows(start_step, steps, K, every), 3 + every // K))
     last = steps - 1
-    some += windows(max(start_step, last - last % K), steps, K)
+    some += windows(max(start_step, last - last % K), steps, K, every)
     return {(end - start, bool(watched_steps(start, end, every))) for start, end in some}
 
 
