@@ -33,6 +33,8 @@ OTHERS = {
     "JAX_SOFTMAX_CUSTOM_JVP": "true",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     "JAX_DISABLE_JIT": "true",
+    "JAX_DEBUG_NANS": "true",
+    "JAX_DEBUG_INFS": "true",
     "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
 }
 # Settings whose names look as if they changed numbers, and which can only raise, log or choose a device.

@@ -51,6 +51,10 @@ class Calm(OwnSource):
 
 class Stormy(Calm):
     bad = (9,)
+
+
+class Ever(Calm):
+    bad = range(9, 1000)
 """
 CONFIG = """
 name: n
@@ -210,6 +214,14 @@ def test_skip_leaves_out_one_update_and_counts_the_step(train, folder, monkeypat
     assert rows(other) == logged and equal(saved(other, 16), saved(run, 16))
     again = summary(other)
     assert all(again[key] == ended[key] for key in ("skipped_steps", "first_nonfinite_step", "nonfinite", "verdict"))
+
+
+@pytest.mark.slow
+def test_a_run_that_skipped_too_often_ends_with_its_rows_in_order(train, folder):
+    more = ["train.on_nonfinite=skip", "data.kind=stormy_batches:Ever", "train.steps=160", "train.steps_per_call=20"]
+    assert train("stuck", *more, "train.eval_every=40", "train.checkpoint_every=40", "watch.every=5") == 1
+    steps = [row["step"] for row in rows(folder / "runs" / "stuck" / "main")]
+    assert steps == sorted(set(steps)) and summary(folder / "runs" / "stuck" / "main")["exit_reason"] == "nonfinite"
 
 
 def test_the_memory_of_bad_steps():

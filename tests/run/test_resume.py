@@ -192,6 +192,29 @@ def test_those_go_on_together_that_were_stopped_together(folder, tmp_path):
     assert seeds == [[3], [2], [0, 1]]
 
 
+def test_what_one_variant_has_saved_is_not_taken_back_for_another(folder, tmp_path):
+    """One that a bad step stopped without a checkpoint, beside one that is to go on with more steps and other saves."""
+    keys = [f"runs_dir={tmp_path}", "sweep={seed: [0, 1]}", "variants={}"]
+    good, bad = load(folder / "tiny.yaml", keys).variants
+    for variant, steps, reason in ((good, [8], "done"), (bad, [], "nonfinite")):
+        for step in steps:
+            Checkpoints(directory_of(variant)).save(State({"w": np.zeros(1)}, (), np.int32(step)), {})
+        summary = {"variant": variant.name, "steps": 8, "verdict": None, "first_nonfinite_step": None}
+        directory_of(variant).mkdir(parents=True, exist_ok=True)
+        write_json(directory_of(variant) / "summary.json", summary | {"exit_reason": reason})
+    longer = load(folder / "tiny.yaml", [*keys, "train.steps=80", "train.checkpoint_every=40", "train.eval_every=40"])
+    parts = resumable_parts(longer.variants)
+    assert [[variant.config.seed for variant in part] for part in parts] == [[0], [1]]
+
+
+def test_checkpoints_of_an_earlier_version_are_not_trained_over(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    old = tmp_path / "tiny" / "with" / "ckpt" / "00000004"
+    old.mkdir(parents=True)
+    assert main(["train", "tiny.yaml", f"runs_dir={tmp_path}"]) == 1
+    assert "has checkpoints of an earlier version" in capsys.readouterr().err and old.is_dir()
+
+
 @pytest.mark.slow
 def test_a_start_that_failed_makes_room_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)

@@ -22,7 +22,7 @@ from train.disk import write_json
 from train.errors import UserError
 from train.run.start import finished_run, resumable_parts
 from train.store import tensors
-from train.store.checkpoint import Checkpoints, Header, newest_common
+from train.store.checkpoint import Checkpoints, Header, check_dtypes, newest_common
 from train.store.provenance import config_of, same_config
 from train.store.rundir import directory_of
 from train.store.tensors import Damaged
@@ -85,7 +85,7 @@ def test_what_is_restored_is_what_was_saved(saved):
         assert checkpoints.header(step).meta == {"row": {"loss/val": 3.0 - step / 100}}
 
 
-@pytest.mark.parametrize("dtype", [*tensors._CODES])
+@pytest.mark.parametrize("dtype", [*tensors.CODES])
 def test_every_dtype_comes_back_bit_for_bit(tmp_path, dtype):
     rng = np.random.default_rng(0)
     values = np.frombuffer(rng.bytes(240), np.dtype(dtype) if dtype != "bool" else "uint8")
@@ -174,6 +174,20 @@ def test_the_newest_three_and_the_best_are_kept(tmp_path):
         kept.append(checkpoints.steps())
     assert kept[3] == [2, 3, 4] and kept[4:] == [[2, 3, 4, 5], [2, 4, 5, 6], [2, 5, 6, 7], [6, 7, 8], [7, 8, 9]]
     assert names(checkpoints) == [f"0000000{step}.safetensors" for step in (7, 8, 9)]
+
+
+def test_one_that_cannot_be_removed_does_not_keep_the_others(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.path(1).mkdir(parents=True)
+    for step in range(2, 9):
+        checkpoints.save(state_at(step), {"row": {}})
+    assert checkpoints.steps() == [1, 6, 7, 8]
+
+
+def test_a_dtype_that_no_checkpoint_holds_is_one_line():
+    check_dtypes({"a": jnp.ones(2, jnp.bfloat16), "b": np.ones(2, np.complex64)})
+    with pytest.raises(UserError, match="optimizer.name: rng/key is key<fry>, which a checkpoint cannot hold"):
+        check_dtypes({"rng": {"key": jax.random.key(0)}})
 
 
 def test_a_damaged_checkpoint_is_not_kept_as_the_best(run):

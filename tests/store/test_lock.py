@@ -165,6 +165,24 @@ def _in_child(directory: Path, results) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside JAX's threads
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_without_locks_the_text_of_one_keeps_a_second_writer_out(holder, tmp_path, monkeypatch):
+    """As far as one machine goes: the holder lives, and then it does not."""
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(UserError, match=f"is written by process {holder.pid} "), locked([tmp_path], no_warning):
+        raise AssertionError
+    holder.kill()
+    holder.wait()
+    warnings: list[str] = []
+    with locked([tmp_path], warnings.append):
+        assert json.loads((tmp_path / NAME).read_text().splitlines()[-1])["pid"] == os.getpid()
+    assert len(warnings) == 1 and "no file locks here" in warnings[0] and not (tmp_path / NAME).exists()
+
+
 def test_a_forked_child_neither_holds_nor_removes_it(tmp_path):
     context = multiprocessing.get_context("fork")
     results, go_on = context.Queue(), context.Event()

@@ -31,6 +31,8 @@ PINNED = {
     "jax_softmax_custom_jvp": False,
     "jax_disable_most_optimizations": False,
     "jax_disable_jit": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
 }
 _UNROLLED_CPU = 12  # blocks; in deeper models unrolling takes longer to compile than it saves
 

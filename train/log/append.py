@@ -59,8 +59,8 @@ class AppendFile:
             rest = memoryview(self._pending)
             while rest:
                 rest = rest[self._file.write(rest) :]
-            self._end += len(self._pending)
-            self._pending = bytearray()
+            end, empty = self._end + len(self._pending), bytearray()
+            self._end, self._pending = end, empty  # no call in between, in which a signal could raise
             if sync:
                 os.fsync(self._file.fileno())
                 if self._new:

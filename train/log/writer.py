@@ -61,7 +61,7 @@ class Tracker:
         self._rows = AppendFile(directory / "metrics.jsonl")
         self._events = AppendFile(directory / event_file_name())
         self._events.append(event_file_header(first_step))
-        self._flush()
+        self.flush()
 
     def config(self, yaml_text: str, flat: Mapping[str, object]) -> None:
         """Shows the resolved config as text now, and its flattened keys as hyperparameters at `finish`."""
@@ -124,7 +124,7 @@ class Tracker:
 
     def drain(self) -> bool:
         """Returns when everything logged is on the disk; False when some of it is not, or was lost."""
-        complete = self._closed or self._flush(sync=True)
+        complete = self._closed or self.flush(sync=True)
         return complete and self._rows.lost == self._events.lost == 0
 
     def finish(self, metrics: Mapping[str, float]) -> None:
@@ -174,12 +174,13 @@ class Tracker:
     def _append(self, file: AppendFile, record: bytes) -> None:
         if self._closed:
             return
-        if self._clock() >= self._flush_at:
-            self._flush()
-            self._flush_at = self._clock() + FLUSH_S
         file.append(record)
+        if self._clock() >= self._flush_at:
+            self.flush()
+            self._flush_at = self._clock() + FLUSH_S
 
-    def _flush(self, sync: bool = False) -> bool:
+    def flush(self, sync: bool = False) -> bool:
+        """Writes what is pending to both files, with `sync` down to the disk; False when some of it was refused."""
         complete = True
         for name, file in (("metrics.jsonl", self._rows), ("TensorBoard events", self._events)):
             try:

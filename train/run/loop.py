@@ -30,7 +30,7 @@ from ..gradflow.advice import advice_for
 from ..gradflow.norms import named
 from ..log.charts_layout import chart_layout
 from ..log.console import Console
-from ..store.checkpoint import Checkpoints
+from ..store.checkpoint import Checkpoints, check_dtypes
 from ..store.lock import locked
 from ..store.rundir import own_directory_of
 from .metrics import RunMetrics, evaluation_row
@@ -244,6 +244,7 @@ class GroupRun:
         for index, metrics in self.live():
             if index not in bad or config.train.on_nonfinite == "skip":
                 self.console.progress(metrics.variant.name, end, config.train.steps, metrics.last_loss, speed, left)
+            metrics.tracker.flush()
         for index, step in bad.items():
             self.throughput.pause()
             self.handle_nonfinite(index, step)
@@ -253,7 +254,7 @@ class GroupRun:
         metrics, checkpoints, warn = self.metrics[index], self.checkpoints[index], self.console.warn
         name, config, device = metrics.variant.name, metrics.variant.config, self.platform.device
         warn(f"{name}: step {step} is not finite; its steps since the last good state are taken again")
-        since = max(checkpoints.steps(), default=0)
+        since, end = max(checkpoints.steps(), default=0), step
         try:
             since = checkpoints.newest(warn) or 0
             if since:
@@ -277,7 +278,7 @@ class GroupRun:
             if metrics.nonfinite.in_a_row < MOST_SKIPPED:
                 warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
                 return
-            why = f", {MOST_SKIPPED} in a row skipped"
+            why, step = f", {MOST_SKIPPED} in a row skipped", end  # rows up to there have been written
         kept = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
         warn(f"{name}: stops at step {step}{why}; {kept}")
         metrics.end(step)
@@ -295,6 +296,7 @@ class GroupRun:
             train, val = (jax.device_put(np.asarray(tokens), self.platform.device) for tokens in self.source.resident)
         self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
         self.programs = programs = Programs(group, train)
+        check_dtypes(programs.abstract_single)  # of a user's own optimizer
         budget = Budget.of(programs, (train, val), self.platform)
         lead = (len(group.variants),) if group.vmapped else ()
 

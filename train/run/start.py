@@ -22,7 +22,16 @@ from ..log.console import Console
 from ..report.read import summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
 from ..store.provenance import config_of, environment_changes, same_config, same_data
-from ..store.rundir import changed, check_config, claim, data_sums, directory_of, remember_data, shown
+from ..store.rundir import (
+    changed,
+    check_config,
+    clear_failed_start,
+    data_sums,
+    directory_of,
+    remember_data,
+    shown,
+    write_config,
+)
 from .transfer import PretrainedRun, open_pretrained
 
 
@@ -40,7 +49,7 @@ def begin(
 ) -> Start:
     """Decides how a group starts, and writes what its directories need; their locks are held.
 
-    Raises UserError before anything is written: a directory holds another run, or one of other data that
+    Raises UserError, and leaves the run as it was: a directory holds another run, or one of other data that
     `allow_data_change` does not admit; none of its checkpoints is whole; it is beyond `train.steps` already.
     """
     variants, config = group.variants, group.config
@@ -50,6 +59,11 @@ def begin(
     step = config.train.steps if over else newest_common(all_checkpoints, console.warn) or 0
     if step > config.train.steps:
         raise UserError(f"{directories[0]}: has trained {step} steps already, and train.steps is {config.train.steps}")
+    if not step and any(checkpoints.of_earlier_versions() for checkpoints in all_checkpoints):
+        raise UserError(
+            f"{directories[0].parent}: has checkpoints of an earlier version, which this one cannot read; choose "
+            "another name (name=...) or delete that folder"
+        )
     pretrained = None
     if config.train.init_from and not step:
         with variants[0].placing():
@@ -68,12 +82,14 @@ def begin(
             notes.append(f"continues at step {step} with {changes}")
         if drift := environment_changes(header, environment()):
             warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
-    for variant, directory in zip(variants, directories, strict=True):
-        claim(variant, rewrite=not over)
+    for directory in directories:
+        clear_failed_start(directory)
         if not (over and allow_data_change):  # a finished run reads no more data
             tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
             line = remember_data(directory, source.sha256, source.source, tokenizer, step, allow_data_change)
             warnings += [line] if line else []
+    for variant in variants:
+        write_config(variant, rewrite=not over)
     for line in dict.fromkeys(warnings):
         console.warn(line)
     for line in dict.fromkeys(notes):
@@ -110,28 +126,33 @@ def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
 def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
     """Returns the variants of a group in parts that can go on together, those that have come farthest first.
 
-    A group saves its variants one after the other, so those that were killed together are at most one save apart; a
-    finished one, or one that is farther ahead, was trained before the others were added, and is left alone. So is one
-    whose newest whole checkpoint is at a step that the others have no whole one of. Raises UserError when all
-    checkpoints of one are damaged.
+    A group saves its variants one after the other, so those that were killed together are one save apart at most. One
+    that was finished, or stopped by a step that is not finite, or is farther apart, has trained without the others and
+    does so again: nothing that it has saved is taken back for them. Raises UserError when all checkpoints of one are
+    damaged.
     """
     finished = [member for member in members if finished_run(member)]
     steps = {id(member): newest(member) for member in members if member not in finished}
 
-    def has(variant: Variant, step: int) -> bool:
+    def ended(variant: Variant) -> bool:
+        path = directory_of(variant) / "summary.json"
+        return path.exists() and read_json(path).get("exit_reason") in ("done", "nonfinite")
+
+    def one_save_ahead(variant: Variant, step: int) -> bool:
         checkpoints = Checkpoints(directory_of(variant))
-        return step in checkpoints.steps() and checkpoints.damage(step) is None
+        saved = checkpoints.steps()
+        whole = not step or (step in saved and checkpoints.damage(step) is None)
+        return whole and sum(other > step for other in saved) == 1 and not ended(variant)
 
     parts: list[list[Variant]] = []
-    ahead = 0  # the step of the first variant in the part that is being gathered
     for member in sorted((m for m in members if m not in finished), key=lambda m: steps[id(m)], reverse=True):
         step = steps[id(member)]
-        near = bool(parts) and ahead - step <= member.config.train.checkpoint_every
-        if near and (not step or all(has(other, step) for other in parts[-1])):
+        if parts and all(
+            steps[id(other)] == step or (not ended(member) and one_save_ahead(other, step)) for other in parts[-1]
+        ):
             parts[-1].append(member)
         else:
             parts.append([member])
-            ahead = step
     return [tuple(sorted(part, key=members.index)) for part in [finished, *parts] if part]
 
 

@@ -88,6 +88,12 @@ class Checkpoints:
         matches = (re.fullmatch(rf"([0-9]{{8,19}}){SUFFIX}", name) for name in names)
         return sorted(step for match in matches if match and self.path(step := int(match[1])).name == match[0])
 
+    def of_earlier_versions(self) -> bool:
+        """Returns true if there are checkpoints of the former format: a folder a step."""
+        if not self.directory.is_dir():
+            return False
+        return any(re.fullmatch("[0-9]{8,19}", entry.name) and entry.is_dir() for entry in self.directory.iterdir())
+
     def path(self, step: int) -> Path:
         return self.directory / f"{step:08d}{SUFFIX}"
 
@@ -123,11 +129,10 @@ class Checkpoints:
                     self._losses[saved] = self._header(saved).loss_val
         losses = {saved: loss for saved in steps if (loss := self._losses.get(saved)) is not None}
         best = min(losses, key=lambda saved: (losses[saved], saved), default=step)
-        for old in steps[:-KEEP]:
-            if old != best:
-                self.path(old).unlink()
-        for entry in self.directory.glob(f".*{SUFFIX}{_ASIDE}"):
-            entry.unlink()
+        old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
+        for path in [*old, *self.directory.glob(f".*{SUFFIX}{_ASIDE}")]:
+            with suppress(OSError):  # what cannot be removed now is removed after the next save
+                path.unlink()
 
     def go_on_from(self, step: int) -> None:
         """Sets newer checkpoints aside until the next save, and removes what an interrupted save left.
@@ -222,6 +227,13 @@ class Checkpoints:
                     inner = inner.setdefault(key, {})
                 inner[name] = array
         return params
+
+
+def check_dtypes(state: Any) -> None:
+    """Raises UserError when a leaf, or its shape and dtype, has a dtype that a checkpoint cannot hold: a key, say."""
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if str(leaf.dtype) not in tensors.CODES:
+            raise UserError(f"optimizer.name: {leaf_path(keys)} is {leaf.dtype}, which a checkpoint cannot hold")
 
 
 def arrays_of(state: Any) -> dict[str, np.ndarray]:

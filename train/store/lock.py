@@ -22,7 +22,7 @@ from ..disk import refusal
 from ..errors import UserError
 
 NAME = ".lock"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _WAIT_S = 0.2  # a lock that is being released, or whose text is being written
 
 
@@ -47,15 +47,20 @@ def locked(directories: Sequence[Path], warn: Callable[[str], None]) -> Iterator
 def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
     path = directory / NAME
     before = _holder(path)
-    lock = FileLock(path, timeout=_WAIT_S, fallback_to_soft=False, on_acquired=_sign)
+    lock, owner, signed = FileLock(path, timeout=_WAIT_S, fallback_to_soft=False, on_acquired=_sign), os.getpid(), False
+    wait = "wait for it, stop it, or choose another name (name=...)"
     try:
         lock.acquire()
     except Timeout:
-        wait = "wait for it, stop it, or choose another name (name=...)"
         raise UserError(f"{directory}: is written by {_named(_holder(path))}; {wait}") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise UserError(f"{path}: cannot lock: {refusal(error, directory)}") from None
+        if before and before["host"] == socket.gethostname() and before["pid"] != owner and _lives(before["pid"]):
+            raise UserError(f"{directory}: is written by {_named(before)}; {wait}") from None
+        with suppress(OSError), open(path, "ab") as file:  # the text alone has to do here
+            _sign(file.fileno())
+            signed = True
         root, reason = directory.parent, os.strerror(error.errno)
         warnings.append(f"{root}: no file locks here ({reason}); make sure that no other process writes the same run")
     if lock.is_locked and before and before["host"] != socket.gethostname():
@@ -67,6 +72,20 @@ def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()  # before the release: afterwards it may be another's
             lock.release()
+        elif signed and os.getpid() == owner:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    """Returns true unless the system says that no process has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _sign(descriptor: int) -> None:

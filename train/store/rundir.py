@@ -48,16 +48,18 @@ def check_config(variant: Variant) -> None:
         )
 
 
-def claim(variant: Variant, rewrite: bool) -> None:
-    """Writes config.yaml where it is missing, or differs and `rewrite` is set; removes a failed start's remains.
-
-    Raises UserError.
-    """
-    directory = directory_of(variant)
-    path, text = directory / "config.yaml", to_yaml(variant.config)
-    if path.exists() and not _has_begun(directory):
+def clear_failed_start(directory: Path) -> None:
+    """Removes what a start that failed before the first step left behind, and temporary files of a killed process."""
+    if (directory / "config.yaml").exists() and not _has_begun(directory):
         for name in _OF_A_START:
             (directory / name).unlink(missing_ok=True)
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_config(variant: Variant, rewrite: bool) -> None:
+    """Writes config.yaml where it is missing, or differs and `rewrite` is set. Raises UserError."""
+    path, text = directory_of(variant) / "config.yaml", to_yaml(variant.config)
     if not path.exists() or (rewrite and path.read_text(encoding="utf-8") != text):
         write_atomically(path, text)
 

@@ -24,7 +24,7 @@ import numpy as np
 DIGEST = "sha256"
 MAX_HEADER = 2**26  # bytes; a header of this project has some ten thousand
 _CHUNK = 2**20
-_CODES = {
+CODES = {
     "bool": "BOOL",
     "uint8": "U8",
     "int8": "I8",
@@ -38,8 +38,9 @@ _CODES = {
     "uint64": "U64",
     "int64": "I64",
     "float64": "F64",
+    "complex64": "C64",
 }
-_DTYPES = {code: np.dtype(name) for name, code in _CODES.items()}
+_DTYPES = {code: np.dtype(name) for name, code in CODES.items()}
 
 
 class Damaged(Exception):
@@ -47,13 +48,13 @@ class Damaged(Exception):
 
 
 def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes all of a file; an array's dtype is one of `_CODES`. Raises OSError."""
+    """Writes all of a file; an array's dtype is one of `CODES`. Raises OSError."""
     digest_size = hashlib.sha256().digest_size
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # each one aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in ordered:
-        header[name] = _entry(_CODES[array.dtype.name], list(array.shape), end, end := end + array.nbytes)
+        header[name] = _entry(CODES[array.dtype.name], list(array.shape), end, end := end + array.nbytes)
     header[DIGEST] = _entry("U8", [digest_size], end, end + digest_size)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
