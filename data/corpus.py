@@ -43,7 +43,7 @@ class Corpus:
     label: str  # start of its error messages
     parts: tuple[Part, ...]
     note: str = ""  # in front of its size, for people
-    hidden: int = 0  # files that were left out because a name begins with a dot
+    left_out: str = ""  # behind its size: the number of files that were left out because a name begins with a dot
 
     def changed(self) -> DataError:
         """The error for a second pass that reads other bytes than the first one."""
@@ -57,12 +57,17 @@ def find(config: DataConfig) -> Corpus:
         if (several := _several(config.path)) is None:
             return Corpus(config.path, label, (_part(config.path),))
         files, hidden = several
+        left_out = f"; {hidden:,} hidden file{'s' if hidden > 1 else ''} left out" if hidden else ""
         if not files:
-            raise DataError(f"{label} holds no .txt file; expected {TEXT_FILE}, or a folder or pattern of them")
+            parents = reversed(Path(config.path).expanduser().parents)
+            missing = next((str(folder) for folder in parents if not folder.exists()), "*")
+            lost = "" if any(mark in missing for mark in "*?") else f"; its folder {missing!r} does not exist"
+            wanted = f"expected {TEXT_FILE}, or a folder or pattern of them"
+            raise DataError(f"{label} holds no .txt file; {wanted}{left_out}{lost}")
         if len(files) > _MOST_FILES:
             raise DataError(f"{label} has more than {_MOST_FILES:,} files; put them into fewer")
         note = f"{len(files):,} file{'s' if len(files) > 1 else ''}, "
-        return Corpus(config.path, label, tuple(map(_part, files)), note, hidden)
+        return Corpus(config.path, label, tuple(map(_part, files)), note, left_out)
     if config.corpus == "shakespeare":
         return Corpus("shakespeare", "data.corpus: shakespeare", (Part("data.corpus: shakespeare", _shakespeare()),))
     label = "data.corpus: python-docs"

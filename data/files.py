@@ -64,8 +64,10 @@ def beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | Non
         names = sorted(entry.name for entry in path.parent.iterdir() if fits(entry))[:1000]
     except (OSError, ValueError):
         return None
-    close = difflib.get_close_matches(path.name, names, 1)
-    return path.parent / close[0] if close else None
+    for name in difflib.get_close_matches(path.name, names, 20):
+        if difflib.get_close_matches(path.stem, [Path(name).stem]):  # a common ending alone is no likeness
+            return path.parent / name
+    return None
 
 
 def located(where: str, label: str, expected: str) -> Path:
@@ -75,7 +77,7 @@ def located(where: str, label: str, expected: str) -> Path:
         path = path.expanduser()
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        missing = f"does not exist (the current folder is {os.getcwd()!r})"
+        missing = "does not exist" + ("" if path.is_absolute() else f" (the current folder is {os.getcwd()!r})")
         raise DataError(f"{label} {foreign(where) or missing + _nearest(where, path)}") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a null character; no such user's home
         raise DataError(f"{label} can't be opened ({reason(error)})") from None

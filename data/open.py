@@ -14,9 +14,9 @@ def open_source(config: DataConfig) -> Source:
 
         return open_custom(config)
     if config.kind == "text":
-        from .text import open_dataset
+        from .text import open_text
 
-        return open_dataset(config)
+        return open_text(config)
     if config.kind == "tokens":
         from .tokens import open_tokens
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bpe import learn_from, parts
-from .config import BPE_VOCAB, DataConfig, problems
+from .config import BPE_VOCAB, DataConfig
 from .corpus import Corpus, find, texts
 from .errors import DataError, reason
 from .files import MappedFile, cache_folder, mapped_npy, replacing
@@ -23,16 +23,14 @@ from .tokenizer import CHAR_LIMIT, ByteTokenizer, CharTokenizer, Tokenizer, code
 from .tokens import Windows, check_lengths, held_out_of, placement_of, split
 
 
-def open_dataset(config: DataConfig) -> Windows:
+def open_text(config: DataConfig) -> Windows:
     """The corpus that the config names, as tokens. Raises DataError."""
-    for key, message in problems(config):
-        raise DataError(f"data.{key}: {message}")
     corpus = find(config)
     scan = _scan(corpus, config.tokenizer)
     unit = "bytes" if config.tokenizer == "byte" else "characters"
     n = scan.bytes if config.tokenizer == "byte" else scan.characters
     source = f"{corpus.name} ({corpus.note}{n:,} {unit})"
-    note = f"; {corpus.hidden:,} hidden file{'s' if corpus.hidden > 1 else ''} left out" if corpus.hidden else ""
+    note = corpus.left_out
     cut = None
     if config.tokenizer == "bpe":
         # At the very character where tokenizer char splits, so that both hold out the same text.

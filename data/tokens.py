@@ -93,7 +93,7 @@ def split(config: DataConfig, label: str, n: int, unit: str) -> int:
     n_val, fraction = held_out_of(config, n), Fraction(repr(config.val_fraction))
     need = config.context + 1
     smallest = max(ceil(need / (1 - fraction)), config.context * fraction.denominator // fraction.numerator + 1)
-    advice = f", the smallest corpus for this context {smallest:,} {unit}"
+    advice = f"a corpus for this context needs at least {smallest:,} {unit}"
     check_lengths(config, label, n - n_val, n_val, unit, advice)
     return n - n_val
 
@@ -110,11 +110,11 @@ def check_lengths(config: DataConfig, label: str, n_train: int, n_val: int, unit
         raise DataError(f"{label} has {n:,} {unit}, at most {MOST_TOKENS:,} have positions that fit an int32")
     need, largest = config.context + 1, min(n_train, n_val) - 1
     if largest < config.context:
+        limit = f"the largest context here is {largest:,}" if largest >= 1 else ""
         raise DataError(
             f"{label} is too short: {n_train:,} {unit} to train on and {n_val:,} held out "
             f"(data.val_fraction {config.val_fraction}), each must be at least data.context + 1 = {need:,}; "
-            + (f"the largest context here is {largest:,}" if largest >= 1 else "no context would do here")
-            + advice
+            + ("; ".join(filter(None, (limit, advice))) or "no context would do here")
         )
 
 
@@ -154,8 +154,13 @@ def open_tokens(config: DataConfig) -> Windows:
 def _npy(path: Path, label: str) -> np.ndarray:
     try:
         tokens = mapped_npy(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{label} is not an .npy file, nor a .bin ({reason(error)})") from None
+    except OSError as error:
+        raise DataError(f"{label} can't be read ({reason(error)})") from None
+    except ValueError as error:
+        if "Python objects" in str(error):  # which only a pickle holds
+            raise DataError(f"{label} holds Python objects, expected whole numbers") from None
+        cause = "" if "magic string" in str(error) else f" ({reason(error)})"
+        raise DataError(f"{label} is not an .npy file, nor a .bin{cause}") from None
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise DataError(f"{label}: expected whole numbers along one axis, got {tokens.dtype} {list(tokens.shape)}")
     if not tokens.size:
@@ -172,10 +177,10 @@ def _binary(path: Path, label: str) -> tuple[np.ndarray, int | None]:
         raise DataError(f"{label} can't be read ({reason(error)})") from None
     if dtype := _LLMC_DTYPES.get(int(header[0])):  # as ids of raw uint16, these would be beyond GPT-2's vocabulary
         count, size = int(header[2]), path.stat().st_size
-        if count < 1 or size != _LLMC_HEADER + count * np.dtype(dtype).itemsize:
-            raise DataError(
-                f"{label} has the header of a token file of llm.c with {count:,} {dtype}, but {size:,} bytes"
-            )
+        whole = _LLMC_HEADER + count * np.dtype(dtype).itemsize
+        if count < 1 or size != whole:
+            ids = f"{count:,} ids of {dtype} ({whole:,} bytes)"
+            raise DataError(f"{label} has the header of a token file of llm.c with {ids}, got {size:,} bytes")
         return np.memmap(path, np.dtype(dtype).newbyteorder("<"), "r", offset=_LLMC_HEADER), None
     sidecar = path.with_suffix(".json")
     wanted = f'expected {{"dtype": "uint16" or "uint32", "vocab_size": V}} in {str(sidecar)!r}'

@@ -91,6 +91,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"deltaflow {version('deltaflow')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     command = next((word for word in arguments if not word.startswith("-")), None)
+    if command and command not in COMMANDS and command == arguments[0]:
+        from .config.fields import did_you_mean
+
+        hint = did_you_mean(command, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
+        parser.error(f"no command {command!r}{hint}")
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary)
         if name == command:
@@ -99,6 +104,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             sub.set_defaults(run=module.run)
     parsed, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if not hasattr(parsed, "overrides") or word.startswith("-")]:
+        from .config.fields import FIELDS, SHORT, suggestions
+
+        option, _, value = unknown[0].partition("=")
+        name = option.lstrip("-").replace("-", "_")
+        keys = [key for key in (name, *suggestions(name)) if key in FIELDS or key in SHORT]
+        if hasattr(parsed, "overrides") and keys:
+            following = arguments[arguments.index(unknown[0]) + 1 :]
+            value = value or next((word for word in following[:1] if not word.startswith("-")), "VALUE")
+            setting = f"a config key is set by key=value: {keys[0]}={value}"
+            commands.choices[parsed.command].error(f"{option} is no option; {setting}")
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:  # argparse takes no more positional arguments once it has seen an option
         parsed.overrides = [*parsed.overrides, *rest]

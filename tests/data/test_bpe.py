@@ -16,7 +16,7 @@ from data import bpe, corpus, text, tokenizer
 from data.bpe import learn
 from data.config import DataConfig
 from data.errors import DataError
-from data.text import open_dataset
+from data.text import open_text
 from data.tokenizer import ALPHABET, BpeTokenizer, ByteTokenizer, from_json, pieces
 from data.tokens import Windows
 from train.cli import main
@@ -53,7 +53,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 def opened(path: str, **config: Any) -> Windows:
-    return open_dataset(DataConfig(**{"path": path, "tokenizer": "bpe", "context": 4} | config))
+    return open_text(DataConfig(**{"path": path, "tokenizer": "bpe", "context": 4} | config))
 
 
 def decoded(source: Windows, ids: np.ndarray) -> str:
@@ -274,8 +274,8 @@ def test_fewer_tokens_than_asked_for_are_what_there_is(tmp_path):
 def test_two_processes_learn_the_same(tmp_path):
     """Hashes are seeded differently in each, and counting is shared by threads."""
     program = (
-        "import sys, json; from data.config import DataConfig; from data.text import open_dataset\n"
-        "data = open_dataset(DataConfig(path=sys.argv[1], tokenizer='bpe', vocab_size=700))\n"
+        "import sys, json; from data.config import DataConfig; from data.text import open_text\n"
+        "data = open_text(DataConfig(path=sys.argv[1], tokenizer='bpe', vocab_size=700))\n"
         "print(json.dumps(data.tokenizer.to_json()))\nprint(data.train.tolist(), data.val.tolist())"
     )
     draw = np.random.default_rng(0)

@@ -83,12 +83,17 @@ def test_a_folder_and_a_pattern_are_their_files_one_after_the_other():
     assert text_of(path="books") == text_of(path="books/**/*.txt") == "abé"  # no file's byte order mark is text
     assert text_of(path="books/*.txt") == text_of(path="b*/?.txt") == "ab"
     books = find(DataConfig(path="books"))
-    assert (books.note, books.hidden) == ("3 files, ", 0) and find(DataConfig(path="books/a*")).note == "1 file, "
+    assert (books.note, books.left_out) == ("3 files, ", "") and find(DataConfig(path="books/a*")).note == "1 file, "
     write("books/bad.txt", b"x\xff")
     assert error_of(path="books").startswith("data.path: 'books/bad.txt' is not UTF-8 text: byte")
     Path("empty").mkdir()
     for path in ("empty", "*.text"):
         assert error_of(path=path).startswith(f"data.path: {path!r} holds no .txt file; expected a UTF-8 text file")
+    for path in ("nowhere/*.txt", str(Path.cwd() / "nowhere" / "*" / "a?.txt")):
+        folder = path[: path.index("nowhere") + len("nowhere")]
+        assert error_of(path=path).endswith(f"; its folder {folder!r} does not exist")
+    for path in ("n*/books/*.txt", "books/*.text"):
+        assert "does not exist" not in error_of(path=path)
 
 
 def test_hidden_files_are_left_out_and_counted():
@@ -98,9 +103,12 @@ def test_hidden_files_are_left_out_and_counted():
         write(f"books/{name}", b"\x00\x05\x16\x07\xff")
     for path in ("books", "books/**/*.txt"):
         assert text_of(path=path) == "abc"
-        assert find(DataConfig(path=path)).hidden == 4
+        assert find(DataConfig(path=path)).left_out == "; 4 hidden files left out"
     assert error_of(path="books/._a.txt").startswith("data.path: 'books/._a.txt' is not")  # asked for by its name
     write(".texts/a.txt", "in a hidden folder")
+    write("more/.a.txt")
+    write("more/.b.txt")
+    assert error_of(path="more").endswith("; 2 hidden files left out")
     assert text_of(path=".texts") == text_of(path=".texts/*.txt") == "in a hidden folder"
 
 
@@ -152,6 +160,9 @@ def test_a_missing_file_and_the_nearest(tmp_path):
     assert error_of(path="corpus.txt") == f"data.path: 'corpus.txt' {missing}"
     write("corpora.txt")
     assert error_of(path="corpus.txt") == f"data.path: 'corpus.txt' {missing}; did you mean 'corpora.txt'?"
+    assert error_of(path="verse.txt") == f"data.path: 'verse.txt' {missing}"  # the endings alone are alike
+    absolute = str(tmp_path / "verse.txt")
+    assert error_of(path=absolute) == f"data.path: {absolute!r} does not exist"
     for folder in ("no", "corpora.txt"):
         assert error_of(path=f"{folder}/x").endswith(f"{missing}; nor does its folder {folder!r}")
     assert error_of(path="a\nb").startswith("data.path: 'a\\nb' does not exist ")

@@ -15,7 +15,8 @@ from data import text, tokens
 from data.batches import gather, window_starts
 from data.config import DataConfig
 from data.errors import DataError
-from data.text import open_dataset
+from data.open import open_source
+from data.text import open_text
 from data.tokenizer import ByteTokenizer
 from data.tokens import Windows
 
@@ -36,7 +37,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 def opened(**config: Any) -> Windows:
-    return open_dataset(DataConfig(**config))
+    return open_text(DataConfig(**config))
 
 
 def whole(dataset: Windows) -> str:
@@ -231,11 +232,11 @@ def test_a_short_file_and_what_would_do(tmp_path):
     path = write(tmp_path / "a.txt", "é" * 50)
     assert error_of(path=path) == (
         f"data.path: {path!r} is too short: 45 characters to train on and 5 held out (data.val_fraction 0.1), each "
-        "must be at least data.context + 1 = 65; the largest context here is 4, the smallest corpus for this context "
-        "641 characters"
+        "must be at least data.context + 1 = 65; the largest context here is 4; a corpus for this context needs at "
+        "least 641 characters"
     )
     assert "90 bytes to train on and 10 held out" in error_of(path=path, tokenizer="byte")
-    assert "; no context would do here, the smallest corpus for this context 11 characters" in error_of(
+    assert "= 2; a corpus for this context needs at least 11 characters" in error_of(
         path=write(tmp_path / "b.txt", "abcdefg"), context=1
     )
     assert error_of(context=10**6).startswith("data.corpus: python-docs is too short: ")
@@ -254,7 +255,7 @@ def test_the_sizes_it_names_are_the_exact_limits(fraction, context):
 
     smallest = int(refusal(3, context).split()[-2])
     assert refusal(smallest - 1, context) and not refusal(smallest, context)
-    largest = int(refusal(smallest, 10**5).split("context here is ")[1].split()[0])
+    largest = int(refusal(smallest, 10**5).split("context here is ")[1].split(";")[0])
     assert refusal(smallest, largest + 1) and not refusal(smallest, largest)
 
 
@@ -272,4 +273,5 @@ def test_too_many_characters_for_a_vocabulary(tmp_path):
 
 
 def test_a_corpus_or_a_path_and_not_both():
-    assert error_of(path="x", corpus="shakespeare").startswith("data.path: give corpus or path, not both")
+    with pytest.raises(DataError, match=r"^data\.path: give corpus or path, not both"):
+        open_source(DataConfig(path="x", corpus="shakespeare"))

@@ -101,7 +101,9 @@ def test_bad_token_files(tmp_path, suffix, ids, header, message):
 def test_token_files_that_are_none(tmp_path):
     text = tmp_path / "x.txt"
     text.write_text("words", encoding="utf-8")
-    assert "is not an .npy file, nor a .bin" in refused(str(text))
+    assert refused(str(text)).endswith("is not an .npy file, nor a .bin")
+    np.save(tmp_path / "objects.npy", np.array([1, None]), allow_pickle=True)
+    assert refused(str(tmp_path / "objects.npy")).endswith("holds Python objects, expected whole numbers")
     assert "does not exist" in refused(str(tmp_path / "none.npy"))
     assert "is a folder, expected an .npy or .bin file of token ids" in refused(str(tmp_path))
     assert "can't be opened (" in refused("~nobody_here/ids.npy")
@@ -109,7 +111,7 @@ def test_token_files_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("count", [599, 601, 0, -1])
 def test_a_file_of_llm_c_of_another_length_than_its_header_says(tmp_path, count):
-    message = f"has the header of a token file of llm.c with {count:,} uint16, but 2,224 bytes"
+    message = f"token file of llm.c with {count:,} ids of uint16 ({1024 + 2 * count:,} bytes), got 2,224 bytes"
     assert message in refused(llm_c(tmp_path / "a.bin", IDS, count=count))
 
 

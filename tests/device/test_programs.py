@@ -9,7 +9,7 @@ import pytest
 
 from data.batches import window_starts
 from data.source import DataSpec
-from data.text import open_dataset
+from data.text import open_text
 from model.network import Network
 from train.device import platform as platforms
 from train.device.programs import Programs, grouped, model_flops
@@ -154,7 +154,7 @@ def trained(tiny):
         variants = tiny(shared | {"train.group": mode, "variants": VARIANTS}).variants
         members = [variant for variant in variants if variant.name in names]
         config = members[0].config
-        dataset = open_dataset(config.data)
+        dataset = open_text(config.data)
         group = build_group(members, dataset.form, platforms.select(config.train))
         assert group.vmapped == (mode == "vmap" and len(members) > 1)
         programs = Programs(group, jax.device_put(np.asarray(dataset.train)))
@@ -209,7 +209,7 @@ def twins(tiny, tmp_path_factory):
         "seeded": {"seed": 1, "data.seed": 1},
     }
     experiment = tiny({"variants": variants, "runs_dir": runs})
-    dataset = open_dataset(experiment.variants[0].config.data)
+    dataset = open_text(experiment.variants[0].config.data)
     platform = platforms.select(experiment.variants[0].config.train)
     groups = [build_group(members, dataset.form, platform) for members in grouped(experiment.variants)]
     assert len(groups) == 3
@@ -255,7 +255,7 @@ def watched_run(tiny, tmp_path_factory):
     keys |= {"variants": {"with": {}, "without": {"model.residual": "none"}}, "watch.counterfactual": False}
     experiment = tiny(keys | {"runs_dir": str(tmp_path_factory.mktemp("runs"))})
     config = experiment.variants[0].config
-    dataset = open_dataset(config.data)
+    dataset = open_text(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
     run = GroupRun(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop(), K)

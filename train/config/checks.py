@@ -97,9 +97,13 @@ def _optimizer(config: RunConfig) -> Iterator[Fault]:
         yield "optimizer.min_lr", f"expected {most}, got {show(optimizer.min_lr)}{default}"
     most = 1 - optimizer.warmup / steps
     if optimizer.schedule == "wsd" and optimizer.decay_fraction > most:
-        least = f"expected at most {show(round(most, 6))}, " if most > 0 else ""
-        reason = f"wsd decays after the warm-up (optimizer.warmup {optimizer.warmup} of train.steps {steps})"
-        yield "optimizer.decay_fraction", f"{least}got {show(optimizer.decay_fraction)}: {reason}"
+        if most > 0:
+            least = f"expected at most {show(round(most, 6))}, got {show(optimizer.decay_fraction)}"
+            reason = f"wsd decays after the warm-up (optimizer.warmup {optimizer.warmup} of train.steps {steps})"
+            yield "optimizer.decay_fraction", f"{least}: {reason}"
+        else:
+            limit = f"expected less than train.steps {steps} with schedule wsd"
+            yield "optimizer.warmup", f"{limit}, got {optimizer.warmup}"
     if config.model.base_width is not None and ":" in optimizer.name:
         yield (
             "model.base_width",

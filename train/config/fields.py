@@ -4,9 +4,9 @@ import difflib
 import types
 import typing
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from .schema import ExperimentConfig, RunConfig
@@ -54,6 +54,7 @@ _ELSEWHERE = {
     "watch.every": ("log_interval", "log_every"),
 }
 _SYNONYMS = {other: key for key, others in _ELSEWHERE.items() for other in others}
+_VALUES = {"cuda": "gpu", "fp16": "bfloat16", "prenorm": "pre_ln", "postnorm": "post_ln"}  # and those of their values
 
 
 def nearest(word: str, names: Collection[str]) -> str | None:
@@ -71,23 +72,33 @@ def did_you_mean(word: str, names: Collection[str]) -> str:
 
 def unknown(key: str) -> str:
     """The message for a dotted key that does not exist."""
-    section, _, last = key.rpartition(".")
+    section = key.rpartition(".")[0]
     if section in FIELDS:
         return f"unknown key; {section} expects {expected(FIELDS[section])}"
-    homes = [home for home in (*SHORT, *FIELDS) if home.rpartition(".")[2] == last]
+    if ":" in key and key.partition(":")[0] in FIELDS:  # {layers:2}
+        return "unknown key; put a space after the colon"
+    if keys := suggestions(key):
+        return f"unknown key; did you mean {' or '.join(keys)}?"
+    if section in SECTIONS:
+        return f"unknown key; {section or 'the top level'} has {', '.join(SECTIONS[section])}"
+    return "unknown key"
+
+
+def suggestions(key: str) -> list[str]:
+    """The keys that may be meant by a dotted key that does not exist; empty when none is close."""
+    section, _, last = key.rpartition(".")
+    homes = sorted((home for home in (*SHORT, *FIELDS) if home.rpartition(".")[2] == last), key=len)
     by_last = {home.rpartition(".")[2]: home for home in reversed(FIELDS)}
     meant = None if homes else _SYNONYMS.get(last.lower())
     if meant is None and section not in SECTIONS:
         meant = nearest(key, FIELDS)
     if meant is None and homes:
-        return f"unknown key; {' and '.join(homes)} {'is' if len(homes) == 1 else 'are'} where {last} lives"
+        return homes
     if meant is None and (sibling := nearest(last, SECTIONS.get(section, ()))):
         meant = f"{section}.{sibling}" if section else sibling
     if meant is None:
         meant = by_last.get(nearest(last, by_last) or "")
-    if meant is None and section in SECTIONS:
-        return f"unknown key; {section or 'the top level'} has {', '.join(SECTIONS[section])}"
-    return "unknown key" if meant is None else f"unknown key; did you mean {meant}?"
+    return [] if meant is None else [meant]
 
 
 def choices(field: FieldInfo) -> list[Any]:
@@ -147,10 +158,23 @@ def exact(key: str, value: Any) -> bool:
     return not literal or any(type(name) is type(value) and name == value for name in choices(FIELDS[key]))
 
 
+def _takes(field: FieldInfo, value: Any) -> bool:
+    try:
+        create_model("Lone", value=(cast(Any, field.annotation), field))(value=value)
+    except ValidationError:
+        return False
+    return True
+
+
 def mismatch(field: FieldInfo, value: Any) -> str:
     """`expected ..., got ...` for a value that a field refuses, with the nearest name it would take."""
     names = [name for name in choices(field) if isinstance(name, str)]
-    hint = did_you_mean(value, names) if isinstance(value, str) else ""
+    hint = ""
+    if isinstance(value, str):
+        name = _VALUES.get(value.lower())
+        hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
+    elif isinstance(value, float) and value.is_integer() and _takes(field, int(value)):
+        hint = f"; write {int(value)}"
     if not hint and str in _members(field.annotation) and isinstance(value, int | float):
         hint = "; put quotes around it"
     size = f" ({len(value)} characters)" if isinstance(value, str) and len(value) > 60 else ""

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from data.errors import DataError
-from data.files import beside, content_of
+from data.files import beside, content_of, foreign
 
 from ..errors import UserError
 from . import checks
@@ -189,7 +189,8 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
         return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
         near = beside(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
-        message = "no such file" + (f"; did you mean {clean(str(near), 1000)}?" if near else "")
+        hint = f"; did you mean {clean(str(near), 1000)}?" if near else ""
+        message = foreign(os.fsdecode(path)) or f"no such file{hint}"
     except OSError as error:
         message = f"cannot be read: {clean(error.strerror or type(error).__name__)}"
     except UnicodeDecodeError as error:

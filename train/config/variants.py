@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import FIELDS, did_you_mean, unknown
+from .fields import FIELDS, SECTIONS, SHORT, did_you_mean, unknown
 from .schema import STATES
 from .settings import Settings, faults, merged
 from .yaml import BAD, Node, Place, Problem, clean, number, show
@@ -58,7 +58,10 @@ def grid(sweep: Settings, variants: int, problems: list[Problem]) -> dict[str, l
     for key, node in sweep.items():
         if node.value is BAD:
             continue
-        if key not in FIELDS:
+        if key and key in SECTIONS:
+            example = next(inner for inner in FIELDS if inner.startswith(f"{key}."))
+            problems.append(node.problem(f"{key} is a section; sweep its keys, such as {example}"))
+        elif key not in FIELDS:
             problems.append(node.problem(unknown(key)))
         elif not isinstance(node.value, list) or not node.value:
             problems.append(node.problem(f"expected a list of values for {key}, got {show(node.plain)}"))
@@ -73,9 +76,15 @@ def grid(sweep: Settings, variants: int, problems: list[Problem]) -> dict[str, l
     for key, items in axes.items():
         distinct: dict[str, Node] = {}
         for item in items:
+            section, _, last = key.rpartition(".")
+            if SHORT.get(section) == last and isinstance(item.value, dict):
+                message = f"expected a {last} by its name, got a mapping; sweep {section}.OPTION too, or use variants"
+                problems.append(item.problem(message))
+                continue
             problems += faults({key: item})
-            if distinct.setdefault(label(item.plain).lower(), item) is not item:
-                problems.append(item.problem(f"{show(item.plain)} has the same name as a value before it"))
+            if (first := distinct.setdefault(label(item.plain).lower(), item)) is not item:
+                twice = "is given twice" if first.plain == item.plain else "has the same name as a value before it"
+                problems.append(item.problem(f"{show(item.plain)} {twice}"))
         axes[key] = list(distinct.values())
     return axes
 

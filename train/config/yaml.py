@@ -159,7 +159,12 @@ def read(text: str, place: Place, path: str = "") -> tuple[Node | None, list[Pro
         message = ", ".join(clean(part) for part in (error.context, error.problem) if part)
         if "'\\t'" in message:
             message += "; indent with spaces, not tabs"
+        elif error.problem in ("mapping values are not allowed here", "could not find expected ':'"):
+            message += "; check the indentation, and the space after each colon"
         line = None if mark is None else mark.line
+        begun = None if error.context_mark is None else reader.place(error.context_mark.line).line
+        if line is not None and begun not in (None, reader.place(line).line):
+            message += f"; begun on line {begun}"
     except Exception as error:  # crafted text makes PyYAML raise nearly anything: ValueError, RecursionError ...
         line, message = reader.loader.line if reader.loader else None, clean(str(error)) or type(error).__name__
     where = place if line is None else reader.place(line)
