@@ -50,7 +50,7 @@ def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping
     depth = network.config.layers
     loss, result, rms = backward(tapped_loss(network, feed, numbers, None), params, depth)
     without = None
-    if rule_of(network.config).additive:
+    if network.config.rule.additive:
         without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
     seen = flow(result)
     return Probe(
