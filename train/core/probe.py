@@ -29,7 +29,7 @@ from ..gradflow.norms import (
     total_norm,
     value,
 )
-from ..gradflow.verdict import judge
+from ..gradflow.verdict import in_range, judge, number
 from .batch import BatchInput
 from .loss import tapped_loss
 from .state import parameter_count
@@ -64,21 +64,10 @@ def _sizes(params: Params) -> dict[str, Norm]:
     return {"head": norms["embed"], **norms, "lookup": norms["embed"]}
 
 
-def number(log10_value: float) -> float | None:
-    """10^log10_value for JSON: 0.0 for -inf, and null where a float64 would turn a nonzero value into 0 or inf.
-
-    >>> number(-np.inf), number(0.0), number(-400.0)
-    (0.0, 1.0, None)
-    """
-    if log10_value == -np.inf:
-        return 0.0
-    return float(10.0**log10_value) if -307 < log10_value < 308 else None
-
-
 def numbers(norm: Norm) -> Any:
-    """The values of a norm for JSON: nested lists, or a float; see `number`."""
+    """The values of a norm for JSON: nested lists, or a float; null for a nonzero value outside float64's range."""
     exact, logs = value(norm), log10(norm)
-    out = np.where(np.isneginf(logs) | ((logs > -307) & (logs < 308)), exact, np.nan)
+    out = np.where(np.isneginf(logs) | in_range(logs), exact, np.nan)
     return jax.tree.map(lambda x: None if np.isnan(x) else x, out.tolist())
 
 
