@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 # How a parameter's shape grows with the width (train/core/mup.py).
-Kind = Literal["hidden", "vector", "readout", "scalar"]
+Growth = Literal["hidden", "vector", "readout", "scalar"]
 
 
 def load(code: str, package: str) -> Any:
@@ -39,7 +39,7 @@ class Rule:
 
     code: str  # module:Class; a leading dot is model/residual
     options: Mapping[str, Option] = field(default_factory=dict)
-    kinds: Mapping[str, Kind] = field(default_factory=dict)  # its parameters, by pattern of paths in blocks/residual
+    growth: Mapping[str, Growth] = field(default_factory=dict)  # its parameters, by pattern of paths in blocks/residual
     skip_only: tuple[str, ...] = ()  # patterns of parameters that act through the skip alone: no gradient at s = 0
     additive: bool = True  # the skip scale applies, so the counterfactual s = 0 exists
     draws: bool = False  # its training depends on a random key

@@ -33,14 +33,14 @@ import jax.numpy as jnp
 import optax
 
 from model.config import ModelConfig
-from model.rules import RULES, Kind
+from model.rules import RULES, Growth
 
 from ..config.optimizers import OPTIMIZERS, Size
 from .parameters import by_path, is_branch_matrix
 
 # By path, the first pattern that fits. A parameter that none fits is an error, and not a guess. Those of
 # blocks/residual are in model/rules.py, since a name means different things to different rules.
-KINDS: dict[str, Kind] = {
+GROWTH: dict[str, Growth] = {
     "embed": "vector",
     "positions": "vector",
     "head": "vector",
@@ -53,30 +53,30 @@ KINDS: dict[str, Kind] = {
 }
 
 # Powers of m by what the size of an optimizer's update follows (train/config/optimizers.py).
-POWERS: dict[Size, dict[Kind, float]] = {
+POWERS: dict[Size, dict[Growth, float]] = {
     "gradient": {"hidden": 0, "vector": 1, "readout": -1, "scalar": 0},
     "unit": {"hidden": -1, "vector": 0, "readout": -1, "scalar": 0},
     "parameter": {"hidden": -0.5, "vector": 0, "readout": -1, "scalar": 0},
 }
 
 
-def kind_of(path: str, rule: str) -> Kind:
-    """The kind of a parameter under a residual rule. Raises ValueError where none is declared.
+def growth_of(path: str, rule: str) -> Growth:
+    """The growth of a parameter with the width, under a residual rule. Raises ValueError where none is declared.
 
-    >>> kind_of("blocks/residual/lambda_1", "layerscale"), kind_of("blocks/residual/lambda_1", "x0_lambda")
+    >>> growth_of("blocks/residual/lambda_1", "layerscale"), growth_of("blocks/residual/lambda_1", "x0_lambda")
     ('vector', 'scalar')
     """
-    own: dict[str, Kind] = {f"blocks/residual/{name}": kind for name, kind in RULES[rule].kinds.items()}
-    for pattern, kind in [*KINDS.items(), *own.items()]:
+    own: dict[str, Growth] = {f"blocks/residual/{name}": growth for name, growth in RULES[rule].growth.items()}
+    for pattern, growth in [*GROWTH.items(), *own.items()]:
         if fnmatchcase(path, pattern):
-            return kind
-    raise ValueError(f"expected a parameter with a kind in train/core/mup.py or of residual: {rule}, got {path}")
+            return growth
+    raise ValueError(f"expected a parameter with a growth in train/core/mup.py or of residual: {rule}, got {path}")
 
 
 def exponent(optimizer: str, path: str, rule: str) -> float:
     """The power of m in the factor of a parameter's update."""
-    kind = kind_of(path, rule)
-    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else POWERS[OPTIMIZERS[optimizer].size][kind]
+    growth = growth_of(path, rule)
+    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else POWERS[OPTIMIZERS[optimizer].size][growth]
 
 
 def by_width(optimizer: str, model: ModelConfig) -> optax.GradientTransformation:

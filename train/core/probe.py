@@ -52,9 +52,9 @@ def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping
     without = None
     if network.config.rule.additive:
         without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
-    seen = flow(result)
+    measured = flow(result)
     return Probe(
-        loss, rms, seen, without, _sizes(params), weight_dot_grad(params, result), total_norm(seen.grad, params)
+        loss, rms, measured, without, _sizes(params), weight_dot_grad(params, result), total_norm(measured.grad, params)
     )
 
 
@@ -106,13 +106,13 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
 
     `config` is the variant's, for the size of its batch and for what to try.
     """
-    seen = probe.flow.seen
-    assert seen is not None
+    stream = probe.flow.stream
+    assert stream is not None
     logs = probe.flow.grad.log10()
     delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
     without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
-    verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank), network.dtype)
-    rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
+    verdict = judge(delta, logs, doubt, np.asarray(stream.rms), np.asarray(stream.rank), network.dtype)
+    rms_without = np.ones(()) if without is None or without.stream is None else without.stream.rms
     doubt_without = without is not None and underflows(without, probe.weight, parts)
     skip_only = [f"residual_{pattern}" for pattern in network.config.rule.skip_only]
     return {
@@ -121,7 +121,7 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
         "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),
         "n_params": parameter_count(params),
-        "delta": _certain(_delta(probe.flow, seen.rms), doubt),
+        "delta": _certain(_delta(probe.flow, stream.rms), doubt),
         "delta_without": None if without is None else _certain(_delta(without, rms_without), doubt_without),
         "gain": finite(gains(delta)),
         "grad": _certain(_norms(probe.flow.grad), doubt),
@@ -130,6 +130,6 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
         "weight": _norms(probe.weight),
         "weight_dot_grad": _certain(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
-        "act": {"rms": _certain({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
+        "act": {"rms": _certain({"rms": finite(stream.rms)}, doubt)["rms"], "rank": finite(stream.rank)},
         "verdict": verdict._replace(advice=advice_for(verdict.state, config)).as_json(),
     }
