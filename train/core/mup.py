@@ -4,14 +4,14 @@ Yang et al. 2022 (Tensor Programs V, 2203.03466), tables 3 and 8. m is the width
 is that every activation, and its change in a step, keeps its size as m grows. Seen by how much a parameter's fan-in and
 fan-out grow (a sum over n entries that agree in sign with what they multiply is n times one of them):
 
-| kind | grows | an entry of its gradient | wanted of its update |
+| growth | grows in | an entry of its gradient | wanted of its update |
 |---|---|---|---|
 | hidden | both | 1/m: the input's is 1, that of delta 1/m | 1/m: summed over the fan-in, m entries |
 | vector | the fan-out: a gain, a bias, a row of a table | 1/m: delta's | 1: each acts on one entry |
 | readout | the fan-in: a map from the stream to a few numbers | 1 | 1/m: summed over the fan-in |
 | scalar | neither | 1: a sum over the width of delta's | 1 |
 
-The head's table is of the vector kind, as logits have a factor 1/m (model/transformer.py): table 8's form, which a tied
+The head's table grows as a vector, as logits have a factor 1/m (model/transformer.py): table 8's form, which a tied
 table needs. So the power of m in a factor is that of the wanted update less that of what a rule makes of a gradient,
 here for hidden, vector, readout and scalar:
 
