@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from . import rules
-from .rules import RULES, Rule
+from .rules import RULES, DeclarationError, Rule
 from .traced import Traced
 
 
@@ -17,14 +17,16 @@ class Section(BaseModel):
 def residual_section() -> type[Section]:
     """The keys of `model.residual`: the rule, and every rule's options (model/rules.py).
 
-    Raises ValueError where rules share an option and declare it with different types or bounds.
+    Raises DeclarationError where rules share an option and declare it with different types or bounds.
     """
     note = "how a sublayer joins the stream; the rules are listed at the end of docs/config.md"
     fields: dict[str, Any] = {"rule": (Literal[tuple(RULES)], Field(default="pre_ln", description=note))}
     for name, owners in rules.options().items():
         types = {(option.kind, tuple(option.bounds.items())) for option in owners.values()}
         if len(types) > 1:
-            raise ValueError(f"expected one type and the same bounds of {name} in {', '.join(owners)}, got {types}")
+            raise DeclarationError(
+                f"expected one type and the same bounds of {name} in {', '.join(owners)}, got {types}"
+            )
         ((kind, bounds),) = types
         value = Field(default=None, description=rules.meanings(owners), **dict(bounds))
         fields[name] = (Annotated[kind | None, Traced()] if kind is float else kind | None, value)

@@ -9,16 +9,29 @@ names the class that implements it. To add a rule, set `RULES[name]` before the 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from numbers import Real
 from typing import Any, Literal
 
 # How a parameter's shape grows with the width (train/core/mup.py).
-Kind = Literal["hidden", "vector", "readout", "scalar"]
+Growth = Literal["hidden", "vector", "readout", "scalar"]
 
 
-def load(code: str, package: str) -> Any:
-    """The object at module:name; a leading dot is `package`."""
-    module, _, name = code.partition(":")
-    return getattr(import_module(module, package), name)
+class DeclarationError(ValueError):
+    """A declaration of a rule, an option, an instrument or an optimizer that cannot be used; one line."""
+
+
+def object_at(code: str, package: str) -> Any:
+    """The class or function at module:name; a leading dot is `package`. Raises DeclarationError."""
+    module_name, _, name = code.partition(":")
+    try:
+        module = import_module(module_name, package)
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise DeclarationError(f"{code}: {type(error).__name__}: {first} on import") from error
+    value = getattr(module, name, None)
+    if not callable(value):
+        raise DeclarationError(f"{code}: module {module_name} has no class or function {name!r}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,12 @@ class Option:
     shown: str = ""  # the default in words, where it is not a value
     needs: str | None = None  # another option, which must be true
 
+    def __post_init__(self) -> None:
+        if not self.shown and not isinstance(self.default, Real):
+            raise DeclarationError(
+                f"Option {self.meaning!r}: `shown` is needed, the default in words, where it is no number"
+            )
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -39,7 +58,7 @@ class Rule:
 
     code: str  # module:Class; a leading dot is model/residual
     options: Mapping[str, Option] = field(default_factory=dict)
-    kinds: Mapping[str, Kind] = field(default_factory=dict)  # its parameters, by pattern of paths in blocks/residual
+    growth: Mapping[str, Growth] = field(default_factory=dict)  # its parameters, by pattern of paths in blocks/residual
     skip_only: tuple[str, ...] = ()  # patterns of parameters that act through the skip alone: no gradient at s = 0
     additive: bool = True  # the skip scale applies, so the counterfactual s = 0 exists
     draws: bool = False  # its training depends on a random key
@@ -48,8 +67,8 @@ class Rule:
     meaning: str = ""  # where it is not the class's docstring
 
     def implementation(self) -> Any:
-        """The subclass of `model.residual.Residual`; imports JAX."""
-        return load(self.code, __name__.replace(".rules", ".residual"))
+        """The subclass of `model.residual.Residual`; imports JAX. Raises DeclarationError."""
+        return object_at(self.code, __name__.replace(".rules", ".residual"))
 
     def default(self, option: str, config: Any) -> Any:
         """The value of an option that the config leaves null; `config` is the model's."""

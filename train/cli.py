@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data.errors import DataError
+from model.rules import DeclarationError
 
 from .device.process import tune
 from .device.signals import Stop, Stopped, listening
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, hard: bool = False) -> int:
             parsed = _parse(sys.argv[1:] if arguments is None else arguments)
             parsed.stop = stop
             return parsed.run(parsed)
-    except (UserError, DataError) as error:
+    except (UserError, DataError, DeclarationError) as error:
         print(f"deltaflow: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 2
     except BrokenPipeError:  # `deltaflow probe ... | head`

@@ -75,11 +75,6 @@ class Residual:
     parts: ClassVar[bool] = False  # the carry holds more than the stream
     norm_slots: ClassVar[tuple[str, ...]] = ("in",)  # norms of a sublayer; their parameters are norm_1, norm_1_out ...
 
-    @property
-    def additive(self) -> bool:
-        """The skip scale applies, so the counterfactual s = 0 exists."""
-        return self.config.rule.additive
-
     def option(self, name: str) -> Any:
         """An option that is part of the program: the config's value, or the rule's default."""
         value = getattr(self.config.residual, name)

@@ -16,12 +16,13 @@ from model.network import Network
 from model.residual import RULES
 from train.cli import COMMANDS, main
 from train.core.loss import tapped_loss
-from train.core.probe import _delta, _sizes, finite, number, numbers
+from train.core.probe import _delta, _sizes, finite, numbers
 from train.disk import write_atomically
 from train.errors import UserError
 from train.gradflow.delta import Flow, backward
 from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, named, value
+from train.gradflow.verdict import number
 from train.run.sample import Generator
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config

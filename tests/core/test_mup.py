@@ -20,7 +20,7 @@ from train.config.load import from_mapping
 from train.config.optimizers import OPTIMIZERS
 from train.config.schema import RunConfig
 from train.core.loss import cross_entropy
-from train.core.mup import POWERS, exponent, kind_of
+from train.core.mup import POWERS, exponent, growth_of
 from train.core.optimizer import transformation
 from train.core.parameters import path_of
 from train.core.state import hparams_of, state_at
@@ -220,7 +220,7 @@ def test_every_parameter_of_every_rule_is_classed_as_it_grows(rule):
     """Kinds agree with a table and with the axes that double with the width; attnres' query is the one exception."""
     narrow, wide = (leaves_of_shapes(everything(rule, width=width)) for width in (8, 16))
     table = {path: kind for path, kind in (COMMON | own_kinds(rule)).items() if path in narrow}
-    assert {path: kind_of(path, rule) for path in narrow} == table
+    assert {path: growth_of(path, rule) for path in narrow} == table
     assert set(own_kinds(rule)) <= set(narrow)
     for path, shape in narrow.items():
         pairs = list(zip(shape, wide[path], strict=True))[1 if path.startswith("blocks/") else 0 :]
@@ -246,7 +246,7 @@ def test_grouped_keys_and_values_grow_too():
 def test_a_parameter_without_a_declared_kind_is_an_error():
     for path, rule in (("blocks/residual/new_1", "rezero"), ("blocks/residual/alpha_1", "pre_ln"), ("foot", "pre_ln")):
         with pytest.raises(ValueError, match=f"of residual: {rule}, got {path}"):
-            kind_of(path, rule)
+            growth_of(path, rule)
 
 
 SGD, ADAM = (0, 1, -1, 0), (-1, 0, -1, 0)

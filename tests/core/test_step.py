@@ -12,9 +12,9 @@ import pytest
 from model.network import Network
 from train.config.schema import OptimizerConfig
 from train.core.clipping import clip_factor, clipped
-from train.core.groups import decayed
 from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, transformation
+from train.core.patterns import decayed
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from train.core.step import dropout_key, micro, train_step
@@ -398,8 +398,8 @@ def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
     for tag, norm in seen.update.items():
         np.testing.assert_allclose(value(parted.update[tag]), value(norm), rtol=1e-12, err_msg=tag)
     np.testing.assert_allclose(value(parted.grad_global), value(seen.grad_global), rtol=1e-12)
-    np.testing.assert_allclose(parted.flow.seen.rms, seen.flow.seen.rms, rtol=1e-12)
-    np.testing.assert_allclose(parted.flow.seen.rank, seen.flow.seen.rank, rtol=1e-12)
+    np.testing.assert_allclose(parted.flow.stream.rms, seen.flow.stream.rms, rtol=1e-12)
+    np.testing.assert_allclose(parted.flow.stream.rank, seen.flow.stream.rank, rtol=1e-12)
 
 
 # What is logged
@@ -450,7 +450,7 @@ def test_blocks_whose_q_and_k_are_rounding_are_counted(x64, make, dtype, blocks)
     seen = jax.device_get(run_step(network, config, state, hp, windows, True)[2])
     both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), seen)
     rank = np.array([[1e-2, 1e-4, 1e-9], [1e-2, 1e-2, 1e-9]])
-    both = both._replace(flow=both.flow._replace(seen=both.flow.seen._replace(rank=rank)))
+    both = both._replace(flow=both.flow._replace(stream=both.flow.stream._replace(rank=rank)))
     assert [row["grad/qk_rounded"] for row in watched_scalars(both, dtype)] == blocks
 
 

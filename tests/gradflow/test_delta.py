@@ -261,8 +261,8 @@ def test_where_tokens_are_alike_q_and_k_are_rounding_and_said_to_be(x64):
     true = jitted_flow(tapped(exact, params, 0.0, windows)[1])
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     found = jitted_flow(tapped(narrow, single, jnp.float32(0.0), windows)[1])
-    assert found.seen is not None
-    rank = np.asarray(found.seen.rank)
+    assert found.stream is not None
+    rank = np.asarray(found.stream.rank)
     rounded = qk_rounded(rank, "float32")
     assert not rounded[:4].any() and rounded[-4:].all()
     off = {name: np.abs(log10(found.grad[name]) - log10(true.grad[name])) for name in true.grad if "attn" in name}
@@ -325,9 +325,9 @@ def test_microbatches_equal_the_full_batch(x64, tied):
     assert set(found.grad) == set(wanted.grad)
     for name in wanted.grad:
         np.testing.assert_allclose(value(found.grad[name]), value(wanted.grad[name]), rtol=1e-12, err_msg=name)
-    assert found.seen is not None and wanted.seen is not None
-    np.testing.assert_allclose(found.seen.rms, wanted.seen.rms, rtol=1e-12)
-    np.testing.assert_allclose(found.seen.rank, wanted.seen.rank, rtol=1e-12)
+    assert found.stream is not None and wanted.stream is not None
+    np.testing.assert_allclose(found.stream.rms, wanted.stream.rms, rtol=1e-12)
+    np.testing.assert_allclose(found.stream.rank, wanted.stream.rank, rtol=1e-12)
 
 
 def test_weight_dot_grad_vanishes_where_a_norm_takes_the_scale_out(x64):

@@ -67,8 +67,8 @@ def test_a_final_norm_hides_the_scale_of_delta(x64):
     (loss, plain), (same, scaled) = measured(net, params), measured(net, large)
     assert float(same) == pytest.approx(float(loss), rel=1e-12)
     np.testing.assert_allclose(log10(scaled.delta), log10(plain.delta) - 10 * np.log10(2), rtol=1e-12)
-    weighted = value(scaled.delta) * np.asarray(scaled.seen.rms)
-    np.testing.assert_allclose(weighted, value(plain.delta) * np.asarray(plain.seen.rms), rtol=1e-12)
+    weighted = value(scaled.delta) * np.asarray(scaled.stream.rms)
+    np.testing.assert_allclose(weighted, value(plain.delta) * np.asarray(plain.stream.rms), rtol=1e-12)
 
 
 def test_delta_never_stands_alone(tiny):

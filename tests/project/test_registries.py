@@ -5,11 +5,13 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model.rules import RULES, Option, options
+from model.rules import RULES, DeclarationError, Option, meanings, options
+from train.cli import main
 from train.config.instruments import INSTRUMENTS
 from train.config.optimizers import OPTIMIZERS
 from train.config.schema import InstrumentsConfig
@@ -77,11 +79,47 @@ def test_each_instrument_names_a_function(name):
     assert callable(INSTRUMENTS[name].function())
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("nosuch_module:X", "nosuch_module:X: ModuleNotFoundError: No module named 'nosuch_module' on import"),
+        ("json:Nosuch", "json:Nosuch: module json has no class or function 'Nosuch'"),
+        ("json", "json: module json has no class or function ''"),
+    ],
+)
+def test_a_declaration_whose_code_is_missing_is_one_line(code, message, corpus, tmp_path, monkeypatch, capsys):
+    config = {
+        "name": "missing",
+        "runs_dir": str(tmp_path),
+        "model": {"layers": 1, "width": 8, "heads": 2, "residual": "sandwich"},
+        "data": {"path": corpus, "context": 8, "batch": 4},
+        "optimizer": {"warmup": 0},
+        "train": {"steps": 1, "eval_batches": 1},
+        "watch": {"instruments": {"units": 1}},
+    }
+    path = tmp_path / "missing.yaml"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    for registry, name in ((RULES, "sandwich"), (INSTRUMENTS, "units")):
+        with monkeypatch.context() as patch:
+            patch.setitem(registry, name, replace(registry[name], code=code))
+            assert main(["train", str(path)]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"deltaflow: {message}"
+
+
+@pytest.mark.parametrize("default", [lambda config: 1.0, None])
+def test_a_default_that_is_no_number_is_declared_in_words(default):
+    with pytest.raises(DeclarationError, match="Option 'factor of F': `shown` is needed"):
+        Option("factor of F", default)
+    assert "null = half" in meanings({"mine": Option("factor of F", default, shown="half")})
+
+
 def test_rules_that_share_an_option_agree_on_its_type(monkeypatch):
     from model.config import residual_section
 
     monkeypatch.setitem(RULES, "other", type(RULES["mhc"])(".base:Residual", {"streams": Option("parts", 2, int)}))
-    with pytest.raises(ValueError, match="one type and the same bounds of streams in hyper_connections, mhc, other"):
+    with pytest.raises(
+        DeclarationError, match="one type and the same bounds of streams in hyper_connections, mhc, other"
+    ):
         residual_section()
 
 

@@ -7,8 +7,8 @@ from runs import groups_of, write_run
 from train.cli import main
 from train.report.groups import (
     Group,
+    config_table,
     depths_over_seeds,
-    differences,
     estimate,
     gather,
     grouped,
@@ -65,8 +65,8 @@ def test_runs_that_differ_in_seed_only_are_a_group(case, tmp_path):
 
 
 def test_only_what_differs_is_listed(sweep):
-    assert differences(groups_of(sweep)) == (["key", "with", "without"], [["model.residual", "pre_ln", "none"]])
-    assert differences(groups_of(*(sweep / f"with,seed={seed}" for seed in range(3))))[1] == []
+    assert config_table(groups_of(sweep)) == (["key", "with", "without"], [["model.residual", "pre_ln", "none"]])
+    assert config_table(groups_of(*(sweep / f"with,seed={seed}" for seed in range(3))))[1] == []
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_only_what_differs_is_listed(sweep):
 def test_a_table_of_differences(configs, table, tmp_path):
     for index, config in enumerate(configs):
         write_run(tmp_path / "a", f"r{index}", **config)
-    columns, rows = differences(groups_of(tmp_path / "a"))
+    columns, rows = config_table(groups_of(tmp_path / "a"))
     assert [columns, *rows] == table
 
 

@@ -23,7 +23,7 @@ from train.errors import UserError
 from train.run.start import finished_run, resumable_parts
 from train.store import tensors
 from train.store.checkpoint import Checkpoints, Header, check_dtypes, newest_common
-from train.store.provenance import config_of, same_config
+from train.store.provenance import same_config, saved_config
 from train.store.rundir import directory_of
 from train.store.tensors import Damaged
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
     config = tiny({}).variants[0].config
     Checkpoints(tmp_path, config, environment()).save(state_at(5), {"row": {"loss/val": 2.5}})
     header = Checkpoints(tmp_path).header(5)
-    assert config_of(tmp_path, header) == config and header.loss_val == 2.5
+    assert saved_config(tmp_path, header) == config and header.loss_val == 2.5
     assert header.provenance.keys() == {"data", "versions", "device"}
     assert header.provenance["versions"].keys() == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

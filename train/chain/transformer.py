@@ -239,7 +239,7 @@ def stream(subject: Subject) -> Evidence:
 
     count = directions.shape[1]
     places = np.stack([np.repeat(depths, count), np.tile(np.arange(count), len(depths))], axis=1)
-    rms = np.asarray(subject.tapped.seen.rms, np.float64)
+    rms = np.asarray(subject.tapped.stream.rms, np.float64)
     sizes = rms[:, None] * np.where(np.arange(count) == 0, np.sqrt(size), 1.0)[None, :]
     by_hand = differences(loss, places, sizes.reshape(-1))
     measured = np.concatenate([value(subject.tapped.delta)[:, None], delta[:, entries]], axis=1).reshape(-1)

@@ -27,14 +27,14 @@ def run(parsed: argparse.Namespace) -> int:
     """Prints the tables, and writes a page and markdown on request. Raises UserError."""
     from ..disk import write_atomically
     from ..log.console import Console
-    from ..report.groups import differences
+    from ..report.groups import config_table
     from ..report.page import as_html, as_markdown, compare
     from ..report.tables import final_table, verdict_table
 
     console = Console()
     comparison = compare(parsed.runs)
     console.table(f"{comparison.title}: final figures", *final_table(comparison.groups))
-    columns, rows = differences(comparison.groups)
+    columns, rows = config_table(comparison.groups)
     if rows:
         console.table("what differs", columns, rows)
     console.table("verdicts", *verdict_table(comparison.groups))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.rules import load
+from model.rules import object_at
 
 from ..text import LAYER
 
@@ -55,8 +55,8 @@ class Instrument:
         return self.histograms or bool(self.lines)
 
     def function(self) -> Any:
-        """The measuring function; imports JAX."""
-        return load(self.code, __name__.replace(".config.", "."))
+        """The measuring function; imports JAX. Raises DeclarationError."""
+        return object_at(self.code, __name__.replace(".config.", "."))
 
 
 def problems(config: "RunConfig") -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.rules import load
+from model.rules import object_at
 
 # The size of an update against that of the gradient: proportional to it; of a size of its own; that of the parameter.
 Size = Literal["gradient", "unit", "parameter"]
@@ -26,7 +26,7 @@ class Optimizer:
 
     def rule(self) -> Callable[..., Any]:
         """The update rule, from traced numbers to an optax transformation; imports JAX."""
-        return load(self.code, __name__.replace(".config.optimizers", ".core"))
+        return object_at(self.code, __name__.replace(".config.optimizers", ".core"))
 
 
 OPTIMIZERS: dict[str, Optimizer] = {

@@ -4,14 +4,14 @@ Yang et al. 2022 (Tensor Programs V, 2203.03466), tables 3 and 8. m is the width
 is that every activation, and its change in a step, keeps its size as m grows. Seen by how much a parameter's fan-in and
 fan-out grow (a sum over n entries that agree in sign with what they multiply is n times one of them):
 
-| kind | grows | an entry of its gradient | wanted of its update |
+| growth | grows in | an entry of its gradient | wanted of its update |
 |---|---|---|---|
 | hidden | both | 1/m: the input's is 1, that of delta 1/m | 1/m: summed over the fan-in, m entries |
 | vector | the fan-out: a gain, a bias, a row of a table | 1/m: delta's | 1: each acts on one entry |
 | readout | the fan-in: a map from the stream to a few numbers | 1 | 1/m: summed over the fan-in |
 | scalar | neither | 1: a sum over the width of delta's | 1 |
 
-The head's table is of the vector kind, as logits have a factor 1/m (model/transformer.py): table 8's form, which a tied
+The head's table grows as a vector, as logits have a factor 1/m (model/transformer.py): table 8's form, which a tied
 table needs. So the power of m in a factor is that of the wanted update less that of what a rule makes of a gradient,
 here for hidden, vector, readout and scalar:
 
@@ -33,14 +33,14 @@ import jax.numpy as jnp
 import optax
 
 from model.config import ModelConfig
-from model.rules import RULES, Kind
+from model.rules import RULES, Growth
 
 from ..config.optimizers import OPTIMIZERS, Size
 from .parameters import by_path, is_branch_matrix
 
 # By path, the first pattern that fits. A parameter that none fits is an error, and not a guess. Those of
 # blocks/residual are in model/rules.py, since a name means different things to different rules.
-KINDS: dict[str, Kind] = {
+GROWTH: dict[str, Growth] = {
     "embed": "vector",
     "positions": "vector",
     "head": "vector",
@@ -53,30 +53,30 @@ KINDS: dict[str, Kind] = {
 }
 
 # Powers of m by what the size of an optimizer's update follows (train/config/optimizers.py).
-POWERS: dict[Size, dict[Kind, float]] = {
+POWERS: dict[Size, dict[Growth, float]] = {
     "gradient": {"hidden": 0, "vector": 1, "readout": -1, "scalar": 0},
     "unit": {"hidden": -1, "vector": 0, "readout": -1, "scalar": 0},
     "parameter": {"hidden": -0.5, "vector": 0, "readout": -1, "scalar": 0},
 }
 
 
-def kind_of(path: str, rule: str) -> Kind:
-    """The kind of a parameter under a residual rule. Raises ValueError where none is declared.
+def growth_of(path: str, rule: str) -> Growth:
+    """The growth of a parameter with the width, under a residual rule. Raises ValueError where none is declared.
 
-    >>> kind_of("blocks/residual/lambda_1", "layerscale"), kind_of("blocks/residual/lambda_1", "x0_lambda")
+    >>> growth_of("blocks/residual/lambda_1", "layerscale"), growth_of("blocks/residual/lambda_1", "x0_lambda")
     ('vector', 'scalar')
     """
-    own: dict[str, Kind] = {f"blocks/residual/{name}": kind for name, kind in RULES[rule].kinds.items()}
-    for pattern, kind in [*KINDS.items(), *own.items()]:
+    own: dict[str, Growth] = {f"blocks/residual/{name}": growth for name, growth in RULES[rule].growth.items()}
+    for pattern, growth in [*GROWTH.items(), *own.items()]:
         if fnmatchcase(path, pattern):
-            return kind
-    raise ValueError(f"expected a parameter with a kind in train/core/mup.py or of residual: {rule}, got {path}")
+            return growth
+    raise ValueError(f"expected a parameter with a growth in train/core/mup.py or of residual: {rule}, got {path}")
 
 
 def exponent(optimizer: str, path: str, rule: str) -> float:
     """The power of m in the factor of a parameter's update."""
-    kind = kind_of(path, rule)
-    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else POWERS[OPTIMIZERS[optimizer].size][kind]
+    growth = growth_of(path, rule)
+    return 0.0 if optimizer == "muon" and is_branch_matrix(path) else POWERS[OPTIMIZERS[optimizer].size][growth]
 
 
 def by_width(optimizer: str, model: ModelConfig) -> optax.GradientTransformation:

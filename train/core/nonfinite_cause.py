@@ -79,7 +79,7 @@ def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed
         all_finite(batch),
         _flags(state.params),
         loss,
-        result.seen.rms,
+        result.stream.rms,
         branches["attention"],
         branches["mlp"],
         result.delta,

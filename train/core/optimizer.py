@@ -18,8 +18,8 @@ from model.config import ModelConfig
 from ..config.optimizers import OPTIMIZERS
 from ..config.schema import OptimizerConfig
 from ..errors import UserError
-from .groups import decayed, factors, unfrozen, unmatched
 from .mup import by_width
+from .patterns import decayed, factors, unfrozen, unmatched
 from .schedule import learning_rate
 from .update_rules import Numbers
 

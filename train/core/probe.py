@@ -29,7 +29,7 @@ from ..gradflow.norms import (
     total_norm,
     value,
 )
-from ..gradflow.verdict import judge
+from ..gradflow.verdict import in_range, judge, number
 from .batch import BatchInput
 from .loss import tapped_loss
 from .state import parameter_count
@@ -50,11 +50,11 @@ def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping
     depth = network.config.layers
     loss, result, rms = backward(tapped_loss(network, feed, numbers, None), params, depth)
     without = None
-    if rule_of(network.config).additive:
+    if network.config.rule.additive:
         without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
-    seen = flow(result)
+    measured = flow(result)
     return Probe(
-        loss, rms, seen, without, _sizes(params), weight_dot_grad(params, result), total_norm(seen.grad, params)
+        loss, rms, measured, without, _sizes(params), weight_dot_grad(params, result), total_norm(measured.grad, params)
     )
 
 
@@ -64,21 +64,10 @@ def _sizes(params: Params) -> dict[str, Norm]:
     return {"head": norms["embed"], **norms, "lookup": norms["embed"]}
 
 
-def number(log10_value: float) -> float | None:
-    """10^log10_value for JSON: 0.0 for -inf, and null where a float64 would turn a nonzero value into 0 or inf.
-
-    >>> number(-np.inf), number(0.0), number(-400.0)
-    (0.0, 1.0, None)
-    """
-    if log10_value == -np.inf:
-        return 0.0
-    return float(10.0**log10_value) if -307 < log10_value < 308 else None
-
-
 def numbers(norm: Norm) -> Any:
-    """The values of a norm for JSON: nested lists, or a float; see `number`."""
+    """The values of a norm for JSON: nested lists, or a float; null for a nonzero value outside float64's range."""
     exact, logs = value(norm), log10(norm)
-    out = np.where(np.isneginf(logs) | ((logs > -307) & (logs < 308)), exact, np.nan)
+    out = np.where(np.isneginf(logs) | in_range(logs), exact, np.nan)
     return jax.tree.map(lambda x: None if np.isnan(x) else x, out.tolist())
 
 
@@ -117,13 +106,13 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
 
     `config` is the variant's, for the size of its batch and for what to try.
     """
-    seen = probe.flow.seen
-    assert seen is not None
+    stream = probe.flow.stream
+    assert stream is not None
     logs = probe.flow.grad.log10()
     delta, parts = log10(probe.flow.delta), rule_of(network.config).parts
     without, doubt = probe.without, underflows(probe.flow, probe.weight, parts)
-    verdict = judge(delta, logs, doubt, np.asarray(seen.rms), np.asarray(seen.rank), network.dtype)
-    rms_without = np.ones(()) if without is None or without.seen is None else without.seen.rms
+    verdict = judge(delta, logs, doubt, np.asarray(stream.rms), np.asarray(stream.rank), network.dtype)
+    rms_without = np.ones(()) if without is None or without.stream is None else without.stream.rms
     doubt_without = without is not None and underflows(without, probe.weight, parts)
     skip_only = [f"residual_{pattern}" for pattern in network.config.rule.skip_only]
     return {
@@ -132,7 +121,7 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
         "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),
         "n_params": parameter_count(params),
-        "delta": _certain(_delta(probe.flow, seen.rms), doubt),
+        "delta": _certain(_delta(probe.flow, stream.rms), doubt),
         "delta_without": None if without is None else _certain(_delta(without, rms_without), doubt_without),
         "gain": finite(gains(delta)),
         "grad": _certain(_norms(probe.flow.grad), doubt),
@@ -141,6 +130,6 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
         "weight": _norms(probe.weight),
         "weight_dot_grad": _certain(_norms(probe.dot), doubt),
         "grad_global": numbers(probe.grad_global),
-        "act": {"rms": _certain({"rms": finite(seen.rms)}, doubt)["rms"], "rank": finite(seen.rank)},
+        "act": {"rms": _certain({"rms": finite(stream.rms)}, doubt)["rms"], "rank": finite(stream.rank)},
         "verdict": verdict._replace(advice=advice_for(verdict.state, config)).as_json(),
     }

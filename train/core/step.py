@@ -18,9 +18,9 @@ from ..gradflow.norms import Norm, Norms, matrix_norms, parameter_norms, total_n
 from .batch import BatchInput, batch_of
 from .clipping import clipped
 from .finite import finite_by_norm, sound
-from .groups import unfrozen
 from .loss import micro_total, tapped_loss
 from .optimizer import HParams, averaged, rate, transformation
+from .patterns import unfrozen
 from .state import State
 from .update_rules import Numbers
 

@@ -66,12 +66,12 @@ def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
     out += by_layer("update/ratio_log10", {name: moved[name] - held[name] for name in weight})
     with np.errstate(over="ignore", under="ignore"):
         out += by_layer("weight/norm", {name: 10.0**values for name, values in weight.items()})
-    if watched.flow.seen is not None:
-        rms = np.asarray(watched.flow.seen.rms, np.float64)
+    if watched.flow.stream is not None:
+        rms = np.asarray(watched.flow.stream.rms, np.float64)
         out += _depths("act/rms", rms)
         with np.errstate(divide="ignore", invalid="ignore"):
             out += _depths("delta/rms_weighted_log10", log10(watched.flow.delta) + np.log10(rms))
-        rank = np.asarray(watched.flow.seen.rank)
+        rank = np.asarray(watched.flow.stream.rank)
         out += _depths("act/rank", rank)
         out.append((("grad/qk_rounded",), np.sum(qk_rounded(rank, dtype), axis=-1)[:, None]))
     out.append((("grad/global_preclip_log10",), log10(watched.grad_global)[:, None]))

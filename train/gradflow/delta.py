@@ -42,7 +42,7 @@ class Backward(NamedTuple):
     head: Float[Array, "V D"]  # gradient of the head's use of its table, at its true scale
     exponents: Float[Array, "L+1"]
     delta: Norm  # [L+1], true values
-    seen: StreamStats
+    stream: StreamStats
 
 
 def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array, ""], Backward, Any]:
@@ -52,12 +52,12 @@ def backward(loss: TappedLoss, params: Params, depth: int) -> tuple[Float[Array,
     """
     table = head_table(params)
     slots = jnp.zeros((depth + 1, 2), wide(table.dtype))
-    (value, (seen, aux)), (grads, head, slot_grads) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+    (value, (stream, aux)), (grads, head, slot_grads) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
         params, table, slots
     )
     exponents = slot_grads[:, 1].astype(jnp.float32)
     delta = Norm(slot_grads[:, 0], exponents)
-    return value, Backward(grads, head, exponents, delta, seen), aux
+    return value, Backward(grads, head, exponents, delta, stream), aux
 
 
 def delta_of(loss: Callable[[Array], Array], depth: int, dtype: jax.typing.DTypeLike = "float32") -> Norm:
@@ -117,7 +117,7 @@ class Flow(NamedTuple):
 
     delta: Norm  # [L+1]
     grad: Norms  # "layer" and each matrix [L]; "embed", "head", "lookup", "positions", "norm_f" []
-    seen: StreamStats | None
+    stream: StreamStats | None
 
 
 def flow(result: Backward) -> Flow:
@@ -133,7 +133,7 @@ def flow(result: Backward) -> Flow:
     if "head" not in result.params:
         single["embed"] = _shift(result.params["embed"], shifts.pop("embed")) + result.head
     blocks = matrix_norms(result.params["blocks"], exponents["blocks"])
-    return Flow(result.delta, blocks.joined(separate_norms(single, shifts)), result.seen)
+    return Flow(result.delta, blocks.joined(separate_norms(single, shifts)), result.stream)
 
 
 def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
@@ -144,8 +144,8 @@ def underflows(flow: Flow, weight: Mapping[str, Norm], parts: bool) -> bool:
     alpha = 0 without the skip, is no underflow. If the carry has other `parts` than the stream, delta shares one scale
     with them and may underflow too.
     """
-    assert flow.seen is not None
-    rms = np.asarray(flow.seen.rms)
+    assert flow.stream is not None
+    rms = np.asarray(flow.stream.rms)
     small = (rms > 0) & (rms.astype(np.float64) < float(np.finfo(rms.dtype).tiny) ** (1 / 3))
     if small.any() or (parts and np.isneginf(log10(flow.delta)).any()):
         return True
@@ -159,6 +159,6 @@ def mean_of_microbatches(results: Backward) -> Backward:
     common = delta.exponent
     grads = jax.vmap(_unscaled)(results._replace(exponents=results.exponents - common[None]))
     mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
-    rms = jax.vmap(root_mean_square, in_axes=1)(results.seen.rms)
-    stats = StreamStats(rms, jnp.mean(results.seen.rank, axis=0))
+    rms = jax.vmap(root_mean_square, in_axes=1)(results.stream.rms)
+    stats = StreamStats(rms, jnp.mean(results.stream.rank, axis=0))
     return Backward(mean, jnp.mean(results.head, axis=0), common, delta, stats)

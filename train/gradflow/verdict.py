@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
             "ratio": self.ratio,
             "log10_ratio": self.log10_ratio,
             "per_layer_gain": self.per_layer_gain,
-            "gain_at_100": None if hundred is None else _float(hundred),
+            "gain_at_100": None if hundred is None else float_of(hundred),
             "log10_gain_at_100": hundred,
             "qk_share": self.qk_share,
             "qk_rounded": self.qk_rounded,
@@ -101,12 +101,12 @@ def judge(
     qk_shares = qk_share(grad_log10)
     comparable = qk_shares[~np.isnan(qk_shares)]
     middle = float(np.median(comparable)) if comparable.size else math.nan
-    share = None if math.isnan(middle) else 0.0 if middle == -math.inf else _float(middle)
+    share = None if math.isnan(middle) else number(middle)
     rounded = 0 if rank is None else int(np.sum(qk_rounded(rank, dtype)[: qk_shares.size]))
     fall = f"|delta| at the first block is {power(ratio)} times that at the last, {power(gain)} a layer"
 
     def verdict(state: str, bad: int | None, why: str) -> Verdict:
-        return Verdict(state, _float(ratio), ratio, _float(gain), share, bad, why, gain, alike, rounded)
+        return Verdict(state, float_of(ratio), ratio, float_of(gain), share, bad, why, gain, alike, rounded)
 
     if ratio < VANISHING:
         return verdict("vanishing", _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall + stream)
@@ -220,9 +220,23 @@ def power(log10: float) -> str:
     return f"{mantissa}e{exponent:+03d}"
 
 
-def _float(log10: float) -> float | None:
+def in_range(log10: Any) -> Any:
+    """Returns true where 10^log10, of a float or an array, is within a float64's normal range."""
+    return (log10 > -307) & (log10 < 308)
+
+
+def float_of(log10: float) -> float | None:
     """Returns 10^log10, or None outside a float64's normal range, so that no nonzero value is reported as 0."""
-    return 10.0**log10 if -307 < log10 < 308 else None
+    return float(10.0**log10) if in_range(log10) else None
+
+
+def number(log10: float) -> float | None:
+    """Returns 10^log10 as `float_of` does, and 0.0 for -inf, the logarithm of an exact zero.
+
+    >>> number(-math.inf), number(0.0), number(-400.0)
+    (0.0, 1.0, None)
+    """
+    return 0.0 if log10 == -math.inf else float_of(log10)
 
 
 def _last(bad: np.ndarray) -> int | None:

@@ -155,7 +155,7 @@ def seed_of(run: Run) -> str:
     return repr([config.get(key) for key in SEEDS])
 
 
-def differences(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+def config_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Returns a table of the keys whose values differ between groups, without labels and seeds; it may have no rows.
 
     A key that a run of another version lacks is `-`, and equal to null.

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ..text import right_aligned
-from .groups import Group, differences, gather, grouped, names_of
+from .groups import Group, config_table, gather, grouped, names_of
 from .tables import ABOVE, Table, final_table, loss_unit, markdown, text, verdict_table
 
 _STYLE = """
@@ -140,7 +140,7 @@ def as_markdown(comparison: Comparison) -> str:
     parts = [f"# {text(comparison.title)}: {comparison.count}\n"]
     parts += [f"## Final figures\n\n{_about_final(comparison.groups, final)}\n\n{markdown(*final)}"]
     parts += [f"## Verdicts\n\n{markdown(*verdict_table(comparison.groups))}"]
-    columns, rows = differences(comparison.groups)
+    columns, rows = config_table(comparison.groups)
     parts += [f"## What differs\n\n{markdown(columns, rows) if rows else _ALIKE}"]
     if comparison.left_out:
         parts += ["".join(f"- {text(line)}\n" for line in comparison.left_out)]
@@ -154,7 +154,7 @@ def as_html(comparison: Comparison) -> str:
 
     groups, title = comparison.groups, comparison.title
     final = final_table(groups)
-    columns, rows = differences(groups)
+    columns, rows = config_table(groups)
     about = ["Where the gradient goes, layer by layer, and what training makes of it."]
     if len(groups) > 1:
         about.append(" What differs between the configs is in a table below; all else is the same.")

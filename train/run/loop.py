@@ -16,7 +16,6 @@ import numpy as np
 
 from data.errors import DataError
 from data.source import Source
-from model.residual import rule_of
 
 from ..config.instruments import INSTRUMENTS
 from ..core.batch import BatchInput
@@ -118,7 +117,7 @@ class GroupRun:
                 )
                 self.console.block(*described(self.group, steps, compile_s, budget.line, directories[0].parent))
                 matrices = list(named(self.group.network.shapes()["blocks"]))
-                without = config.watch.counterfactual and rule_of(config.model).additive
+                without = config.watch.counterfactual and config.model.rule.additive
                 for metrics in self.metrics:
                     metrics.tracker.layout(chart_layout(matrices, without, list(self.instruments)))
                 self.train(start_step)

@@ -147,7 +147,7 @@ class RunMetrics:
     def _judged(self, stats: StepStats, index: int) -> Verdict:
         flow, weight = jax.tree.map(lambda leaf: leaf[index], (stats.flow, stats.weight))
         doubt = underflows(flow, weight, rule_of(self.variant.config.model).parts)
-        rms, rank = np.asarray(flow.seen.rms), np.asarray(flow.seen.rank)
+        rms, rank = np.asarray(flow.stream.rms), np.asarray(flow.stream.rank)
         return judge(log10(flow.delta), flow.grad.log10(), doubt, rms, rank, self.dtype)
 
     def _add_losses(self, start: int, losses: Float[np.ndarray, " K"], updated: Bool[np.ndarray, " K"]) -> None:

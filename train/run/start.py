@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..log.console import Console
 from ..report.read import summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
-from ..store.provenance import config_of, environment_changes, same_config, same_data
+from ..store.provenance import environment_changes, same_config, same_data, saved_config
 from ..store.rundir import (
     changed,
     check_config,
@@ -78,7 +78,9 @@ def begin(
         if over:
             continue
         same_data(where, header, {source.sha256, *data_sums(directory)})
-        if (before := config_of(where, header)) is not None and (changes := changes_at(step, before, variant.config)):
+        if (before := saved_config(where, header)) is not None and (
+            changes := changes_at(step, before, variant.config)
+        ):
             notes.append(f"continues at step {step} with {changes}")
         if drift := environment_changes(header, environment()):
             warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")

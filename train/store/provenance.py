@@ -11,7 +11,7 @@ from .checkpoint import Header
 from .rundir import differences, listed
 
 
-def config_of(where: Path, header: Header) -> RunConfig | None:
+def saved_config(where: Path, header: Header) -> RunConfig | None:
     """Returns the config that a checkpoint was saved under, None where it holds none.
 
     Keys that the schema has gained since have their defaults. Raises ConfigError.
@@ -21,7 +21,7 @@ def config_of(where: Path, header: Header) -> RunConfig | None:
 
 def same_config(where: Path, header: Header, config: RunConfig) -> None:
     """Raises UserError, with the keys, when a checkpoint was saved under another config than this one."""
-    saved = config_of(where, header)
+    saved = saved_config(where, header)
     if saved is not None and (different := differences(saved, config)):
         raise UserError(f"{where}: was saved under another config ({listed(different)})")
 

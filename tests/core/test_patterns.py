@@ -16,8 +16,8 @@ from train.cli import main
 from train.config.load import ConfigError, from_mapping, load, to_yaml
 from train.config.schema import OptimizerConfig
 from train.core.clipping import by_matrix, clipped
-from train.core.groups import decayed, unfrozen, unmatched
 from train.core.optimizer import FUNCTIONS, averaged, check
+from train.core.patterns import decayed, unfrozen, unmatched
 from train.core.state import hparams_of, initial_state, program_structure
 from train.core.step import train_step
 from train.errors import UserError
