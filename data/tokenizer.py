@@ -147,11 +147,7 @@ class BpeTokenizer(_OfBytes):
 
     @staticmethod
     def of(merges: Iterable[tuple[str, str]]) -> "BpeTokenizer":
-        """The tokenizer of merges in the order in which they apply. Each byte is its own id, the first merge is 256.
-
-        >>> BpeTokenizer.of([("h", "e"), ("Ġ", "he")]).decode([256, 257, 33])
-        'he he!'
-        """
+        """The tokenizer of merges in the order in which they apply. Each byte is its own id, the first merge is 256."""
         package, merges = hf_tokenizers(), list(merges)
         vocab = {character: byte for byte, character in enumerate(ALPHABET)}
         for left, right in merges:
