@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from model.config import ModelConfig
-from model.network import Network
+from model.network import Network, path_of
 from model.residual import RULES, Context, numbers_of, rule_of
 from train.core.loss import tapped_loss
 from train.gradflow.delta import Backward, backward
@@ -50,6 +50,11 @@ def changed(params: dict[str, Any], path: str, change: Callable[[Any], Any]) -> 
     """`params` with change(entry) in place of the entry at a path such as `blocks/attn/q`."""
     name, _, rest = path.partition("/")
     return params | {name: changed(params[name], rest, change) if rest else change(params[name])}
+
+
+def leaves(params: Any) -> dict[str, np.ndarray]:
+    """Returns arrays by path, such as `blocks/mlp/in/kernel`."""
+    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def same(found: Any, wanted: Any, rtol: float = 1e-12, atol: float = 0.0) -> None:

@@ -18,10 +18,10 @@ from model.config import InitGain, ModelConfig, problems
 from model.init import Init
 from model.layers import dropout, fusion_barrier, normalize
 from model.mlp import ACTIVATIONS
-from model.network import Network, draw, filtered, next_token_logits, path_of
+from model.network import Network, draw, filtered, next_token_logits
 from model.positions import rotate
 from model.residual import numbers_of
-from networks import TOKENS, B, D, L, T, V, changed, logits, parameters
+from networks import TOKENS, B, D, L, T, V, changed, leaves, logits, parameters
 from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
 SIGMAS = 5  # a statistical test fails by chance once in two million
@@ -90,7 +90,7 @@ def compiled_gradient(layers: int) -> str:
     return str(grad.lower(parameters(net), jnp.float32(1)).compile().as_text())
 
 
-def test_what_is_settled_is_itself_and_so_are_its_derivatives():
+def test_the_fusion_barrier_is_the_identity_and_so_are_its_derivatives():
     x, v = jnp.asarray([[0.1, -3e-38, 1e38], [np.inf, 0.0, 7.0]], jnp.float32)
 
     def cube(x, keep):
@@ -301,10 +301,6 @@ def test_every_key_layer_and_place_draws_for_itself():
 @partial(jax.jit, static_argnums=0)
 def init(network: Network, seed, init_std=0.02):
     return network.init(seed, {"init_std": init_std})
-
-
-def leaves(params) -> dict[str, np.ndarray]:
-    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 @pytest.mark.parametrize(
