@@ -1,6 +1,5 @@
 """Curvature, Jacobians, noise and landscape against dense matrices and closed forms (float64)."""
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from networks import B, T, V, network, parameters
+from networks import WINDOWS, leaves, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import jacobian
 from train.gradflow.curvature import along_line, lanczos, preconditioned_sharpness, random_direction, sharpness
@@ -16,7 +15,6 @@ from train.gradflow.noise import noise
 from train.gradflow.norms import log10, value
 from train.gradflow.per_block import carries
 
-WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 KEY = jax.random.key(0)
 
 
@@ -186,13 +184,9 @@ def test_a_line_through_a_parabola(x64):
 
 def test_a_random_direction_is_as_long_as_each_matrix(x64):
     params = parameters(network())
-    drawn = random_direction(params, KEY)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(drawn):
-        own: Any = params
-        names = [key.key for key in path]
-        for name in names:
-            own = own[name]
-        axes = tuple(range(int(names[0] == "blocks"), leaf.ndim))
+    drawn, given = leaves(random_direction(params, KEY)), leaves(params)
+    for path, leaf in drawn.items():
+        axes, own = tuple(range(int(path.startswith("blocks/")), leaf.ndim)), given[path]
         length, wanted = (np.sqrt(np.sum(np.square(x), axis=axes)) for x in (leaf, own))
         np.testing.assert_allclose(length, wanted, rtol=1e-12)
-        assert abs(np.sum(np.asarray(leaf) * np.asarray(own))) < 0.9 * np.sum(np.asarray(own) ** 2)
+        assert abs(np.sum(leaf * own)) < 0.9 * np.sum(own**2)
