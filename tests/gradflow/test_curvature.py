@@ -1,6 +1,5 @@
 """Curvature, Jacobians, noise and landscape against dense matrices and closed forms (float64)."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,14 +107,13 @@ def numeric(net, params):
 
 
 @pytest.mark.parametrize("rule", ["pre_ln", pytest.param("value_residual", marks=pytest.mark.slow)])
-def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
+def test_jacobians_exact_and_by_iteration(rule, x64):
     net = network(residual=rule)
     params = parameters(net)
     blocks, whole = jax.jit(lambda p: numeric(net, p))(params)
     wanted = [np.linalg.svd(matrix, compute_uv=False) for matrix in (*blocks, whole)]
     exact = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY))(params)
-    monkeypatch.setattr(jacobian, "EXACT", 0)
-    near = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY, 300, 400))(params)
+    near = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY, 300, 400, exact=0))(params)
     for index, values in enumerate(wanted):
         # The blocks, and above them the whole stack.
         one, two = (
@@ -133,15 +131,17 @@ def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_stack_of_a_deep_plain_network_has_no_range(monkeypatch, x64):
+def test_the_stack_of_a_deep_plain_network_has_no_range(x64):
     """Exact and iterated spectra of a product of 40 Jacobians far below float32's range, in float32 and float64."""
     small, logs = {"layers": 40, "residual": "none", "norm": "none"}, {}
     for dtype in ("float32", "float64"):
         net = network(dtype, **small)
         params = parameters(net, 0.01)
         for exact in (1024, 0):
-            monkeypatch.setattr(jacobian, "EXACT", exact)
-            found = jax.jit(lambda p, n=net: jacobian.jacobians(n.anatomy(p, WINDOWS[:1, :-1]), KEY))(params)
+            spectra = jax.jit(
+                lambda p, n=net, e=exact: jacobian.jacobians(n.anatomy(p, WINDOWS[:1, :-1]), KEY, exact=e)
+            )
+            found = spectra(params)
             logs[dtype, exact] = float(log10(found.stack.largest))
     assert logs["float64", 1024] < -100
     np.testing.assert_allclose(list(logs.values()), logs["float64", 1024], atol=0.02)
