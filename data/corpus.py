@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from . import DataError, reason
 from .config import DataConfig
-from .errors import DataError, reason
 from .files import cache_folder, foreign, located
 
 _CHUNK = 2**20

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from . import DataError, one_line
 from .config import DataConfig
-from .errors import DataError, one_line
 from .source import Batch, DataSpec, Source, Whole
 from .tokenizer import Tokenizer, from_json
 

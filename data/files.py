@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DataError, reason
+from . import DataError, reason
 
 _MOST_JSON = 2**28  # bytes: a tokenizer of a million merges, each byte of which takes six
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

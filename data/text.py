@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import DataError, reason
 from .bpe import learn_from, parts
 from .config import BPE_VOCAB, DataConfig
 from .corpus import Corpus, find, texts
-from .errors import DataError, reason
 from .files import MappedFile, cache_folder, mapped_npy, replacing
 from .tokenizer import CHAR_LIMIT, ByteTokenizer, CharTokenizer, Tokenizer, code_points, token_dtype
 from .tokens import Windows, check_lengths, held_out_of, placement_of, split

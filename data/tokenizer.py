@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, reason
+from . import DataError, reason
 
 CHAR_LIMIT = 65_536
 _CODE_POINTS = 0x110000

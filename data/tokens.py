@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import DataError, reason
 from .batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from .config import DataConfig
-from .errors import DataError, reason
 from .files import MappedFile, json_of, located, mapped_npy
 from .floors import counts, unigram
 from .source import DataSpec

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import bpe, corpus, text, tokenizer
+from data import DataError, bpe, corpus, text, tokenizer
 from data.bpe import learn
 from data.config import DataConfig
-from data.errors import DataError
 from data.text import open_text
 from data.tokenizer import ALPHABET, BpeTokenizer, ByteTokenizer, from_json, pieces
 from data.tokens import Windows

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from data import corpus, files
+from data import DataError, corpus, files
 from data.config import DataConfig
 from data.corpus import find, texts
-from data.errors import DataError
 
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 
@@ -147,7 +146,7 @@ def test_brackets_of_folders_are_no_pattern():
 )
 @pytest.mark.parametrize("kind", ["text", "tokens"])
 def test_paths_of_other_systems_and_urls(path, message, kind):
-    from data.open import open_source
+    from data.source import open_source
 
     write("texts/a.txt")
     with pytest.raises(DataError) as error:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import DataError
 from data.config import DataConfig
-from data.errors import DataError
-from data.open import open_source
-from data.source import Batch
+from data.source import Batch, open_source
 from train.cli import main
 
 

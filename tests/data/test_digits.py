@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from data import DataError
 from data.config import DataConfig
-from data.errors import DataError
-from data.open import open_source
+from data.source import open_source
 
 
 def test_digits():

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import DataError
 from data.config import DataConfig
-from data.errors import DataError
 from data.files import content_of, json_of
-from data.open import open_source
+from data.source import open_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,8 +83,8 @@ def test_a_file_that_was_replaced_stays_as_it_was_in_the_map(tmp_path, kind):
 MEASURE = """
 import resource, sys
 from data.config import DataConfig
-from data.open import open_source
-from data.errors import DataError
+from data.source import open_source
+from data import DataError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     source = open_source(DataConfig(**eval(sys.argv[1])))

@@ -8,7 +8,7 @@ import pytest
 from data import floors
 from data.config import DataConfig
 from data.floors import counts, prior, unigram
-from data.open import open_source
+from data.source import open_source
 
 TASKS = {
     "copy": {"symbols": 5, "context": 8},

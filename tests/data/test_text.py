@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import text, tokens
+from data import DataError, text, tokens
 from data.batches import gather, window_starts
 from data.config import DataConfig
-from data.errors import DataError
-from data.open import open_source
+from data.source import open_source
 from data.text import open_text
 from data.tokenizer import ByteTokenizer
 from data.tokens import Windows
@@ -211,7 +210,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkey
 
 def test_opening_a_text_imports_neither_jax_nor_pooch(tmp_path):
     program = (
-        "import sys; from data.config import DataConfig; from data.open import open_source; import data.batches\n"
+        "import sys; from data.config import DataConfig; from data.source import open_source; import data.batches\n"
         "open_source(DataConfig()); print([m for m in ('jax', 'pooch', 'model', 'train') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

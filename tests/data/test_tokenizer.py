@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from data.errors import DataError
+from data import DataError
 from data.tokenizer import ByteTokenizer, CharTokenizer, from_json, token_dtype
 
 ABC = CharTokenizer("\n abc")

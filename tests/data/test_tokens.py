@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data import DataError
 from data.config import DataConfig
-from data.errors import DataError
-from data.open import open_source
+from data.source import open_source
 
 IDS = (np.arange(600) * 7 % 11).astype(np.uint16)
 
