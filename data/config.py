@@ -60,7 +60,7 @@ _Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", descripti
 
 def kind_of(config: "DataConfig") -> Kind:
     """The declaration of a config's kind; a user's class may read all options, and its task is unknown."""
-    return Kind(".custom:open_custom", (), task=None) if ":" in config.kind else KINDS[config.kind]
+    return Kind(".custom:CustomSource", (), task=None) if ":" in config.kind else KINDS[config.kind]
 
 
 class DataConfig(BaseModel):

@@ -199,10 +199,12 @@ def _texts(part: Part, digest: Any) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     at, line = before + error.start, line + error.object[: error.start].count(b"\n")
                     byte = error.object[error.start]
-                    raise DataError(
-                        f"{part.label} is not UTF-8 text: byte 0x{byte:02X} at offset {at:,}, line {line:,}; "
-                        + _advice(part, error.object[:2] if at == 0 else b"")
-                    ) from None
+                    marked = at == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                    advice = f"convert it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8"
+                    if isinstance(part.content, Path) and part.content.suffix in (".bin", ".npy"):
+                        advice = "token ids are data.kind: tokens"
+                    place = f"byte 0x{byte:02X} at offset {at:,}, line {line:,}"
+                    raise DataError(f"{part.label} is not UTF-8 text: {place}; {advice}") from None
                 if (at := text.find("\0")) >= 0:
                     at, line = before + len(text[:at].encode()), line + text[:at].count("\n")
                     raise DataError(
@@ -219,10 +221,3 @@ def _texts(part: Part, digest: Any) -> Iterator[str]:
                     return
     except OSError as error:
         raise DataError(f"{part.label} can't be read ({reason(error)})") from None
-
-
-def _advice(part: Part, first: bytes) -> str:
-    if isinstance(part.content, Path) and part.content.suffix in (".bin", ".npy"):
-        return "token ids are data.kind: tokens"
-    charset = "UTF-16" if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
-    return f"convert it, for example with iconv -f {charset} -t UTF-8"

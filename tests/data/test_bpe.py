@@ -203,8 +203,8 @@ def test_pieces_are_encoded_as_the_whole_is(words, size):
     assert "".join(apart) == together and all(len(piece) <= size for piece in apart)
     assert apart == list(pieces([together], size)) == list(pieces(together, size))
     one = learn([together] * 2, 400)
-    whole = one._library.encode(together).ids
-    assert [index for piece in apart for index in one._library.encode(piece).ids] == whole
+    whole = one.library.encode(together).ids
+    assert [index for piece in apart for index in one.library.encode(piece).ids] == whole
 
 
 def test_what_has_no_spaces_is_cut_anyway(monkeypatch):
