@@ -14,7 +14,7 @@ from . import DataError, reason
 from .config import DataConfig
 from .files import cache_folder, foreign, located
 
-_CHUNK = 2**20
+CHUNK = 2**20
 _SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _SHAKESPEARE_MOST = 2**24  # bytes, sixteen times what it has: an endless answer is cut off
@@ -190,7 +190,7 @@ def _texts(part: Part, digest: Any) -> Iterator[str]:
     try:
         with part.open() as file:
             while True:
-                chunk = file.read(_CHUNK)
+                chunk = file.read(CHUNK)
                 if digest is not None:
                     digest.update(chunk)
                 before = offset - len(decoder.getstate()[0])  # where the decoder's input starts

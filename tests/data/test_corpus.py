@@ -217,7 +217,7 @@ def test_a_file_that_is_not_utf8(content, byte, offset, line, charset):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
 def test_characters_may_straddle_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(corpus, "_CHUNK", chunk)
+    monkeypatch.setattr(corpus, "CHUNK", chunk)
     content = "\ufeffaé\r\n語😀\ufeff" * 5
     digest = hashlib.sha256()
     assert "".join(texts(find(DataConfig(path=write("a.txt", content))), digest)) == content[1:]
@@ -238,7 +238,7 @@ def test_characters_may_straddle_chunks(monkeypatch, chunk):
     ],
 )
 def test_a_nul_is_no_text(monkeypatch, content, offset, line, chunk):
-    monkeypatch.setattr(corpus, "_CHUNK", chunk)
+    monkeypatch.setattr(corpus, "CHUNK", chunk)
     place = f"is not text: byte 0x00 at offset {offset}, line {line}; expected a UTF-8 text file"
     assert place in error_of(path=write("a.txt", content))
 
