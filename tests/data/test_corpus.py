@@ -249,9 +249,10 @@ def test_shakespeare_is_fetched_once(cache, monkeypatch, capfd):
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="Tiny Shakespeare is not on this machine")
-def test_the_real_shakespeare_passes_the_real_checksum(monkeypatch):
+def test_the_real_shakespeare_passes_the_real_checksum_and_has_its_published_figures(monkeypatch):
     with answering(monkeypatch, reply(SHAKESPEARE.read_bytes()), corpus.SHAKESPEARE.sha256):
-        assert len(text_of(corpus="shakespeare")) == 1_115_394
+        dataset = opened(corpus="shakespeare")
+    assert (dataset.vocab_size, len(dataset.train), len(dataset.val)) == (65, 1_003_854, 111_540)
 
 
 def endless(connection):
@@ -269,21 +270,14 @@ def drip(connection):
 
 
 BOMB = zlib.compress(bytes(2**24), 9, 31)
+MOST = {"most": 100_000}
 ANSWERS = {
     "another text": (reply(PLAY[:-1] + b"!"), {}, "what URL sent is not Tiny Shakespeare"),
-    "a part": (
-        reply(PLAY[:500], **{"Content-Length": 9999}),
-        {},
-        "(IncompleteRead(500 bytes read, 9499 more expected)); with",
-    ),
+    "a part": (reply(PLAY[:500], **{"Content-Length": 9999}), {}, "(IncompleteRead(500 bytes read, 9499 more"),
     "404": (reply(b"gone", "404 Not Found"), {}, "(404 Client Error: Not Found for url: URL); without a network"),
     "503": (reply(b"", "503 Busy"), {}, "(503 Server Error: Busy for url: URL); without a network"),
-    "endless": (endless, {"most": 100_000}, "(it sent more than 100,000 bytes)"),
-    "a bomb": (
-        reply(BOMB, **{"Content-Encoding": "gzip"}),
-        {"most": 100_000},
-        "(it sent more than 100,000 bytes)",
-    ),
+    "endless": (endless, MOST, "(it sent more than 100,000 bytes)"),
+    "a bomb": (reply(BOMB, **{"Content-Encoding": "gzip"}), MOST, "(it sent more than 100,000 bytes)"),
     "drops": (drip, {"deadline": 0.3}, "(it was not all there after 0.3 s)"),
     "a file": (reply(b"", "302 Found", Location="file:///etc/passwd"), {}, "(No connection adapters were found for "),
     "nonsense": (lambda connection: connection.sendall(b"\0\xff" * 100), {}, "can't be fetched from URL ("),
