@@ -22,7 +22,7 @@ class Need:
     """Bytes on the device."""
 
     held: int  # all the time: states, and tokens that live there
-    training: int = 0  # while the largest window runs: its temporaries, results and batches
+    training: int = 0  # while the largest dispatch runs: its temporaries, results and batches
     measuring: int = 0  # while the largest evaluation or instrument runs, which take whole batches
 
     @property
@@ -50,7 +50,7 @@ def need(programs: Programs, resident: Any) -> Need:
             passing += int(analysis.temp_size_in_bytes + results)
         if key == "init":
             measuring = max(measuring, passing - state)  # its result is a state, which is held
-        elif key[0] == "window":
+        elif key[0] == "dispatch":
             training = max(training, passing)
         else:
             measuring = max(measuring, passing)
@@ -196,7 +196,7 @@ def _of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self
 def _of_limits(status: Path = Path("/proc/self/status")) -> Iterator[int | None]:
     """The limits of this process on address space and data, less its use."""
     try:
-        import resource  # absent on Windows
+        import resource  # absent on Dispatches
 
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
         for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):

@@ -18,7 +18,7 @@ from ..core.state import hparams_of
 from ..core.task import network_of
 from ..device import platform as platforms
 from ..device.platform import Platform
-from ..device.programs import Group, grouped
+from ..device.programs import VariantGroup, grouped
 from ..device.signals import Stop
 from ..errors import UserError
 from ..log.console import Console
@@ -26,9 +26,9 @@ from ..report.read import read_run
 from ..report.tables import closing_table, verdict_lines
 from ..store.rundir import directory_of
 from . import summary as summaries
+from .dispatches import assumed_step_seconds, steps_per_call
 from .loop import GroupRun
 from .start import resumable_parts, resume_points, steps_per_call_of
-from .windows import assumed_step_seconds, steps_per_call
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def device_of(experiment: Experiment) -> Platform:
         return platforms.select(first.config.train)
 
 
-def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform) -> Group:
+def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform) -> VariantGroup:
     """Variants of one structure with their network.
 
     Raises ConfigError when the data or the optimizer does not fit the config; UserError for what users bring along.
@@ -89,7 +89,7 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
             except UserError as error:
                 raise ConfigError([variant.problem(str(error))]) from None
     vmapped = len(variants) > 1 and platforms.grouped_by(config.train, platform) == "vmap"
-    return Group(tuple(variants), network, vmapped)
+    return VariantGroup(tuple(variants), network, vmapped)
 
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:

@@ -1,7 +1,7 @@
 """The training loop of one group of variants.
 
-Windows are dispatched, and their results are fetched one window late, so that the device never waits for the host.
-Evaluations, instruments, checkpoints and pictures are hooks between two windows.
+K steps are one dispatch, and its results are fetched one dispatch late, so that the device never waits for the host.
+Evaluations, instruments, checkpoints and pictures are hooks between two dispatches.
 """
 
 import time
@@ -22,7 +22,7 @@ from ..core.batch import BatchInput
 from ..device import process
 from ..device.memory import Budget
 from ..device.platform import Platform, agreed, environment
-from ..device.programs import Group, Programs, shapes_of
+from ..device.programs import Programs, VariantGroup, shapes_of
 from ..device.signals import Stop
 from ..errors import UserError, first_line
 from ..gradflow.advice import advice_for
@@ -32,19 +32,19 @@ from ..log.console import Console
 from ..store.checkpoint import Checkpoints, check_dtypes
 from ..store.lock import locked
 from ..store.rundir import own_directory_of
+from .dispatches import Throughput, dispatch_shapes, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
 from .recovery import MOST_SKIPPED, find_cause
 from .start import begin, described
 from .summary import close, performance
 from .transfer import PretrainedRun, started_from
-from .windows import Throughput, watched_steps, window_shapes, windows
 
 _PICTURES_EVERY_S = 30.0
 _WORTH_A_PEAK_S = 30.0  # of a shorter training the device's peak is not measured, which takes about a second
 
 
 class Hook(NamedTuple):
-    """A function that is called with the step after each window that ends at a multiple of `every`; `at_end`: and
+    """A function that is called with the step after each dispatch that ends at a multiple of `every`; `at_end`: and
     after the last step."""
 
     every: int
@@ -63,7 +63,7 @@ class GroupRun:
 
     def __init__(
         self,
-        group: Group,
+        group: VariantGroup,
         source: Source,
         platform: Platform,
         console: Console,
@@ -133,7 +133,7 @@ class GroupRun:
                 raise
 
     def train(self, start_step: int) -> None:
-        """The loop. A signal ends it after the window in flight, with everything saved."""
+        """The loop. A signal ends it after the dispatch in flight, with everything saved."""
         config, steps = self.config, self.config.train.steps
         measures = [Hook(config.train.eval_every, self.evaluate, at_end=True)]
         measures += [Hook(every, partial(self.measure, name)) for name, every in self.instruments.items()]
@@ -147,11 +147,11 @@ class GroupRun:
                 hook.function(start_step)
         self.drawn_at = time.perf_counter()
         with self.stop.deferred():  # from here on there is something to save
-            for start, end in windows(start_step, steps, self.K, config.watch.every):
+            for start, end in dispatches(start_step, steps, self.K, config.watch.every):
                 self.stop.doing = f"steps {start + 1} to {end}"
                 watched = bool(watched_steps(start, end, config.watch.every))
-                self.states, measured = self.programs.window(self.states, self.batches(start, end), watched)
-                self.pending.append((measured, partial(self.log_window, start, end)))
+                self.states, measured = self.programs.dispatch(self.states, self.batches(start, end), watched)
+                self.pending.append((measured, partial(self.log_dispatch, start, end)))
                 self.settle(leave=1)
                 if (signal := agreed(self.stop.signal)) is not None:  # so that all processes save the same step
                     self.stop.signal = signal
@@ -231,11 +231,11 @@ class GroupRun:
 
     # -- results
 
-    def log_window(self, start: int, end: int, results: list[Any]) -> None:
-        """Logs a window of every live variant, shows the progress, and looks after steps that are not finite."""
-        config, rate, bad = self.config, self.throughput.window(end - start), {}
+    def log_dispatch(self, start: int, end: int, results: list[Any]) -> None:
+        """Logs a dispatch of every live variant, shows the progress, and looks after steps that are not finite."""
+        config, rate, bad = self.config, self.throughput.dispatch(end - start), {}
         for index, metrics in self.live():
-            if (step := metrics.add_window(start, results[index][0], results[index][1], rate)) is not None:
+            if (step := metrics.add_dispatch(start, results[index][0], results[index][1], rate)) is not None:
                 bad[index] = step
         seconds, tokens = self.throughput.recent, config.data.batch * config.data.context
         speed = None if seconds is None else self.throughput.calls * tokens / seconds
@@ -260,7 +260,7 @@ class GroupRun:
                 good = checkpoints.restore(since, self.programs.abstract_single, device)
             else:
                 good = self.programs.each(jax.device_get(self.initial(None)))[index]
-            replayed = windows(since, config.train.steps, self.K, config.watch.every)
+            replayed = dispatches(since, config.train.steps, self.K, config.watch.every)
             stopping = lambda: self.stop.signal is not None  # noqa: E731
             found = find_cause(self.programs, index, good, replayed, self.batches, step, stopping)
             cause = "a signal came before it was known where"
@@ -285,7 +285,7 @@ class GroupRun:
             self.states[index] = None
         self.console.over(name)
 
-    # -- before the first window and after the last
+    # -- before the first dispatch and after the last
 
     def compile(self, start_step: int) -> Budget:
         """Starts to compile everything that will run. Raises UserError when not even the states have room."""
@@ -304,8 +304,8 @@ class GroupRun:
 
         if not start_step:
             programs.prepare_init()
-        for length, watched in window_shapes(config, start_step, self.K):
-            programs.prepare_window(shapes_of(one_call(self.batches(0, 1)), *lead, length), watched)
+        for length, watched in dispatch_shapes(config, start_step, self.K):
+            programs.prepare_dispatch(shapes_of(one_call(self.batches(0, 1)), *lead, length), watched)
         for name in self.instruments:
             some = self.batches(0, INSTRUMENTS[name].batches(config.watch))
             programs.prepare_instrument(name, shapes_of(one_call(some), *lead))

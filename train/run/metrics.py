@@ -31,8 +31,8 @@ from ..instruments.readings import Curve, Reading, scalars_of
 from ..log.writer import Tracker
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
+from .dispatches import watched_steps
 from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
-from .windows import watched_steps
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ class RunMetrics:
         """Adds values to the row of a step."""
         self.open_rows.setdefault(step, {}).update(values)
 
-    def add_window(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
-        """Logs a window of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
+    def add_dispatch(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
+        """Logs a dispatch of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
 
         Returns the step (counted from 1) that is not finite and wants a diagnosis, if there is one. Rows after a step
         that ends the variant are not logged.

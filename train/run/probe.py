@@ -25,7 +25,7 @@ from ..core.parameters import path_of
 from ..core.probe import as_json, measure
 from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
-from ..device.programs import Group, grouped
+from ..device.programs import VariantGroup, grouped
 from ..errors import UserError
 from ..instruments.readings import json_of
 from ..instruments.snapshot import read
@@ -59,7 +59,7 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
 class _Bench:
     """The programs of one group, each compiled once."""
 
-    group: Group
+    group: VariantGroup
     source: Source
     platform: Platform
     checkpoint: Path | None
@@ -139,7 +139,7 @@ def _same_tokens(directory: Path, source: Source) -> None:
         )
 
 
-def restored(group: Group, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
+def restored(group: VariantGroup, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
     """Returns the parameters of a run's checkpoint for a variant. Raises UserError if they are of another model."""
     saved = read_config(directory)
     if _shape(saved) != _shape(variant.config):

@@ -15,7 +15,7 @@ from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.optimizer import HParams
 from ..core.state import State
 from ..device.programs import Programs
-from .windows import watched_steps
+from .dispatches import watched_steps
 
 # Steps in a row that may be skipped: a run that has skipped more stands still, and is stopped.
 MOST_SKIPPED = 100
@@ -34,7 +34,7 @@ class NonfiniteSteps:
     in_a_row: int = 0  # of them, up to the last step
 
     def skipping(self, finite: Bool[np.ndarray, " K"], start: int) -> "NonfiniteSteps":
-        """The memory after a window from `start` on whose bad updates were left out."""
+        """The memory after a dispatch from `start` on whose bad updates were left out."""
         bad = np.flatnonzero(~finite)
         if not bad.size:
             return replace(self, in_a_row=0)
@@ -48,7 +48,7 @@ class NonfiniteSteps:
 
 
 def first_nonfinite(finite: Bool[np.ndarray, " K"], start: int) -> int | None:
-    """The first step, counted from 1, of a window from `start` on that is not finite."""
+    """The first step, counted from 1, of a dispatch from `start` on that is not finite."""
     bad = np.flatnonzero(~np.asarray(finite))
     return start + int(bad[0]) + 1 if bad.size else None
 
@@ -57,7 +57,7 @@ def find_cause(
     programs: Programs,
     index: int,
     state: State,
-    windows: Iterable[tuple[int, int]],
+    dispatches: Iterable[tuple[int, int]],
     batches: Callable[[int, int], list[Any]],
     bad: int,
     stopping: Callable[[], bool],
@@ -66,8 +66,8 @@ def find_cause(
 
     Args:
         index: of the variant in its group.
-        state: of the variant, where the first of the windows starts.
-        windows: from there on. Those before the bad one run as they did; the bad one goes step by step.
+        state: of the variant, where the first of the dispatches starts.
+        dispatches: from there on. Those before the bad one run as they did; the bad one goes step by step.
         batches: (start, end) -> leaves [end - start, B, ...], one entry a variant.
         bad: the step that was not finite, counted from 1.
 
@@ -78,18 +78,18 @@ def find_cause(
         states = programs.joined([state] * len(group.variants))
     else:
         states = [state if other == index else None for other in range(len(group.variants))]
-    for start, end in windows:
+    for start, end in dispatches:
         if stopping():
             return None
         if end < bad:
-            states, _ = programs.window(states, batches(start, end), bool(watched_steps(start, end, every)))
+            states, _ = programs.dispatch(states, batches(start, end), bool(watched_steps(start, end, every)))
             continue
         before, step, watched = states, start, watched_steps(start, end, every)
         for step in range(start, bad):
             if stopping():
                 return None
-            before = jax.tree.map(lambda leaf: leaf.copy(), states)  # a window donates its states
-            states, measured = programs.window(states, batches(step, step + 1), step in watched)
+            before = jax.tree.map(lambda leaf: leaf.copy(), states)  # a dispatch donates its states
+            states, measured = programs.dispatch(states, batches(step, step + 1), step in watched)
             metrics = programs.each(jax.device_get(measured))[index][0]
             if not metrics.finite[0]:
                 break
@@ -102,4 +102,4 @@ def find_cause(
 
         found = jax.device_get(called_once(replay, before, hp, programs.corpus, feed))
         return step + 1, cause_of(found, group.network.param_dtype)
-    raise AssertionError("no window holds the bad step")
+    raise AssertionError("no dispatch holds the bad step")

@@ -15,7 +15,7 @@ from ..config.schema import RunConfig
 from ..core.schedule import learning_rate
 from ..core.state import parameter_count
 from ..device.platform import environment
-from ..device.programs import Group, model_flops
+from ..device.programs import VariantGroup, model_flops
 from ..disk import read_json, write_json
 from ..errors import UserError
 from ..log.console import Console
@@ -45,7 +45,7 @@ class Start(NamedTuple):
 
 
 def begin(
-    group: Group, source: Source, directories: Sequence[Path], K: int, console: Console, allow_data_change: bool
+    group: VariantGroup, source: Source, directories: Sequence[Path], K: int, console: Console, allow_data_change: bool
 ) -> Start:
     """Decides how a group starts, and writes what its directories need; their locks are held.
 
@@ -205,8 +205,11 @@ def finished_run(variant: Variant) -> dict[str, Any] | None:
 
 
 def steps_per_call_of(directory: Path, config: RunConfig, guess: int) -> int:
-    """Returns K as it was when the run first started, so that its windows end at the same steps; `guess` for a new run,
-    and where the recorded K does not divide the intervals of the config any more. Raises UserError."""
+    """Returns K as it was when the run first started, so that its dispatches end at the same steps.
+
+    `guess`: for a new run, and where the recorded K does not divide the intervals of the config any more. Raises
+    UserError.
+    """
     path = directory / "choices.json"
     if not path.exists():
         return guess
@@ -221,7 +224,7 @@ def steps_per_call_of(directory: Path, config: RunConfig, guess: int) -> int:
     return recorded if fits else guess
 
 
-def described(group: Group, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:
+def described(group: VariantGroup, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:
     """Returns title and rows of the block that the console shows before the first step."""
     config, several = group.config, len(group.variants) > 1
     mode = " (vmapped in one call)" if group.vmapped else " (called in turn)"

@@ -8,14 +8,14 @@ from typing import Any
 from ..config.fields import did_you_mean
 from ..device import platform as platforms
 from ..device.platform import Platform
-from ..device.programs import Group, model_flops
+from ..device.programs import VariantGroup, model_flops
 from ..disk import write_atomically, write_json
 from ..log.console import Console
 from ..report.page import as_html, as_markdown, compare
 from ..report.seeds import write_means
 from ..report.tables import verdict_text
+from .dispatches import Throughput
 from .metrics import RunMetrics
-from .windows import Throughput
 
 # Bytes of metrics.jsonl, all runs together: with more, the end of a training would take more than about ten seconds.
 MAX_BYTES = 50_000_000
@@ -53,7 +53,7 @@ def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: 
 
 
 def performance(
-    group: Group, platform: Platform, throughput: Throughput, wall_s: float, measure_peak: bool
+    group: VariantGroup, platform: Platform, throughput: Throughput, wall_s: float, measure_peak: bool
 ) -> dict[str, Any]:
     """The speed, memory and platform of a group for its summaries; `measure_peak`: of matmuls too, for the mfu."""
     config, network, seconds = group.config, group.network, throughput.call
