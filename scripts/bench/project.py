@@ -84,6 +84,7 @@ def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: li
     values = [] if watched is None else watched_scalars(watched, dtype)
     rows = [(step + index * watch_every, row) for index, row in enumerate(values)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
+    tracker.flush()
 
 
 def contestant(config: str, shapes: Shapes, dtype: str, watch_every: int = 0, layers: int | None = None) -> Contestant:

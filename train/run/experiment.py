@@ -26,9 +26,8 @@ from ..report.read import read_run
 from ..report.tables import closing_table, verdict_lines
 from ..store.rundir import directory_of
 from . import summary as summaries
-from .dispatches import assumed_step_seconds, steps_per_call
 from .loop import GroupRun
-from .start import resumable_parts, resume_points, steps_per_call_of
+from .start import resumable_parts, resume_points
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,8 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             if stop.signal is not None:
                 break
             stop.doing = "set-up and compilation"
-            guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
-            K = steps_per_call_of(directory_of(group.variants[0]), group.config, guess)
             waited_s = time.perf_counter() - began
-            run = GroupRun(group, source, platform, console, stop, K, waited_s, allow_data_change)
+            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
@@ -130,12 +127,10 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
         stop.doing = "the report, with all training done"
         summaries.write_report(root, console)
-        logged = {}
-        for variant in experiment.variants:
-            if variant.name in experiment.expect:
-                steps = read_run(directory_of(variant)).steps
-                logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
         stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
+        # From the logs, which are closed: a run that was resumed, or finished before, has its figures nowhere else.
+        promised = [variant for variant in experiment.variants if variant.name in experiment.expect]
+        logged = {variant.name: read_run(directory_of(variant)) for variant in promised}
         return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
     except KeyboardInterrupt:  # also Stopped
         console.note(resume_points(experiment.variants))

@@ -47,7 +47,13 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
         if checkpoint is not None:
-            _same_tokens(checkpoint, source)
+            read_config(checkpoint)  # or it is no run
+            here = None if source.tokenizer is None else source.tokenizer.to_json()
+            if tokenizers_differ(tokenizer_of(checkpoint), here):
+                raise UserError(
+                    f"{checkpoint}: has another tokenizer than {source.source}, so its tokens stand for something "
+                    "else; probe it on the text it was trained on"
+                )
             step = step or Checkpoints(checkpoint).only_newest()
         bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint, step)
         for index, variant in enumerate(members):
@@ -126,17 +132,6 @@ class _Bench:
 def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:
     """Returns the instruments that do not apply under this config (docs/instruments.md)."""
     return [name for name in instruments if not INSTRUMENTS[name].applies(config)]
-
-
-def _same_tokens(directory: Path, source: Source) -> None:
-    """Raises UserError if a run was trained with another tokenizer than that of `source`."""
-    read_config(directory)  # or it is no run
-    here = None if source.tokenizer is None else source.tokenizer.to_json()
-    if tokenizers_differ(tokenizer_of(directory), here):
-        raise UserError(
-            f"{directory}: has another tokenizer than {source.source}, so its tokens stand for something else; "
-            "probe it on the text it was trained on"
-        )
 
 
 def restored(group: VariantGroup, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,7 +15,12 @@ from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.optimizer import HParams
 from ..core.state import State
 from ..device.programs import Programs
-from .dispatches import watched_steps
+from ..errors import UserError, first_line
+from ..gradflow.advice import advice_for
+from .dispatches import dispatches, watched_steps
+
+if TYPE_CHECKING:
+    from .loop import GroupRun
 
 # Steps in a row that may be skipped: a run that has skipped more stands still, and is stopped.
 MOST_SKIPPED = 100
@@ -57,7 +62,7 @@ def find_cause(
     programs: Programs,
     index: int,
     state: State,
-    dispatches: Iterable[tuple[int, int]],
+    replayed: Iterable[tuple[int, int]],
     batches: Callable[[int, int], list[Any]],
     bad: int,
     stopping: Callable[[], bool],
@@ -67,7 +72,7 @@ def find_cause(
     Args:
         index: of the variant in its group.
         state: of the variant, where the first of the dispatches starts.
-        dispatches: from there on. Those before the bad one run as they did; the bad one goes step by step.
+        replayed: the dispatches from there on. Those before the bad one run as they did; the bad one goes step by step.
         batches: (start, end) -> leaves [end - start, B, ...], one entry a variant.
         bad: the step that was not finite, counted from 1.
 
@@ -78,7 +83,7 @@ def find_cause(
         states = programs.joined([state] * len(group.variants))
     else:
         states = [state if other == index else None for other in range(len(group.variants))]
-    for start, end in dispatches:
+    for start, end in replayed:
         if stopping():
             return None
         if end < bad:
@@ -103,3 +108,42 @@ def find_cause(
         found = jax.device_get(called_once(replay, before, hp, programs.corpus, feed))
         return step + 1, cause_of(found, group.network.param_dtype)
     raise AssertionError("no dispatch holds the bad step")
+
+
+def handle_nonfinite(run: "GroupRun", index: int, step: int) -> bool:
+    """Says what went wrong with a variant at a step (counted from 1); ends it as `train.on_nonfinite` asks.
+
+    Returns true if the variant has ended.
+    """
+    metrics, checkpoints, warn = run.metrics[index], run.checkpoints[index], run.console.warn
+    name, config, programs = metrics.variant.name, metrics.variant.config, run.programs
+    warn(f"{name}: step {step} is not finite; its steps since the last good state are taken again")
+    since, end = max(checkpoints.steps(), default=0), step
+    try:
+        since = checkpoints.newest(warn) or 0
+        if since:
+            good = checkpoints.restore(since, programs.abstract_single, run.platform.device)
+        else:
+            good = programs.each(jax.device_get(run.initial(None)))[index]
+        replayed = dispatches(since, config.train.steps, run.start.K, config.watch.every)
+        found = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
+        cause = "a signal came before it was known where"
+        if found is not None:
+            step, cause = found[0], str(found[1])
+    except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
+        cause = f"it could not be taken again: {first_line(error)[:200]}"
+    metrics.nonfinite = metrics.nonfinite.diagnosed(step, cause)
+    warn(f"{name}: step {step}: {cause}")
+    advice = advice_for("unstable", config)
+    metrics.tracker.text("verdict/nonfinite", step, f"step {step}: {cause}\n\nTry {advice}")
+    why = ""
+    if config.train.on_nonfinite == "skip":
+        if metrics.nonfinite.in_a_row < MOST_SKIPPED:
+            warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
+            return False
+        why, step = f", {MOST_SKIPPED} in a row skipped", end  # rows up to there have been written
+    kept = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
+    warn(f"{name}: stops at step {step}{why}; {kept}")
+    metrics.end(step)
+    run.console.over(name)
+    return True
