@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data.config import DataConfig
-from data.open import open_source
-from data.source import Batch, DataSpec
+from data.source import Batch, DataSpec, open_source
 from model.config import ModelConfig, problems
 from model.network import Anatomy, Network, Params
 from model.residual import Carry, rule_of

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.custom import imported
-from data.open import open_source
-from data.source import DataSpec, Source
+from data.source import DataSpec, Source, open_source
 
 from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
