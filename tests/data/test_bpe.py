@@ -18,9 +18,10 @@ from sources import PROSE, ROOT, opened, refused, write
 from train.cli import main
 from train.config.load import load
 from train.device.programs import grouped
+from train.disk import write_json
 from train.errors import UserError
 from train.run.experiment import data_key, open_all
-from train.store.rundir import remember_data
+from train.store.rundir import data_record
 
 package = pytest.importorskip("tokenizers")
 QUIET = settings(derandomize=True, deadline=None, database=None)
@@ -385,10 +386,13 @@ def test_without_the_package_it_says_what_to_install(run, monkeypatch, capsys):
 
 def test_a_tokenizer_of_your_own_may_say_tuples(tmp_path):
     """They come back from JSON as lists, which is no other tokenizer."""
-    for _ in range(2):
-        remember_data(tmp_path, "00", "mine", {"kind": "mine", "merges": ("a b", "b c")})
+    files, _ = data_record(tmp_path, "00", "mine", {"kind": "mine", "merges": ("a b", "b c")})
+    for path, content in files.items():
+        write_json(path, content)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert data_record(tmp_path, "00", "mine", {"kind": "mine", "merges": ("a b", "b c")}) == ({}, None)
     with pytest.raises(UserError, match="was trained with another tokenizer than mine gives today"):
-        remember_data(tmp_path, "00", "mine", {"kind": "mine", "merges": ("b c", "a b")})
+        data_record(tmp_path, "00", "mine", {"kind": "mine", "merges": ("b c", "a b")})
 
 
 def test_a_run_goes_on_with_its_own_merges_or_not_at_all(run, monkeypatch, capsys):
