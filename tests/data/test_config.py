@@ -3,7 +3,7 @@
 import pytest
 
 from data.config import KINDS, DataConfig, problems
-from sources import opened
+from sources import opened, refused
 from train.cli import main
 
 BOTH = {"path": "x", "corpus": "python-docs"}
@@ -33,6 +33,8 @@ ODD = [[0.5, 0.5], [0.6, 0.5]]
 def test_options_that_do_not_belong(kind, options, expected):
     faults = problems(DataConfig(kind=kind, **options))
     assert "; ".join(f"{key}: {message}" for key, message in faults) == expected
+    if expected:
+        assert refused(kind=kind, **options) == f"data.{expected}"
 
 
 FIXED = [("modular", {}, 3), ("addition", {"digits": 4}, 14), ("addition", {"context": 11}, 11), ("digits", {}, 16)]

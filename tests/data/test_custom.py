@@ -194,6 +194,7 @@ def test_a_class_of_your_own_is_trained_and_probed_and_its_context_must_be_the_c
     assert main(["probe", config, "--checkpoint", "runs/own/main"]) == 0
     assert main(["sample", "runs/own/main"]) == 1
     capsys.readouterr()
-    assert main(["train", config, "data.context=9", "name=other"]) == 1
-    message = "command line: data.context: data.kind own_parity:Parity has windows of 8 tokens"
+    kind = class_of("def __init__(self, config):\n  super().__init__(config.model_copy(update={'context': 8}))")
+    assert main(["train", config, f"data.kind={kind}", "data.context=9", "name=other"]) == 1
+    message = f"command line: data.context: data.kind {kind} has windows of 8 tokens"
     assert message in "".join(capsys.readouterr())
