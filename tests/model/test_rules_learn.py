@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from data.open import open_source
+from data.source import open_source
 from model.network import Network
 from model.residual import RULES
+from train.core.dispatch import run_dispatch
 from train.core.state import hparams_of, initial_state
-from train.core.window import run_window
 
 STEPS = 250
 
@@ -44,7 +44,7 @@ def test_it_learns_to_copy(tiny, rule):
     network = Network(config.model, source.form.vocab_size, config.data.context)
     hp = hparams_of(config)
     state = jax.jit(initial_state, static_argnums=(0, 1))(network, config, hp)
-    trained = jax.jit(run_window, static_argnums=(0, 1, 2))
+    trained = jax.jit(run_dispatch, static_argnums=(0, 1, 2))
     _, metrics, _ = trained(network, config, 0, state, hp, None, source.train_batches(16, 0, 0, STEPS))
     # The median: now and then stochastic_depth drops the very block that looks things up.
     assert np.median(metrics.loss[-40:]) < 0.5 * np.log(4)

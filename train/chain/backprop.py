@@ -8,8 +8,8 @@ import numpy as np
 
 from model.mlp import ACTIVATIONS
 
-from ..core.compile import called_once
 from ..core.loss import cross_entropy
+from ..device.programs import called_once
 from .by_hand import gelu, gelu_slope, softmax
 from .claim import Evidence, Pair, claim
 

@@ -8,7 +8,7 @@ from model import layers
 from model.config import ModelConfig
 
 from ..core import loss
-from ..core.compile import called_once
+from ..device.programs import called_once
 from .by_hand import softmax
 from .claim import Evidence, Pair, Tolerance, belief, claim
 

@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 
 from data.source import Batch
 from model.config import ModelConfig
-from model.network import Network, Params
+from model.network import Network, Params, path_of
 from model.residual import rule_of
 
-from ..core.compile import called_once
-from ..core.parameters import path_of
+from ..device.programs import called_once
 from ..gradflow.delta import true_gradients
 from ..gradflow.norms import value
 from . import by_hand

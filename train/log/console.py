@@ -58,7 +58,13 @@ class Console:
         right = right_aligned(columns, rows)
         lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        for piece in _pieces(widths, self._rich.width if self._rich else None):
+        pieces = [[0]]
+        for i in range(1, len(widths)):
+            width = sum(widths[j] + 2 for j in [*pieces[-1], i]) - 2
+            if self._rich is not None and len(pieces[-1]) > 1 and width > self._rich.width:
+                pieces.append([0])
+            pieces[-1].append(i)
+        for piece in pieces:
             for n, line in enumerate(lines):
                 cells = (line[i].rjust(widths[i]) if right[i] else line[i].ljust(widths[i]) for i in piece)
                 self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "")
@@ -175,13 +181,3 @@ def _plain(text: str, style: str = ""):
     from rich.text import Text
 
     return Text(text, style)
-
-
-def _pieces(widths: Sequence[int], limit: int | None) -> list[list[int]]:
-    """Returns column indices in groups that fit into `limit` characters, each beginning with the first column."""
-    pieces = [[0]]
-    for i in range(1, len(widths)):
-        if limit is not None and len(pieces[-1]) > 1 and sum(widths[j] + 2 for j in [*pieces[-1], i]) - 2 > limit:
-            pieces.append([0])
-        pieces[-1].append(i)
-    return pieces
