@@ -13,9 +13,8 @@ from scripts.faults.programs import shared
 from train.cli import main
 from train.core.finite import all_finite, finite_by_norm, sound
 from train.core.nonfinite_cause import cause_of, examine
-from train.core.state import State, hparams_of, initial_state
+from train.core.state import State, hparams_of, initial_state, network_of
 from train.core.step import train_step
-from train.core.task import network_of
 from train.core.window import run_window
 from train.gradflow.norms import frobenius
 from train.gradflow.spikes import Watch

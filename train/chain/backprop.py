@@ -13,8 +13,8 @@ from model.config import ModelConfig
 from model.layers import dropout
 from model.mlp import ACTIVATIONS
 
-from ..core.compile import called_once
 from ..core.loss import cross_entropy
+from ..device.programs import called_once
 from . import by_hand
 from .claim import Evidence, Pair, Tolerance, belief, claim
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ..core.compile import called_once, compiled
+from ..device.programs import called_once, compiled
 from .claim import Evidence, Pair, Tolerance, claim
 from .subject import Subject
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from ..config.schema import OptimizerConfig
 from ..core.clipping import clipped
-from ..core.compile import called_once, compiled
 from ..core.optimizer import transformation
+from ..device.programs import called_once, compiled
 from ..gradflow.norms import flat, frobenius
 from .claim import Evidence, Pair, Tolerance, belief, claim
 

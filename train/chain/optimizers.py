@@ -15,8 +15,8 @@ from jaxtyping import Float
 from model.traced import numbers
 
 from ..config.schema import OptimizerConfig
-from ..core.compile import compiled
 from ..core.optimizer import transformation
+from ..device.programs import compiled
 from .claim import Evidence, Pair, Tolerance, belief, claim
 
 STEPS = 6

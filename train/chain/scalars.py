@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from model.mlp import ACTIVATIONS
 from model.taps import tap
 
-from ..core.compile import called_once
+from ..device.programs import called_once
 from ..gradflow.norms import Norm, log10
 from . import by_hand
 from .claim import Evidence, Pair, Tolerance, belief, claim

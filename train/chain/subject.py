@@ -19,10 +19,9 @@ from model.network import Anatomy, Network, Params
 from model.residual import Carry, rule_of
 
 from ..config.schema import RunConfig
-from ..core.compile import called_once
 from ..core.loss import losses, tapped_loss
-from ..core.state import hparams_of, parameter_count
-from ..core.task import network_of
+from ..core.state import hparams_of, network_of, parameter_count
+from ..device.programs import called_once
 from ..gradflow.delta import Backward, backward
 
 LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # upper limits

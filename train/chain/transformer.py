@@ -14,10 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from data.source import Batch
 from model.config import ModelConfig
-from model.network import Network, Params
+from model.network import Network, Params, path_of
 
-from ..core.compile import called_once
-from ..core.parameters import path_of
+from ..device.programs import called_once
 from ..gradflow.delta import true_gradients
 from ..gradflow.norms import value
 from . import by_hand

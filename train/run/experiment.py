@@ -14,8 +14,7 @@ from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.optimizer import FUNCTIONS, check
-from ..core.state import hparams_of
-from ..core.task import network_of
+from ..core.state import hparams_of, network_of
 from ..device import platform as platforms
 from ..device.platform import Platform
 from ..device.programs import Group, grouped

@@ -10,11 +10,10 @@ from jaxtyping import Bool
 
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput, batch_of
-from ..core.compile import called_once
 from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.optimizer import HParams
 from ..core.state import State
-from ..device.programs import Programs
+from ..device.programs import Programs, called_once
 from .windows import watched_steps
 
 # Steps in a row that may be skipped: a run that has skipped more stands still, and is stopped.
