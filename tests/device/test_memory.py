@@ -19,7 +19,7 @@ from train.device import platform as platforms
 from train.device import programs as compiling
 from train.device.memory import Budget, Need, available_memory, bytes_of, complaint, suggestion
 from train.device.platform import Platform
-from train.device.programs import Programs, shapes_of
+from train.device.programs import Programs
 from train.errors import UserError
 from train.run.experiment import build_group
 
@@ -68,7 +68,7 @@ def budget(tiny):
             tokens = jax.device_put(np.asarray(source.train))
             programs = Programs(group, tokens)
             batches = source.train_batches(variants[0].config.data.batch, 0, 0, 1)
-            prepared[str(keys)] = programs, tokens, shapes_of(batches)
+            prepared[str(keys)] = programs, tokens, batches
         programs, tokens, batches = prepared[str(keys)]
         budget = Budget.of(programs, tokens, device_of(free))
         programs.prepare_dispatch(batches, False)
@@ -89,11 +89,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggeste
     assert scores < whole.need.passing < 20 * scores
     # An evaluation takes whole batches: where it takes as much, accumulating does not help.
     measuring = whole.need.passing if key == "data.batch" else 0
-    advice = suggestion(
-        whole.programs.group.config, replace(whole.need, measuring=measuring), int(0.65 * whole.need.total)
-    )
+    like = replace(whole.need, measuring=measuring)
+    advice = suggestion(whole.programs.group.config, like, int(0.65 * whole.need.total)) or ""
     assert advice == {"data.batch": "data.batch=6", "optimizer.accumulate": "optimizer.accumulate=2"}[key]
-    assert advice is not None
     fits = budget(int(0.65 * whole.need.total), **{key: int(advice.partition("=")[2])})
     fits.check()
     assert fits.line.startswith("estimated ") and " of " in fits.line

@@ -457,7 +457,7 @@ def test_the_share_of_the_peak_that_a_long_training_reached(run, train, monkeypa
     """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
     assert summary(run)["mfu"] is None  # a short one measures no peak
     monkeypatch.setattr(loop, "_WORTH_A_PEAK_S", 0.0)
-    assert train("name=long")[0] == 0
+    assert train("name=long", "train.eval_every=12", "train.checkpoint_every=12")[0] == 0
     long, peak = summary(Path("runs/long/main")), platforms.matmul_peak("float32")
     width, context, tokens, vocabulary = 8, 8, 32, len(set(TEXT))
     flops = tokens * (6 * (12 * width**2 + vocabulary * width) + 12 * context * width)
