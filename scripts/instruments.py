@@ -21,11 +21,10 @@ import jax.numpy as jnp
 
 from train.config.instruments import INSTRUMENTS
 from train.config.load import load
-from train.core.compile import compiled
 from train.core.dispatch import run_dispatch
 from train.core.state import initial_state
 from train.device import platform as platforms
-from train.device.programs import grouped
+from train.device.programs import compiled, grouped
 from train.instruments.snapshot import read
 from train.report.tables import markdown
 from train.run.experiment import build_group, data_key, open_all

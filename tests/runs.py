@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.faults.injection import Killed
 from train.config.load import load
 from train.device.signals import Stop
 from train.log.console import Console
@@ -14,10 +15,6 @@ from train.report.groups import Group
 from train.report.page import compare
 from train.run.experiment import Outcome, train
 from train.store.checkpoint import Checkpoints
-
-
-class Killed(BaseException):
-    """As a process that ends where it is: nothing below may catch it."""
 
 
 class At(Console):

@@ -13,7 +13,7 @@ import pytest
 
 from data.source import Batch
 from model.config import ModelConfig, problems
-from model.network import Network
+from model.network import Network, path_of
 from model.residual import RULES
 from problems import lines
 from train.config.load import from_mapping
@@ -22,7 +22,6 @@ from train.config.schema import RunConfig
 from train.core.loss import cross_entropy
 from train.core.mup import POWERS, exponent, growth_of
 from train.core.optimizer import transformation
-from train.core.parameters import path_of
 from train.core.state import hparams_of, state_at
 from train.core.step import train_step
 

@@ -11,13 +11,14 @@ import pytest
 
 from model.network import Network
 from train.config.schema import OptimizerConfig
+from train.core.batch import micro
 from train.core.clipping import clip_factor, clipped
 from train.core.loss import tapped_loss
 from train.core.optimizer import HParams, transformation
 from train.core.patterns import decayed
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
-from train.core.step import dropout_key, micro, train_step
+from train.core.step import dropout_key, train_step
 from train.core.tags import watched_scalars
 from train.gradflow.norms import Norm, log10, named, parameter_norms, total_norm, value
 
@@ -373,15 +374,14 @@ def test_twins_drop_the_same_units(tiny):
     assert dropout_key(config, hparams_of(config), jnp.int32(3)) is None
 
 
-def test_micro_batches_are_the_batch_in_order_and_drop_different_units(tiny):
-    config = tiny({"optimizer.accumulate": 2}).variants[0].config
+def test_micro_batches_are_the_batch_in_order_and_drop_different_units():
     windows = np.arange(36).reshape(4, 9)
-    parts, keys = micro(config, windows, jax.random.key(0))
+    parts, keys = micro(2, windows, jax.random.key(0))
     np.testing.assert_array_equal(np.concatenate(list(parts)), windows)
     assert keys is not None
     one, other = np.asarray(jax.random.key_data(keys))
     assert (one != other).any()
-    assert micro(config, windows, None)[1] is None
+    assert micro(2, windows, None)[1] is None
 
 
 @pytest.mark.parametrize(("parts", "watched"), [(2, True), (4, True), (4, False)])

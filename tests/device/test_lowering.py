@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.open import open_source
-from data.source import DataSpec
+from data.source import DataSpec, open_source
 from train.config.load import load
 from train.core.dispatch import run_dispatch
 from train.core.state import program_structure

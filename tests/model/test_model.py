@@ -17,10 +17,9 @@ from model.config import InitGain, ModelConfig, problems
 from model.init import Init
 from model.layers import dropout, fusion_barrier, normalize
 from model.mlp import ACTIVATIONS
-from model.network import Network
+from model.network import Network, draw, filtered, next_token_logits
 from model.positions import rotate
 from model.residual import numbers_of
-from model.sampling import draw, filtered, next_token_logits
 from networks import B, D, L, T, V, parameters
 from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.open import open_source
+from data.source import open_source
 from model.network import Network
 from model.residual import RULES
 from train.core.dispatch import run_dispatch

@@ -16,9 +16,8 @@ from train.cli import main
 from train.core.dispatch import run_dispatch
 from train.core.finite import all_finite, finite_by_norm, sound
 from train.core.nonfinite_cause import cause_of, examine
-from train.core.state import State, hparams_of, initial_state
+from train.core.state import State, hparams_of, initial_state, network_of
 from train.core.step import train_step
-from train.core.task import network_of
 from train.gradflow.norms import frobenius
 from train.report.page import as_markdown, compare
 from train.run.recovery import NonfiniteSteps, first_nonfinite

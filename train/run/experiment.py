@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.custom import imported
-from data.open import open_source
-from data.source import DataSpec, Source
+from data.source import DataSpec, Source, open_source
 
 from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.optimizer import FUNCTIONS, check
-from ..core.state import hparams_of
-from ..core.task import network_of
+from ..core.state import hparams_of, network_of
 from ..device import platform as platforms
 from ..device.platform import Platform
 from ..device.programs import VariantGroup, grouped

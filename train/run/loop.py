@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.errors import DataError
+from data import DataError
 from data.source import Source
 
 from ..config.instruments import INSTRUMENTS

@@ -12,20 +12,18 @@ import jax.numpy as jnp
 
 from data.source import Source
 from model.config import ModelConfig
-from model.network import Params
+from model.network import Params, path_of
 from model.residual import structure_of
 
 from ..config.instruments import INSTRUMENTS
 from ..config.load import Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.batch import batch_of
-from ..core.compile import compiled
 from ..core.optimizer import HParams
-from ..core.parameters import path_of
 from ..core.probe import as_json, measure
 from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
-from ..device.programs import VariantGroup, grouped
+from ..device.programs import VariantGroup, compiled, grouped
 from ..errors import UserError
 from ..instruments.readings import json_of
 from ..instruments.snapshot import read

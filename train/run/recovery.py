@@ -10,11 +10,10 @@ from jaxtyping import Bool
 
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput, batch_of
-from ..core.compile import called_once
 from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.optimizer import HParams
 from ..core.state import State
-from ..device.programs import Programs
+from ..device.programs import Programs, called_once
 from ..errors import UserError, first_line
 from ..gradflow.advice import advice_for
 from .dispatches import dispatches, watched_steps

@@ -241,7 +241,8 @@ def arrays_of(state: Any) -> dict[str, np.ndarray]:
 
 
 def leaf_path(keys: tuple) -> str:
-    return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in keys)
+    """Joins the keys of a leaf as they are, `blocks/mlp/in_/kernel`, so that `params` can take the path apart again."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def newest_common(all_checkpoints: Sequence[Checkpoints], warn: Callable[[str], None] | None = None) -> int | None:
