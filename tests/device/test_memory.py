@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from data.text import open_text
-from runs import summary
 from train.cli import main
-from train.device import memory
 from train.device import platform as platforms
 from train.device import programs as compiling
 from train.device.memory import Budget, Need, available_memory, bytes_of, complaint, suggestion
@@ -81,9 +79,10 @@ def budget(tiny):
 def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key):
     """Scores of attention [B, H, T, T] dominate here, so that a step's memory is nearly in proportion to B."""
     with pytest.raises(UserError, match=r"training needs about [\d.]+ MB \(.*; try optimizer.accumulate=") as caught:
-        budget(100_000).check()  # the states alone would fit
+        budget(1_500_000).check()
     whole = budget(None)
     whole.check()
+    assert re.fullmatch(r"estimated [\d.]+ MB", whole.line)  # a device that tells nothing is trained on
     assert whole.need is not None and complaint(whole.need, None, None).partition(" (")[0] in str(caught.value)
     scores = 12 * 2 * 64 * 64 * 4
     assert scores < whole.need.passing < 20 * scores
@@ -143,13 +142,6 @@ def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypat
 
 def test_other_errors_are_left_as_they_are(budget):
     budget(10**9).explain(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
-
-
-def test_a_device_that_tells_nothing_is_trained_on(config, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "available_memory", lambda platform: None)
-    assert main(["train", str(config)]) == 0
-    assert re.search(r"memory +estimated [\d.]+ MB\n", capsys.readouterr().out)
-    assert summary(config.parent / "runs" / "m" / "main")["exit_reason"] == "done"
 
 
 def test_what_a_device_has_left():

@@ -93,6 +93,7 @@ def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, whole, 
     damage(run, 12)
     code, out, err = train()
     assert (code, err) == (0, "") and "resuming at step 8 of 12" in out
+    assert re.search(r"\n  memory +estimated [\d.]+ [kM]B( of .*)?\n", out)
     assert out.count("\nwarning: runs/tiny/main/ckpt: goes back to step 8; skipped step 12: ") == 1
     assert same(run, whole)
     assert [path.name[:8] for path in sorted((run / "ckpt").iterdir())] == ["00000004", "00000008", "00000012"]
