@@ -55,22 +55,18 @@ def device_of(free: int | None) -> Platform:
 
 @pytest.fixture(scope="module")
 def budget(tiny):
-    """A function of the bytes that a device has left, and of keys: the budget of a group with its programs prepared."""
+    """A function of the bytes that there are, and of keys: the budget of a group with a dispatch of one step."""
     prepared = {}
 
-    def of(free: int | None, **keys) -> Budget:
+    def of(available: int | None, **keys) -> Budget:
         if str(keys) not in prepared:
             variants = tiny({"data.context": 64, "data.batch": 12, "model.layers": 1, "watch.every": 0} | keys).variants
             source = open_text(variants[0].config.data)
             group = build_group(variants, source.form, platforms.select(variants[0].config.train))
-            tokens = jax.device_put(np.asarray(source.train))
-            programs = Programs(group, tokens)
-            batches = source.train_batches(variants[0].config.data.batch, 0, 0, 1)
-            prepared[str(keys)] = programs, tokens, batches
-        programs, tokens, batches = prepared[str(keys)]
-        budget = Budget.of(programs, tokens, device_of(free))
-        programs.prepare_dispatch(batches, False)
-        return budget
+            programs = Programs(group, jax.device_put(np.asarray(source.train)))
+            programs.prepare_dispatch(source.train_batches(variants[0].config.data.batch, 0, 0, 1), False)
+            prepared[str(keys)] = programs
+        return Budget(prepared[str(keys)], prepared[str(keys)].corpus, available)
 
     return of
 
