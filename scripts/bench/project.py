@@ -20,8 +20,8 @@ from train.device import platform as platforms
 from train.device.process import tune
 from train.device.programs import Programs
 from train.log.writer import Tracker
+from train.run.dispatches import assumed_step_seconds, steps_per_call, watched_steps
 from train.run.experiment import build_group
-from train.run.windows import assumed_step_seconds, steps_per_call, watched_steps
 
 from .contestant import SHAKESPEARE_CHARS, Contestant, Shapes, facts
 
@@ -56,7 +56,7 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
     programs, variant, K = programs_of(config, *overrides, watch_every=watch_every)
     data = variant.config.data
     windows = jax.ShapeDtypeStruct((K, data.batch), np.int32)
-    programs.prepare_window(windows, watch_every > 0)  # as the training loop does, beside the initial draws
+    programs.prepare_dispatch(windows, watch_every > 0)  # as the training loop does, beside the initial draws
     states = programs.init()
     step, dtype = 0, programs.group.network.dtype
     folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")
@@ -69,7 +69,7 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
         start, pending = time.perf_counter(), []
         for _ in range(n // K):
             batches = window_starts(TOKENS, data.context, data.batch, 0, step, K)
-            states, measured = programs.window(states, [batches], bool(watched_steps(step, step + K, watch_every)))
+            states, measured = programs.dispatch(states, [batches], bool(watched_steps(step, step + K, watch_every)))
             pending.append((step, measured))
             step += K
             if len(pending) > 1:
@@ -86,6 +86,7 @@ def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: li
     values = [] if watched is None else watched_scalars(watched, dtype)
     rows = [(step + index * watch_every, row) for index, row in enumerate(values)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
+    tracker.flush()
 
 
 def contestant(config: str, shapes: Shapes, dtype: str, watch_every: int = 0, layers: int | None = None) -> Contestant:
@@ -103,5 +104,5 @@ def compile_seconds(config: str, layers: int, dtype: str) -> float:
     programs, variant, K = programs_of(config, f"model.layers={layers}", "train.unroll=1", f"train.dtype={dtype}")
     batches = jax.ShapeDtypeStruct((K, variant.config.data.batch), np.dtype(np.int32))
     start = time.perf_counter()
-    programs.prepare_window(batches, watched=True).result()
+    programs.prepare_dispatch(batches, watched=True).result()
     return time.perf_counter() - start

@@ -152,7 +152,7 @@ def test_a_compilation_is_not_waited_for(folder, monkeypatch, run, capsys):
 def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_the_next(
     folder, monkeypatch, run, capsys, number
 ):
-    once(monkeypatch, GroupRun, "log_window", before=lambda: kill(number))
+    once(monkeypatch, GroupRun, "log_dispatch", before=lambda: kill(number))
     assert run() == 128 + number
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
     assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
@@ -203,14 +203,14 @@ def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
 
 
 def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypatch, run):
-    original = GroupRun.log_window
+    original = GroupRun.log_dispatch
 
     def at_the_end(self, start, end, results):
         if start == 10:
             kill()
         return original(self, start, end, results)
 
-    monkeypatch.setattr(GroupRun, "log_window", at_the_end)
+    monkeypatch.setattr(GroupRun, "log_dispatch", at_the_end)
     code = run()  # the last window is looked at when all is evaluated and saved: it was over
     assert code in (0, 143)
     goes_on(folder, monkeypatch, run)
@@ -343,7 +343,7 @@ with listening(stop, hard=True):
         ("if True:", [signal.SIGTERM], 143, "stopped during a long call; what was saved before is kept"),
         ("if True:", [signal.SIGINT], 130, "stopped during a long call"),
         ("if True:", [signal.SIGHUP], 129, "stopped during a long call"),
-        ("with stop.deferred():", [signal.SIGTERM, signal.SIGINT], 143, "stopping after this window (a long call)"),
+        ("with stop.deferred():", [signal.SIGTERM, signal.SIGINT], 143, "stopping after this dispatch (a long call)"),
         (FINALIZER, [signal.SIGTERM], 143, "stopped during a long call"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.errors import DataError
+from data import DataError
 from data.files import beside, content_of, foreign
 
 from ..errors import UserError
