@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import isfinite
 from types import TracebackType
@@ -20,11 +20,14 @@ PLAIN_S = 5.0  # between plain lines, for each variant that is training
 class Console:
     """Prints to `stream` (default: stdout); a context manager that leaves the terminal as it was.
 
-    `lasting`: output is dropped when the reader of a pipe has gone, instead of raising BrokenPipeError.
+    `lasting`: output is dropped when the reader of a pipe has gone, instead of raising BrokenPipeError. `clock`:
+    seconds, for the intervals between reports of progress.
     """
 
-    def __init__(self, stream: TextIO | None = None, lasting: bool = False) -> None:
-        self._lasting = lasting
+    def __init__(
+        self, stream: TextIO | None = None, lasting: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lasting, self._clock = lasting, clock
         self._stream = sys.stdout if stream is None else stream
         self._rich = None
         self._live = None
@@ -82,7 +85,7 @@ class Console:
     ) -> None:
         """Shows the progress of a variant: in place on a terminal; elsewhere a line now and then, and the last one."""
         done = step >= steps
-        now = time.monotonic()
+        now = self._clock()
         (self._running.discard if done else self._running.add)(variant)
         speed = "" if tokens_per_s is None or not isfinite(tokens_per_s) else f"{number(round(tokens_per_s))} tokens/s"
         left = "" if eta_s is None or done else f"{duration(eta_s)} left"
