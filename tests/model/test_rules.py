@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train.core.window import run_window
 
 import networks
-from data.open import open_source
+from data.source import open_source
 from model.config import ModelConfig, ResidualConfig, problems
 from model.network import Network
 from model.residual import RULES, Context, Sublayer, numbers_of, rule_of, structure_of
@@ -19,7 +20,6 @@ from model.rules import options
 from networks import EACH_RULE, FEW_RULES, TOKENS, B, D, L, T, V, changed, logits, parameters, same, tapped, untapped
 from reference import Reference
 from train.core.state import hparams_of, initial_state
-from train.core.window import run_window
 from train.gradflow.delta import true_gradients
 from train.gradflow.norms import log10, value
 
