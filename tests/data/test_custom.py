@@ -70,15 +70,6 @@ WRONG = [
     ("floors = {'': '0.5'}", "floors: expected a finite loss of '', got '0.5'"),
     ("floors = {'x': float('nan')}", "floors: expected a finite loss of 'x', got nan"),
     ("floors = {'x': [1.0]}", "floors: expected a finite loss of 'x', got [1.0]"),
-    (LM + "resident = 'all'", "resident: expected None or two arrays of ids, to train on and held out, got str"),
-    (
-        "resident = np.zeros(9, int), np.zeros(9, int)",
-        "resident: expected a form of next tokens (lm, outputs = vocab_size)",
-    ),
-    (
-        LM + "resident = np.zeros(9, int), np.zeros(8, int)",
-        "resident: expected held out ids [more than context 8], got [8]",
-    ),
     ("tokenizer = 'char'", "tokenizer: expected None or one of data.tokenizer, got str"),
     (
         "from data.tokenizer import CharTokenizer\ntokenizer = CharTokenizer('abc')",
