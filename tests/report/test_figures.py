@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from runs import groups_of, write_run
-from train.report.charts import to_svg
 from train.report.figures import MAX_GROUPS, figures, gain_product, picked
+from train.report.page import as_html, compare
 from train.report.read import depth_series, read_run
-from train.report.tables import final_table, gain, log10_ratio
+from train.report.tables import gain, log10_ratio
 
 
 def of(groups) -> dict[str, Any]:
@@ -61,8 +61,9 @@ def test_of_many_runs_the_best_and_the_worst_and_some_between_have_a_colour(tmp_
     assert len(drawn["loss"].figure.axes[0].get_lines()) == 34
     assert len([axes for axes in drawn["heat"].figure.axes if axes.get_title(loc="left")]) == 2 * MAX_GROUPS
     assert "8 of 34 runs are shown" in drawn["heat"].caption and "other 26 are grey" in drawn["loss"].caption
-    assert {row[0] for row in final_table(groups)[1]} == {f"run{index}" for index in range(34)}
-    assert sum(len(to_svg(each.figure)) for each in drawn.values()) < 3_500_000
+    text = as_html(compare([tmp_path / "many"]))
+    assert all(f"<td>run{index}</td>" in text for index in range(34)) and len(text) < 5_000_000
+    assert "<summary>34 rows</summary>" in text
 
 
 def test_the_gains_multiply_up_to_the_ratio(trained):
