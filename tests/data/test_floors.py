@@ -9,14 +9,6 @@ from data import floors
 from data.floors import counts, prior, unigram
 from sources import opened, write
 
-TASKS = {
-    "copy": {"symbols": 5, "context": 8},
-    "sort": {"symbols": 5, "context": 8},
-    "induction": {"symbols": 5, "context": 16},
-    "addition": {"digits": 1, "context": 5},
-    "modular": {"modulus": 7, "context": 3},
-}
-
 
 def test_unigram_by_hand():
     """Trained on aab, asked for abc: p = (3, 2, 1) / 6 with one more of each."""
@@ -45,18 +37,6 @@ def test_of_a_text_it_is_the_loss_of_the_training_texts_frequencies():
     assert source.floors == {"unigram": pytest.approx(-np.mean([np.log(p[token]) for token in heldout]))}
     np.save("t.npy", np.tile(np.arange(4, dtype=np.uint16), 100))
     assert opened(kind="tokens", path="t.npy", context=8).floors == {"unigram": pytest.approx(np.log(4), abs=1e-3)}
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_no_fixed_probabilities_are_better_on_the_held_out_rows(kind):
-    source = opened(kind=kind, **TASKS[kind])
-    rows, floor = source.heldout, source.floors["unigram"]
-    asked = rows.targets[rows.weights > 0]
-    share = np.bincount(asked, minlength=source.form.outputs) / len(asked)
-    loss = lambda p: float(-np.mean(np.log(p[asked])))  # noqa: E731
-    assert loss(np.where(share > 0, share, 1.0)) == pytest.approx(floor, rel=1e-12)
-    other = np.random.default_rng(0).dirichlet(20 * share + 0.01, 50)
-    assert min(loss(np.maximum(p, 1e-12)) for p in other) > floor > source.floors[""] + 0.1
 
 
 def test_of_classes():

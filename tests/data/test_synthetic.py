@@ -226,6 +226,18 @@ def test_regression_rows_hold_one_w():
         assert np.linalg.lstsq(inputs[0::2, :3], targets[0::2], rcond=None)[1] < 1e-8
 
 
+@pytest.mark.parametrize("kind", ["copy", "sort", "induction", "addition", "modular"])
+def test_no_fixed_probabilities_are_better_on_the_held_out_rows(kind):
+    data = source(kind)
+    rows, floor = data.heldout, data.floors["unigram"]
+    asked = rows.targets[rows.weights > 0]
+    share = np.bincount(asked, minlength=data.form.outputs) / len(asked)
+    loss = lambda p: float(-np.mean(np.log(p[asked])))  # noqa: E731
+    assert loss(np.where(share > 0, share, 1.0)) == pytest.approx(floor, rel=1e-12)
+    other = np.random.default_rng(0).dirichlet(20 * share + 0.01, 50)
+    assert min(loss(np.maximum(p, 1e-12)) for p in other) > floor > data.floors[""] + 0.1
+
+
 # The split
 
 

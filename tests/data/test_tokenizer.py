@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,12 @@ from data.tokenizer import ByteTokenizer, CharTokenizer, from_json, token_dtype
 
 ABC, BYTES = CharTokenizer("\n abc"), ByteTokenizer()
 RANGES = [(0x20, 0x7E), (0xA0, 0x2FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F5FF)]
-VOCAB = "".join(map(chr, range(0x4E00, 0x4E00 + 130)))
+
+
+def message_of(call: Callable[[Any], object], argument: Any) -> str:
+    with pytest.raises(DataError) as error:
+        call(argument)
+    return str(error.value)
 
 
 def test_ids_by_hand():
@@ -39,8 +46,7 @@ def test_decode_undoes_encode(seed):
 def test_long_texts_are_encoded_in_slices_that_join():
     text = "abc" * 200_001
     np.testing.assert_array_equal(ABC.encode(text), np.tile([2, 3, 4], 200_001))
-    with pytest.raises(DataError, match=r"character '!' \(U\+0021\) at position 600,003 "):
-        ABC.encode(text + "!")
+    assert message_of(ABC.encode, text + "!").startswith("character '!' (U+0021) at position 600,003 ")
 
 
 def test_the_dtype_is_the_smallest_that_fits_and_the_limit_is_stated():
@@ -49,63 +55,52 @@ def test_the_dtype_is_the_smallest_that_fits_and_the_limit_is_stated():
     vocab = "".join(map(chr, range(0x10000, 0x10000 + 65_536)))
     ids = CharTokenizer(vocab).encode(vocab[-1])
     assert ids.tolist() == [65_535] and ids.dtype == np.uint16
-    with pytest.raises(DataError, match=r"^tokenizer: vocab must have 1 to 65,536 characters, got 65,537$"):
-        CharTokenizer(vocab + chr(0x10000 + 65_536))
-    for bad in ("ba", "aab", ""):
-        with pytest.raises(DataError, match="^tokenizer: vocab must "):
-            CharTokenizer(bad)
-
-
-FEW = "the corpus has 5 characters: '\\n abc'"
+    limit = "tokenizer: vocab must have 1 to 65,536 characters, got "
+    assert message_of(CharTokenizer, vocab + chr(0x10000 + 65_536)) == limit + "65,537"
+    assert message_of(CharTokenizer, "") == limit + "0"
+    for bad in ("ba", "aab"):
+        assert message_of(CharTokenizer, bad) == f"tokenizer: vocab must be sorted and without repeats, got {bad!r}"
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "text", "message"),
+    ("text", "message"),
     [
-        (ABC, "ab?", f"character '?' (U+003F) at position 2 is not in the corpus; {FEW}"),
-        (ABC, "A", f"character 'A' (U+0041) at position 0 is not in the corpus; 'a' is; {FEW}"),
-        (ABC, "a\tb", f"character '\\t' (U+0009) at position 1 is not in the corpus; {FEW}"),
-        (ABC, "bâ", f"character 'â' (U+00E2) at position 1 is not in the corpus; 'a' is; {FEW}"),
-        (ABC, "a\u0301", f"character '\\u0301' (U+0301) at position 1 is not in the corpus; {FEW}"),
-        (ABC, "a\ud800", f"character '\\ud800' (U+D800) at position 1 is not in the corpus; {FEW}"),
-        (ABC, "\U0001f600?", f"character '😀' (U+1F600) at position 0 is not in the corpus; {FEW}"),
-        (
-            CharTokenizer(VOCAB),
-            "a",
-            "character 'a' (U+0061) at position 0 is not in the corpus; the corpus has 130 characters: "
-            f"'{VOCAB[:100]}' and 30 more",
-        ),
-        (
-            BYTES,
-            "ok \udc80",
-            "character '\\udc80' (U+DC80) at position 3 is a lone surrogate, which has no UTF-8 form",
-        ),
+        ("ab?", "character '?' (U+003F) at position 2 is not in the corpus; "),
+        ("A", "character 'A' (U+0041) at position 0 is not in the corpus; 'a' is; "),
+        ("a\tb", "character '\\t' (U+0009) at position 1 is not in the corpus; "),
+        ("bâ", "character 'â' (U+00E2) at position 1 is not in the corpus; 'a' is; "),
+        ("a\u0301", "character '\\u0301' (U+0301) at position 1 is not in the corpus; "),
+        ("a\ud800", "character '\\ud800' (U+D800) at position 1 is not in the corpus; "),
+        ("\U0001f600?", "character '😀' (U+1F600) at position 0 is not in the corpus; "),
     ],
 )
-def test_a_foreign_character_is_named_with_its_place_and_what_there_is(tokenizer, text, message):
-    with pytest.raises(DataError) as error:
-        tokenizer.encode(text)
-    assert str(error.value) == message
+def test_a_foreign_character_is_named_with_its_place_and_what_there_is(text, message):
+    assert message_of(ABC.encode, text) == message + "the corpus has 5 characters: '\\n abc'"
+
+
+def test_characters_that_no_tokenizer_takes():
+    vocab = "".join(map(chr, range(0x4E00, 0x4E00 + 130)))
+    shown = f"the corpus has 130 characters: '{vocab[:100]}' and 30 more"
+    assert message_of(CharTokenizer(vocab).encode, "a").endswith(shown)
+    surrogate = "character '\\udc80' (U+DC80) at position 3 is a lone surrogate, which has no UTF-8 form"
+    assert message_of(BYTES.encode, "ok \udc80") == surrogate
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([5], "must be 0 to 4, got 5"),
-        ([-1], "must be 0 to 4, got -1"),
-        ([0, 300], "must be 0 to 4, got 300"),
-        (np.array([2**40]), f"must be 0 to 4, got {2**40}"),
+        ([300], "must be 0 to LAST, got 300"),
+        ([-1], "must be 0 to LAST, got -1"),
+        ([0, 300], "must be 0 to LAST, got 300"),
+        (np.array([2**40]), f"must be 0 to LAST, got {2**40}"),
         ([0.5], "must be a list of integers, got shape (1,) of float64"),
         ([[1]], "must be a list of integers, got shape (1, 1) of int64"),
         ([True], "must be a list of integers, got shape (1,) of bool"),
     ],
 )
 def test_other_ids_are_refused(ids, message):
-    with pytest.raises(DataError) as error:
-        ABC.decode(ids)
-    assert str(error.value) == f"token ids {message}"
-    with pytest.raises(DataError, match=r"^token ids must be (a list|0 to 255)"):
-        BYTES.decode([256] if ids == [5] else ids)
+    for tokenizer, last in ((ABC, 4), (BYTES, 255)):
+        assert message_of(tokenizer.decode, ids) == f"token ids {message.replace('LAST', str(last))}"
 
 
 def test_token_text_fits_in_a_table():
@@ -113,8 +108,7 @@ def test_token_text_fits_in_a_table():
     assert CharTokenizer("a\u0301").token_text(1) == "'\\u0301'"
     shown = ["'\\n'", "'A'", "'\\x7f'", "0x80", "0xFF"]
     assert [BYTES.token_text(i) for i in (10, 65, 0x7F, 0x80, 255)] == shown
-    with pytest.raises(DataError):
-        ABC.token_text(5)
+    assert message_of(ABC.token_text, 5) == "token ids must be 0 to 4, got 5"
 
 
 def test_json_returns_an_equal_tokenizer_and_nothing_else_does():
@@ -132,6 +126,5 @@ def test_json_returns_an_equal_tokenizer_and_nothing_else_does():
         {"kind": "char", "vocab": 3},
         {"kind": "byte", "n": 1},
     ):
-        with pytest.raises(DataError) as error:
-            from_json(data)
-        assert str(error.value).startswith("tokenizer: expected ") and str(error.value).endswith(f"got {str(data)!r}")
+        message = message_of(from_json, data)
+        assert message.startswith("tokenizer: expected ") and message.endswith(f"got {str(data)!r}")

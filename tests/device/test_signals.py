@@ -1,7 +1,5 @@
 """A signal wherever a run may be: what is saved, how soon it ends, and that going on ends as if it had never come."""
 
-import gc
-import json
 import os
 import re
 import shutil
@@ -12,12 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from scripts.faults import signals as sweep
 from scripts.faults.programs import shared
+from scripts.faults.tiny import differing, snapshots
 from train.cli import main
 from train.device import programs
 from train.device.signals import SIGNALS, Stop, Stopped, listening
@@ -113,7 +109,7 @@ def goes_on(folder, monkeypatch, run) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert run() == 0
-    assert sweep._different(folder / "whole", folder / run.name) == ""
+    assert differing(snapshots(folder / "whole"), folder / run.name) == []
 
 
 def standing(folder, run) -> dict[str, list[int]]:
@@ -203,7 +199,7 @@ def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
     assert run() == 143
     out, err = capsys.readouterr()
     assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
-    assert sweep._different(folder / "whole", folder / run.name) == ""
+    assert differing(snapshots(folder / "whole"), folder / run.name) == []
 
 
 def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypatch, run):
@@ -402,43 +398,3 @@ cli.script()
 def test_what_is_cut_short_has_no_say():
     child = subprocess.run([sys.executable, "-c", CUT_SHORT], cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (143, b"", b"deltaflow: stopped\n")
-
-
-# The sweep, in small
-
-
-@pytest.fixture
-def swept(tmp_path, monkeypatch):
-    def rows():
-        return list(sweep.inside(tmp_path, 0.02, 1, sweep.CONFIG.partition("variants:")[0]))
-
-    return rows
-
-
-@pytest.mark.slow
-def test_random_signals(swept):
-    for row in swept():
-        assert row.held == row.trials >= 1, row.broken
-    gc.collect()  # what was interrupted on its way leaves its files and sockets to the collector
-
-
-@pytest.mark.slow
-def test_whole_processes(tmp_path):
-    row = sweep.processes(tmp_path, 2, 1)
-    assert row.held == row.trials == 2, row.broken
-
-
-def test_the_sweep_sees_other_figures_and_other_parameters(folder, tmp_path):
-    shutil.copytree(folder / "whole", tmp_path / "other")
-    assert sweep._different(folder / "whole", tmp_path / "other") == ""
-    log = tmp_path / "other" / "s" / "b" / "metrics.jsonl"
-    whole = log.read_text()
-    log.write_text(whole.replace('"step":6', '"step":7'))
-    assert sweep._different(folder / "whole", tmp_path / "other") == "b: row 3 of 7 and 7 differs"
-    log.write_text(whole)
-    Checkpoints(tmp_path / "other" / "s" / "c").path(12).unlink()
-    assert sweep._different(folder / "whole", tmp_path / "other") == "c: other parameters"
-    summary = tmp_path / "other" / "s" / "a" / "summary.json"
-    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"best_val": 0}))
-    assert "a: summary.json: best_val" in sweep._different(folder / "whole", tmp_path / "other")
-    assert isinstance(jax.tree.leaves(sweep._saved(folder / "whole" / "s" / "a"))[0], np.ndarray)
