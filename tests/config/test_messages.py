@@ -62,7 +62,7 @@ KEYS = [
     ("model: {layers: 0.0}", "2 model.layers"),
     (
         "train: {steps: 1e3, steps_per_call: 1.0, device: cuda, dtype: FP16}",
-        "2 train.device; 2 train.dtype; 2 train.steps; 2 train.steps_per_call",
+        "2 train.steps; 2 train.steps_per_call; 2 train.device; 2 train.dtype",
     ),
     ("model: {residual: prenorm}", "2 model.residual"),
     ("model: {residual: {rule: postnorm}}", "2 model.residual.rule"),

@@ -74,7 +74,9 @@ def config_of(layer: Settings) -> RunConfig:
 def faults(layer: Settings) -> list[Problem]:
     """The problems of the single keys of a layer."""
     values = {key: node.plain for key, node in layer.items()}
-    wrong = [key for key, value in values.items() if value is not BAD and key in FIELDS and not exact(key, value)]
+    wrong = [
+        key for key, value in values.items() if value is not BAD and key in FIELDS and not exact(FIELDS[key], value)
+    ]
     try:
         config_of(layer)
     except ValidationError as error:
