@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.errors import DataError
 from data.files import beside, content_of, foreign
 
 from ..errors import UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
-from .schema import RunConfig
+from .schema import RunConfig, leaves
 from .settings import Draft, Settings, config_of, faults, merged
-from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises, unsafe
+from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
 from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
 
 __all__ = [
@@ -126,19 +124,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     """
     path = find_config(path)
     source = clean(os.fsdecode(path), 1000)
-    root, problems = read(_text(path, source), Place(source, 1))
-    draft = _draft(root, problems, Place(source))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
-            draft.problems.append(Problem(_COMMAND_LINE, "", message))
-            continue
-        node, problems = read(text, _COMMAND_LINE, key)
-        draft.problems.extend(problems)
-        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
-    return _experiment(draft)
+    return _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
@@ -152,20 +138,15 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experim
         text = dump(mapping)
     except RecursionError:
         raise ConfigError([Problem(place, "", "expected values that do not hold themselves")]) from None
-    return _experiment(_draft(*read(text, place), place))
+    return _experiment(place, read(text, place))
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
     """Dotted key -> bool, int, float, str or None, in the order of the schema; anything else becomes its YAML text."""
-
-    def values(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
-        for name, value in section:
-            if isinstance(value, BaseModel):
-                yield from values(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value if isinstance(value, bool | int | float | str | None) else dump(value)
-
-    return dict(values(config, ""))
+    return {
+        key: value if isinstance(value, bool | int | float | str | None) else dump(value)
+        for key, value in leaves(config)
+    }
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -202,18 +183,28 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
     raise ConfigError([Problem(Place(source, line), "", message)])
 
 
-def _draft(root: Node | None, problems: list[Problem], source: Place) -> Draft:
+def _experiment(
+    source: Place, document: tuple[Node | None, list[Problem]], overrides: Sequence[str] = ()
+) -> Experiment:
+    """Checks the keys of every layer, then the rules between keys for every variant."""
+    root, problems = document
     if root is None or root.value is BAD:
         raise ConfigError(problems)
     if not isinstance(root.value, dict):
         got = "nothing" if root.value is None else show(root.plain)
         raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
-    return Draft(root.value, source, problems)
-
-
-def _experiment(draft: Draft) -> Experiment:
-    """Checks the keys of every layer, then the rules between keys for every variant."""
-    base, problems = draft.base, draft.problems
+    draft = Draft(root.value, source, problems)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
+            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
+            problems.append(Problem(_COMMAND_LINE, "", message))
+            continue
+        node, unreadable = read(text, _COMMAND_LINE, key)
+        problems += unreadable
+        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+    base = draft.base
     problems += faults(base)
     if "name" not in base:
         problems.append(Problem(draft.source, "name", f"missing; expected {expected(FIELDS['name'])}"))
@@ -230,12 +221,7 @@ def _experiment(draft: Draft) -> Experiment:
             problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
     spread = points(variants, axes)
     runs = [] if problems else _runs(draft, base, spread)
-    name = base["name"].plain if "name" in base else None
-    if isinstance(name, str) and name and (reason := unsafe(name)):
-        problems.append(base["name"].problem(reason))
-    problems += indistinct(variants)
-    if axes and all(unsafe(variant.name) is None for variant in variants):
-        problems += indistinct(spread)
+    problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
     for key, node in draft.expect.items():
         taken_away = draft.reshaped and node.place.source == draft.source.source  # variants of the file may be
@@ -248,7 +234,7 @@ def _experiment(draft: Draft) -> Experiment:
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != draft.source.source, p.place.line or 0)))
     plain = {key: node.plain for key, node in draft.expect.items()}
     expect = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
-    return Experiment(str(name), tuple(runs), {name: tags for name, tags in expect.items() if tags})
+    return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in expect.items() if tags})
 
 
 def _runs(draft: Draft, base: Settings, spread: Sequence[Point]) -> list[Variant]:

@@ -74,9 +74,8 @@ def config_of(layer: Settings) -> RunConfig:
 def faults(layer: Settings) -> list[Problem]:
     """The problems of the single keys of a layer."""
     values = {key: node.plain for key, node in layer.items()}
-    wrong = [
-        key for key, value in values.items() if value is not BAD and key in FIELDS and not exact(FIELDS[key], value)
-    ]
+    clean = {key: value for key, value in values.items() if value is not BAD}
+    wrong = [key for key, value in clean.items() if key in FIELDS and not exact(FIELDS[key], value)]
     try:
         config_of(layer)
     except ValidationError as error:
@@ -85,10 +84,10 @@ def faults(layer: Settings) -> list[Problem]:
             wrong.append(next(key for n in range(len(parts)) if (key := ".".join(parts[: n + 1])) in FIELDS))
     messages = {key: mismatch(FIELDS[key], values[key]) for key in wrong}
     for key, value in values.items():
-        if key in SECTIONS and value is not BAD:
-            messages[key] = f"expected a mapping of keys, got {show(value)}"
-        elif key not in FIELDS and key not in SECTIONS:
+        if key not in FIELDS and key not in SECTIONS:
             messages[key] = unknown(key)
+        elif key in SECTIONS and value is not BAD:
+            messages[key] = f"expected a mapping of keys, got {show(value)}"
     return [layer[key].problem(message) for key, message in messages.items()]
 
 
