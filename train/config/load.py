@@ -193,7 +193,7 @@ def _experiment(
     if not isinstance(root.value, dict):
         got = "nothing" if root.value is None else show(root.plain)
         raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
-    draft = Draft(root.value, source, problems)
+    draft, reshaped = Draft(root.value, source, problems), False
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
@@ -204,12 +204,13 @@ def _experiment(
         node, unreadable = read(text, _COMMAND_LINE, key)
         problems += unreadable
         draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+        reshaped |= key.partition(".")[0] in ("variants", "sweep")
     base = draft.base
     problems += faults(base)
     if "name" not in base:
-        problems.append(Problem(draft.source, "name", f"missing; expected {expected(FIELDS['name'])}"))
-    variants = [Point(name, name, *written) for name, written in draft.variants.items()]
-    variants = variants or [Point("main", "main", draft.source, {})]
+        problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
+    variants = [Point(name, name, *written) for name, written in draft.named["variants"].items()]
+    variants = variants or [Point("main", "main", source, {})]
     if len(variants) > MAX_VARIANTS:
         message = f"expected at most {MAX_VARIANTS} variants, got {len(variants)}"
         problems.append(Problem(variants[MAX_VARIANTS].place, "variants", message))
@@ -220,25 +221,27 @@ def _experiment(
         for key in axes.keys() & variant.settings.keys():
             problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
     spread = points(variants, axes)
-    runs = [] if problems else _runs(draft, base, spread)
+    runs = [] if problems else _runs(base, spread, draft.sweep, source, problems)
     problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
-    for key, node in draft.expect.items():
-        taken_away = draft.reshaped and node.place.source == draft.source.source  # variants of the file may be
-        if key in names:
-            problems += promises(node)
-        elif len(axes) == len(draft.sweep) and not taken_away:
-            problems.append(node.problem(f"no such variant{did_you_mean(key, names)}"))
+    expect = draft.named["expect"]
+    for name, (place, tags) in expect.items():
+        if name in names:
+            problems += promises(tags)
+        elif len(axes) == len(draft.sweep) and not (reshaped and place.source == source.source):
+            problems.append(Problem(place, clean(f"expect.{name}"), f"no such variant{did_you_mean(name, names)}"))
     if problems:
         unique = dict.fromkeys(problems)
-        raise ConfigError(sorted(unique, key=lambda p: (p.place.source != draft.source.source, p.place.line or 0)))
-    plain = {key: node.plain for key, node in draft.expect.items()}
-    expect = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
-    return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in expect.items() if tags})
+        raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
+    plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
+    return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in promised.items() if tags})
 
 
-def _runs(draft: Draft, base: Settings, spread: Sequence[Point]) -> list[Variant]:
-    """The variants of layers without faults; broken rules between their keys go to the draft's problems."""
+def _runs(
+    base: Settings, spread: Sequence[Point], sweep: Settings, source: Place, problems: list[Problem]
+) -> list[Variant]:
+    """The variants of layers without faults; broken rules between their keys go to `problems`."""
     in_base = set(checks.problems(config_of(base)))
     runs: list[Variant] = []
     broken: dict[Problem, list[str]] = {}  # and the variants it is true of, where its place does not tell
@@ -246,21 +249,21 @@ def _runs(draft: Draft, base: Settings, spread: Sequence[Point]) -> list[Variant
         keys = merged(base, point.settings)
         config = config_of(keys)
         for fault in checks.problems(config):
-            problem, other = _located(fault, {} if fault in in_base else point.settings, base, draft.source)
+            problem, other = _located(fault, {} if fault in in_base else point.settings, base, source)
             names = broken.setdefault(problem, [])
             if other is not None:
-                names.append(point.name if other in draft.sweep else point.variant)
+                names.append(point.name if other in sweep else point.variant)
         if config.data.seed is None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
         runs.append(Variant(point.name, config, keys))
         for key, message in checks.mixed(runs[0].config, config):
             node = point.settings.get(key) or spread[0].settings.get(key)
-            draft.problems.append(Problem(point.place if node is None else node.place, key, message))
+            problems.append(Problem(point.place if node is None else node.place, key, message))
     for problem, names in broken.items():
         first, *others = dict.fromkeys(names) or [""]
         more = f" and {len(others)} more" if others else ""
         suffix = f" (variant {clean(first)}{more})" if first else ""
-        draft.problems.append(Problem(problem.place, problem.key, f"{problem.message}{suffix}"))
+        problems.append(Problem(problem.place, problem.key, f"{problem.message}{suffix}"))
     return runs
 
 
