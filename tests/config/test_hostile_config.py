@@ -11,6 +11,7 @@ from scripts.faults import configs, crafted
 from train.config import load as loading
 from train.config.fields import FIELDS, SECTIONS
 from train.config.load import MAX_BYTES, ConfigError, load
+from train.config.yaml import Place
 
 QUIET = settings(
     derandomize=True,
@@ -36,35 +37,30 @@ def test_every_mutation_changes_something_and_the_seed_decides():
     assert configs.case(0, 5) == configs.case(0, 5) != configs.case(1, 5)
 
 
-@pytest.mark.parametrize("error", [ValueError("a\nb"), RecursionError(), KeyError("x"), SystemExit(1)])
-def test_the_sweep_finds_a_traceback(tmp_path, monkeypatch, error):
+def raising(error: BaseException):
     def broken(*_):
         raise error
 
-    monkeypatch.setattr(configs, "load", broken)
-    _, valid, wrong = configs.tried(tmp_path / "a.yaml", b"name: x\n", ())
-    assert not valid and wrong.startswith(f"{type(error).__name__} in test_hostile_config.py:")
+    return broken
 
 
-def test_the_sweep_finds_what_is_slow_and_what_cannot_be_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr(configs, "LIMIT_S", 0.0)
-    assert configs.tried(tmp_path / "a.yaml", b"name: 1\n", ())[2].startswith("took ")
-    monkeypatch.undo()
-    problem = loading.Problem(loading.Place("a\x1b[2J"), "", "x")  # a file's name, unescaped
-
-    def unescaped(*_):
-        raise ConfigError([problem])
-
-    monkeypatch.setattr(configs, "load", unescaped)
-    assert configs.tried(tmp_path / "a.yaml", b"name: x\n", ())[2].startswith("said ")
+UNESCAPED = loading.Problem(Place("a\x1b[2J"), "", "x")  # a file's name
 
 
-def test_the_sweep_finds_a_config_that_reads_back_as_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(configs, "to_yaml", lambda config: "name: y\n")
-    assert configs.tried(tmp_path / "a.yaml", b"name: x\n", ())[1:] == (
-        True,
-        "variant main reads back as another config",
-    )
+@pytest.mark.parametrize(
+    ("name", "fault", "wrong"),
+    [
+        *(("load", raising(e), f"{type(e).__name__} in ") for e in (ValueError("a\nb"), KeyError("x"), SystemExit(1))),
+        ("load", raising(RecursionError()), "RecursionError in test_hostile_config.py:"),
+        ("load", raising(ConfigError([UNESCAPED])), "said "),
+        ("LIMIT_S", 0.0, "took "),
+        ("to_yaml", lambda config: "name: y\n", "variant main reads back as another config"),
+    ],
+)
+def test_the_sweep_finds_what_is_wrong(tmp_path, monkeypatch, name, fault, wrong):
+    monkeypatch.setattr(configs, name, fault)
+    _, valid, found = configs.tried(tmp_path / "a.yaml", b"name: x\n", ())
+    assert found.startswith(wrong) and valid == (name != "load")
 
 
 def test_the_sweep_finds_a_wrong_exit_code(tmp_path, monkeypatch):
@@ -111,11 +107,25 @@ def test_any_structure_is_a_config_or_config_errors(tmp_path_factory, mapping, o
     assert configs.tried(path, content, given)[2] == ""
 
 
-@given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")))
+PIECES = st.sampled_from(
+    [
+        *(b": ", b"- ", b"? ", b"[", b"]", b"{", b"}", b"\n", b"  ", b"&a ", b"*a", b"!!int ", b"<<: ", b"'", b'"'),
+        *(b"|", b">-", b"---\n", b"...\n", b"...", b"%YAML ", b"\\U", b"\t", b"1" * 30, b"\xff", b"null", b"\xc2\x85"),
+        *(b"name", b".", b"\r"),
+    ]
+)
+
+
+@given(
+    st.binary(max_size=300)
+    | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | st.lists(PIECES | st.binary(max_size=3), max_size=30).map(b"".join),
+    st.lists(st.text(max_size=20) | st.tuples(KEYS, st.text(max_size=20)).map("=".join), max_size=2),
+)
 @QUIET
-def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content):
+def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content, overrides):
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
-    assert configs.tried(path, content, ())[2] == ""
+    assert configs.tried(path, content, overrides)[2] == ""
 
 
 def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path):
