@@ -1,4 +1,4 @@
-"""Windows of tokens as batches: pure functions of (seed, step), so that a resumed run needs only the step."""
+"""Batches as pure functions of (seed, step), so that a resumed run needs only the step: windows, random numbers."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -82,3 +82,31 @@ def spread(n: int, batch: int, batches: int | None) -> tuple[NDArray[np.int64], 
 def _check_length(n_tokens: int, context: int) -> None:
     if not context < n_tokens <= MOST_TOKENS:
         raise ValueError(f"expected context + 1 = {context + 1} to 2^31 tokens, got {n_tokens}")
+
+
+class Draws:
+    """Random numbers for `rows` rows of each of some steps: every result has the axes [steps * rows, ...].
+
+    A step owns 2^64 counts of Philox as above, keyed by (seed, stream); streams of one seed never meet.
+    """
+
+    def __init__(self, seed: int, stream: int, first_step: int, steps: int, rows: int):
+        key = np.array([seed, stream], np.uint64)
+        self._bits = [np.random.Philox(key=key, counter=(int(first_step) + index) << 64) for index in range(steps)]
+        self._rows = rows
+        self.count = steps * rows
+
+    def uniform(self, *shape: int) -> NDArray[np.float64]:
+        """[N, *shape] in [0, 1), multiples of 2^-53: the raw words, whose stream numpy promises to keep."""
+        size = self._rows * int(np.prod(shape, dtype=int))
+        words = np.concatenate([bits.random_raw(size) for bits in self._bits])
+        return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(self.count, *shape)
+
+    def integers(self, high: int, *shape: int) -> NDArray[np.integer]:
+        """[N, *shape] in [0, high)."""
+        return np.minimum((self.uniform(*shape) * high).astype(np.int64), high - 1)
+
+    def normal(self, *shape: int) -> NDArray[np.float64]:
+        """[N, *shape], standard normal, by Box and Muller's transform."""
+        radius = np.sqrt(-2.0 * np.log1p(-self.uniform(*shape)))
+        return radius * np.cos(2.0 * np.pi * self.uniform(*shape))

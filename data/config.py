@@ -1,18 +1,66 @@
-"""Schema of the `data:` section of a config, and its cross-field checks."""
+"""Kinds of data, the schema of the `data:` section of a config, and its cross-field checks."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_Row = Annotated[tuple[float, ...], Field(strict=False)]
-_Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
-_CONTEXT = 64
 BPE_VOCAB = 512  # tokens, when data.vocab_size is null
 MOST_IN_BATCH = 2**28  # tokens: a gigabyte of int32
 MOST_CONTEXT = 2**20
 MOST_DRAWN = 2**14  # context of a task whose held-out windows are drawn, 4096 of them
 MOST_STATES = 1000  # of a chain whose eigenvalues are computed
-DRAWN = ("markov", "copy", "reverse", "sort", "induction", "linear_regression")
+
+# The tasks that data of a task can serve: classes are numbers too.
+SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
+
+
+class Kind(NamedTuple):
+    """One kind of data."""
+
+    code: str  # module:name in this package of what opens it: a class or function of the config, imported when called
+    options: tuple[str, ...]  # the keys that only this kind and a few others read
+    task: str | None = "lm"  # as in its DataSpec
+    least: int = 1  # tokens of a window
+    most: int = MOST_CONTEXT
+    context: Callable[[Any], int] | None = None  # tokens of a window where the options determine it
+
+    def opener(self) -> Callable[["DataConfig"], Any]:
+        """The class or function that opens it."""
+        module, _, name = self.code.partition(":")
+        return getattr(import_module(module, __package__), name)
+
+
+KINDS = {
+    "text": Kind(".text:open_text", ("corpus", "path", "tokenizer", "vocab_size", "placement")),
+    "tokens": Kind(".tokens:open_tokens", ("path", "placement")),
+    "markov": Kind(".synthetic.tasks:Markov", ("symbols", "transition", "sharpness"), most=MOST_DRAWN),
+    "copy": Kind(".synthetic.tasks:Copy", ("symbols",), least=2, most=MOST_DRAWN),
+    "reverse": Kind(".synthetic.tasks:Reverse", ("symbols",), least=2, most=MOST_DRAWN),
+    "sort": Kind(".synthetic.tasks:Sort", ("symbols",), least=2, most=MOST_DRAWN),
+    "induction": Kind(".synthetic.tasks:Induction", ("symbols",), least=3, most=MOST_DRAWN),
+    "addition": Kind(".synthetic.tasks:Addition", ("digits",), context=lambda config: 3 * config.digits + 2),
+    "modular": Kind(".synthetic.tasks:Modular", ("modulus", "operation"), context=lambda config: 3),
+    "linear_regression": Kind(
+        ".synthetic.tasks:LinearRegression", ("dimensions", "noise"), task="regression", most=MOST_DRAWN
+    ),
+    "digits": Kind(
+        ".digits:open_digits", ("patch",), task="classification", context=lambda config: (8 // config.patch) ** 2
+    ),
+}
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(KINDS)]
+
+_Row = Annotated[tuple[float, ...], Field(strict=False)]
+_Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
+
+
+def kind_of(config: "DataConfig") -> Kind:
+    """The declaration of a config's kind; a user's class may read all options, and its task is unknown."""
+    return Kind(".custom:CustomSource", (), task=None) if ":" in config.kind else KINDS[config.kind]
 
 
 class DataConfig(BaseModel):
@@ -20,22 +68,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    kind: (
-        Literal[
-            "text",
-            "tokens",
-            "markov",
-            "copy",
-            "reverse",
-            "sort",
-            "induction",
-            "addition",
-            "modular",
-            "linear_regression",
-            "digits",
-        ]
-        | _Own
-    ) = Field(
+    kind: KindName | _Own = Field(
         default="text",
         description="text; tokens: a file of token ids; tasks whose best possible loss is known, listed at the end of "
         "docs/config.md; digits: 8x8 images; module:Class: your own (docs/data.md)",
@@ -63,7 +96,7 @@ class DataConfig(BaseModel):
         description=f"text: tokens of tokenizer bpe, 256 bytes and what is merged from them; null = {BPE_VOCAB}",
     )
     context: int = Field(
-        default=_CONTEXT,
+        default=64,
         ge=1,
         description="tokens of a window, T; addition, modular and digits have a length of their own and set it",
     )
@@ -100,106 +133,53 @@ class DataConfig(BaseModel):
     noise: float = Field(default=0.0, ge=0, description="linear_regression: standard deviation of the noise on y")
     patch: Literal[1, 2, 4, 8] = Field(default=2, description="digits: side of the square patches that are tokens")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fixed_length(cls, values: Any) -> Any:
+    @model_validator(mode="after")
+    def _fixed_length(self) -> Self:
         """Sets the context of kinds whose options determine it."""
-        if isinstance(values, dict) and "context" not in values and (fixed := fixed_context(values.get)) is not None:
-            return {**values, "context": fixed}
-        return values
+        fixed = kind_of(self).context
+        if fixed is not None and "context" not in self.model_fields_set:
+            object.__setattr__(self, "context", fixed(self))  # frozen
+        return self
 
 
-def fixed_context(get: Any) -> int | None:
-    """The context that a kind's options determine, None for other kinds; `get(key)` gives a value or None (default)."""
-
-    def number(key: str) -> int | None:
-        value = get(key)
-        return DataConfig.model_fields[key].default if value is None else value if isinstance(value, int) else None
-
-    kind, digits, patch = get("kind"), number("digits"), number("patch")
-    if kind == "modular":
-        return 3
-    if kind == "addition" and digits is not None:
-        return 3 * digits + 2
-    return (8 // patch) ** 2 if kind == "digits" and patch in (1, 2, 4, 8) else None
-
-
-# The tasks that data of a task can serve: classes are numbers too.
-SERVES = {"lm": ("lm",), "classification": ("classification", "regression"), "regression": ("regression",)}
-
-
-def task_of(kind: str) -> str | None:
-    """The task of a kind, as in its source's DataSpec; None for a user's class, which is not opened for it."""
-    if ":" in kind:
-        return None
-    return {"digits": "classification", "linear_regression": "regression"}.get(kind, "lm")
-
-
-# The kinds of each option. A user's class may read them all.
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "corpus": ("text",),
-    "path": ("text", "tokens"),
-    "tokenizer": ("text",),
-    "vocab_size": ("text",),
-    "placement": ("text", "tokens"),
-    "symbols": ("markov", "copy", "reverse", "sort", "induction"),
-    "transition": ("markov",),
-    "sharpness": ("markov",),
-    "digits": ("addition",),
-    "modulus": ("modular",),
-    "operation": ("modular",),
-    "dimensions": ("linear_regression",),
-    "noise": ("linear_regression",),
-    "patch": ("digits",),
-}
-
-
-def problems(config: DataConfig) -> list[tuple[str, str]]:
+def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
     """Cross-field checks as (key, message), all at once."""
-    kind, messages = config.kind, []
-    for option, kinds in OPTIONS.items():
-        if getattr(config, option) != DataConfig.model_fields[option].default and kind not in kinds and ":" not in kind:
-            messages.append((option, f"an option of {', '.join(kinds)}; data.kind is {kind}"))
-    if kind == "text" and config.corpus is not None and config.path is not None:
-        messages.append(("path", f"give corpus or path, not both (corpus is {config.corpus!r})"))
-    if kind == "text" and config.vocab_size is not None and config.tokenizer != "bpe":
-        messages.append(("vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"))
-    if kind == "tokens" and config.path is None:
-        messages.append(("path", "missing; data.kind tokens needs a .npy or .bin file"))
-    fixed = fixed_context(lambda key: getattr(config, key))
-    if fixed is not None and config.context != fixed:
-        messages.append(("context", f"expected {fixed} with data.kind {kind} (leave it out), got {config.context}"))
-    least = {"copy": 2, "reverse": 2, "sort": 2, "induction": 3}.get(kind, 1)
-    if config.context < least:
-        messages.append(("context", f"expected at least {least} with data.kind {kind}, got {config.context}"))
-    if kind == "linear_regression" and config.context % 2:
-        messages.append(("context", f"expected an even number (x and y are a token each), got {config.context}"))
-    messages += _too_large(config)
-    if config.transition is not None:
-        messages += [("transition", message) for message in _not_stochastic(config.transition)]
-    return messages
-
-
-def _too_large(config: DataConfig) -> list[tuple[str, str]]:
-    """Sizes that would exhaust the machine before any message."""
-    kind, context, batch = config.kind, config.context, config.batch
-    longest = MOST_DRAWN if kind in DRAWN else MOST_CONTEXT
-    if context > longest:
-        return [("context", f"expected at most {longest} with data.kind {kind}, got {context}")]
-    if batch * context > MOST_IN_BATCH:
-        most = MOST_IN_BATCH // context
-        return [("batch", f"expected at most {most} with data.context {context}, got {batch}")]
-    if kind == "markov" and config.transition is None and config.symbols > MOST_STATES:
-        return [("symbols", f"expected at most {MOST_STATES} with data.kind markov, got {config.symbols}")]
-    return []
-
-
-def _not_stochastic(rows: tuple[tuple[float, ...], ...]) -> list[str]:
-    if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
-        return [f"expected a square matrix, got {len(rows)} rows of {', '.join(str(len(row)) for row in rows)}"]
-    for index, row in enumerate(rows):
-        if min(row) < 0:
-            return [f"expected rows of probabilities, row {index} has {min(row):g}"]
-        if abs(sum(row) - 1) > 1e-6:
-            return [f"expected rows of probabilities that sum to 1, row {index} sums to {sum(row):g}"]
-    return []
+    name, kind, context, batch = config.kind, kind_of(config), config.context, config.batch
+    for option in dict.fromkeys(option for each in KINDS.values() for option in each.options):
+        default = DataConfig.model_fields[option].default
+        if getattr(config, option) != default and option not in kind.options and ":" not in name:
+            readers = ", ".join(other for other, each in KINDS.items() if option in each.options)
+            yield option, f"an option of {readers}; data.kind is {name}"
+    if name == "text" and config.corpus is not None and config.path is not None:
+        yield "path", f"give corpus or path, not both (corpus is {config.corpus!r})"
+    if name == "text" and config.vocab_size is not None and config.tokenizer != "bpe":
+        yield "vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"
+    if name == "tokens" and config.path is None:
+        yield "path", "missing; data.kind tokens needs a .npy or .bin file"
+    if kind.context is not None and context != (fixed := kind.context(config)):
+        yield "context", f"expected {fixed} with data.kind {name} (leave it out), got {context}"
+    if context < kind.least:
+        yield "context", f"expected at least {kind.least} with data.kind {name}, got {context}"
+    if name == "linear_regression" and context % 2:
+        yield "context", f"expected an even number (x and y are a token each), got {context}"
+    # Sizes that would exhaust the machine before any message.
+    if context > kind.most:
+        yield "context", f"expected at most {kind.most} with data.kind {name}, got {context}"
+    elif batch * context > MOST_IN_BATCH:
+        yield "batch", f"expected at most {MOST_IN_BATCH // context} with data.context {context}, got {batch}"
+    elif name == "markov" and config.transition is None and config.symbols > MOST_STATES:
+        yield "symbols", f"expected at most {MOST_STATES} with data.kind markov, got {config.symbols}"
+    rows = config.transition
+    if rows is not None and (len(rows) < 2 or any(len(row) != len(rows) for row in rows)):
+        lengths = ", ".join(str(len(row)) for row in rows)
+        yield "transition", f"expected a square matrix, got {len(rows)} rows of {lengths}"
+        return
+    for index, row in enumerate(rows or ()):
+        if min(row) < 0 or abs(sum(row) - 1) > 1e-6:
+            wrong = (
+                f", row {index} has {min(row):g}"
+                if min(row) < 0
+                else f" that sum to 1, row {index} sums to {sum(row):g}"
+            )
+            yield "transition", f"expected rows of probabilities{wrong}"
+            return

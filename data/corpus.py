@@ -8,20 +8,35 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from types import SimpleNamespace
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from . import DataError, reason
 from .config import DataConfig
-from .errors import DataError, reason
 from .files import cache_folder, foreign, located
 
-_CHUNK = 2**20
-_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-_SHAKESPEARE_MOST = 2**24  # bytes, sixteen times what it has: an endless answer is cut off
-_TIMEOUT = 10  # seconds without an answer
-_DEADLINE = 300  # seconds from the first bytes to the last
+CHUNK = 2**20
 _MOST_FILES = 10_000
 TEXT_FILE = "a UTF-8 text file"
+
+
+class Download(NamedTuple):
+    """A text that is downloaded, and the limits of that."""
+
+    url: str
+    name: str  # of the file in the cache
+    sha256: str
+    most: int  # bytes
+    timeout: Any = 10  # seconds without an answer
+    deadline: float = 300  # seconds from the first bytes to the last
+
+
+SHAKESPEARE = Download(
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "tinyshakespeare.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    most=2**24,  # sixteen times what it has
+)
 
 
 @dataclass(frozen=True)
@@ -129,48 +144,39 @@ def _python_docs() -> bytes:
     return "\n\n".join(dict.fromkeys(paragraphs)).encode()
 
 
-class _Limits:
-    """A progress bar for pooch that ends a download which is too large or too slow. Raises OSError."""
-
-    total = 0
-
-    def __init__(self, file: str):
-        self.file, self.end = file, time.monotonic() + _DEADLINE
-
-    def update(self, count: int) -> None:
-        if os.path.getsize(self.file) > _SHAKESPEARE_MOST:
-            raise OSError(f"it sent more than {_SHAKESPEARE_MOST:,} bytes")
-        if time.monotonic() > self.end:
-            raise OSError(f"it was not all there after {_DEADLINE:g} s")
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def _shakespeare() -> Path:
     """The file of Tiny Shakespeare, downloaded at its first use and checked at every one. Raises DataError."""
     import pooch
 
-    def download(url: str, file: str, _: Any) -> None:
-        # Chunks so small that the deadline is looked at while bytes trickle in.
-        limits: dict[str, Any] = {"progressbar": _Limits(file), "chunk_size": 32, "timeout": _TIMEOUT}
-        pooch.HTTPDownloader(**limits, headers={"Accept-Encoding": "identity"})(url, file, None)
+    wanted = SHAKESPEARE
 
-    url = os.environ.get("DELTAFLOW_SHAKESPEARE_URL") or _SHAKESPEARE_URL
-    target = cache_folder() / "tinyshakespeare.txt"
+    def download(url: str, file: str, _: Any) -> None:
+        end = time.monotonic() + wanted.deadline
+
+        def limit(count: int) -> None:
+            if os.path.getsize(file) > wanted.most:
+                raise OSError(f"it sent more than {wanted.most:,} bytes")
+            if time.monotonic() > end:
+                raise OSError(f"it was not all there after {wanted.deadline:g} s")
+
+        # A progress bar looks at each chunk, and chunks are small, so that the deadline holds while bytes trickle in.
+        bar: Any = SimpleNamespace(total=0, update=limit, reset=lambda: None, close=lambda: None)
+        plain = {"Accept-Encoding": "identity"}
+        pooch.HTTPDownloader(bar, chunk_size=32, timeout=wanted.timeout, headers=plain)(url, file, None)
+
+    target = cache_folder() / wanted.name
     remedy = f"put the right file at {str(target)!r}, or set data.path to a text file of your own"
     pooch.get_logger().setLevel("CRITICAL")
     try:
-        checksum, downloader = f"sha256:{_SHAKESPEARE_SHA256}", cast(Any, download)  # pooch annotates it wrongly
-        return Path(pooch.retrieve(url, checksum, target.name, target.parent, downloader=downloader))
+        checksum, downloader = f"sha256:{wanted.sha256}", cast(Any, download)  # pooch annotates it wrongly
+        return Path(pooch.retrieve(wanted.url, checksum, target.name, target.parent, downloader=downloader))
     except OSError as error:
         raise DataError(
-            f"data.corpus: shakespeare can't be fetched from {url} ({reason(error)}); without a network {remedy}"
+            f"data.corpus: shakespeare can't be fetched from {wanted.url} ({reason(error)}); without a network {remedy}"
         ) from None
     except ValueError:
         raise DataError(
-            f"data.corpus: what {url} sent is not Tiny Shakespeare (expected SHA-256 {_SHAKESPEARE_SHA256[:12]}...), "
+            f"data.corpus: what {wanted.url} sent is not Tiny Shakespeare (expected SHA-256 {wanted.sha256[:12]}...), "
             f"and was not kept; {remedy}"
         ) from None
 
@@ -190,7 +196,7 @@ def _texts(part: Part, digest: Any) -> Iterator[str]:
     try:
         with part.open() as file:
             while True:
-                chunk = file.read(_CHUNK)
+                chunk = file.read(CHUNK)
                 if digest is not None:
                     digest.update(chunk)
                 before = offset - len(decoder.getstate()[0])  # where the decoder's input starts
@@ -199,10 +205,12 @@ def _texts(part: Part, digest: Any) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     at, line = before + error.start, line + error.object[: error.start].count(b"\n")
                     byte = error.object[error.start]
-                    raise DataError(
-                        f"{part.label} is not UTF-8 text: byte 0x{byte:02X} at offset {at:,}, line {line:,}; "
-                        + _advice(part, error.object[:2] if at == 0 else b"")
-                    ) from None
+                    marked = at == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                    advice = f"convert it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8"
+                    if isinstance(part.content, Path) and part.content.suffix in (".bin", ".npy"):
+                        advice = "token ids are data.kind: tokens"
+                    place = f"byte 0x{byte:02X} at offset {at:,}, line {line:,}"
+                    raise DataError(f"{part.label} is not UTF-8 text: {place}; {advice}") from None
                 if (at := text.find("\0")) >= 0:
                     at, line = before + len(text[:at].encode()), line + text[:at].count("\n")
                     raise DataError(
@@ -219,10 +227,3 @@ def _texts(part: Part, digest: Any) -> Iterator[str]:
                     return
     except OSError as error:
         raise DataError(f"{part.label} can't be read ({reason(error)})") from None
-
-
-def _advice(part: Part, first: bytes) -> str:
-    if isinstance(part.content, Path) and part.content.suffix in (".bin", ".npy"):
-        return "token ids are data.kind: tokens"
-    charset = "UTF-16" if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
-    return f"convert it, for example with iconv -f {charset} -t UTF-8"

@@ -11,19 +11,18 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from .config import DataConfig
-from .errors import DataError, one_line
-from .source import Batch, DataSpec, Source, Whole
-from .tokenizer import Tokenizer, from_json
+from . import DataError, one_line
+from .config import SERVES, DataConfig
+from .source import Batch, DataSpec, Whole
+from .tokenizer import from_json
 
 _NEEDED = ("form", "source", "details", "sha256", "tokenizer", "floors", "resident", "train_batches", "heldout_batches")
-_TASKS = ("lm", "classification", "regression")
 
 
 def imported(key: str, spec: str) -> Callable[..., Any]:
@@ -92,57 +91,48 @@ class OwnSource(Whole):
         raise NotImplementedError
 
 
-def open_custom(config: DataConfig) -> Source:
-    """The user's data set, imported and built, its attributes and first batches checked. Raises DataError."""
-    label = f"data.kind: {config.kind}"
-    factory = imported("data.kind", config.kind)
-    own = _called(label, "while it was built", lambda: factory(config))
-    absent = object()
-    missing = [name for name in _NEEDED if inspect.getattr_static(own, name, absent) is absent]
-    if missing:
-        raise DataError(f"{label}: {factory.__name__} has no {', '.join(missing)}; inherit from data.custom.OwnSource")
-    form = _form(label, _called(label, "in form", lambda: own.form))
-    values: dict[str, Any] = {
-        name: _called(label, f"in {name}", lambda name=name: getattr(own, name)) for name in _NEEDED[1:-2]
-    }
-    for name in ("source", "details", "sha256"):
-        if not isinstance(values[name], str):
-            raise DataError(f"{label}: {name}: expected text, got {values[name]!r:.100}")
-        values[name] = " ".join(values[name].split())
-    values["floors"] = _floors(label, values["floors"])
-    checked = Checked(label, own, form, **values)
-    checked.check()
-    return checked
+class CustomSource:
+    """A user's data set, imported and built; its batches are checked and converted to int32 and float32.
 
-
-@dataclass(frozen=True, eq=False)
-class Checked:
-    """A source around the user's object, whose batches are checked and converted to int32 and float32.
-
-    All methods raise DataError for what the user's code does wrong.
+    The constructor and all methods raise DataError for what the user's code does wrong.
     """
 
-    label: str
-    own: Any
-    form: DataSpec
-    source: str
-    details: str
-    sha256: str
-    tokenizer: Tokenizer | None
-    floors: dict[str, float]
-    resident: tuple[np.ndarray, np.ndarray] | None
+    def __init__(self, config: DataConfig):
+        self._label = f"data.kind: {config.kind}"
+        factory = imported("data.kind", config.kind)
+        self._own = own = self._call("while it was built", lambda: factory(config))
+        absent = object()
+        if missing := [name for name in _NEEDED if inspect.getattr_static(own, name, absent) is absent]:
+            lacks = f"{factory.__name__} has no {', '.join(missing)}"
+            raise DataError(f"{self._label}: {lacks}; inherit from data.custom.OwnSource")
+        self.form = self._form(self._read("form"))
+        texts = {name: self._read(name) for name in ("source", "details", "sha256")}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                self._refuse(name, "text", f"{text!r:.100}")
+        self.source, self.details, self.sha256 = (" ".join(text.split()) for text in texts.values())
+        self.tokenizer, floors, self.resident = (self._read(name) for name in ("tokenizer", "floors", "resident"))
+        if not isinstance(floors, Mapping) or not all(isinstance(name, str) for name in floors):
+            self._refuse("floors", "a mapping of names to losses", f"{floors!r:.100}")
+        for name, floor in floors.items():
+            with suppress(TypeError, ValueError, OverflowError):
+                if not isinstance(floor, str) and math.isfinite(float(floor)):
+                    continue
+            self._refuse("floors", f"a finite loss of {name!r}", f"{floor!r:.100}")
+        self.floors = {name: float(floor) for name, floor in floors.items()}
+        self._check_tokens()
+        self._check_batches()
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Any:
         """Leaves [steps, B, ...]."""
         at = f"step {first_step}" if steps == 1 else f"steps {first_step} to {first_step + steps - 1}"
-        call = lambda: self.own.train_batches(batch, seed, first_step, steps)  # noqa: E731
-        got = _called(self.label, f"in train_batches at {at}", call)
+        got = self._call(f"in train_batches at {at}", lambda: self._own.train_batches(batch, seed, first_step, steps))
         return self._batches("train_batches", got, (steps, batch), 0)
 
     def heldout_batches(self, batch: int, batches: int | None) -> tuple[Any, np.ndarray]:
         """Leaves [S, B, ...], and the weights of the rows [S, B]."""
         place = "heldout_batches"
-        got = _called(self.label, f"in {place}", lambda: self.own.heldout_batches(batch, batches))
+        got = self._call(f"in {place}", lambda: self._own.heldout_batches(batch, batches))
         if isinstance(got, Batch) or not isinstance(got, tuple) or len(got) != 2:
             self._refuse(place, "(batches, weights of their rows [S, B])", _kind(got))
         rows = self._array(place, "weights of rows", got[1], None, None)
@@ -153,23 +143,21 @@ class Checked:
             self._refuse(place, "weights of rows >= 0, and some above", "none above" if not rows.any() else rows.min())
         return self._batches(place, got[0], rows.shape, 1), rows
 
-    def check(self) -> None:
-        """Checks the tokens and the first batches, once at the start."""
-        self._check_tokens()
-        several, single = self.train_batches(2, 0, 0, 3), self.train_batches(2, 0, 1, 1)
-        if type(several) is not type(single):
-            self._refuse("train_batches", f"a {_kind(several)} in every call", _kind(single))
-        pairs = list(zip(several, single, strict=True)) if isinstance(several, Batch) else [(several, single)]
-        if any((a is None) != (b is None) for a, b in pairs):
-            self._refuse("train_batches", "weights in every batch or in none", "them in some")
-        if not all(a is None or np.array_equal(a[1], b[0], equal_nan=True) for a, b in pairs):
-            raise DataError(
-                f"{self.label}: train_batches: step 1 has another batch when it is asked for alone than among steps 0 "
-                "to 2; a batch must follow from (seed, step) alone, or no run could be resumed"
-            )
-        self.heldout_batches(2, 1)
+    def _form(self, form: Any) -> DataSpec:
+        if not isinstance(form, DataSpec) or form.task not in SERVES:
+            self._refuse("form", f"a data.source.DataSpec of {', '.join(SERVES)}", repr(form))
+        if (form.vocab_size is None) == (form.channels is None):
+            got = "neither" if form.channels is None else "both"
+            self._refuse("form", "vocab_size (of ids) or channels (real values a token)", got)
+        for name in ("context", "outputs", "vocab_size" if form.channels is None else "channels"):
+            size = getattr(form, name)
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+                self._refuse("form", f"{name} to be a whole number >= 1", repr(size))
+            form = form._replace(**{name: int(size)})
+        return form._replace(pooled=bool(form.pooled))
 
     def _check_tokens(self) -> None:
+        """Checks the tokenizer and the tokens that live on the device, if any."""
         form, size = self.form, self.form.vocab_size
         if self.tokenizer is not None:
             try:
@@ -188,6 +176,21 @@ class Checked:
             ids = self._array("resident", name, part, None, size)
             if ids.ndim != 1 or len(ids) <= form.context:
                 self._refuse("resident", f"{name} ids [more than context {form.context}]", list(ids.shape))
+
+    def _check_batches(self) -> None:
+        """Checks the first batches, and that they do not depend on how many are asked for."""
+        several, single = self.train_batches(2, 0, 0, 3), self.train_batches(2, 0, 1, 1)
+        if type(several) is not type(single):
+            self._refuse("train_batches", f"a {_kind(several)} in every call", _kind(single))
+        pairs = list(zip(several, single, strict=True)) if isinstance(several, Batch) else [(several, single)]
+        if any((a is None) != (b is None) for a, b in pairs):
+            self._refuse("train_batches", "weights in every batch or in none", "them in some")
+        if not all(a is None or np.array_equal(a[1], b[0], equal_nan=True) for a, b in pairs):
+            raise DataError(
+                f"{self._label}: train_batches: step 1 has another batch when it is asked for alone than among steps 0 "
+                "to 2; a batch must follow from (seed, step) alone, or no run could be resumed"
+            )
+        self.heldout_batches(2, 1)
 
     def _batches(self, place: str, got: Any, lead: tuple[int, int], part: int) -> Any:
         """`got`, if its leaves are of this form and start with the axes `lead`; `part` 0 is training, 1 held out."""
@@ -214,17 +217,9 @@ class Checked:
         targets = self._array(place, "targets", got.targets, shapes, high, None if weights is None else weights > 0)
         return Batch(inputs, targets.reshape(each) if form.outputs == 1 else targets, weights)
 
-    def _array(
-        self,
-        place: str,
-        name: str,
-        leaf: Any,
-        shapes: list[tuple[int, ...]] | None,
-        high: int | None,
-        counts: Any = None,
-    ) -> np.ndarray:
+    def _array(self, place: str, name: str, leaf: Any, shapes: Any, high: int | None, counts: Any = None) -> np.ndarray:
         """`leaf` as int32 in [0, high), or finite float32 if `high` is None; `counts` masks the entries that matter."""
-        array = _called(self.label, f"in {place}: {name}", lambda: np.asarray(leaf))
+        array = self._call(f"in {place}: {name}", lambda: np.asarray(leaf))
         if array.dtype.kind not in ("iuf" if high is None else "iu"):
             self._refuse(place, f"{name} of {'' if high is None else 'whole '}numbers", array.dtype)
         if shapes is not None and array.shape not in shapes:
@@ -239,46 +234,20 @@ class Checked:
             self._refuse(place, f"{name} in 0 to {high - 1}", some.min() if some.min() < 0 else some.max())
         return converted
 
-    def _refuse(self, place: str, expected: str, got: Any) -> NoReturn:
-        raise DataError(f"{self.label}: {place}: expected {expected}, got {got}")
+    def _read(self, name: str) -> Any:
+        return self._call(f"in {name}", lambda: getattr(self._own, name))
 
-
-def _called(label: str, where: str, call: Callable[[], Any]) -> Any:
-    """The result of a call into the user's code; whatever it raises becomes a DataError."""
-    try:
-        return call()
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise DataError(f"{label}: {one_line(error)} {where}") from error
-
-
-def _form(label: str, form: Any) -> DataSpec:
-    if not isinstance(form, DataSpec) or form.task not in _TASKS:
-        raise DataError(f"{label}: form: expected a data.source.DataSpec of {', '.join(_TASKS)}, got {form!r}")
-    sizes = {name: getattr(form, name) for name in ("context", "outputs", "vocab_size", "channels")}
-    if (form.vocab_size is None) == (form.channels is None):
-        got = "neither" if form.channels is None else "both"
-        raise DataError(f"{label}: form: expected vocab_size (of ids) or channels (real values a token), got {got}")
-    for name, size in sizes.items():
-        optional = name in ("vocab_size", "channels") and size is None
-        if not optional and (isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1):
-            raise DataError(f"{label}: form: expected {name} to be a whole number >= 1, got {size!r}")
-    whole = {name: None if size is None else int(size) for name, size in sizes.items()}
-    return form._replace(pooled=bool(form.pooled), **whole)
-
-
-def _floors(label: str, floors: Any) -> dict[str, float]:
-    if not isinstance(floors, Mapping) or not all(isinstance(name, str) for name in floors):
-        raise DataError(f"{label}: floors: expected a mapping of names to losses, got {floors!r:.100}")
-    for name, floor in floors.items():
+    def _call(self, where: str, call: Callable[[], Any]) -> Any:
+        """The result of a call into the user's code; whatever it raises becomes a DataError."""
         try:
-            finite = not isinstance(floor, str) and math.isfinite(float(floor))
-        except (TypeError, ValueError, OverflowError):
-            finite = False
-        if not finite:
-            raise DataError(f"{label}: floors: expected a finite loss of {name!r}, got {floor!r:.100}")
-    return {name: float(floor) for name, floor in floors.items()}
+            return call()
+        except DataError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise DataError(f"{self._label}: {one_line(error)} {where}") from error
+
+    def _refuse(self, place: str, expected: str, got: Any) -> NoReturn:
+        raise DataError(f"{self._label}: {place}: expected {expected}, got {got}")
 
 
 def _kind(value: Any) -> str:

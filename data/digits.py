@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import DataError
+from .batches import Draws
 from .config import DataConfig
-from .errors import DataError
 from .floors import prior
 from .source import Batch, DataSpec, Whole, tiled
-from .synthetic.base import Draws
 
 _SPLIT, _ORDER = 4, 5  # streams, see Draws
 _SIDE = 8

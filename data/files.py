@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DataError, reason
+from . import DataError, reason
 
 _MOST_JSON = 2**28  # bytes: a tokenizer of a million merges, each byte of which takes six
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -77,8 +77,16 @@ def located(where: str, label: str, expected: str) -> Path:
         path = path.expanduser()
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        missing = "does not exist" + ("" if path.is_absolute() else f" (the current folder is {os.getcwd()!r})")
-        raise DataError(f"{label} {foreign(where) or missing + _nearest(where, path)}") from None
+        if other_system := foreign(where):
+            raise DataError(f"{label} {other_system}") from None
+        hint = "" if path.is_absolute() else f" (the current folder is {os.getcwd()!r})"
+        if os.name != "nt" and Path(slashes := where.replace("\\", "/")).exists():
+            hint += f"; did you mean {slashes!r}?"
+        elif not path.parent.is_dir():
+            hint += f"; nor does its folder {str(path.parent)!r}"
+        elif near := beside(path):
+            hint += f"; did you mean {str(near)!r}?"
+        raise DataError(f"{label} does not exist{hint}") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a null character; no such user's home
         raise DataError(f"{label} can't be opened ({reason(error)})") from None
     if kind := kind_of(mode):
@@ -96,15 +104,6 @@ def foreign(where: str) -> str | None:
         drive = f"; WSL has that drive at /mnt/{match[1].lower()}" if match[1] else ""
         return f"is a path of Windows, and this is another system; give the path that the file has here{drive}"
     return None
-
-
-def _nearest(where: str, path: Path) -> str:
-    if os.name != "nt" and Path(slashes := where.replace("\\", "/")).exists():
-        return f"; did you mean {slashes!r}?"
-    if not path.parent.is_dir():
-        return f"; nor does its folder {str(path.parent)!r}"
-    near = beside(path)
-    return f"; did you mean {str(near)!r}?" if near else ""
 
 
 def cache_folder() -> Path:
@@ -170,7 +169,7 @@ def mapped_npy(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A memory-mapped file, and its identity when it was opened.
+    """A memory-mapped file, and its status when it was opened.
 
     Reading a map of a file that was cut since then ends the process (SIGBUS), and a file that was written to would give
     other batches; so every reader calls `check` first. A file that was removed or replaced stays as it is in the map.
@@ -178,31 +177,21 @@ class MappedFile:
 
     label: str
     path: Path
-    identity: tuple[int, ...]
+    status: os.stat_result
 
     @staticmethod
     def of(label: str, path: Path) -> "MappedFile":
         """Raises DataError when the file is gone."""
         try:
-            return MappedFile(label, path, _identity(path))
+            return MappedFile(label, path, path.stat())
         except OSError as error:
             raise DataError(f"{label} can't be read ({reason(error)})") from None
 
-    @property
-    def size(self) -> int:
-        """Bytes when it was opened."""
-        return self.identity[2]
-
     def check(self) -> None:
         """Raises DataError when the file has changed."""
-        try:
-            now = _identity(self.path)
-        except OSError:
-            return
-        if now[:2] == self.identity[:2] and now != self.identity:
-            raise DataError(f"{self.label} changed while it was in use; start again when it is as it was")
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        was = self.status
+        with suppress(OSError):
+            now = self.path.stat()
+            changed = (now.st_size, now.st_mtime_ns) != (was.st_size, was.st_mtime_ns)
+            if (now.st_dev, now.st_ino) == (was.st_dev, was.st_ino) and changed:
+                raise DataError(f"{self.label} changed while it was in use; start again when it is as it was")

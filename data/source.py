@@ -1,4 +1,4 @@
-"""The interface of all data: batches as pure functions of (seed, step), and losses that are known in advance."""
+"""The interface of all data, and the opening of what a config names."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from . import DataError
 from .batches import spread
+from .config import DataConfig, kind_of, problems
 from .tokenizer import Tokenizer
 
 
@@ -99,3 +101,10 @@ def tiled(rows: Batch, batch: int, batches: int | None) -> tuple[Batch, NDArray[
     """
     index, weights = spread(len(rows.inputs), batch, batches)
     return Batch(*(None if leaf is None else leaf[index] for leaf in rows)), weights
+
+
+def open_source(config: DataConfig) -> Source:
+    """The data that the config names. Raises DataError for whatever can go wrong."""
+    for key, message in problems(config):
+        raise DataError(f"data.{key}: {message}")
+    return kind_of(config).opener()(config)

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import DataError, reason
 from .bpe import learn_from, parts
 from .config import BPE_VOCAB, DataConfig
 from .corpus import Corpus, find, texts
-from .errors import DataError, reason
 from .files import MappedFile, cache_folder, mapped_npy, replacing
 from .tokenizer import CHAR_LIMIT, ByteTokenizer, CharTokenizer, Tokenizer, code_points, token_dtype
 from .tokens import Windows, check_lengths, held_out_of, placement_of, split
@@ -26,55 +26,42 @@ from .tokens import Windows, check_lengths, held_out_of, placement_of, split
 def open_text(config: DataConfig) -> Windows:
     """The corpus that the config names, as tokens. Raises DataError."""
     corpus = find(config)
-    scan = _scan(corpus, config.tokenizer)
     unit = "bytes" if config.tokenizer == "byte" else "characters"
-    n = scan.bytes if config.tokenizer == "byte" else scan.characters
-    source = f"{corpus.name} ({corpus.note}{n:,} {unit})"
-    note = corpus.left_out
-    cut = None
+    sha256, n, vocab = _scan(corpus, config.tokenizer)
+    source, note, cut = f"{corpus.name} ({corpus.note}{n:,} {unit})", corpus.left_out, None
     if config.tokenizer == "bpe":
         # At the very character where tokenizer char splits, so that both hold out the same text.
         held_out = held_out_of(config, n)
         cut, wanted = n - held_out, BPE_VOCAB if config.vocab_size is None else config.vocab_size
-        tokenizer, n_train, n_val = learn_from(corpus, scan.sha256, n, cut, wanted)
+        tokenizer, n_train, n_val = learn_from(corpus, sha256, n, cut, wanted)
         check_lengths(config, corpus.label, n_train, n_val, "tokens")
         n = n_train + n_val
         note += f", {held_out / n_val:.3g} characters a held-out token"
         if tokenizer.vocab_size < wanted:
             note += f"; data.vocab_size {wanted} is out of reach: no pair of tokens is left that occurs twice"
     else:
-        tokenizer = CharTokenizer(scan.vocab) if config.tokenizer == "char" else ByteTokenizer()
+        tokenizer = CharTokenizer(vocab) if config.tokenizer == "char" else ByteTokenizer()
         n_train = split(config, corpus.label, n, unit)
         if tokenizer.vocab_size < 2:
-            raise DataError(f"{corpus.label} holds no character but {scan.vocab!r}, and so nothing to learn")
-    encoding = _Encoding(corpus, scan.sha256, tokenizer, n, cut)
+            raise DataError(f"{corpus.label} holds no character but {vocab!r}, and so nothing to learn")
+    encoding = _Encoding(corpus, sha256, tokenizer, n, cut)
     placement = placement_of(config, n * encoding.dtype.itemsize)
     tokens, mapped = encoding.on_host() if placement == "host" else (encoding.in_memory(), None)
-    parts = (tokens[:n_train], tokens[n_train:], scan.sha256, source, placement)
-    return Windows(*parts, config.context, tokenizer.vocab_size, mapped, tokenizer, note)
+    halves = (tokens[:n_train], tokens[n_train:])
+    return Windows(*halves, sha256, source, placement, config.context, tokenizer.vocab_size, mapped, tokenizer, note)
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """The results of one pass over a corpus."""
+def _scan(corpus: Corpus, tokenizer: str) -> tuple[str, int, str]:
+    """(sha256 of the bytes, length in bytes for tokenizer byte, else in characters, vocabulary for tokenizer char).
 
-    sha256: str  # of its bytes
-    characters: int
-    bytes: int  # of its text in UTF-8, without byte order marks; counted for tokenizer byte
-    vocab: str  # sorted characters, for tokenizer char
-
-
-def _scan(corpus: Corpus, tokenizer: str) -> _Scan:
-    """Hashes, checks and counts. Raises DataError when the corpus is empty, or not UTF-8."""
-    digest, n_characters, n_bytes = hashlib.sha256(), 0, 0
-    present = np.zeros(0x110000, bool)
+    Byte order marks do not count. Raises DataError when the corpus is empty, not UTF-8, or has too many characters.
+    """
+    digest, n, present = hashlib.sha256(), 0, np.zeros(0x110000, bool)
     for text in texts(corpus, digest):
-        n_characters += len(text)
+        n += len(text.encode() if tokenizer == "byte" else text)
         if tokenizer == "char":
             present[code_points(text)] = True
-        if tokenizer == "byte":
-            n_bytes += len(text.encode())
-    if not n_characters:
+    if not n:
         raise DataError(f"{corpus.label} is empty")
     vocab = "".join(map(chr, np.flatnonzero(present)))
     if len(vocab) > CHAR_LIMIT:
@@ -82,7 +69,7 @@ def _scan(corpus: Corpus, tokenizer: str) -> _Scan:
             f"{corpus.label} has {len(vocab):,} different characters, at most {CHAR_LIMIT:,} can be tokens; "
             "set data.tokenizer: byte"
         )
-    return _Scan(digest.hexdigest(), n_characters, n_bytes, vocab)
+    return digest.hexdigest(), n, vocab
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ class _Encoding:
         file = self.corpus.parts[0].content
         if isinstance(self.tokenizer, ByteTokenizer) and len(self.corpus.parts) == 1 and isinstance(file, Path):
             mapped = MappedFile.of(self.corpus.label, file)
-            mark = mapped.size - self.n  # bytes of a byte order mark
+            mark = mapped.status.st_size - self.n  # bytes of a byte order mark
             if mark not in (0, 3):
                 raise self.corpus.changed()
             try:

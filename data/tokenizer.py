@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, reason
+from . import DataError, reason
 
 CHAR_LIMIT = 65_536
-_CODE_POINTS = 0x110000
 _SLICE = 1 << 18  # characters encoded at a time: the work arrays stay in the processor's cache
 
 
@@ -60,31 +59,24 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.vocab)
 
-    @cached_property
-    def _id_of(self) -> np.ndarray:
-        """[0x110000] int32: the id of each code point, -1 for those outside the vocabulary."""
-        table = np.full(_CODE_POINTS, -1, np.int32)
-        table[code_points(self.vocab)] = np.arange(len(self.vocab))
-        return table
-
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        id_of = np.full(0x110000, -1, np.int32)  # by code point
+        id_of[code_points(self.vocab)] = np.arange(len(self.vocab))
         ids = np.empty(len(text), token_dtype(self.vocab_size))
         for start in range(0, len(text), _SLICE):
-            part = self._id_of[code_points(text[start : start + _SLICE])]
+            part = id_of[code_points(text[start : start + _SLICE])]
             if part.min() < 0:
-                raise self._foreign(text, start + int(part.argmin()))
+                at = start + int(part.argmin())
+                character = text[at]
+                relatives = (character.swapcase(), unicodedata.normalize("NFKD", character)[:1])
+                near = [c for c in relatives if c != character and len(c) == 1 and c in self.vocab]
+                hint = f"{printable(near[0])} is; " if near else ""
+                raise DataError(
+                    f"character {printable(character)} (U+{ord(character):04X}) at position {at:,} is not in the "
+                    f"corpus; {hint}the corpus has {len(self.vocab):,} characters: {_listing(self.vocab)}"
+                )
             ids[start : start + _SLICE] = part
         return ids
-
-    def _foreign(self, text: str, position: int) -> DataError:
-        character = text[position]
-        relatives = (character.swapcase(), unicodedata.normalize("NFKD", character)[:1])
-        near = [c for c in relatives if c != character and len(c) == 1 and c in self.vocab]
-        hint = f"{printable(near[0])} is; " if near else ""
-        return DataError(
-            f"character {printable(character)} (U+{ord(character):04X}) at position {position:,} is not in the corpus; "
-            f"{hint}the corpus has {len(self.vocab):,} characters: {_listing(self.vocab)}"
-        )
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         points = code_points(self.vocab)[_checked(ids, self.vocab_size)]
@@ -111,7 +103,12 @@ class _OfBytes:
         return b"".join(self._tokens[index] for index in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
 
     def token_text(self, token: int) -> str:
-        return legible(self._tokens[_checked([token], self.vocab_size)[0]])
+        """The text of a token; its bytes when they are a part of a character."""
+        content = self._tokens[_checked([token], self.vocab_size)[0]]
+        try:
+            return printable(content.decode("utf-8"))
+        except UnicodeDecodeError:
+            return f"0x{content.hex().upper()}" if min(content) >= 0x80 else repr(content)
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,8 @@ class BpeTokenizer(_OfBytes):
         )
 
     @cached_property
-    def _library(self) -> Any:
+    def library(self) -> Any:
+        """The package's tokenizer. Raises DataError without the package, or for merges that it refuses."""
         try:
             return hf_tokenizers().Tokenizer.from_str(json.dumps(self.data))
         except DataError:
@@ -201,20 +199,17 @@ class BpeTokenizer(_OfBytes):
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         utf8(text)
         dtype = token_dtype(self.vocab_size)
-        parts = self._library.encode_batch_fast(list(pieces([text], PIECE)))
+        parts = self.library.encode_batch_fast(list(pieces([text], PIECE)))
         return np.concatenate([np.empty(0, dtype), *(np.array(part.ids, dtype) for part in parts)])
 
     def to_json(self) -> dict[str, Any]:
         return self.data
 
 
-def _alphabet() -> str:
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in shown else next(others)) for byte in range(256))
-
-
-ALPHABET = _alphabet()  # GPT-2's: byte b is written ALPHABET[b], itself where that is printable
+_SHOWN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_OTHERS = iter(range(0x100, 0x200))
+# GPT-2's: byte b is written ALPHABET[b], itself where that is printable.
+ALPHABET = "".join(chr(byte if byte in _SHOWN else next(_OTHERS)) for byte in range(256))
 PIECE = 1 << 16  # characters that the package gets at a time: its own records of them are many times as large
 # The last end of a word in sight. To Python \x1c to \x1f are spaces too, to GPT-2's pattern they are not.
 _WORD_END = re.compile(r".*\S(?=[^\S\x1c-\x1f])", re.DOTALL)
@@ -295,18 +290,6 @@ def utf8(text: str) -> bytes:
 def printable(text: str) -> str:
     """Text in quotes; escaped where it would be invisible, or would combine with its neighbour."""
     return ascii(text) if unicodedata.category(text[0]).startswith("M") else repr(text)
-
-
-def legible(token: bytes) -> str:
-    """The text of a token; its bytes when they are a part of a character.
-
-    >>> [legible(token) for token in (b" the", b"\\n", b"\\xc3\\xa9", b"\\xc3", b" \\xc3")]
-    ["' the'", "'\\\\n'", "'é'", '0xC3', "b' \\\\xc3'"]
-    """
-    try:
-        return printable(token.decode("utf-8"))
-    except UnicodeDecodeError:
-        return f"0x{token.hex().upper()}" if min(token) >= 0x80 else repr(token)
 
 
 def _listing(vocab: str, at_most: int = 100) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import DataError, reason
 from .batches import MOST_TOKENS, gather, heldout_starts, window_starts
 from .config import DataConfig
-from .errors import DataError, reason
 from .files import MappedFile, json_of, located, mapped_npy
 from .floors import counts, unigram
 from .source import DataSpec
@@ -51,14 +51,10 @@ class Windows:
         sizes = f"{len(self.train):,} + {len(self.val):,} held out, vocabulary {self.vocab_size}"
         return f"tokens {sizes}, on the {self.placement}{self.note}"
 
-    @property
+    @cached_property
     def floors(self) -> dict[str, float]:
         """Loss of the best constant prediction, by token frequencies; the entropy of a text is unknown."""
-        return {"unigram": self._unigram}
-
-    @cached_property
-    def _unigram(self) -> float:
-        return unigram(counts(self.train), counts(self.val), self.vocab_size)
+        return {"unigram": unigram(counts(self.train), counts(self.val), self.vocab_size)}
 
     @property
     def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -188,16 +184,15 @@ def _binary(path: Path, label: str) -> tuple[np.ndarray, int | None]:
         content = json_of(sidecar, _MOST_HEADER)
         dtype, vocab_size = content["dtype"], content["vocab_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{label}: {wanted} ({reason(error)}){_nanogpt(path)}") from None
+        # A meta.pkl is never opened: a pickle runs code.
+        pickled = " vocab_size of meta.pkl, which is not opened," if (path.parent / "meta.pkl").exists() else ""
+        nanogpt = (
+            f"nanoGPT's .bin files are uint16, V is{pickled} 50257 for GPT-2's tokens, 65 for its shakespeare_char"
+        )
+        raise DataError(f"{label}: {wanted} ({reason(error)}); {nanogpt}") from None
     if dtype not in _DTYPES or type(vocab_size) is not int or vocab_size < 1:
         raise DataError(f"{label}: {wanted}, got dtype {dtype!r}, vocab_size {vocab_size!r}")
     size, item = path.stat().st_size, np.dtype(dtype).itemsize
     if not size or size % item:
         raise DataError(f"{label} has {size:,} bytes, expected a multiple of {item} ({dtype}), more than none")
     return np.memmap(path, np.dtype(dtype).newbyteorder("<"), "r"), vocab_size
-
-
-def _nanogpt(path: Path) -> str:
-    """Advice for the headerless .bin files of nanoGPT. Their meta.pkl is never opened: a pickle runs code."""
-    pickled = " vocab_size of meta.pkl, which is not opened," if (path.parent / "meta.pkl").exists() else ""
-    return f"; nanoGPT's .bin files are uint16, V is{pickled} 50257 for GPT-2's tokens, 65 for its shakespeare_char"

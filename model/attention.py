@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from .config import ModelConfig
 from .init import Init
 from .layers import Linear, dropout, joined, normalize, soft_cap, softmax, wide
-from .positions import alibi, rotate
+from .positions import alibi, rotate, visible
 
 
 class Attention(nnx.Module):
@@ -79,13 +79,3 @@ class Attention(nnx.Module):
         if mix_heads is not None:
             out_BTHK = mix_heads(jnp.repeat(v, R, axis=2), out_BTHK)
         return self.o(out_BTHK.reshape(B * T, G * R * K)), raw
-
-
-def visible(config: ModelConfig, T: int) -> Bool[Array, "T T"] | None:
-    """Returns the mask of keys (columns) visible to each query (row); None if all are."""
-    back_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
-    visible_TS = back_TS >= 0 if config.attention == "causal" else None
-    if config.window is not None:
-        near_TS = jnp.abs(back_TS) < config.window
-        visible_TS = near_TS if visible_TS is None else visible_TS & near_TS
-    return visible_TS

@@ -1,4 +1,4 @@
-"""A model as pure functions, `init` and `apply`, of a nested dictionary of parameters.
+"""A model as pure functions, `init` and `apply`, of a nested dictionary of parameters; and samples from it.
 
 NNX modules are split once, when a program is traced; from then on parameters are nested dictionaries of arrays, with
 the blocks stacked along a leading layer axis. Calling an NNX module takes 7 to 10 ms of Python, calling a jitted
@@ -21,6 +21,11 @@ from .residual import Carry, Observer, numbers_of, rule_of
 from .transformer import Interface, StreamStats, Transformer
 
 Params = dict[str, Any]
+
+
+def path_of(keys: tuple) -> str:
+    """Joins a parameter's keys to a path, `blocks/mlp/in/kernel`, less the underscore of attributes such as `in_`."""
+    return "/".join(str(entry.key).strip("_") for entry in keys)
 
 
 class Anatomy(NamedTuple):
@@ -125,3 +130,31 @@ class Network:
             return model.end(carry, context, self.dtype)
 
         return Anatomy(carry, stacked, block, logits, rule_of(self.config).stream)
+
+
+def next_token_logits(
+    network: Network, params: Params, tokens: Int[Array, "T"], length: int | Int[Array, ""]
+) -> Float[Array, "V"]:
+    """Returns the logits of the token after the first `length` of `tokens`, which are padded to the context.
+
+    The model must be causal, so that the padding has no effect.
+    """
+    logits, _ = network.apply(params, tokens[None, :])
+    return logits[length - 1]
+
+
+def filtered(logits: Float[Array, "V"], temperature: float, top_k: int | None) -> Float[Array, "V"]:
+    """Divides logits by `temperature` and sets all but the `top_k` largest to -inf (Fan et al. 2018, 1805.04833)."""
+    logits = logits / temperature
+    if top_k is None or top_k >= logits.shape[0]:
+        return logits
+    smallest = jax.lax.top_k(logits, top_k)[0][-1]
+    return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def draw(key: Key[Array, ""], logits: Float[Array, "V"], temperature: float, top_k: int | None) -> Int[Array, ""]:
+    """Draws one token; the most likely one at temperature 0."""
+    if temperature == 0.0:
+        return jnp.argmax(logits)
+    # The largest logit is subtracted first, so that a small temperature cannot overflow several to infinity.
+    return jax.random.categorical(key, filtered(logits - jnp.max(logits), temperature, top_k))

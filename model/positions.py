@@ -1,8 +1,9 @@
-"""Position encodings without parameters: rotary, sinusoidal and ALiBi."""
+"""Position encodings without parameters (rotary, sinusoidal, ALiBi) and the mask of visible keys."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from .config import ModelConfig
 from .layers import wide
 
 BASE = 10_000.0  # longest wavelength of the sines, over 2 pi
@@ -30,6 +31,16 @@ def alibi(H: int, T: int, dtype: jnp.dtype) -> Float[Array, "H T T"]:
     slope = jnp.exp2(-8.0 * jnp.arange(1, H + 1, dtype=dtype) / H)
     distance = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(T)[None, :]).astype(dtype)
     return -slope[:, None, None] * distance[None]
+
+
+def visible(config: ModelConfig, T: int) -> Bool[Array, "T T"] | None:
+    """Returns the mask of keys (columns) visible to each query (row); None if all are."""
+    back_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
+    visible_TS = back_TS >= 0 if config.attention == "causal" else None
+    if config.window is not None:
+        near_TS = jnp.abs(back_TS) < config.window
+        visible_TS = near_TS if visible_TS is None else visible_TS & near_TS
+    return visible_TS
 
 
 def _angles(T: int, K: int, dtype: jnp.dtype) -> Float[Array, "T K/2"]:

@@ -76,10 +76,6 @@ class Rule:
         return value(config) if callable(value) else value
 
 
-def _layerscale(config: Any) -> float:
-    return 0.1 if config.layers <= 18 else 1e-5 if config.layers <= 24 else 1e-6
-
-
 _ALPHA = Option("alpha at the start", 0.0)
 _STREAMS = Option("copies of the stream, n", 4, int, {"ge": 2, "le": 64})
 _GATE = "factor of the dynamic part at the start"
@@ -98,7 +94,13 @@ RULES: dict[str, Rule] = {
     "skipinit": Rule(".scaled:SkipInit", {"alpha": _ALPHA}, {"alpha_*": "scalar"}),
     "layerscale": Rule(
         ".scaled:LayerScale",
-        {"scale": Option("lambda at the start", _layerscale, shown="0.1, 1e-5 or 1e-6 by depth")},
+        {
+            "scale": Option(
+                "lambda at the start",
+                lambda config: 0.1 if config.layers <= 18 else 1e-5 if config.layers <= 24 else 1e-6,
+                shown="0.1, 1e-5 or 1e-6 by depth",
+            )
+        },
         {"lambda_*": "vector"},
     ),
     "deepnorm": Rule(

@@ -8,59 +8,14 @@ scaled by known powers of two; train/gradflow/delta.py multiplies them back.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .float64_sums import in_double
 from .layers import wide
-
-
-def exponent_limit(dtype: jax.typing.DTypeLike) -> int:
-    """Returns the largest k for which 2^k and 2^-k are both normal: 126 for float32, 1022 for float64."""
-    return int(jnp.finfo(dtype).maxexp) - 2
-
-
-def power_of_two(x: Array) -> Float[Array, ""]:
-    """Returns k with max|x| in [2^(k-1), 2^k) as float32; 0 if max|x| is 0 or not finite.
-
-    k is clipped to the limit of x's dtype; the next tap removes the rest.
-    """
-    return exponent_of(jnp.max(jnp.abs(x)))
-
-
-def exponent_of(largest: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the `power_of_two` of each absolute value, elementwise.
-
-    It is read from the bits with one shift, where jnp.frexp takes a dozen operations.
-    """
-    mantissa, bias, integer = _layout(largest.dtype)
-    bits = jax.lax.bitcast_convert_type(largest.astype(wide(largest.dtype)), integer)
-    limit = exponent_limit(largest.dtype)
-    k = jnp.clip((bits >> mantissa) - (bias - 1), -limit, limit)
-    return jnp.where((bits == 0) | ~jnp.isfinite(largest), 0, k).astype(jnp.float32)
-
-
-def scaled(x: Float[Array, "..."], k: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns x * 2^k exactly, for integers k within the limit of x's dtype."""
-    mantissa, bias, integer = _layout(x.dtype)
-    power = jax.lax.bitcast_convert_type((k.astype(integer) + bias) << mantissa, wide(x.dtype))
-    return x * power.astype(x.dtype)
-
-
-def rooted(sums: Float[Array, "..."]) -> tuple[Array, Array]:
-    """Returns (mantissa, k), float32, with mantissa * 2^k = sqrt(sums) and mantissa in [0.5, 1) or 0."""
-    root = jnp.sqrt(sums)
-    k = exponent_of(root)
-    return scaled(root, -k).astype(jnp.float32), k
-
-
-def _layout(dtype: jax.typing.DTypeLike) -> tuple[int, int, type]:
-    """Returns (mantissa bits, exponent bias, integer type of that width) of the IEEE type `wide(dtype)`."""
-    return (52, 1023, jnp.int64) if wide(dtype) == jnp.dtype("float64") else (23, 127, jnp.int32)
+from .scaling import exponent_limit, exponent_of, in_double, power_of_two, scaled
 
 
 def tap(
@@ -91,37 +46,31 @@ def _forward(carry, exponent, slot, stream):
 
 def _backward(stream, _, cotangents):
     delta, above = cotangents
-    dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(delta)))
-    k, mantissa = in_double(dtype, partial(_by_norm, delta, stream), partial(_by_largest, delta, stream))
+    leaves = jax.tree.leaves(delta)
+
+    def selected(delta: Any) -> Array:
+        return delta if stream is None else stream(delta)
+
+    def by_norm() -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Returns the result of `by_largest` with the norm of delta in place of its largest entry; in float64."""
+        limit = min(exponent_limit(leaf.dtype) for leaf in leaves)
+        wider = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), delta)
+        squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(wider)]
+        k = jnp.clip(exponent_of(jnp.sqrt(sum(squares))), -limit, limit)
+        return k, scaled(jnp.sqrt(jnp.sum(jnp.square(selected(wider)))), -k).astype(jnp.float32)
+
+    def by_largest() -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Returns (k, |stream part of delta| * 2^-k), with k the power of two of delta's largest entry."""
+        k = power_of_two(delta)
+        part = selected(jax.tree.map(lambda leaf: scaled(leaf, -k), delta))
+        # Other parts of the carry may be far larger, so the stream is squared at its own scale.
+        shift = power_of_two(part)
+        mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(part, -shift).astype(wide(part.dtype)))))
+        return k, scaled(mantissa, shift)
+
+    k, mantissa = in_double(jnp.result_type(*(leaf.dtype for leaf in leaves)), by_norm, by_largest)
     e = above + k
     return jax.tree.map(lambda leaf: scaled(leaf, -k), delta), e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
-
-
-def _by_norm(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the result of `_by_largest` with the norm of delta in place of its largest entry; traced in float64."""
-    limit = min(exponent_limit(leaf.dtype) for leaf in jax.tree.leaves(delta))
-    delta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), delta)
-    selected = delta if stream is None else stream(delta)
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(delta)]
-    k = jnp.clip(exponent_of(jnp.sqrt(sum(squares))), -limit, limit)
-    return k, scaled(jnp.sqrt(jnp.sum(jnp.square(selected))), -k).astype(jnp.float32)
-
-
-def _by_largest(delta: Any, stream: Callable[[Any], Array] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns (k, |stream part of delta| * 2^-k), with k the power of two of delta's largest entry."""
-    leaves = jax.tree.leaves(delta)
-    k = power_of_two(leaves[0]) if len(leaves) == 1 else _largest_power(leaves)
-    delta = jax.tree.map(lambda leaf: scaled(leaf, -k), delta)
-    selected = delta if stream is None else stream(delta)
-    # Other parts of the carry may be far larger, so the stream is squared at its own scale.
-    shift = power_of_two(selected)
-    mantissa = jnp.sqrt(jnp.sum(jnp.square(scaled(selected, -shift).astype(wide(selected.dtype)))))
-    return k, scaled(mantissa, shift)
-
-
-def _largest_power(leaves: list[Array]) -> Float[Array, ""]:
-    tops = [jnp.max(jnp.abs(leaf)).astype(wide(leaf.dtype)) for leaf in leaves]
-    return exponent_of(jnp.max(jnp.stack(tops)))
 
 
 _tap: Any = jax.custom_vjp(_identity, nondiff_argnums=(3,))

@@ -36,14 +36,11 @@ def structure(config: Config) -> Config:
         if isinstance(value, BaseModel):
             changes[name] = structure(value)
         elif _on(field.metadata, value):
-            changes[name] = _ones(value)
+            if isinstance(value, dict):
+                changes[name] = type(value)(dict.fromkeys(value, 1.0))
+            else:
+                changes[name] = (1.0,) * len(value) if isinstance(value, tuple) else 1.0
     return config.model_copy(update=changes)
-
-
-def _ones(value: Any) -> Any:
-    if isinstance(value, dict):
-        return type(value)(dict.fromkeys(value, 1.0))
-    return (1.0,) * len(value) if isinstance(value, tuple) else 1.0
 
 
 def _walk(config: BaseModel, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

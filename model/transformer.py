@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from .attention import Attention
 from .config import ModelConfig
-from .float64_sums import in_double
 from .init import Init
 from .layers import Norm, dropout, soft_cap, wide
 from .mlp import MLP
 from .positions import sinusoidal
 from .residual import Carry, Context, Residual, Sublayer, rule_of
-from .taps import power_of_two, scaled, tap
+from .scaling import in_double, power_of_two, scaled
+from .taps import tap
 
 
 class RuleParameters(nnx.Module):
@@ -207,8 +207,9 @@ class Transformer(nnx.Module):
         x = rule_of(config).end(carry)
         x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
         x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.interface.pooled else x
-        table = self._table() if head is None else head
-        logits = jnp.matmul(x.astype(dtype), table.astype(dtype).T, preferred_element_type=x.dtype)
+        if head is None:
+            head = self.embed[...] if self.head is None else self.head[...]
+        logits = jnp.matmul(x.astype(dtype), head.astype(dtype).T, preferred_element_type=x.dtype)
         if config.width_ratio != 1:
             # The head's initial values do not depend on the width (Yang et al. 2022, 2203.03466, table 8).
             logits = logits * jnp.asarray(1 / config.width_ratio, logits.dtype)
@@ -226,9 +227,6 @@ class Transformer(nnx.Module):
         if self.config.positions == "sinusoidal":
             return x + jnp.tile(sinusoidal(T, self.config.width, x.dtype), (B, 1))
         return x
-
-    def _table(self) -> Array:
-        return self.embed[...] if self.head is None else self.head[...]
 
 
 def _stream_stats(x: Float[Array, "N D"], shape: tuple[int, int]) -> StreamStats:

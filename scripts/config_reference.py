@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from data.synthetic import TASKS
+from data.config import KINDS
 from model.rules import RULES
 from model.traced import Traced
 from train.config.fields import expected, section_of
@@ -62,9 +62,10 @@ def reference() -> str:
         doc = rule.meaning or " ".join(rule.implementation().__doc__.split())
         parts.append(f"| `{name}` | {'yes' if rule.additive else 'no'} | {doc.replace('|', chr(92) + '|')} |")
     parts += ["", "## Synthetic data\n", TASKS_HEAD, "| data.kind | what it is |", "|---|---|"]
-    for name, task in TASKS.items():
-        doc = " ".join((task.__doc__ or "").split())
-        parts.append(f"| `{name}` | {doc.replace('|', chr(92) + '|')} |")
+    for name, kind in KINDS.items():
+        if kind.code.startswith(".synthetic"):
+            doc = " ".join((kind.opener().__doc__ or "").split())
+            parts.append(f"| `{name}` | {doc.replace('|', chr(92) + '|')} |")
     return "\n".join(parts) + "\n"
 
 

@@ -40,18 +40,15 @@ def single(experiment: Path, target: Path) -> None:
         for index, (key, run) in enumerate(runs.items()):
             values = depth_series(run, "delta/norm_log10")[1][which]
             curves.append(charts.Curve(VARIANTS[key], np.arange(len(values)), values, None, index))
-        # The legend lists the variants as their lines lie at the embedding, where they differ most.
-        curves.sort(key=lambda curve: np.nan_to_num(curve.y[0], nan=-np.inf), reverse=True)
-        figure = charts.line_chart(
-            curves, f"Gradient at the residual stream, {title} (quickstart)", *DEPTH, powers=True
-        )
+        chart = charts.Panel(f"Gradient at the residual stream, {title} (quickstart)", curves)
+        figure = charts.line_charts([chart], *DEPTH, powers=True)
         charts.save(figure, target / f"delta_by_depth_{name}.png")
     losses = [charts.Curve(VARIANTS[k], *run.steps["loss/val"], None, i) for i, (k, run) in enumerate(runs.items())]
-    figure = charts.line_chart(losses, "Loss", "training step", "loss (nats per token)")
+    figure = charts.line_charts([charts.Panel("Loss", losses)], "training step", "loss (nats per token)")
     charts.save(figure, target / "loss_val.png")
     for key, run in runs.items():
         steps, values = depth_series(run, "delta/norm_log10")
-        figure = charts.heatmap(steps, values, f"|δ|: {VARIANTS[key]}", charts.DELTA_UNIT, *charts.DELTA_SCALE)
+        figure = charts.heatmap(steps, values, f"|δ|: {VARIANTS[key]}")
         charts.save(figure, target / f"heatmap_{key}.png")
 
 

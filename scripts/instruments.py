@@ -3,7 +3,7 @@
 python scripts/instruments.py [CONFIG] [key=value ...]
 python scripts/instruments.py --page docs/instruments.md
 
-The first prints the costs: it runs each instrument and a window of ten plain steps in turn, several times, and gives
+The first prints the costs: it runs each instrument and a dispatch of ten plain steps in turn, several times, and gives
 the ratio of the medians; beside it the seconds of CPU that its program takes to compile. The second writes the table
 of what they measure, from their declarations (train/config/instruments.py), into the page.
 """
@@ -21,11 +21,10 @@ import jax.numpy as jnp
 
 from train.config.instruments import INSTRUMENTS
 from train.config.load import load
-from train.core.compile import compiled
+from train.core.dispatch import run_dispatch
 from train.core.state import initial_state
-from train.core.window import run_window
 from train.device import platform as platforms
-from train.device.programs import grouped
+from train.device.programs import compiled, grouped
 from train.instruments.snapshot import read
 from train.report.tables import markdown
 from train.run.experiment import build_group, data_key, open_all
@@ -70,13 +69,13 @@ def main(path: str, overrides: list[str]) -> None:
         jax.block_until_ready(made(*arguments))
         return lambda: jax.block_until_ready(made(*arguments)), seconds
 
-    window, _ = program(partial(run_window, group.network, group.config, 0), STEPS)
+    dispatch, _ = program(partial(run_dispatch, group.network, group.config, 0), STEPS)
     rows = []
     for name, instrument in INSTRUMENTS.items():
         if not instrument.applies(group.config):
             continue
         run, seconds = program(partial(read, name, group.network, group.config), instrument.batches(group.config.watch))
-        pairs = [(_timed(run), _timed(window) / STEPS) for _ in range(ROUNDS)]
+        pairs = [(_timed(run), _timed(dispatch) / STEPS) for _ in range(ROUNDS)]
         measured, step = (statistics.median(values) for values in zip(*pairs, strict=True))
         rows.append(
             [name, number(measured / step, digits=2), number(1e3 * measured, digits=2), number(seconds, digits=2)]

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from data.errors import DataError
+from data import DataError
 from model.rules import DeclarationError
 
 from .device.process import tune

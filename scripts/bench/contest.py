@@ -1,28 +1,21 @@
-"""Contestants in turn: every round gives each a short stretch, so that all share the machine's changes of speed.
-
-`python -m scripts.bench.contest REQUEST` is one contestant in a process of its own, since two frameworks in one would
-compete for its cores. REQUEST is a JSON object; lines out are `ready {facts}` or `failed "REASON"` once, then the
-seconds for each number of steps that comes in. Between them the process sleeps. It ends with its input.
-"""
+"""Contestants in turn: every round gives each a short stretch, so that all share the machine's changes of speed."""
 
 import importlib
-import json
 import math
+import multiprocessing
 import os
-import queue
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from scripts.bench.contestant import Contestant, Facts, Shapes, Unavailable
+from scripts.bench.contestant import Contestant, Facts, Unavailable
 
-ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION_SECONDS = 0.3
 
 
@@ -45,7 +38,7 @@ class Runner(Protocol):
 
     facts: Facts
 
-    def run(self, n: int) -> float: ...
+    def run(self, n: int, /) -> float: ...
 
     def close(self) -> None: ...
 
@@ -54,114 +47,89 @@ class Here:
     """A contestant in this process, for programs that differ by less than two processes do. Raises Ended."""
 
     def __init__(self, entry: Entry) -> None:
-        arguments = dict(entry.arguments)
-        if "shapes" in arguments:
-            arguments["shapes"] = Shapes(**arguments["shapes"])
         try:
-            contestant: Contestant = importlib.import_module(entry.module).contestant(**arguments)
+            contestant: Contestant = importlib.import_module(entry.module).contestant(**entry.arguments)
             contestant.run(contestant.facts.window)
         except ModuleNotFoundError as error:
             raise Ended(f"not installed: {error.name or error}") from None
-        except (NotImplementedError, Unavailable) as error:
+        except Unavailable as error:
             raise Ended(f"not available: {error}") from None
         except Exception as error:
             first_line = str(error).strip().partition(os.linesep)[0]
             raise Ended(f"failed: {type(error).__name__}: {first_line}") from error
-        self.facts, self._run = contestant.facts, contestant.run
-
-    def run(self, n: int) -> float:
-        return self._run(n)
+        self.facts, self.run = contestant.facts, contestant.run
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-def serve(request: str) -> None:
-    """The process of a Worker."""
-    # What a library prints must not end up between the answers: file descriptor 1 becomes stderr.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
-        runner = Here(Entry("", "", **json.loads(request)))
-    except Ended as ended:
-        answers.write(f"failed {json.dumps(str(ended))}\n")
-        return
-    answers.write(f"ready {json.dumps(asdict(runner.facts))}\n")
-    for line in sys.stdin:
-        answers.write(f"seconds {runner.run(int(line))!r}\n")
-
-
 class Worker:
-    """A contestant in a process of its own. Raises Ended if it is missing, fails, dies or does not answer in time."""
+    """A contestant in a process of its own, since two frameworks in one would compete for its cores.
 
-    def __init__(self, entry: Entry, timeout: float, environment: dict[str, str] | None = None) -> None:
+    Between two runs the process sleeps. It imports what it measures from `tree`, if one is given. Raises Ended if it is
+    missing, fails, dies or does not answer in time.
+    """
+
+    def __init__(self, entry: Entry, timeout: float, environment: dict[str, str], tree: Path | None = None) -> None:
         start = time.perf_counter()
         self._timeout = timeout
-        self._errors = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
-        self._folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")  # for what it writes
-        request = json.dumps({"module": entry.module, "arguments": entry.arguments})
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.bench.contest", request],
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": self._folder.name, **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            bufsize=1,
-        )
-        self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._folder = TemporaryDirectory(prefix="deltaflow-bench-")  # for what it writes and prints
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, entry, Path(self._folder.name), environment, tree)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
         try:
-            word, rest = self._answer()
-            if word != "ready":
-                raise Ended(json.loads(rest))
-            self.facts = Facts(**json.loads(rest))
+            self.facts: Facts = self._answer()
         except BaseException:
             self.close()
             raise
         self.start_seconds = time.perf_counter() - start
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
-
-    def _answer(self) -> tuple[str, str]:
+    def _answer(self) -> Any:
+        if not self._pipe.poll(self._timeout):
+            raise Ended(f"failed: no answer in {self._timeout:g} s")
         try:
-            line = self._answers.get(timeout=self._timeout)
-        except queue.Empty:
-            raise Ended(f"failed: no answer in {self._timeout:g} s") from None
-        if not line:
-            raise self._death()
-        word, _, rest = line.strip().partition(" ")
-        return word, rest
-
-    def _death(self) -> Ended:
-        code = self._process.wait()
-        self._errors.seek(0)
-        last = [line.strip() for line in self._errors if line.strip()][-1:]
-        return Ended(": ".join([f"died with exit status {code}", *last]))
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            output = Path(self._folder.name, "output").read_text(errors="replace")
+            last = [line.strip() for line in output.splitlines() if line.strip()][-1:]
+            raise Ended(": ".join([f"died with exit status {self._process.exitcode}", *last])) from None
+        if isinstance(answer, Ended):
+            raise answer
+        return answer
 
     def run(self, n: int) -> float:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{n}\n")
-        except BrokenPipeError:
-            raise self._death() from None
-        return float(self._answer()[1])
+        with suppress(BrokenPipeError):
+            self._pipe.send(n)
+        return self._answer()
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
+        self._process.join()
+        self._pipe.close()
         self._folder.cleanup()
+
+
+def _serve(pipe: Connection, entry: Entry, folder: Path, environment: dict[str, str], tree: Path | None) -> None:
+    """The process of a Worker: answers with the facts, then each number of steps with the seconds they took."""
+    os.environ.update(environment, TMPDIR=str(folder))
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if tree is not None:
+        sys.path.insert(0, str(tree))
+    try:
+        runner = Here(entry)
+    except Ended as ended:
+        pipe.send(ended)
+        return
+    pipe.send(runner.facts)
+    with suppress(EOFError):
+        while True:
+            pipe.send(runner.run(pipe.recv()))
 
 
 class ColdStart:
@@ -174,7 +142,7 @@ class ColdStart:
     def run(self, n: int) -> float:
         worker = self._start()
         worker.close()
-        self.facts = replace(worker.facts, window=1)
+        self.facts = replace(worker.facts, window=1, flops=0.0, tokens=0)
         return worker.start_seconds
 
     def close(self) -> None:
@@ -240,7 +208,3 @@ def steps_in(runner: Runner, seconds: float) -> int:
     while (taken := runner.run(n)) < min(CALIBRATION_SECONDS, seconds):
         n *= 2
     return max(1, math.ceil(seconds / taken * n / window)) * window
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

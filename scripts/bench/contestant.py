@@ -1,13 +1,14 @@
-"""A contestant: the sizes it is built from, the facts a table states, its random corpus, and the machine it runs on."""
+"""A contestant: the sizes it is built from, the facts a table states, its random corpus, and the machine it runs on.
 
-import importlib
+Nothing of `train` is imported with this module, since a contestant may be another tree's.
+"""
+
 import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from operator import attrgetter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,6 @@ INIT_STD = 0.02
 NORM_EPS = 1e-5
 SHAKESPEARE_CHARS = 65
 CPUINFO = Path("/proc/cpuinfo")
-
-# The architecture of all contestants but the project. A config that differs is still timed, with a note. The norm is
-# not listed: the project's RMS norm is part of what it offers, the others have GPT-2's layer norm.
-WRITTEN_FOR = {
-    "model.residual.rule": "pre_ln",
-    "model.mlp_ratio": 4,
-    "model.activation": "gelu",
-    "model.positions": "learned",
-    "model.attention": "causal",
-    "model.bias": False,
-    "model.tied_head": True,
-    "model.dropout": 0.0,
-    "optimizer.name": "adamw",
-    "optimizer.clip": 1.0,
-    "optimizer.accumulate": 1,
-}
 
 
 class Unavailable(Exception):
@@ -54,13 +39,6 @@ class Shapes:
     context: int
     batch: int
     vocab: int
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if self.width % self.heads:
-            raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
 
     @property
     def tokens(self) -> int:
@@ -80,32 +58,6 @@ class Shapes:
         """
         attention = 12 * self.layers * self.context * self.width
         return (6 * self.matmul_params + attention) * self.tokens
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The part of a config file that concerns the contest."""
-
-    shapes: Shapes
-    dtype: str
-    notes: tuple[str, ...]
-
-
-def read(path: Path) -> Setting:
-    """Returns the setting of a config's first variant. Raises ValueError for a config or sizes that are not valid."""
-    loader: Any = importlib.import_module("train.config.load")
-    try:
-        config = loader.load(path).variants[0].config
-    except loader.ConfigError as error:
-        raise ValueError(str(error)) from error
-    model, data = config.model, config.data
-    shapes = Shapes(model.layers, model.heads, model.width, data.context, data.batch, SHAKESPEARE_CHARS)
-    notes = [
-        f"{key} is {got!r} in {path.name}; the other programs have {expected!r}"
-        for key, expected in WRITTEN_FOR.items()
-        if (got := attrgetter(key)(config)) != expected
-    ]
-    return Setting(shapes, config.train.dtype, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -133,14 +85,9 @@ def facts(packages: str, dtype: str, shapes: Shapes | None = None, window: int =
     framework = "torch" if packages == "torch" else "jax"
     if dtype == "auto":
         dtype = "bfloat16" if fast_bfloat16(framework) else "float32"
-    numbers = []
-    for package in packages.split():
-        try:
-            numbers.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
     flops, tokens = (0.0, 0) if shapes is None else (shapes.flops, shapes.tokens)
-    return Facts(", ".join(numbers), device(framework), dtype, flops, tokens, window)
+    versions = ", ".join(f"{package} {version(package)}" for package in packages.split())
+    return Facts(versions, device(framework), dtype, flops, tokens, window)
 
 
 def device(framework: str) -> str:

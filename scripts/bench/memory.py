@@ -38,7 +38,7 @@ def main() -> int:
         return 2
     data, watched = variant.config.data, variant.config.watch.every > 0
     batches = window_starts(TOKENS, data.context, data.batch, 0, 0, K)
-    programs.prepare_window(jax.ShapeDtypeStruct(batches.shape, batches.dtype), watched)
+    programs.prepare_dispatch(jax.ShapeDtypeStruct(batches.shape, batches.dtype), watched)
     estimated = need(programs, programs.corpus).passing
     states = jax.block_until_ready(programs.init())
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # or the step would reuse what the compiler freed
@@ -51,7 +51,7 @@ def main() -> int:
 
     reader = threading.Thread(target=read)
     reader.start()
-    jax.block_until_ready(programs.window(states, [batches], watched)[1])
+    jax.block_until_ready(programs.dispatch(states, [batches], watched)[1])
     done.set()
     reader.join()
     used = highest - before

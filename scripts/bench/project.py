@@ -4,7 +4,6 @@ Also its compilation at several depths, as a contestant whose step is one compil
 """
 
 import atexit
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,40 +20,43 @@ from train.device import platform as platforms
 from train.device.process import tune
 from train.device.programs import Programs
 from train.log.writer import Tracker
+from train.run.dispatches import assumed_step_seconds, steps_per_call, watched_steps
 from train.run.experiment import build_group
-from train.run.windows import assumed_step_seconds, steps_per_call, watched_steps
 
-from .contestant import SHAKESPEARE_CHARS, Contestant, Shapes, Unavailable, facts
+from .contestant import SHAKESPEARE_CHARS, Contestant, Shapes, facts
 
 TOKENS = 1_000_000
 PACKAGES = "deltaflow jax"
 
 
-def programs_of(config: str, *overrides: str) -> tuple[Programs, Variant, int]:
-    """Returns the programs of a config file's first variant on random tokens, and K; `overrides` are key=value."""
+def programs_of(config: str, *overrides: str, watch_every: int | None = None) -> tuple[Programs, Variant, int]:
+    """Returns the programs of a config file's first variant on random tokens, and K; `overrides` are key=value.
+
+    With `watch_every` another watching than the config's, without the counterfactual, in dispatches of the same K.
+    """
     first = load(config, ["data.corpus=python-docs", *overrides]).variants[0]
-    platform = platforms.select(first.config.train)
-    group = build_group(
-        [first], DataSpec("lm", first.config.data.context, SHAKESPEARE_CHARS, SHAKESPEARE_CHARS), platform
+    platform, data = platforms.select(first.config.train), first.config.data
+    spec = DataSpec("lm", data.context, SHAKESPEARE_CHARS, SHAKESPEARE_CHARS)
+    K = steps_per_call(
+        first.config, assumed_step_seconds(build_group([first], spec, platform), data.batch, platform.kind)
     )
+    if watch_every is not None:
+        watch = first.config.watch.model_copy(update={"every": watch_every, "counterfactual": False})
+        first = Variant(first.name, first.config.model_copy(update={"watch": watch}))
     tokens = np.random.default_rng(0).integers(0, SHAKESPEARE_CHARS, TOKENS).astype(np.uint8)
-    K = steps_per_call(first.config, assumed_step_seconds(group, first.config.data.batch, platform.kind))
-    return Programs(group, jax.device_put(tokens)), first, K
+    return Programs(build_group([first], spec, platform), jax.device_put(tokens)), first, K
 
 
 def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int], float], int]:
     """Returns (run, K): the program of a config file's first variant; watch_every 0 watches nothing.
 
     run(n) runs n steps, a multiple of K, logs what was watched, waits for the device and returns seconds; its first
-    call may compile. DELTAFLOW_BENCH_COUNTERFACTUAL=1 adds the counterfactual.
+    call may compile.
     """
-    programs, variant, K = programs_of(config, *overrides)
-    watch = {"every": watch_every, "counterfactual": os.environ.get("DELTAFLOW_BENCH_COUNTERFACTUAL") == "1"}
-    watched = variant.config.model_copy(update={"watch": variant.config.watch.model_copy(update=watch)})
-    object.__setattr__(programs.group, "variants", (Variant(variant.name, watched),))
-    data = watched.data
+    programs, variant, K = programs_of(config, *overrides, watch_every=watch_every)
+    data = variant.config.data
     windows = jax.ShapeDtypeStruct((K, data.batch), np.int32)
-    programs.prepare_window(windows, watch_every > 0)  # as the training loop does, beside the initial draws
+    programs.prepare_dispatch(windows, watch_every > 0)  # as the training loop does, beside the initial draws
     states = programs.init()
     step, dtype = 0, programs.group.network.dtype
     folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")
@@ -67,7 +69,7 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
         start, pending = time.perf_counter(), []
         for _ in range(n // K):
             batches = window_starts(TOKENS, data.context, data.batch, 0, step, K)
-            states, measured = programs.window(states, [batches], bool(watched_steps(step, step + K, watch_every)))
+            states, measured = programs.dispatch(states, [batches], bool(watched_steps(step, step + K, watch_every)))
             pending.append((step, measured))
             step += K
             if len(pending) > 1:
@@ -84,19 +86,14 @@ def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: li
     values = [] if watched is None else watched_scalars(watched, dtype)
     rows = [(step + index * watch_every, row) for index, row in enumerate(values)]
     tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
+    tracker.flush()
 
 
 def contestant(config: str, shapes: Shapes, dtype: str, watch_every: int = 0, layers: int | None = None) -> Contestant:
-    """The program itself; with `layers` a contestant whose step is one compilation at that depth.
-
-    Raises Unavailable without a config.
-    """
-    if not config:
-        raise Unavailable("no config was given")
+    """The program itself; with `layers` a contestant whose step is one compilation at that depth."""
     if layers is not None:
-        return Contestant(
-            lambda n: sum(compile_seconds(config, layers, dtype) for _ in range(n)), facts(PACKAGES, dtype)
-        )
+        stated = facts(PACKAGES, dtype)
+        return Contestant(lambda n: sum(compile_seconds(config, layers, dtype) for _ in range(n)), stated)
     tune()  # as the command does
     run, K = make(config, watch_every, f"train.dtype={dtype}")
     return Contestant(run, facts(PACKAGES, dtype, shapes, K))
@@ -107,5 +104,5 @@ def compile_seconds(config: str, layers: int, dtype: str) -> float:
     programs, variant, K = programs_of(config, f"model.layers={layers}", "train.unroll=1", f"train.dtype={dtype}")
     batches = jax.ShapeDtypeStruct((K, variant.config.data.batch), np.dtype(np.int32))
     start = time.perf_counter()
-    programs.prepare_window(batches, watched=True).result()
+    programs.prepare_dispatch(batches, watched=True).result()
     return time.perf_counter() - start

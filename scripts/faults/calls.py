@@ -7,100 +7,120 @@ and leave the bytes of older checkpoints as they were.
 """
 
 import errno
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
+from scripts.faults.injection import Call, Disk, Fault
+from scripts.faults.sweep import HELD, UNBROKEN, Broken, Sweep
+from scripts.faults.tiny import TWO, Bench, bench, differing
 
-from scripts.faults.injection import Disk, Fault
-from scripts.faults.results import Row
-from scripts.faults.snapshot import compared, tree_of
-from scripts.faults.tiny import Bench, Ended, bench, saved
-
-UNBROKEN = "parameters bitwise and logged values as of an unbroken run, each step once"
 REFUSED = "one clear line or none, older checkpoints untouched; the same command then ends as an unbroken run"
 SYNCED = "what a save that returned has written is there, and the end is as of an unbroken run"
-Trial = Callable[[Bench, Fault], list[str] | None]  # what is wrong; None: the run ended before the fault
+NOT_REACHED = ("ended before the fault", 0.0)
 
 
-def rows(scale: float, seed: int) -> Iterable[Row]:
-    with bench(1) as one:
+def sweeps(seed: int) -> Iterator[Sweep]:
+    with bench() as one:
         places = range(1, len(one.calls) + 1)
         writes = [at for at in places if one.calls[at - 1].operation == "write"]
         kills = [Fault(at) for at in places] + [Fault(at, half=True) for at in writes]
-        yield _row("kill -9 at every call, and in the middle of every write", UNBROKEN, one, kills, killed, scale, seed)
-        draws = np.random.default_rng(seed)
-        cuts = [Fault(at) for at in places for _ in range(2)]
-        yield _row("power cut at every call, twice", SYNCED, one, cuts, lambda b, f: cut(b, f, draws), scale, seed)
-        for code in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EROFS):
-            at_calls = writes if code == errno.EFBIG else places[::4] if code == errno.EROFS else places
-            where = {errno.EFBIG: "every write", errno.EROFS: "every fourth call"}.get(code, "every call")
-            turns = [index % 2 == 0 or code == errno.EROFS for index in range(len(at_calls))]
-            faults = [Fault(at, code, half=turn, persistent=turn) for at, turn in zip(at_calls, turns, strict=True)]
-            ways = "from then on" if code == errno.EROFS else "in turn once and from then on"
-            yield _row(f"{errno.errorcode[code]} at {where}, {ways}", REFUSED, one, faults, refused, scale, seed + code)
-    with bench(2) as two:
+        yield _sweep(one, "kill -9 at every call, and in the middle of every write", UNBROKEN, kills, killed)
+        cuts = [(Fault(at), names_survive) for at in places for names_survive in (False, True)]
+        yield _sweep(one, "power cut at every call: new names lost, and kept", SYNCED, cuts, cut)
+        for code, where, faulty in (
+            (errno.ENOSPC, "every call", places),
+            (errno.EIO, "every call", places),
+            (errno.EFBIG, "every write", writes),
+            (errno.EROFS, "every fourth call", places[::4]),
+        ):
+            once = [index % 2 == 1 and code != errno.EROFS for index in range(len(faulty))]
+            faults = [Fault(at, code, half=not o, persistent=not o) for at, o in zip(faulty, once, strict=True)]
+            ways = "in turn once and from then on" if any(once) else "from then on"
+            yield _sweep(one, f"{errno.errorcode[code]} at {where}, {ways}", REFUSED, faults, refused)
+    with bench(*TWO) as two:
         renames = [Fault(at) for at, call in enumerate(two.calls, 1) if call.operation == "rename"]
-        yield _row("kill -9 at every rename of 2 variants", UNBROKEN, two, renames, killed, scale, seed)
+        yield _sweep(two, "kill -9 at every rename of 2 variants", UNBROKEN, renames, killed)
 
 
-def _row(name: str, promise: str, made: Bench, faults: list[Fault], trial: Trial, scale: float, seed: int) -> Row:
-    """Tries the faults, or a share of them that is spread evenly."""
-    count = max(1, round(min(scale, 1.0) * len(faults)))
-    shift = np.random.default_rng(seed).random()
-    trials, broken = 0, []
-    for index in sorted({int((index + shift) * len(faults) / count) for index in range(count)}):
-        fault = faults[index]
-        wrong = trial(made, fault)
-        made.clear()
-        trials += wrong is not None
-        if wrong:
-            broken.append(f"{fault} ({made.calls[fault.at - 1]}): {'; '.join(wrong)}")
-    return Row(name, promise, trials, trials - len(broken), broken=tuple(broken[:5]))
+def _sweep(made: Bench, fault: str, promise: str, places: Sequence, trial: Callable) -> Sweep:
+    def cleared(place) -> tuple[str, float]:
+        try:
+            return trial(made, place)
+        finally:
+            made.clear()
+
+    return Sweep(fault, promise, places, cleared)
 
 
-def killed(made: Bench, fault: Fault) -> list[str] | None:
+def killed(made: Bench, fault: Fault) -> tuple[str, float]:
     disk = Disk(str(made.runs), fault)
-    if made.train(disk).code != -9:
-        return None
-    return made.again(saved(disk.calls, made.runs, len(made.whole), synced=False))
+    if made.train(disk)[0] != -9:
+        return NOT_REACHED
+    made.again(saved(disk.calls, len(made.whole), synced=False))
+    return HELD
 
 
-def cut(made: Bench, fault: Fault, draws: np.random.Generator) -> list[str] | None:
-    made.runs.mkdir(exist_ok=True)
-    disk = Disk(str(made.runs), fault, power=True)
-    if made.train(disk).code != -9:
-        return None
-    disk.cut(draws)
-    return made.again(saved(disk.calls, made.runs, len(made.whole), synced=True))
+def cut(made: Bench, place: tuple[Fault, bool]) -> tuple[str, float]:
+    fault, names_survive = place
+    made.runs.mkdir()
+    disk = Disk(str(made.runs), fault)
+    if made.train(disk)[0] != -9:
+        return NOT_REACHED
+    disk.cut(names_survive)
+    made.again(saved(disk.calls, len(made.whole), synced=True))
+    return HELD
 
 
-def refused(made: Bench, fault: Fault) -> list[str] | None:
+def refused(made: Bench, fault: Fault) -> tuple[str, float]:
     """The fault is met by a run that has saved three times, or by its beginning."""
+
+    def checkpoints() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in made.runs.rglob("[!.]*.safetensors")}
+
     first = next(at for at, call in enumerate(made.calls, 1) if "00000008" in call.path)
-    before: dict[str, str] = {}
+    before: dict[str, bytes] = {}
     if fault.at >= first:
         made.train(Disk(str(made.runs), Fault(first)))
-        before = tree_of(made.runs, "*.safetensors")
-        fault = Fault(fault.at - first + 1, fault.code, fault.half, fault.persistent)
-    ended = made.train(Disk(str(made.runs), fault))
-    wrong = ended_badly(ended, full=fault.code == errno.ENOSPC)
-    after = tree_of(made.runs, "*.safetensors")
-    wrong += [f"{path} is damaged" for path in before if after.get(path, before[path]) != before[path]]
-    wrong += ["there are fewer checkpoints than before"] if len(after) < len(before) else []
-    if ended.code == 0:  # TensorBoard may lack values where the run has said so; metrics.jsonl may not
-        different = compared(made.whole, made.runs / "tiny")
-        warned = "TensorBoard" in ended.output
-        return wrong + [what for what in different if not (warned and "TensorBoard's" in what)]
-    return wrong + made.again(0)
+        before = checkpoints()
+        fault = fault._replace(at=fault.at - first + 1)
+    code, output = made.train(Disk(str(made.runs), fault))
+    ends_well(code, output, full=fault.code == errno.ENOSPC)
+    after = checkpoints()
+    if damaged := [path for path, content in before.items() if after.get(path, content) != content]:
+        raise Broken(f"damaged: {', '.join(damaged)}")
+    if len(after) < len(before):
+        raise Broken("there are fewer checkpoints than before")
+    if code:
+        made.again()
+        return HELD
+    # TensorBoard may lack values where the run has said so; metrics.jsonl may not.
+    lacking = "TensorBoard" in output
+    if different := [what for what in differing(made.whole, made.runs) if not (lacking and "TensorBoard's" in what)]:
+        raise Broken("; ".join(different))
+    return HELD
 
 
-def ended_badly(ended: Ended, full: bool) -> list[str]:
-    """Returns what is wrong with the end of a run on a failing disk; of a full one the line says what is free."""
-    if ended.code not in (0, 1) or "Traceback" in ended.output:
-        return [f"ended with {ended.code}: {ended.output[-300:]}"]
-    lines = [line for line in ended.output.splitlines() if line.startswith("deltaflow: ")]
-    if len(lines) != ended.code:
-        return [f"{len(lines)} lines about what was wrong: {ended.output[-300:]}"]
+def ends_well(code: int | str, output: str, full: bool) -> None:
+    """Raises Broken unless a run ended with one line at most; on a full disk it says what is free."""
+    if code not in (0, 1) or "Traceback" in output:
+        raise Broken(f"ended with {code}: {output[-300:]}")
+    lines = [line for line in output.splitlines() if line.startswith("deltaflow: ")]
+    if len(lines) != code:
+        raise Broken(f"{len(lines)} lines about what was wrong: {output[-300:]}")
     if full and any("No space left" in line and "free" not in line for line in lines):
-        return [f"does not say what is free: {lines[0]}"]
-    return []
+        raise Broken(f"does not say what is free: {lines[0]}")
+
+
+def saved(calls: Sequence[Call], variants: int, synced: bool) -> int:
+    """Returns the newest step that every variant has saved: the file had its name, and if `synced` its folder was
+    synced after that."""
+    named: dict[str, int] = {}
+    safe: dict[str, int] = {}
+    for call in calls:
+        if call.operation == "rename" and (match := re.search(r"/(\d{8})\.safetensors$", call.other)):
+            named[os.path.dirname(call.other)] = int(match[1])
+        elif call.operation == "fsync" and call.path in named:
+            safe[call.path] = named[call.path]
+    newest = safe if synced else named
+    return min(newest.values()) if len(newest) == variants else 0

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import jax
 
 from train.config.schema import RunConfig
-from train.core.compile import compiled
+from train.device.programs import compiled
 
 
 @contextmanager

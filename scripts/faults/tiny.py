@@ -1,9 +1,11 @@
 """The run that the sweeps break: a tiny transformer, a save every other step, so that pruning is soon due.
 
-All runs are made in this process by the command line's own function, with programs that are compiled once; pictures and
-the report are left out.
+All runs are made in this process by the command line's own function, with programs that are compiled once.
 """
 
+import hashlib
+import json
+import logging
 import os
 import re
 import shutil
@@ -17,106 +19,139 @@ from unittest.mock import patch
 
 from scripts.faults.injection import Call, Disk, Killed, injected
 from scripts.faults.programs import shared
-from scripts.faults.snapshot import Snapshot, compared, snapshot_of
+from scripts.faults.sweep import Broken
 from train.cli import main
+from train.run.transfer import open_pretrained
 
-STEPS, EVERY = 8, 2
+STEPS = 8
 CONFIG = f"""
 name: tiny
 model: {{layers: 1, width: 8, heads: 1, dropout: 0.1}}
 data: {{path: corpus.txt, context: 8, batch: 4}}
 optimizer: {{lr: 1e-2, min_lr: 1e-3, warmup: 3}}
-train: {{steps: {STEPS}, eval_every: 4, eval_batches: 2, checkpoint_every: {EVERY}, steps_per_call: 2, unroll: 1}}
+train: {{steps: {STEPS}, eval_every: 4, eval_batches: 2, checkpoint_every: 2, steps_per_call: 2, unroll: 1}}
 watch: {{every: 0}}
+variants: {{with: {{}}}}
 """
-VARIANTS = ("variants: {with: {}}\n", "variants: {with: {}, without: {model.residual: none}}\n")  # one, or two
-
-
-@dataclass(frozen=True)
-class Ended:
-    """code: the exit code, -9 after a kill. output: of stdout and stderr."""
-
-    code: int
-    output: str
+TWO = ("variants.without={model.residual: none}",)
+CLOCK = ("perf/", "compile_s", "seconds_to_first_step", "steps_per_s", "tokens_per_s", "wall_s", "peak_bytes", "mfu")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A folder with the config, its corpus and what an unbroken run left; `calls`: those that the unbroken run made."""
+    """A folder with the config and its corpus, the overrides of the run, and what it left unbroken.
+
+    calls: those that the unbroken run made. whole: the snapshot of each variant.
+    """
 
     folder: Path
-    whole: dict[str, Snapshot]
+    overrides: tuple[str, ...]
     calls: list[Call]
+    whole: dict[str, dict[str, str]]
 
     @property
     def runs(self) -> Path:
         return self.folder / "runs"
 
-    def train(self, disk: Disk | None = None) -> Ended:
-        """Starts, or goes on with, the run in `runs`."""
-        return train(self.runs, disk)
+    def train(self, disk: Disk | None = None, report: bool = False) -> tuple[int | str, str]:
+        """Starts, or goes on with, the run in `runs`. Returns the exit code, -9 after a kill, and what was printed.
 
-    def again(self, least: int) -> list[str]:
-        """Starts the run once more. Returns what is wrong with its end, or that it lost a save of step `least`."""
-        ended = self.train()
-        if ended.code:
-            return [f"started again it ended with {ended.code}: {ended.output[-300:]}"]
-        resumed = re.search(r"resuming at step (\d+)", ended.output)
-        first = int(resumed[1]) if resumed else STEPS if "finished before" in ended.output else 0
-        lost = [f"goes on from step {first}, and {least} had been saved"] if first < least else []
-        return lost + compared(self.whole, self.runs / "tiny")
+        Pictures and, but for `report`, the report are left out.
+        """
+        output = StringIO()
+        with redirect_stdout(output), redirect_stderr(output), ExitStack() as stack:
+            if not report:
+                stack.enter_context(patch("train.run.summary.write_report", lambda *_: None))
+            stack.enter_context(patch("train.run.metrics.RunMetrics.draw", lambda _: None))
+            try:
+                if disk is not None:
+                    stack.enter_context(injected(disk))
+                code = main(["train", "tiny.yaml", f"runs_dir={self.runs}", *self.overrides])
+            except Killed:
+                code = -9
+            except BaseException as error:  # a user would see a traceback
+                code = f"a traceback: {error!r}"
+        return code, output.getvalue()
+
+    def again(self, least: int = 0) -> None:
+        """Starts the run once more. Raises Broken if it ends otherwise than unbroken or lost a save of step `least`."""
+        code, output = self.train()
+        if code:
+            raise Broken(f"started again it ended with {code}: {output[-300:]}")
+        resumed = re.search(r"resuming at step (\d+)", output)
+        first = int(resumed[1]) if resumed else STEPS if "finished before" in output else 0
+        if first < least:
+            raise Broken(f"goes on from step {first}, and {least} had been saved")
+        if different := differing(self.whole, self.runs):
+            raise Broken("; ".join(different))
 
     def clear(self) -> None:
         shutil.rmtree(self.runs, ignore_errors=True)
 
 
-def train(runs: Path, disk: Disk | None = None) -> Ended:
-    """The training of tiny.yaml, in the current folder."""
-    output = StringIO()
-    with redirect_stdout(output), redirect_stderr(output), ExitStack() as stack:
-        try:
-            if disk is not None:
-                stack.enter_context(injected(disk))
-            code = main(["train", "tiny.yaml", f"runs_dir={runs}"])
-        except Killed:
-            code = -9
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        except BaseException as error:  # a user would see a traceback
-            code = f"a traceback: {error!r}"
-    return Ended(code, output.getvalue())  # pyright: ignore[reportArgumentType]
-
-
 @contextmanager
-def bench(variants: int = 1) -> Iterator[Bench]:
-    """A folder with one variant or two, which is the current one for the time of the `with`."""
+def bench(*overrides: str) -> Iterator[Bench]:
+    """A folder for the run with these overrides, which is the current one for the time of the `with`."""
     with TemporaryDirectory(prefix="deltaflow-faults-") as name, ExitStack() as stack:
         folder = Path(name).resolve()
-        (folder / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20, encoding="utf-8")
-        (folder / "tiny.yaml").write_text(CONFIG + VARIANTS[variants - 1], encoding="utf-8")
+        prepare(folder)
         stack.callback(os.chdir, Path.cwd())
         os.chdir(folder)
         stack.enter_context(shared())
-        stack.enter_context(patch("train.run.summary.write_report", lambda *_: None))
-        stack.enter_context(patch("train.run.metrics.RunMetrics.draw", lambda _: None))
-        disk = Disk(str(folder / "runs"))
-        ended = train(folder / "runs", disk)
-        if ended.code:
-            raise RuntimeError(f"the unbroken run ended with {ended.code}: {ended.output[-500:]}")
-        whole = {run.name: snapshot_of(run) for run in (folder / "runs" / "tiny").iterdir() if run.is_dir()}
-        shutil.rmtree(folder / "runs")
-        yield Bench(folder, whole, disk.calls)
+        made = Bench(folder, overrides, [], {})
+        code, output = made.train(Disk(str(made.runs), calls=made.calls))
+        if code:
+            raise RuntimeError(f"the unbroken run ended with {code}: {output[-500:]}")
+        made.whole.update(snapshots(made.runs))
+        made.clear()
+        yield made
 
 
-def saved(calls: list[Call], runs: Path, variants: int, synced: bool) -> int:
-    """Returns the newest step that every variant has saved: the file had its name, and if `synced` its folder was
-    synced after that."""
-    steps: dict[str, list[int]] = {}
-    named: dict[str, int] = {}
-    for call in calls:
-        if call.operation == "rename" and (match := re.search(r"/(\d{8})\.safetensors$", call.other)):
-            named[os.path.dirname(call.other)] = int(match[1])
-        if call.path in named and (synced and call.operation == "fsync"):
-            steps.setdefault(call.path, []).append(named[call.path])
-    newest = {folder: max(found) for folder, found in steps.items()} if synced else named
-    return min(newest.values()) if len(newest) == variants else 0
+def prepare(folder: Path) -> None:
+    """Writes the config and its corpus."""
+    (folder / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20, encoding="utf-8")
+    (folder / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
+
+
+# Snapshots of finished runs: whatever a run left, each thing under its name and as text, without what a clock decides.
+
+
+def snapshots(runs: Path) -> dict[str, dict[str, str]]:
+    """The snapshot of each variant in `runs`. Raises UserError, OSError or ValueError for what cannot be read."""
+    return {path.parent.name: _snapshot(path.parent) for path in sorted(runs.glob("*/*/metrics.jsonl"))}
+
+
+def differing(whole: dict[str, dict[str, str]], runs: Path) -> list[str]:
+    """What in `runs` is not as in the unbroken run; empty when all is. NaN equals NaN."""
+    try:
+        others = snapshots(runs)
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+    return [
+        f"{variant}: {name}: {expected.get(name)} and not {others.get(variant, {}).get(name)}"
+        for variant, expected in whole.items()
+        for name in sorted({*expected, *others.get(variant, {})})
+        if expected.get(name) != others.get(variant, {}).get(name)
+    ]
+
+
+def _snapshot(run: Path) -> dict[str, str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart that it sees
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    saved = open_pretrained(run)
+    things: dict[str, object] = {"step": saved.step}
+    for path, leaf in saved.params.items():
+        things[f"parameter {path}"] = f"{leaf.dtype} {leaf.shape} {hashlib.sha256(leaf.tobytes()).hexdigest()}"
+    for number, line in enumerate((run / "metrics.jsonl").read_bytes().decode("utf-8").splitlines(), 1):
+        things[f"line {number} of metrics.jsonl"] = _timeless(json.loads(line))
+    for name, value in _timeless(json.loads((run / "summary.json").read_text(encoding="utf-8"))).items():
+        things[f"summary.json, {name}"] = value
+    for tag in [tag for tag in events.Tags()["scalars"] if not tag.startswith(CLOCK)]:
+        things[f"TensorBoard's {tag}"] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return {name: json.dumps(value) for name, value in things.items()}
+
+
+def _timeless(values: dict) -> dict:
+    return {key: value for key, value in values.items() if not key.startswith(CLOCK)}

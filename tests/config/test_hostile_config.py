@@ -7,11 +7,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts.faults import configs, crafted
-from train.config import load as loading
+from scripts.faults import configs, hostile
 from train.config.fields import FIELDS, SECTIONS
 from train.config.load import MAX_BYTES, ConfigError, load
-from train.config.yaml import Place
 
 QUIET = settings(
     derandomize=True,
@@ -22,62 +20,19 @@ QUIET = settings(
 )
 
 
-def test_the_sweep_in_small():
-    damaged, made, commanded = configs.rows(scale=0.01, seed=1)
-    assert (damaged.trials, commanded.trials) == (100, 1) and made.trials > 150
-    for row in (damaged, made, commanded):
-        assert row.held == row.trials, row.broken
-
-
 def test_every_mutation_changes_something_and_the_seed_decides():
     content = b"name: x\nmodel: {layers: 2, width: 8}\ndata:\n  context: 4\n"
-    for mutation in set(configs.MUTATIONS):
-        assert any(mutation(random.Random(n), content) != content for n in range(9)), mutation.__name__
-        assert mutation(random.Random(3), content) == mutation(random.Random(3), content)
+    made = [hostile.mutated(random.Random(n), content) for n in range(100)]
+    assert sum(each != content for each in made) > 80 and len(set(made)) > 80
     assert configs.case(0, 5) == configs.case(0, 5) != configs.case(1, 5)
-
-
-def raising(error: BaseException):
-    def broken(*_):
-        raise error
-
-    return broken
-
-
-UNESCAPED = loading.Problem(Place("a\x1b[2J"), "", "x")  # a file's name
-
-
-@pytest.mark.parametrize(
-    ("name", "fault", "wrong"),
-    [
-        *(("load", raising(e), f"{type(e).__name__} in ") for e in (ValueError("a\nb"), KeyError("x"), SystemExit(1))),
-        ("load", raising(RecursionError()), "RecursionError in test_hostile_config.py:"),
-        ("load", raising(ConfigError([UNESCAPED])), "said "),
-        ("LIMIT_S", 0.0, "took "),
-        ("to_yaml", lambda config: "name: y\n", "variant main reads back as another config"),
-    ],
-)
-def test_the_sweep_finds_what_is_wrong(tmp_path, monkeypatch, name, fault, wrong):
-    monkeypatch.setattr(configs, name, fault)
-    _, valid, found = configs.tried(tmp_path / "a.yaml", b"name: x\n", ())
-    assert found.startswith(wrong) and valid == (name != "load")
-
-
-def test_the_sweep_finds_a_wrong_exit_code(tmp_path, monkeypatch):
-    path = tmp_path / "a.yaml"
-    path.write_text("name: 1\n", encoding="utf-8")
-    assert configs.said(["train", str(path)], (2,)) == ""
-    assert configs.said(["train", str(path)], (1,)).startswith("exit code 2")
-    monkeypatch.setattr(loading, "content_of", lambda *_: 1 / 0)
-    assert configs.said(["train", str(path)], (2,)).startswith("ZeroDivisionError")
 
 
 def test_bombs_are_as_large_as_they_say():
     """Who follows aliases gets all of it."""
-    small = yaml.safe_load(crafted.bomb(levels=3, width=4))
+    small = yaml.safe_load(hostile.bomb(levels=3, width=4))
     assert str(small["a3"]).count("lol") == 4**3
-    assert len(yaml.safe_load(crafted.merge_bomb(levels=4))["m4"]) == 6
-    sizes = {name: len(content) for name, content in crafted.crafted().items()}
+    assert len(yaml.safe_load(hostile.merge_bomb(levels=4))["m4"]) == 6
+    sizes = {name: len(content) for name, content in hostile.crafted().items()}
     assert [name for name, size in sizes.items() if size > MAX_BYTES] == ["too large"]
     assert sum(size > 0.8 * MAX_BYTES for size in sizes.values()) > 40
 
@@ -104,7 +59,7 @@ def test_any_structure_is_a_config_or_config_errors(tmp_path_factory, mapping, o
     path = tmp_path_factory.getbasetemp() / "structure.yaml"
     content = yaml.safe_dump({"name": "x"} | mapping, allow_unicode=True).encode("utf-8", "surrogatepass")
     given = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides]
-    assert configs.tried(path, content, given)[2] == ""
+    configs.loaded(path, content, given)
 
 
 PIECES = st.sampled_from(
@@ -125,13 +80,12 @@ PIECES = st.sampled_from(
 @QUIET
 def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content, overrides):
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
-    assert configs.tried(path, content, overrides)[2] == ""
+    configs.loaded(path, content, overrides)
 
 
 def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path):
-    seconds, valid, wrong = configs.tried(tmp_path / "a.yaml", crafted.exploding().encode(), ())
-    assert not valid and wrong == "" and seconds < 1.0
+    assert configs.loaded(tmp_path / "a.yaml", hostile.exploding().encode())[0] == "refused"
     with pytest.raises(ConfigError, match=r"sweep: expected at most 1000 variants, got 1 \* 1000 \* 1000 \* 1000 = 10"):
         path = tmp_path / "b.yaml"
-        path.write_text(crafted.exploding(), encoding="utf-8")
+        path.write_text(hostile.exploding(), encoding="utf-8")
         load(path)

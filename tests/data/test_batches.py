@@ -1,7 +1,9 @@
+"""Windows and rows as functions of (seed, step): the generator's own values, laws of resuming, tiling and spreading."""
+
 import numpy as np
 import pytest
 
-from data.batches import gather, heldout_starts, spread, window_starts
+from data.batches import Draws, gather, heldout_starts, spread, window_starts
 from data.source import Batch, tiled
 
 
@@ -25,36 +27,18 @@ def test_starts_are_those_of_the_generator_and_never_change():
         # A batch of 5 takes two counts of four words; numpy adds one to the counter before each.
         words = philox(2 * step + 1, 7) + philox(2 * step + 2, 7)
         assert row.tolist() == [word % 990 for word in words[:5]]
+    assert window_starts(11, 10, 3, seed=0, first_step=0, steps=2).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert window_starts(100, 10, 4, seed=0, first_step=5, steps=0).shape == (0, 4)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 5, 16])
-@pytest.mark.parametrize("first", [0, 1, 17, 2**40])
+@pytest.mark.parametrize("first", [0, 1, 17, 2**40, np.int32(2**31 - 1)])
 def test_a_row_depends_on_its_step_and_not_on_where_the_run_was_resumed(batch, first):
     rows = window_starts(5000, 64, batch, seed=1, first_step=first, steps=12)
     assert rows.shape == (12, batch)
-    for skip in (1, 5, 11):
-        np.testing.assert_array_equal(
-            rows[skip:], window_starts(5000, 64, batch, seed=1, first_step=first + skip, steps=12 - skip)
-        )
-
-
-def test_a_numpy_step_counts_like_an_int():
-    args = {"n_tokens": 5000, "context": 64, "batch": 16, "seed": 1, "steps": 3}
-    np.testing.assert_array_equal(
-        window_starts(first_step=np.int32(2**31 - 1), **args),  # type: ignore[arg-type]
-        window_starts(first_step=2**31 - 1, **args),
-    )
-
-
-def test_seeds_and_steps_draw_different_starts():
-    rows = [window_starts(10**6, 64, 8, seed=seed, first_step=0, steps=50) for seed in (0, 1, 2**32 - 1)]
-    flat = np.concatenate([row.ravel() for row in rows])
-    # 1200 draws among a million: about 0.7 pairs coincide by chance; rows that repeat would give 8 at a time.
-    assert len(flat) - len(np.unique(flat)) <= 4
-
-
-def test_no_steps_draw_nothing():
-    assert window_starts(100, 10, 4, seed=0, first_step=5, steps=0).shape == (0, 4)
+    for skip in (0, 1, 5, 11):
+        resumed = window_starts(5000, 64, batch, seed=1, first_step=int(first) + skip, steps=12 - skip)
+        np.testing.assert_array_equal(rows[skip:], resumed)
 
 
 def test_starts_are_uniform_and_reach_both_ends():
@@ -68,62 +52,49 @@ def test_starts_are_uniform_and_reach_both_ends():
         assert len(np.unique(starts[:, column])) == 64
 
 
-def test_the_only_window_is_always_drawn():
-    assert window_starts(11, 10, 3, seed=0, first_step=0, steps=2).tolist() == [[0, 0, 0], [0, 0, 0]]
+def test_draws_are_uniform_and_normal():
+    draws = Draws(5, 1, 0, 4, 5000)
+    uniform = draws.uniform(3)
+    assert uniform.shape == (20_000, 3) and 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.mean() == pytest.approx(0.5, abs=0.01) and uniform.var() == pytest.approx(1 / 12, abs=0.005)
+    normal = draws.normal(2)
+    assert [np.mean(normal**k) for k in (1, 2, 3, 4)] == pytest.approx([0, 1, 0, 3], abs=0.1)
+    assert np.bincount(draws.integers(4).ravel()) / 20_000 == pytest.approx([0.25] * 4, abs=0.02)
 
 
-def test_windows_as_computed_by_hand():
+def test_windows_as_computed_by_hand(tmp_path):
     tokens = np.array([5, 6, 7, 8, 9], np.uint16)
-    windows = gather(tokens, np.array([[0, 2], [1, 0]], np.int32), context=2)
-    assert windows.dtype == np.uint16
-    assert windows.tolist() == [[[5, 6, 7], [7, 8, 9]], [[6, 7, 8], [5, 6, 7]]]
-    assert windows.flags.c_contiguous and windows.flags.owndata
-
-
-def test_a_memory_map_gives_the_same_windows(tmp_path):
-    tokens = np.random.default_rng(0).integers(0, 65, 10_000).astype(np.uint8)
     tokens.tofile(tmp_path / "tokens")
-    mapped = np.memmap(tmp_path / "tokens", np.uint8, "r")
-    starts = window_starts(len(tokens), 32, 7, seed=3, first_step=0, steps=9)
-    windows = gather(mapped, starts, 32)
-    assert type(windows) is np.ndarray
-    assert windows.shape == (9, 7, 33)
-    np.testing.assert_array_equal(windows, gather(tokens, starts, 32))
-    np.testing.assert_array_equal(windows[4, 2], tokens[starts[4, 2] : starts[4, 2] + 33])
-
-
-@pytest.mark.parametrize("start", [-1, 3])
-def test_a_window_may_not_leave_the_tokens(start):
-    with pytest.raises(ValueError, match=f"^expected starts in 0 to 2, got {min(start, 0)} to {max(start, 0)}$"):
-        gather(np.arange(5), np.array([0, start]), 2)
-
-
-def test_the_heldout_split_is_tiled():
-    starts, weights = heldout_starts(n_tokens=14, context=3, batch=3, batches=None)
-    assert starts.dtype == np.int32 and weights.dtype == np.float32
-    assert starts.tolist() == [[0, 3, 6], [9, 0, 0]]
-    assert weights.tolist() == [[1, 1, 1], [1, 0, 0]]
+    for source in (tokens, np.memmap(tmp_path / "tokens", np.uint16, "r"), tokens.astype(">u2")):
+        windows = gather(source, np.array([[0, 2], [1, 0]], np.int32), context=2)
+        assert type(windows) is np.ndarray and windows.dtype == np.uint16
+        assert windows.tolist() == [[[5, 6, 7], [7, 8, 9]], [[6, 7, 8], [5, 6, 7]]]
+        assert windows.flags.c_contiguous and windows.flags.owndata
+    for start in (-1, 3):
+        with pytest.raises(ValueError, match=f"^expected starts in 0 to 2, got {min(start, 0)} to {max(start, 0)}$"):
+            gather(tokens, np.array([0, start]), 2)
 
 
 @pytest.mark.parametrize("n", [9, 10, 16, 17, 18, 1000, 1001])
 @pytest.mark.parametrize("context", [1, 5, 8])
-@pytest.mark.parametrize("batch", [1, 4, 300])
-@pytest.mark.parametrize("batches", [None, 1, 2, 1000])
-def test_no_target_counts_twice_and_none_is_left_out_but_the_rest(n, context, batch, batches):
-    starts, weights = heldout_starts(n, context, batch, batches)
-    assert starts.shape == weights.shape and starts.shape[1] == batch
-    assert set(np.unique(weights)) <= {0.0, 1.0}
-    real = starts[weights == 1]
-    assert (starts[weights == 0] == 0).all()
-    assert weights.sum() == len(real) == min((n - 1) // context, n if batches is None else batches * batch)
-    assert weights[:-1].all()  # only the last batch is filled up
-    targets = (real[:, None] + 1 + np.arange(context)).ravel()
-    assert len(np.unique(targets)) == len(targets)
-    assert targets.max() <= n - 1
-    assert (real % context == 0).all()
-    if batches is None or batches == 1000:
-        assert sorted(targets) == list(range(1, 1 + (n - 1) // context * context))
-        assert (n - 1) - len(targets) < context
+def test_no_target_counts_twice_and_none_is_left_out_but_the_rest(n, context):
+    for batch in (1, 4, 300):
+        for batches in (None, 1, 2, 1000):
+            starts, weights = heldout_starts(n, context, batch, batches)
+            assert starts.shape == weights.shape and starts.shape[1] == batch
+            assert (starts.dtype, weights.dtype) == (np.int32, np.float32)
+            assert set(np.unique(weights)) <= {0.0, 1.0}
+            real = starts[weights == 1]
+            assert (starts[weights == 0] == 0).all()
+            assert weights.sum() == len(real) == min((n - 1) // context, n if batches is None else batches * batch)
+            assert weights[:-1].all()  # only the last batch is filled up
+            targets = (real[:, None] + 1 + np.arange(context)).ravel()
+            assert len(np.unique(targets)) == len(targets)
+            assert targets.max() <= n - 1
+            assert (real % context == 0).all()
+            if batches is None or batches == 1000:
+                assert sorted(targets) == list(range(1, 1 + (n - 1) // context * context))
+                assert (n - 1) - len(targets) < context
 
 
 def test_a_few_windows_are_spread_evenly():
@@ -132,21 +103,6 @@ def test_a_few_windows_are_spread_evenly():
     assert weights.all()
     gaps = np.diff(heldout_starts(10_001, 10, 3, 11)[0].ravel()) // 10
     assert set(gaps) == {30, 31}
-
-
-def test_a_large_split_does_not_overflow():
-    starts, _ = heldout_starts(2**31, 1, 2**10, 4)
-    assert starts.min() >= 0 and starts.ravel()[-1] > 2**31 - 2**20
-    assert window_starts(2**31, 1, 1000, 0, 0, 10).min() >= 0
-
-
-@pytest.mark.parametrize("n", [0, 8, 2**31 + 1])
-def test_tokens_that_hold_no_window_are_refused(n):
-    message = rf"^expected context \+ 1 = 9 to 2\^31 tokens, got {n}$"
-    with pytest.raises(ValueError, match=message):
-        window_starts(n, 8, 1, 0, 0, 1)
-    with pytest.raises(ValueError, match=message):
-        heldout_starts(n, 8, 1, None)
 
 
 @pytest.mark.parametrize(("n", "batch", "batches"), [(1, 4, None), (7, 3, None), (100, 4, 3), (100, 7, 50)])
@@ -158,3 +114,13 @@ def test_rows_and_windows_are_spread_alike(n, batch, batches):
     np.testing.assert_array_equal(starts, 5 * index)
     np.testing.assert_array_equal(row_weights, weights)
     np.testing.assert_array_equal(window_weights, weights)
+
+
+def test_sizes():
+    starts, _ = heldout_starts(2**31, 1, 2**10, 4)
+    assert starts.min() >= 0 and starts.ravel()[-1] > 2**31 - 2**20  # no overflow
+    assert window_starts(2**31, 1, 1000, 0, 0, 10).min() >= 0
+    for n in (0, 8, 2**31 + 1):
+        for starts_of in (lambda n: window_starts(n, 8, 1, 0, 0, 1), lambda n: heldout_starts(n, 8, 1, None)):
+            with pytest.raises(ValueError, match=rf"^expected context \+ 1 = 9 to 2\^31 tokens, got {n}$"):
+                starts_of(n)

@@ -5,14 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from data.config import DataConfig
-from data.errors import DataError
-from data.open import open_source
+from sources import opened, refused
 
 
 def test_digits():
     pytest.importorskip("sklearn")
-    data = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2))
+    data = opened(kind="digits", patch=4, val_fraction=0.2)
     assert data.form == ("classification", 4, None, 10, 16, True)
     batch = data.train_batches(64, 0, 0, 20)
     assert batch.inputs.shape == (20, 64, 4, 16) and batch.inputs.dtype == np.float32
@@ -21,24 +19,20 @@ def test_digits():
     assert set(np.unique(batch.targets)) == set(range(10))
     held_out, weights = data.heldout_batches(64, None)
     assert weights.sum() == 359
+    assert data.floors == {"prior": pytest.approx(np.log(10), abs=0.02)} and data.floors["prior"] < np.log(10)
     trained = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
     held = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
     assert len(trained) > 700 and not trained & held
-    other = open_source(DataConfig(kind="digits", patch=4, val_fraction=0.2, task_seed=1))
+    other = opened(kind="digits", patch=4, val_fraction=0.2, task_seed=1)
     assert not np.array_equal(other.heldout_batches(64, None)[0].inputs, held_out.inputs)
     # Nearest neighbours tell the class of most held-out images, so images and labels belong together.
     train, val = batch.inputs.reshape(-1, 64), held_out.inputs.reshape(-1, 64)[:100]
     nearest = ((val[:, None] - train[None]) ** 2).sum(axis=2).argmin(axis=1)
     assert (batch.targets.ravel()[nearest] == held_out.targets.ravel()[:100]).mean() > 0.9
+    message = refused(kind="digits", val_fraction=1e-5)
+    assert message.startswith("data.val_fraction: 1e-05 of 1797 images leaves a split empty")
 
 
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match="^data.kind: digits needs scikit-learn; install it with"):
-        open_source(DataConfig(kind="digits"))
-
-
-def test_a_split_without_images_is_refused():
-    pytest.importorskip("sklearn")
-    with pytest.raises(DataError, match="^data.val_fraction: 1e-05 of 1797 images leaves a split empty"):
-        open_source(DataConfig(kind="digits", val_fraction=1e-5))
+    assert refused(kind="digits").startswith("data.kind: digits needs scikit-learn; install it with")

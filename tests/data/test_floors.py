@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 from data import floors
-from data.config import DataConfig
 from data.floors import counts, prior, unigram
-from data.open import open_source
-
-TASKS = {
-    "copy": {"symbols": 5, "context": 8},
-    "sort": {"symbols": 5, "context": 8},
-    "induction": {"symbols": 5, "context": 16},
-    "addition": {"digits": 1, "context": 5},
-    "modular": {"modulus": 7, "context": 3},
-}
+from sources import opened, write
 
 
 def test_unigram_by_hand():
@@ -38,48 +29,20 @@ def test_counts_of_a_long_sequence_are_those_of_blocks_spread_over_it(monkeypatc
     assert counts(ids[:500]).sum() == 100 and len(counts(ids[:500])) == 5
 
 
-def test_of_a_text_it_is_the_loss_of_the_training_texts_frequencies(tmp_path):
+def test_of_a_text_it_is_the_loss_of_the_training_texts_frequencies():
     text = "ab" * 300 + "aaac" * 25
-    (tmp_path / "t.txt").write_text(text)
-    source = open_source(DataConfig(kind="text", path=str(tmp_path / "t.txt"), context=8, val_fraction=0.125))
+    source = opened(path=write("t.txt", text), context=8, val_fraction=0.125)
     train, heldout = text[:-88], text[-88:]
     p = {token: (train.count(token) + 1) / (len(train) + 3) for token in "abc"}
     assert source.floors == {"unigram": pytest.approx(-np.mean([np.log(p[token]) for token in heldout]))}
-
-
-def test_of_a_file_of_tokens(tmp_path):
-    tokens = np.tile(np.arange(4, dtype=np.uint16), 100)
-    np.save(tmp_path / "t.npy", tokens)
-    source = open_source(DataConfig(kind="tokens", path=str(tmp_path / "t.npy"), context=8))
-    assert source.floors == {"unigram": pytest.approx(np.log(4), abs=1e-3)}
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_no_fixed_probabilities_are_better_on_the_held_out_rows(kind):
-    source = open_source(DataConfig.model_validate({"kind": kind, **TASKS[kind]}))
-    rows, floor = source.heldout, source.floors["unigram"]  # pyright: ignore[reportAttributeAccessIssue]
-    asked = rows.targets[rows.weights > 0]
-    share = np.bincount(asked, minlength=source.form.outputs) / len(asked)
-
-    def loss(p: np.ndarray) -> float:
-        return float(-np.mean(np.log(p[asked])))
-
-    assert loss(np.where(share > 0, share, 1.0)) == pytest.approx(floor, rel=1e-12)
-    other = np.random.default_rng(0).dirichlet(20 * share + 0.01, 50)
-    assert min(loss(np.maximum(p, 1e-12)) for p in other) > floor > source.floors[""] + 0.1
+    np.save("t.npy", np.tile(np.arange(4, dtype=np.uint16), 100))
+    assert opened(kind="tokens", path="t.npy", context=8).floors == {"unigram": pytest.approx(np.log(4), abs=1e-3)}
 
 
 def test_of_classes():
     assert prior(np.array([0, 1, 1, 1])) == pytest.approx(-(np.log(0.25) + 3 * np.log(0.75)) / 4)
     weights = np.array([[1.0, 0.0], [1.0, 2.0]])
     assert prior(np.array([[0, 1], [2, 2]]), weights) == pytest.approx(-(np.log(0.25) + 3 * np.log(0.75)) / 4)
-
-
-def test_of_digits():
-    pytest.importorskip("sklearn")
-    source = open_source(DataConfig(kind="digits", context=16))
-    assert source.floors == {"prior": pytest.approx(np.log(10), abs=0.02)}
-    assert source.floors["prior"] < np.log(10)
 
 
 def test_it_is_logged_beside_the_loss(trained):

@@ -6,15 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.config import DataConfig, problems
-from data.errors import DataError
-from data.open import open_source
-from data.source import Batch, tiled
-from data.synthetic import TASKS, Synthetic
-from data.synthetic.arithmetic import Addition, Modular
-from data.synthetic.base import Draws
-from data.synthetic.markov import Markov
-from data.synthetic.regression import posterior_error
+from data import DataError
+from data.batches import Draws
+from data.config import KINDS
+from data.source import Batch
+from data.synthetic.base import Synthetic
+from data.synthetic.tasks import Markov, posterior_error
+from sources import opened, refused
 
 SMALL: dict[str, dict[str, Any]] = {
     "markov": {"symbols": 5, "context": 40},
@@ -29,9 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def source(kind: str, **more: Any) -> Synthetic:
-    opened = open_source(DataConfig(kind=kind, **{**SMALL[kind], **more}))
-    assert isinstance(opened, Synthetic)
-    return opened
+    return opened(kind=kind, **{**SMALL[kind], **more})
 
 
 def rows(batch: Batch) -> Batch:
@@ -44,11 +40,7 @@ def strings(batch: Batch) -> np.ndarray:
     return np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
 
 
-def test_every_task_is_here():
-    assert SMALL.keys() == TASKS.keys()
-
-
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", SMALL)
 def test_a_row_depends_on_seed_and_step_alone(kind):
     data = source(kind)
     whole = data.train_batches(4, 3, 0, 6)
@@ -62,7 +54,7 @@ def test_a_row_depends_on_seed_and_step_alone(kind):
     assert not np.array_equal(whole.inputs, data.train_batches(4, 4, 0, 6).inputs)
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.code.startswith(".synthetic")])
 def test_form_and_dtypes(kind):
     data = source(kind)
     form, batch = data.form, data.train_batches(3, 0, 10, 2)
@@ -87,16 +79,6 @@ def test_no_row_to_train_on_is_held_out(kind):
     held = {row.tobytes() for row in data.heldout.inputs}
     trained = data.train_batches(16, 0, 0, 200).inputs
     assert len(held) > 4000 and held.isdisjoint(row.tobytes() for row in trained.reshape(3200, *trained.shape[2:]))
-
-
-def test_draws_are_uniform_and_normal():
-    draws = Draws(5, 1, 0, 4, 5000)
-    uniform = draws.uniform(3)
-    assert uniform.shape == (20_000, 3) and 0 <= uniform.min() and uniform.max() < 1
-    assert uniform.mean() == pytest.approx(0.5, abs=0.01) and uniform.var() == pytest.approx(1 / 12, abs=0.005)
-    normal = draws.normal(2)
-    assert [np.mean(normal**k) for k in (1, 2, 3, 4)] == pytest.approx([0, 1, 0, 3], abs=0.1)
-    assert np.bincount(draws.integers(4).ravel()) / 20_000 == pytest.approx([0.25] * 4, abs=0.02)
 
 
 # Targets by another rule
@@ -168,22 +150,20 @@ def test_no_pair_is_both_trained_on_and_held_out(kind):
 
 
 def test_markov_floors_by_counting():
-    data = source("markov", context=200)
+    data: Any = source("markov", context=200)
     examples = strings(rows(data.train_batches(200, 0, 0, 20)))
     counts = np.zeros((5, 5))
     np.add.at(counts, (examples[:, :-1].ravel(), examples[:, 1:].ravel()), 1)
     joint = counts / counts.sum()
     conditional = joint / joint.sum(axis=1, keepdims=True)
-    task = data.task
-    assert isinstance(task, Markov)
-    np.testing.assert_allclose(conditional, task.transition, atol=0.01)
-    np.testing.assert_allclose(task.stationary @ task.transition, task.stationary, atol=1e-12)
+    np.testing.assert_allclose(conditional, data.transition, atol=0.01)
+    np.testing.assert_allclose(data.stationary @ data.transition, data.stationary, atol=1e-12)
     assert data.floors[""] == pytest.approx(-np.sum(joint * np.log(conditional)), abs=0.003)
     marginal = joint.sum(axis=0)
     assert data.floors["unigram"] == pytest.approx(-np.sum(marginal * np.log(marginal)), abs=0.003)
-    ideal = -np.log(task.transition)[examples[:, :-1], examples[:, 1:]].mean()
+    ideal = -np.log(data.transition)[examples[:, :-1], examples[:, 1:]].mean()
     assert data.floors[""] == pytest.approx(ideal, abs=0.003) and data.floors[""] < data.floors["unigram"] - 0.1
-    np.testing.assert_allclose(np.bincount(examples[:, 0]) / len(examples), task.stationary, atol=0.03)
+    np.testing.assert_allclose(np.bincount(examples[:, 0]) / len(examples), data.stationary, atol=0.03)
 
 
 def test_a_given_chain_by_hand():
@@ -194,31 +174,25 @@ def test_a_given_chain_by_hand():
     assert data.floors[""] == pytest.approx(5 / 6 * binary(0.1) + 1 / 6 * binary(0.5), rel=1e-12)
     turn = source("markov", symbols=16, transition=[[0, 1], [1, 0]])
     assert turn.floors == {"": 0.0, "unigram": pytest.approx(math.log(2))}
-
-
-def test_chance_has_the_floor_of_chance():
-    floors = source("markov", sharpness=0.0).floors
-    assert floors == {"": pytest.approx(math.log(5)), "unigram": pytest.approx(math.log(5))}
+    chance = pytest.approx(math.log(5))
+    assert source("markov", sharpness=0.0).floors == {"": chance, "unigram": chance}
 
 
 def test_a_chain_in_two_parts_is_refused():
-    with pytest.raises(DataError, match="falls apart"):
-        source("markov", symbols=16, transition=[[1.0, 0.0], [0.0, 1.0]]).details  # noqa: B018
-
-
-def test_a_drawn_chain_in_two_parts_is_laid_on_what_draws_it():
-    with pytest.raises(DataError, match="^data.sharpness: at 100 the chain that data.task_seed 1 draws falls apart"):
-        source("markov", symbols=16, sharpness=100.0, task_seed=1)
+    parts = {"symbols": 16, "transition": [[1.0, 0.0], [0.0, 1.0]]}
+    assert refused(kind="markov", **parts).startswith("data.transition: the chain falls apart: ")
+    place = "data.sharpness: at 100 the chain that data.task_seed 1 draws falls apart"
+    assert refused(kind="markov", sharpness=100.0, task_seed=1).startswith(place)
 
 
 def test_the_hash_is_of_what_the_task_reads():
     """So that another kind's next option leaves a finished run what it was."""
-    task = source("markov").task.config
+    task = source("markov").config
     same = task.model_copy(update={"digits": 5, "batch": 7, "seed": 3, "corpus": "shakespeare"})
-    hashes = {Synthetic(Markov(config)).sha256 for config in (task, same)}
+    hashes = {Markov(config).sha256 for config in (task, same)}
     assert len(hashes) == 1
     for change in ({"sharpness": 2.5}, {"symbols": 6}, {"context": 41}, {"val_fraction": 0.2}, {"task_seed": 1}):
-        hashes.add(Synthetic(Markov(task.model_copy(update=change))).sha256)
+        hashes.add(Markov(task.model_copy(update=change)).sha256)
     assert len(hashes) == 6
 
 
@@ -252,69 +226,37 @@ def test_regression_rows_hold_one_w():
         assert np.linalg.lstsq(inputs[0::2, :3], targets[0::2], rcond=None)[1] < 1e-8
 
 
-# The split, and what is refused
+@pytest.mark.parametrize("kind", ["copy", "sort", "induction", "addition", "modular"])
+def test_no_fixed_probabilities_are_better_on_the_held_out_rows(kind):
+    data = source(kind)
+    rows, floor = data.heldout, data.floors["unigram"]
+    asked = rows.targets[rows.weights > 0]
+    share = np.bincount(asked, minlength=data.form.outputs) / len(asked)
+    loss = lambda p: float(-np.mean(np.log(p[asked])))  # noqa: E731
+    assert loss(np.where(share > 0, share, 1.0)) == pytest.approx(floor, rel=1e-12)
+    other = np.random.default_rng(0).dirichlet(20 * share + 0.01, 50)
+    assert min(loss(np.maximum(p, 1e-12)) for p in other) > floor > data.floors[""] + 0.1
+
+
+# The split
 
 
 def test_all_modular_pairs_are_used_once():
-    task = source("modular").task
-    assert isinstance(task, Modular)
+    task: Any = source("modular")
     train, val = task.split
     assert len(train) == 34 and len({*map(tuple, train.tolist()), *map(tuple, val.tolist())}) == 49
-    batch, weights = source("modular").heldout_batches(4, None)
+    batch, weights = task.heldout_batches(4, None)
     assert weights.sum() == 15 and batch.inputs.shape == (4, 4, 3)
 
 
-def test_rows_are_spread_over_the_split():
-    batch, weights = tiled(Batch(np.arange(100), np.arange(100)), 2, 5)
-    assert batch.inputs.ravel().tolist() == [5, 15, 25, 35, 45, 55, 65, 75, 85, 95] and weights.all()
+def test_hash_split_is_near_its_fraction():
+    task: Any = source("addition", digits=3)
+    every = np.stack(np.meshgrid(np.arange(1000), np.arange(1000)), axis=-1).reshape(-1, 2)
+    assert task.is_heldout(every).mean() == pytest.approx(0.1, abs=0.002)
 
 
 def test_a_split_without_rows_is_refused():
-    with pytest.raises(DataError, match="leaves a split empty"):
-        source("modular", modulus=2, val_fraction=0.01).train_batches(1, 0, 0, 1)
-
-
-def test_a_sum_s_split_without_rows_names_its_key():
-    with pytest.raises(DataError, match="^data.val_fraction: no row"):
-        source("addition", digits=1, val_fraction=1e-6).details  # noqa: B018
-
-
-def test_hash_split_is_near_its_fraction():
-    task = source("addition", digits=3).task
-    assert isinstance(task, Addition)
-    every = np.stack(np.meshgrid(np.arange(1000), np.arange(1000)), axis=-1).reshape(-1, 2)
-    assert task.heldout(every).mean() == pytest.approx(0.1, abs=0.002)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"kind": "markov", "digits": 2}, [("digits", "an option of addition; data.kind is markov")]),
-        ({"kind": "copy", "path": "x"}, [("path", "an option of text, tokens; data.kind is copy")]),
-        ({"kind": "modular", "context": 8}, [("context", "expected 3 with data.kind modular (leave it out), got 8")]),
-        ({"kind": "copy", "context": 1}, [("context", "expected at least 2 with data.kind copy, got 1")]),
-        (
-            {"kind": "linear_regression", "context": 9},
-            [("context", "expected an even number (x and y are a token each), got 9")],
-        ),
-        (
-            {"kind": "markov", "transition": [[0.5, 0.5], [0.6, 0.5]]},
-            [("transition", "expected rows of probabilities that sum to 1, row 1 sums to 1.1")],
-        ),
-        (
-            {"kind": "markov", "transition": [[2.0, -1.0], [0.0, 1.0]]},
-            [("transition", "expected rows of probabilities, row 0 has -1")],
-        ),
-        ({"kind": "markov", "transition": [[1.0, 0.0]]}, [("transition", "expected a square matrix, got 1 rows of 2")]),
-        ({"kind": "tokens"}, [("path", "missing; data.kind tokens needs a .npy or .bin file")]),
-        ({"kind": "addition", "digits": 4}, []),
-    ],
-)
-def test_options_that_do_not_belong(options, expected):
-    assert problems(DataConfig(**options)) == expected
-
-
-@pytest.mark.parametrize(("kind", "more", "context"), [("modular", {}, 3), ("addition", {"digits": 4}, 14)])
-def test_a_length_of_its_own(kind, more, context):
-    config = DataConfig(kind=kind, **more)
-    assert config.context == context == open_source(config).form.context
+    message = refused(kind="modular", modulus=2, val_fraction=0.01)
+    assert message == "data.val_fraction: 0.01 of 4 pairs leaves a split empty"
+    with pytest.raises(DataError, match="^data.val_fraction: no row of one of the splits in 10,000 draws; "):
+        source("addition", digits=1, val_fraction=1e-6).rows(Draws(0, 1, 0, 1, 1), True)

@@ -1,61 +1,56 @@
-"""Files of token ids: .npy, raw .bin with its JSON, llm.c's .bin."""
+"""Files of token ids: .npy, raw .bin with its JSON, llm.c's .bin; damaged ones, and ones made to do harm."""
 
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.config import DataConfig
-from data.errors import DataError
-from data.open import open_source
+from sources import opened, refused, write
 
 IDS = (np.arange(600) * 7 % 11).astype(np.uint16)
 
 
-def opened(path: str, **config: Any):
-    return open_source(DataConfig(**{"kind": "tokens", "path": path, "context": 8} | config))
+def tokens(path: str, **config: Any):
+    return opened(**{"kind": "tokens", "path": path, "context": 8} | config)
 
 
-def refused(path: str, **config: Any) -> str:
-    with pytest.raises(DataError) as error:
-        opened(path, **config)
-    assert "\n" not in str(error.value) and str(error.value).startswith(f"data.path: {path!r}")
-    return str(error.value)
+def refused_file(path: str, **config: Any) -> str:
+    message = refused(**{"kind": "tokens", "path": path, "context": 8} | config)
+    assert message.startswith(f"data.path: {path!r}")
+    return message.removeprefix(f"data.path: {path!r} ")
 
 
-def token_file(folder: Path, suffix: str, ids: np.ndarray = IDS, **header) -> str:
-    path = folder / f"ids{suffix}"
+def token_file(suffix: str, ids: np.ndarray = IDS, **header) -> str:
     if suffix == ".npy":
-        np.save(path, ids)
+        np.save("ids.npy", ids, allow_pickle=True)
     else:
-        path.write_bytes(ids.tobytes())
-        header = {"dtype": str(ids.dtype), "vocab_size": 11} | header
-        path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
-    return str(path)
+        write("ids.json", json.dumps({"dtype": str(ids.dtype), "vocab_size": 11} | header))
+        write("ids.bin", ids.tobytes())
+    return f"ids{suffix}"
 
 
-def llm_c(path: Path, ids: np.ndarray, magic: int = 20240520, version: int = 1, count: int | None = None) -> str:
+def llm_c(ids: np.ndarray = IDS, magic: int = 20240520, version: int = 1, count: int | None = None) -> str:
     """A file as dev/data/data_common.py of llm.c writes it."""
     header = np.zeros(256, "<i4")
     header[:3] = magic, version, len(ids) if count is None else count
-    path.write_bytes(header.tobytes() + ids.tobytes())
-    return str(path)
+    return write("llm.bin", header.tobytes() + ids.tobytes())
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".bin", "llm.c"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("placement", ["device", "host"])
-def test_token_files(tmp_path, suffix, dtype, placement):
+def test_token_files(suffix, dtype, placement):
     ids = IDS.astype(dtype)
     magic = {np.uint16: (20240520, 1), np.uint32: (20240801, 7)}[dtype]
-    path = llm_c(tmp_path / "a.bin", ids, *magic) if suffix == "llm.c" else token_file(tmp_path, suffix, ids)
-    data = opened(path, placement=placement, val_fraction=0.25)
+    path = llm_c(ids, *magic) if suffix == "llm.c" else token_file(suffix, ids)
+    data = tokens(path, placement=placement, val_fraction=0.25)
     assert (data.form.vocab_size, data.form.outputs, data.form.context, data.tokenizer) == (11, 11, 8, None)
     batches = data.train_batches(4, 0, 0, 3)
     if placement == "device":
-        assert data.resident is not None
         np.testing.assert_array_equal(np.concatenate(data.resident), IDS)
         assert len(data.resident[1]) == 150 and batches.shape == (3, 4)
     else:
@@ -65,18 +60,16 @@ def test_token_files(tmp_path, suffix, dtype, placement):
 
 
 @pytest.mark.parametrize("placement", ["device", "host"])
-def test_ids_in_the_other_order_of_bytes(tmp_path, placement):
+def test_ids_in_the_other_order_of_bytes(placement):
     """No device takes them as they are."""
-    (tmp_path / "other").mkdir()
-    paths = token_file(tmp_path / "other", ".npy", IDS.astype(">u2")), token_file(tmp_path, ".npy")
-    other, usual = (opened(path, placement=placement) for path in paths)
-    pairs = [tuple(data.train_batches(4, 0, 0, 3) for data in (other, usual))]
-    pairs.append(tuple(data.heldout_batches(4, 2)[0] for data in (other, usual)))
-    for a, b in pairs:
-        np.testing.assert_array_equal(a, b)
-        assert a.dtype.isnative
+    usual = tokens(token_file(".npy"), placement=placement)
+    np.save("other.npy", IDS.astype(">u2"))
+    other = tokens("other.npy", placement=placement)
+    for read in (lambda data: data.train_batches(4, 0, 0, 3), lambda data: data.heldout_batches(4, 2)[0]):
+        np.testing.assert_array_equal(read(other), read(usual))
+        assert read(other).dtype.isnative
     if placement == "device":
-        assert other.resident is not None and other.resident[0].dtype.isnative
+        assert other.resident[0].dtype.isnative
         np.testing.assert_array_equal(np.concatenate(other.resident), IDS)
 
 
@@ -85,45 +78,118 @@ def test_ids_in_the_other_order_of_bytes(tmp_path, placement):
     [
         (".npy", np.array([[1, 2]]), {}, "expected whole numbers along one axis, got int64 [1, 2]"),
         (".npy", np.array([0.5]), {}, "expected whole numbers along one axis, got float64 [1]"),
+        (".npy", np.array([1, None]), {}, "holds Python objects, expected whole numbers"),
         (".npy", np.array([], np.uint8), {}, "is empty"),
         (".npy", np.array([1] * 200 + [-3]), {}, "has a negative id, -3"),
         (".npy", np.array([1] * 20), {}, "is too short"),
+        (".npy", np.array([2**31] * 200), {}, "has the id 2147483648, at most 2,147,483,647 fits an int32"),
         (".bin", IDS, {"vocab_size": 10}, "has the id 10, but its header says vocab_size 10"),
         (".bin", IDS, {"dtype": "float32"}, "got dtype 'float32', vocab_size 11"),
         (".bin", IDS, {"vocab_size": "11"}, "got dtype 'uint16', vocab_size '11'"),
         (".bin", np.arange(3, dtype=np.uint8), {"dtype": "uint16"}, "has 3 bytes, expected a multiple of 2 (uint16)"),
     ],
 )
-def test_bad_token_files(tmp_path, suffix, ids, header, message):
-    assert message in refused(token_file(tmp_path, suffix, ids, **header))
+def test_bad_token_files(suffix, ids, header, message):
+    assert message in refused_file(token_file(suffix, ids, **header))
 
 
 def test_token_files_that_are_none(tmp_path):
-    text = tmp_path / "x.txt"
-    text.write_text("words", encoding="utf-8")
-    assert refused(str(text)).endswith("is not an .npy file, nor a .bin")
-    np.save(tmp_path / "objects.npy", np.array([1, None]), allow_pickle=True)
-    assert refused(str(tmp_path / "objects.npy")).endswith("holds Python objects, expected whole numbers")
-    assert "does not exist" in refused(str(tmp_path / "none.npy"))
-    assert "is a folder, expected an .npy or .bin file of token ids" in refused(str(tmp_path))
-    assert "can't be opened (" in refused("~nobody_here/ids.npy")
+    assert refused_file(write("x.txt", "words")) == "is not an .npy file, nor a .bin"
+    assert "does not exist" in refused_file("none.npy")
+    assert "is a folder, expected an .npy or .bin file of token ids" in refused_file(str(tmp_path))
+    assert "can't be opened (" in refused_file("~nobody_here/ids.npy")
+    write("a.bin", "12345678")
+    os.mkfifo("a.json")  # is not waited for
+    assert "(expected a file, got a pipe)" in refused_file("a.bin")
 
 
 @pytest.mark.parametrize("count", [599, 601, 0, -1])
-def test_a_file_of_llm_c_of_another_length_than_its_header_says(tmp_path, count):
+def test_a_file_of_llm_c_of_another_length_than_its_header_says(count):
     message = f"token file of llm.c with {count:,} ids of uint16 ({1024 + 2 * count:,} bytes), got 2,224 bytes"
-    assert message in refused(llm_c(tmp_path / "a.bin", IDS, count=count))
+    assert message in refused_file(llm_c(count=count))
 
 
-def test_a_bin_without_json_says_what_to_write(tmp_path):
+def test_a_bin_without_json_says_what_to_write():
     """nanoGPT's train.bin has no header; its meta.pkl is never opened."""
-    path = tmp_path / "train.bin"
-    path.write_bytes(IDS.tobytes())
-    wanted = f'expected {{"dtype": "uint16" or "uint32", "vocab_size": V}} in {str(tmp_path / "train.json")!r}'
-    message = refused(str(path))
-    assert wanted in message and "nanoGPT's .bin files are uint16" in message and "meta.pkl" not in message
-    (tmp_path / "meta.pkl").write_bytes(b"cos\nmkdir\n(S'executed'\ntR.")
-    assert "V is vocab_size of meta.pkl, which is not opened" in refused(str(path))
+    write("train.bin", IDS.tobytes())
+    message = refused_file("train.bin")
+    assert 'expected {"dtype": "uint16" or "uint32", "vocab_size": V} in \'train.json\'' in message
+    assert "nanoGPT's .bin files are uint16" in message and "meta.pkl" not in message
+    write("meta.pkl", b"cos\nmkdir\n(S'executed'\ntR.")
+    assert "V is vocab_size of meta.pkl, which is not opened" in refused_file("train.bin")
     assert not Path("executed").exists()
-    (tmp_path / "train.json").write_text('{"dtype": "uint16", "vocab_size": 11}', encoding="utf-8")
-    assert opened(str(path)).form.vocab_size == 11
+    write("train.json", '{"dtype": "uint16", "vocab_size": 11}')
+    assert tokens("train.bin").form.vocab_size == 11
+
+
+def test_a_sparse_file_of_terabytes_is_refused_at_once():
+    token_file(".bin", IDS.astype(np.uint8))
+    os.truncate("ids.bin", 2**42)
+    assert "has 4,398,046,511,104 tokens, at most 2,147,483,648 have positions" in refused_file("ids.bin")
+
+
+@pytest.mark.parametrize("kind", ["cut", "replaced", "removed"])
+def test_a_file_that_changes_under_its_map_is_not_read_on(kind):
+    """To read what was cut off would end the process; a new file is no harm to a map of the old one."""
+    data = tokens(token_file(".npy"), placement="host")
+    before = data.train_batches(4, 0, 0, 3)
+    if kind == "cut":
+        os.truncate("ids.npy", 200)
+        message = "^data.path: 'ids.npy' changed while it was in use; start again when"
+        for read in (lambda: data.train_batches(4, 0, 0, 3), lambda: data.heldout_batches(4, 1)):
+            with pytest.raises(ValueError, match=message):
+                read()
+    else:
+        Path("ids.npy").unlink()
+        if kind == "replaced":
+            np.save("ids.npy", np.arange(9))
+        np.testing.assert_array_equal(data.train_batches(4, 0, 0, 3), before)
+
+
+# Files that were made to do harm
+
+
+class Marker:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("executed").absolute(),)
+
+
+def npy(header: str) -> bytes:
+    text = header.encode("latin-1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.bin", "a.npz", "a.txt"])
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_pickle_in_the_place_of_data_is_never_loaded(name, objects):
+    header = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }")
+    evil = pickle.dumps(Marker())
+    write(name, header + pickle.dumps(np.array([Marker()], dtype=object)) if objects else evil)
+    write("a.json", '{"dtype": "uint8", "vocab_size": 256}')
+    try:
+        opened(path=name, context=2, kind="text" if name == "a.txt" else "tokens").train_batches(1, 0, 0, 1)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    assert not Path("executed").exists()
+    pickle.loads(evil)
+    assert Path("executed").exists()  # or this test would hold nothing
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000,), }",
+        "{'descr': '<u2', 'fortran_order': False, 'shape': (-5,), }",
+        "{'descr': '<u2', 'fortran_order': True, 'shape': (2, 3), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (8,), }",
+        "{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,), }",
+        "{'descr': '<u2'}",
+        "__import__('os').abort()",
+        "[" * 5000,
+    ],
+    ids=lambda header: header[:70],
+)
+def test_a_crafted_header_is_refused(header):
+    refused_file(write("a.npy", npy(header) + bytes(64)), context=2)

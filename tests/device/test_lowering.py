@@ -7,15 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from data.open import open_source
-from data.source import DataSpec
+from data.source import DataSpec, open_source
 from train.config.load import load
+from train.core.dispatch import run_dispatch
 from train.core.state import program_structure
-from train.core.window import run_window
 from train.device.platform import Platform
 from train.device.programs import Programs, grouped
+from train.run.dispatches import assumed_step_seconds, steps_per_call
 from train.run.experiment import build_group
-from train.run.windows import assumed_step_seconds, steps_per_call
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 VOCAB = 65
@@ -42,7 +41,7 @@ def traced(members):
     K = steps_per_call(config, assumed_step_seconds(group, config.data.batch, "tpu"))
     assert K > 1
     programs = Programs(group, corpus)
-    function = programs._mapped(partial(run_window, group.network, config, config.watch.every), (0, 0, None, 0))
+    function = programs._mapped(partial(run_dispatch, group.network, config, config.watch.every), (0, 0, None, 0))
     lead = (len(members), K) if group.vmapped else (K,)
     batches = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), feed)
     return jax.jit(function, donate_argnums=0).trace(programs.abstract_state, programs._hp(0), corpus, batches)

@@ -132,7 +132,7 @@ def test_a_device_that_refuses_is_answered_in_one_line(config, monkeypatch, caps
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     if moment == "running":
-        monkeypatch.setattr(Programs, "window", exhausted)
+        monkeypatch.setattr(Programs, "dispatch", exhausted)
     else:
         monkeypatch.setattr(compiling, "compiled", exhausted)
     err = refused(capsys, config, "data.context=8")
@@ -146,7 +146,7 @@ def test_other_errors_are_left_as_they_are(config, monkeypatch):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
-    monkeypatch.setattr(Programs, "window", broken)
+    monkeypatch.setattr(Programs, "dispatch", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         main(["train", str(config)])
 

@@ -56,7 +56,7 @@ import numpy as np
 from train.device.process import tune
 tune()
 from train.report import charts
-figure = charts.heatmap(np.arange(3), np.zeros((3, 2)), "t", charts.DELTA_UNIT, *charts.DELTA_SCALE, charts.SMALL)
+figure = charts.heatmap(np.arange(3), np.zeros((3, 2)), "t", charts.SMALL)
 print(charts.to_rgb(figure).shape)
 """
 

@@ -15,9 +15,9 @@ from train.device import platform as platforms
 from train.device.programs import Programs, grouped, model_flops
 from train.device.signals import Stop
 from train.log.console import Console
+from train.run.dispatches import assumed_step_seconds, steps_per_call
 from train.run.experiment import build_group
 from train.run.loop import GroupRun
-from train.run.windows import assumed_step_seconds, steps_per_call
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _compiles: list[str] = []
@@ -161,7 +161,7 @@ def trained(tiny):
         states, losses = programs.init(), []
         for first in range(0, STEPS, K):
             batch = window_starts(len(dataset.train), config.data.context, config.data.batch, 0, first, K)
-            states, measured = programs.window(states, [batch] * len(members), False)
+            states, measured = programs.dispatch(states, [batch] * len(members), False)
             losses.append(np.stack([metrics.loss for metrics, _ in programs.each(jax.device_get(measured))]))
         params = [state.params for state in programs.each(jax.device_get(states))]
         return np.concatenate(losses, axis=1), params
@@ -266,7 +266,7 @@ def watched_run(tiny, tmp_path_factory):
             original = getattr(owner, name)
             patch.setattr(owner, name, lambda *args: (events.append(event), original(*args))[1])
 
-        spy(Programs, "window", "call")
+        spy(Programs, "dispatch", "call")
         spy(Programs, "evaluate", "call")
         spy(jax, "device_get", "fetch")
         train = GroupRun.train

@@ -1,7 +1,5 @@
 """A signal wherever a run may be: what is saved, how soon it ends, and that going on ends as if it had never come."""
 
-import gc
-import json
 import os
 import re
 import shutil
@@ -12,12 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from scripts.faults import signals as sweep
 from scripts.faults.programs import shared
+from scripts.faults.tiny import differing, snapshots
 from train.cli import main
 from train.device import programs
 from train.device.signals import SIGNALS, Stop, Stopped, listening
@@ -113,7 +109,7 @@ def goes_on(folder, monkeypatch, run) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert run() == 0
-    assert sweep._different(folder / "whole", folder / run.name) == ""
+    assert differing(snapshots(folder / "whole"), folder / run.name) == []
 
 
 def standing(folder, run) -> dict[str, list[int]]:
@@ -156,7 +152,7 @@ def test_a_compilation_is_not_waited_for(folder, monkeypatch, run, capsys):
 def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_the_next(
     folder, monkeypatch, run, capsys, number
 ):
-    once(monkeypatch, GroupRun, "log_window", before=lambda: kill(number))
+    once(monkeypatch, GroupRun, "log_dispatch", before=lambda: kill(number))
     assert run() == 128 + number
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
     assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
@@ -203,18 +199,18 @@ def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
     assert run() == 143
     out, err = capsys.readouterr()
     assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
-    assert sweep._different(folder / "whole", folder / run.name) == ""
+    assert differing(snapshots(folder / "whole"), folder / run.name) == []
 
 
 def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypatch, run):
-    original = GroupRun.log_window
+    original = GroupRun.log_dispatch
 
     def at_the_end(self, start, end, results):
         if start == 10:
             kill()
         return original(self, start, end, results)
 
-    monkeypatch.setattr(GroupRun, "log_window", at_the_end)
+    monkeypatch.setattr(GroupRun, "log_dispatch", at_the_end)
     code = run()  # the last window is looked at when all is evaluated and saved: it was over
     assert code in (0, 143)
     goes_on(folder, monkeypatch, run)
@@ -347,7 +343,7 @@ with listening(stop, hard=True):
         ("if True:", [signal.SIGTERM], 143, "stopped during a long call; what was saved before is kept"),
         ("if True:", [signal.SIGINT], 130, "stopped during a long call"),
         ("if True:", [signal.SIGHUP], 129, "stopped during a long call"),
-        ("with stop.deferred():", [signal.SIGTERM, signal.SIGINT], 143, "stopping after this window (a long call)"),
+        ("with stop.deferred():", [signal.SIGTERM, signal.SIGINT], 143, "stopping after this dispatch (a long call)"),
         (FINALIZER, [signal.SIGTERM], 143, "stopped during a long call"),
     ],
 )
@@ -402,43 +398,3 @@ cli.script()
 def test_what_is_cut_short_has_no_say():
     child = subprocess.run([sys.executable, "-c", CUT_SHORT], cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (143, b"", b"deltaflow: stopped\n")
-
-
-# The sweep, in small
-
-
-@pytest.fixture
-def swept(tmp_path, monkeypatch):
-    def rows():
-        return list(sweep.inside(tmp_path, 0.02, 1, sweep.CONFIG.partition("variants:")[0]))
-
-    return rows
-
-
-@pytest.mark.slow
-def test_random_signals(swept):
-    for row in swept():
-        assert row.held == row.trials >= 1, row.broken
-    gc.collect()  # what was interrupted on its way leaves its files and sockets to the collector
-
-
-@pytest.mark.slow
-def test_whole_processes(tmp_path):
-    row = sweep.processes(tmp_path, 2, 1)
-    assert row.held == row.trials == 2, row.broken
-
-
-def test_the_sweep_sees_other_figures_and_other_parameters(folder, tmp_path):
-    shutil.copytree(folder / "whole", tmp_path / "other")
-    assert sweep._different(folder / "whole", tmp_path / "other") == ""
-    log = tmp_path / "other" / "s" / "b" / "metrics.jsonl"
-    whole = log.read_text()
-    log.write_text(whole.replace('"step":6', '"step":7'))
-    assert sweep._different(folder / "whole", tmp_path / "other") == "b: row 3 of 7 and 7 differs"
-    log.write_text(whole)
-    Checkpoints(tmp_path / "other" / "s" / "c").path(12).unlink()
-    assert sweep._different(folder / "whole", tmp_path / "other") == "c: other parameters"
-    summary = tmp_path / "other" / "s" / "a" / "summary.json"
-    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"best_val": 0}))
-    assert "a: summary.json: best_val" in sweep._different(folder / "whole", tmp_path / "other")
-    assert isinstance(jax.tree.leaves(sweep._saved(folder / "whole" / "s" / "a"))[0], np.ndarray)

@@ -11,8 +11,7 @@ from jax.flatten_util import ravel_pytree
 from networks import B, T, V, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import jacobian
-from train.gradflow.curvature import lanczos, preconditioned_sharpness, sharpness
-from train.gradflow.landscape import along_line, random_direction
+from train.gradflow.curvature import along_line, lanczos, preconditioned_sharpness, random_direction, sharpness
 from train.gradflow.noise import noise
 from train.gradflow.norms import log10, value
 from train.gradflow.per_block import carries

@@ -16,7 +16,6 @@ from model.config import ModelConfig
 from model.network import Network
 from train.cli import main
 from train.config.instruments import INSTRUMENTS
-from train.core import compile as compiling
 from train.core.state import hparams_of
 from train.gradflow.norms import value
 from train.instruments.blocks import split
@@ -175,8 +174,7 @@ def test_histograms_and_pictures_reach_tensorboard(whole):
 
 
 @pytest.mark.slow
-def test_probe_reads_them(folder, whole, corpus, capsys, monkeypatch):
-    monkeypatch.setattr(compiling, "_ONCE", {})  # so that what `whole` compiled serves again
+def test_probe_reads_them(folder, whole, corpus, capsys):
     path = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4))
     file = folder / "probe.json"
     assert main(["probe", str(path), "--instruments", "all", "--json", str(file)]) == 0

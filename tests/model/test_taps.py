@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.taps import exponent_limit, power_of_two, scaled, tap
+from model.scaling import exponent_limit, power_of_two, scaled
+from model.taps import tap
 from train.gradflow.norms import Norm, log10
 
 pytestmark = pytest.mark.usefixtures("both_paths")

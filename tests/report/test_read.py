@@ -118,9 +118,8 @@ def test_depth_series(run_directory):
         ("metrics.jsonl", None, "with: not a run directory (no metrics.jsonl in it)"),
         ("config.yaml", "a: [1", "config.yaml:"),
         ("config.yaml", "[1]", "config.yaml: expected a mapping"),
-        *(("summary.json", text, "summary.json: not JSON: ") for text in ("", "{", "[" * 99_999)),
-        ("summary.json", "[]", "summary.json: expected an object, got list"),
-        ("summary.json", "1", "summary.json: expected an object, got int"),
+        *(("summary.json", text, "summary.json: cannot read: ") for text in ("", "{", "[" * 99_999)),
+        ("summary.json", "[]", "summary.json: cannot read: expected a mapping"),
         ("summary.json", '{"steps": "many"}', "summary.json: steps: "),
         (
             "metrics.jsonl",

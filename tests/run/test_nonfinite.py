@@ -11,12 +11,11 @@ import pytest
 
 from scripts.faults.programs import shared
 from train.cli import main
+from train.core.dispatch import run_dispatch
 from train.core.finite import all_finite, finite_by_norm, sound
 from train.core.nonfinite_cause import cause_of, examine
-from train.core.state import State, hparams_of, initial_state
+from train.core.state import State, hparams_of, initial_state, network_of
 from train.core.step import train_step
-from train.core.task import network_of
-from train.core.window import run_window
 from train.gradflow.norms import frobenius
 from train.gradflow.spikes import Watch
 from train.log.console import Console
@@ -254,7 +253,7 @@ def steps(bench):
     """(state, watched) -> (state, metrics) of one step, through the window that training runs; and its autopsy."""
     network, config, _, hp, window = bench
     run = jax.jit(
-        lambda state, every: run_window(network, config, every, state, hp, None, window)[:2], static_argnums=1
+        lambda state, every: run_dispatch(network, config, every, state, hp, None, window)[:2], static_argnums=1
     )
     examined = jax.jit(lambda state: examine(network, config, state, hp, window[0]))
     return (lambda state, watched: run(state, int(watched))), (lambda state: cause_of(examined(state), "float32"))

@@ -18,9 +18,9 @@ from train.disk import write_json
 from train.errors import UserError
 from train.log.console import Console
 from train.run import experiment as experiments
+from train.run.dispatches import steps_per_call
 from train.run.loop import GroupRun
 from train.run.start import resumable_parts
-from train.run.windows import steps_per_call
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import directory_of
 
@@ -104,18 +104,18 @@ def test_a_stop_saves_where_it_is_and_the_rest_follows(folder, monkeypatch, caps
     monkeypatch.chdir(folder)
     experiment = load("tiny.yaml", ["runs_dir=stopped"])
     stop = Stop()
-    log = GroupRun.log_window
+    log = GroupRun.log_dispatch
 
     def stop_after_the_first(self, start, end, results):
         log(self, start, end, results)
         stop.signal = 15
 
-    monkeypatch.setattr(GroupRun, "log_window", stop_after_the_first)
+    monkeypatch.setattr(GroupRun, "log_dispatch", stop_after_the_first)
     experiments.train(experiment, Console(), stop)
     assert stop.exit_code == 143
     at = Checkpoints(Path("stopped/tiny/with")).steps()
     assert len(at) == 1 and 0 < at[0] < 12 and at[0] % 2 == 0
-    monkeypatch.setattr(GroupRun, "log_window", log)
+    monkeypatch.setattr(GroupRun, "log_dispatch", log)
     assert main(["train", "tiny.yaml", "runs_dir=stopped"]) == 0
     assert f"resuming at step {at[0]} of 12" in capsys.readouterr().out
     for variant in ("with", "without"):

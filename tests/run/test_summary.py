@@ -80,7 +80,7 @@ def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep,
     (sweep / "alone" / "summary.json").write_text("{")
     summary.write_report(sweep, Console())
     out = capsys.readouterr().out
-    assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: not JSON")
+    assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: cannot read")
     assert out.splitlines()[-1] == f"report: {sweep}/report.html"
     assert f"left out, cannot be read: {sweep}/alone" in (sweep / "report.md").read_text()
 
@@ -90,7 +90,7 @@ def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
         (run / "summary.json").write_text("{")
     summary.write_report(sweep, Console())
     out = capsys.readouterr().out
-    assert out.startswith("warning: no report: ") and "summary.json: not JSON" in out and out.count("\n") == 1
+    assert out.startswith("warning: no report: ") and "summary.json: cannot read" in out and out.count("\n") == 1
     monkeypatch.setattr(summary, "MAX_BYTES", 10)
     summary.write_report(sweep, Console())
     assert f"deltaflow compare {sweep} --html {sweep}/report.html" in capsys.readouterr().out

@@ -1,9 +1,7 @@
 """The speed contest: its arithmetic on made-up times, its workers, and that the programs in it train the same model."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,16 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scripts.bench import flax_plain, jax_plain, project, save
+from scripts.bench.__main__ import main, read, target
+from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in
+from scripts.bench.contestant import Corpus, Facts, Shapes
+from scripts.bench.table import paired, table
+
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
-
-from scripts.bench import flax_plain, jax_plain, project  # noqa: E402
-from scripts.bench import table as tables  # noqa: E402
-from scripts.bench.__main__ import main, target  # noqa: E402
-from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in  # noqa: E402
-from scripts.bench.contestant import Corpus, Facts, Setting, Shapes, read  # noqa: E402
-
 TINY = Shapes(layers=2, heads=2, width=32, context=16, batch=4, vocab=11)
 TRAINS = Facts(versions="made up 1.0", device="abacus", dtype="float32", flops=6e6, tokens=100)
 PRODUCT = Facts(versions="made up 1.0", device="abacus", dtype="float32", flops=1e6)
@@ -37,29 +32,29 @@ def lane(name: str, facts: Facts | None = None, seconds: tuple[float, ...] = (),
     return Lane(Entry(name, name, "nowhere", {}), facts, list(seconds), trouble)
 
 
-def cells(table: tables.Table, row: int) -> dict[str, str]:
-    return dict(zip(table.header, table.rows[row], strict=True))
+def cells(lanes: list[Lane]) -> dict[str, dict[str, str]]:
+    columns, rows = table(lanes, "project")
+    return {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
 
 
 def test_ratios_are_taken_within_a_round() -> None:
     # The second round is ten times slower for both: 2/1, 30/10, 2/1 -> 2. The ratio of the minima would be 2, of the
     # means 34/12; and with over = (2, 30, 5) the pairs 2, 3, 5 have the median 3, the medians 5/1.
     under = lane("under", TRAINS, (1.0, 10.0, 1.0))
-    assert tables.paired(lane("over", TRAINS, (2.0, 30.0, 2.0)), under) == 2.0
-    assert tables.paired(lane("over", TRAINS, (2.0, 30.0, 5.0)), under) == 3.0
+    assert paired(lane("over", TRAINS, (2.0, 30.0, 2.0)), under) == 2.0
+    assert paired(lane("over", TRAINS, (2.0, 30.0, 5.0)), under) == 3.0
 
 
-def test_speed_table_by_hand() -> None:
+def test_a_table_by_hand() -> None:
     lanes = [
-        lane("project", TRAINS, (0.002, 0.004, 0.003)),
         lane("jax", TRAINS, (0.004, 0.006, 0.009)),
+        lane("project", TRAINS, (0.002, 0.004, 0.003)),
         lane("torch", trouble="not installed: torch"),
         lane("matmul slow", PRODUCT, (1e-3, 1e-3, 1e-3)),
         lane("matmul", PRODUCT, (1e-4, 2e-4, 1e-4)),
         lane("matmul half", replace(PRODUCT, dtype="bfloat16"), (1e-6, 1e-6, 1e-6)),
     ]
-    table = tables.speed_table(lanes, "project")
-    project, plain, absent, slow, fast, half = (cells(table, i) for i in range(6))
+    plain, project, absent, slow, fast, half = cells(lanes).values()
     # Medians 3 and 6 ms; 100 tokens in 3 ms; pairs 2, 1.5, 3; 6e6 FLOP in 3 ms.
     assert (project["ms/step"], project["min"], project["tokens/s"]) == ("3.00", "2.00", "33,333")
     assert (plain["ms/step"], plain["min"], plain["tokens/s"]) == ("6.00", "4.00", "16,667")
@@ -70,30 +65,24 @@ def test_speed_table_by_hand() -> None:
     assert (project["of peak"], plain["of peak"]) == ("30%", "15%")
     assert (slow["of peak"], fast["of peak"], half["of peak"]) == ("10%", "100%", "100%")
     assert (fast["GFLOP/s"], fast["ms/step"], fast["time / project"]) == ("10", "-", "-")
-    assert absent["made with"] == "not installed: torch"
-    assert set(table.rows[2][1:-1]) == {"-"}
+    assert absent["made with"] == "not installed: torch" and set([*absent.values()][1:-1]) == {"-"}
     assert target(lanes) == ["2.00x the step rate of the straightforward program (jax)"]
 
 
 def test_without_the_project_the_first_program_is_the_measure() -> None:
     lanes = [lane("project", trouble="not available: so"), lane("jax", TRAINS, (0.2,)), lane("flax", TRAINS, (0.1,))]
-    table = tables.speed_table(lanes, "project")
-    assert cells(table, 2)["time / jax"] == "0.50"
-    assert target(lanes) == []
-    nobody = tables.speed_table(lanes[:1], "project")
-    assert nobody.rows[0][-1] == "not available: so"
+    lanes += [lane("matmul", PRODUCT, (1e-4,))]
+    assert cells(lanes)["flax"]["time / jax"] == "0.50" and target(lanes) == []
+    assert cells(lanes[:1]) == {"project": {"program": "project", "made with": "not available: so"}}
 
 
-def test_a_lane_that_died_midway_leaves_no_figures() -> None:
-    lanes = [lane("project", TRAINS, (1.0, 1.0)), lane("jax", TRAINS, (1.0,), "died with exit status 3 (in round 2)")]
-    assert cells(tables.speed_table(lanes, "project"), 1)["ms/step"] == "-"
-    assert target(lanes) == []
-    assert cells(tables.seconds_table(lanes, "jax"), 0)["time / project"] == "1.00"
-
-
-def test_columns_are_padded() -> None:
-    table = tables.Table(("what", "n", "with"), (("a|b", "10", "x"), ("c", "5", "yy")))
-    assert table.text().splitlines() == ["what   n  with", "----  --  ----", "a|b   10  x", "c      5  yy"]
+def test_a_lane_that_died_midway_leaves_no_figures_and_starts_are_seconds() -> None:
+    died = lane("jax", TRAINS, (1.0,), "died with exit status 3 (in round 2)")
+    lanes = [lane("project", TRAINS, (1.0, 1.0)), died]
+    assert cells(lanes)["jax"]["ms/step"] == "-" and target(lanes) == []
+    start = replace(TRAINS, tokens=0, flops=0.0)
+    starts = cells([lane("project", start, (2.0, 4.0)), lane("jax", start, (1.0, 3.0)), died])
+    assert list(starts["project"].values()) == ["project", "3.00", "2.00", "1.00", "float32, made up 1.0"]
 
 
 class Fake:
@@ -149,39 +138,33 @@ def test_contest_takes_turns_and_outlives_a_death() -> None:
 
 
 @pytest.fixture
-def fake_worker(tmp_path: Path) -> Callable[[str], Worker]:
+def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Worker]:
     """Starts a real worker process on a module whose `contestant` has the given body."""
+    monkeypatch.syspath_prepend(tmp_path)
 
     def start(body: str) -> Worker:
-        lines = ["import os, sys, time", "from scripts.bench.contestant import Contestant, Facts, Unavailable"]
-        lines += [
-            "def contestant():",
-            f"    {body}",
-            "    return Contestant(run, Facts('v', 'd', 'float32', window=5))",
-        ]
-        (tmp_path / "made_up.py").write_text("\n".join(lines))
-        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        return Worker(Entry("a", "a", "made_up", {}), timeout=10.0, environment={"PYTHONPATH": path})
+        (tmp_path / "made_up.py").write_text(f"""
+import os, sys, tempfile, time
+from scripts.bench.contestant import Contestant, Facts, Unavailable
+
+def contestant():
+    {body}
+    return Contestant(run, Facts('v', 'd', 'float32', window=5))
+""")
+        return Worker(Entry("a", "a", "made_up", {}), 10.0, {"MADE": "4"})
 
     return start
 
 
-def test_what_a_worker_writes_goes_with_it(fake_worker: Callable[[str], Worker]) -> None:
-    worker = fake_worker("import tempfile; file = tempfile.mkstemp()[0]; run = lambda n: len(tempfile.gettempdir())")
-    folder = Path(worker._folder.name)
-    assert worker.run(1) == len(str(folder)) and len(list(folder.iterdir())) == 1
-    worker.close()
-    assert not folder.exists()
-
-
 def test_a_worker_answers_and_ends(fake_worker: Callable[[str], Worker]) -> None:
-    worker = fake_worker("print('noise'); run = lambda n: n / 4")
+    worker = fake_worker("print('noise'); tempfile.mkstemp(); run = lambda n: n / int(os.environ['MADE'])")
     assert worker.facts == Facts("v", "d", "float32", window=5)
     assert [worker.run(1), worker.run(10)] == [0.25, 2.5]
     assert worker.start_seconds > 0
+    folder = Path(worker._folder.name)
+    assert len(list(folder.iterdir())) == 2 and (folder / "output").read_text() == "noise\n"
     worker.close()
-    with pytest.raises((Ended, ValueError)):
-        worker.run(1)
+    assert not folder.exists()
 
 
 def test_a_cold_start_is_a_new_process_each_time(fake_worker: Callable[[str], Worker]) -> None:
@@ -201,7 +184,6 @@ def test_a_cold_start_is_a_new_process_each_time(fake_worker: Callable[[str], Wo
     ("body", "message"),
     [
         ("import no_such_package", "not installed: no_such_package"),
-        ("raise NotImplementedError('later')", "not available: later"),
         ("raise Unavailable('no device')", "not available: no device"),
         ("raise OSError('first line\\nsecond')", "failed: OSError: first line"),
         ("print('last words'); sys.stdout.flush(); os._exit(7)", "died with exit status 7: last words"),
@@ -215,57 +197,61 @@ def test_a_worker_that_cannot_start_says_one_line(
     assert str(ended.value) == message
 
 
+def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker]) -> None:
+    worker = fake_worker("run = lambda n: 0.5 if n < 9 else os._exit(3)")
+    assert worker.run(8) == 0.5
+    for _ in range(2):
+        with pytest.raises(Ended, match="^died with exit status 3$"):
+            worker.run(9)
+    worker.close()
+
+
+@pytest.mark.slow
+def test_command_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "tiny.yaml"
+    page.write_text("name: tiny\nmodel: {layers: 1, width: 16, heads: 2}\ndata: {context: 8, batch: 2}\n")
+    config = ["--config", str(page)]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert main([*config, "--only", "project_10,jax", "--rounds", "2", "--seconds", "0.02"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "shapes: layers 1, heads 2, width 16, context 8, batch 2, vocab 65"
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][2:] == [
+        "| this project, watch every 10",
+        "| plain JAX",
+    ]
+    assert main([*config, "--only", "jax", "--rounds", "1", "--cold"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| plain JAX"))
+    assert float(row.split(" | ")[1]) > 0.5  # seconds: a process that imports JAX, and compiles
+    for arguments, line in (
+        ([*config, "--only", "jaz"], "expected starts of project, "),
+        (["--config", str(tmp_path / "other.yaml")], "other.yaml"),
+    ):
+        assert main(arguments) == 2 and line in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--rounds", "0"])
+    monkeypatch.setattr("sys.argv", ["save", str(ROOT), "--megabytes", "0.1", "--rounds", "1"])
+    assert save.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ms ")[0].rpartition(" ")[0] for line in lines] == [f"{ROOT}: save", f"{ROOT}: restore"]
+
+
 @pytest.mark.slow
 def test_a_contestant_in_this_process_runs_or_says_one_line() -> None:
     here = Here(Entry("a", "a", "scripts.bench.peak", {"framework": "jax", "dtype": "float32"}))
     assert here.facts.flops > 0 and here.run(1) > 0
     with pytest.raises(Ended, match="^not installed: no_such_module$"):
         Here(Entry("a", "a", "no_such_module", {}))
-    with pytest.raises(Ended, match="^not available: no config was given$"):
-        shapes = {"shapes": asdict(TINY), "dtype": "auto"}
-        Here(Entry("a", "a", "scripts.bench.project", {"config": "", "watch_every": 0, **shapes}))
-
-
-def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker]) -> None:
-    worker = fake_worker("run = lambda n: 0.5 if n < 9 else os._exit(3)")
-    assert worker.run(8) == 0.5
-    with pytest.raises(Ended, match="^died with exit status 3$"):
-        worker.run(9)
-    with pytest.raises(Ended, match="^died with exit status 3$"):
-        worker.run(1)
-    worker.close()
-
-
-@pytest.mark.slow
-def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    shapes = ["--shapes", "1,2,16,8,2,11", "--device", "cpu"]
-    assert main([*shapes, "--only", "project,jax", "--rounds", "2", "--seconds", "0.02"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "shapes: layers 1, heads 2, width 16, context 8, batch 2, vocab 11"
-    (row,) = (line for line in lines if line.startswith("plain JAX"))
-    assert "jax " in row
-    (row,) = (line for line in lines if line.startswith("this project, watch off"))
-    assert row.endswith("not available: no config was given")
-    assert main([*shapes, "--only", "jax", "--rounds", "1", "--cold"]) == 0
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("plain JAX"))
-    assert float(row.split()[2]) > 0.5  # seconds: a process that imports JAX, and compiles
-    assert main([*shapes, "--only", "jaz"]) == 2
-    assert "expected starts of project, " in capsys.readouterr().err
-    for wrong, line in ((["--shapes", "1,3,16,8,2,11"], "divisor of width 16, got 3"), (["--rounds", "0"], "--rounds")):
-        with pytest.raises(SystemExit, match="2"):
-            main(wrong)
-        assert line in capsys.readouterr().err
 
 
 def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_path: Path) -> None:
-    shakespeare = read(ROOT / "configs" / "shakespeare_char_cpu.yaml")
-    assert shakespeare == Setting(Shapes(layers=4, heads=4, width=128, context=64, batch=12, vocab=65), "auto", ())
+    shapes = Shapes(layers=4, heads=4, width=128, context=64, batch=12, vocab=65)
+    assert read(ROOT / "configs" / "shakespeare_char_cpu.yaml") == (shapes, "auto", [])
     page = tmp_path / "other.yaml"
     page.write_text("name: other\nmodel: {residual: {rule: rezero}, dropout: 0.1}\n")
-    assert read(page).notes == (
+    assert read(page)[2] == [
         "model.residual.rule is 'rezero' in other.yaml; the other programs have 'pre_ln'",
         "model.dropout is 0.1 in other.yaml; the other programs have 0.0",
-    )
+    ]
 
 
 @pytest.mark.parametrize("watch_every", [0, 2])

@@ -2,20 +2,20 @@
 
 import errno
 import os
-import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from data import files
-from scripts.faults import calls, damage
+from scripts.faults import calls, configs, damage
+from scripts.faults.__main__ import MODULES
 from scripts.faults.injection import Disk, Fault, Killed, injected
-from scripts.faults.results import Row, markdown, sweep
-from scripts.faults.snapshot import snapshot_of
-from scripts.faults.tiny import Ended, bench
+from scripts.faults.sweep import HELD, Broken, Row, Sweep, markdown, rows_of, tried
+from scripts.faults.tiny import bench, differing
+from train.config.load import ConfigError, Place, Problem
 from train.store import tensors
 from train.store.checkpoint import Checkpoints
 
@@ -47,22 +47,18 @@ def test_every_call_is_counted_in_order(tmp_path):
     assert [call.operation for call in disk.calls] == ["mkdir", *OPERATIONS]
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("at", range(1, 10))
-def test_after_a_kill_nothing_has_an_effect(tmp_path, at):
-    def run(fault: Fault) -> None:
-        with pytest.raises(Killed), injected(Disk(str(tmp_path), fault)):
-            try:
-                writes(tmp_path)
-            finally:
-                (tmp_path / "late").touch()
-
-    run(Fault(at))
+def test_after_a_kill_nothing_has_an_effect(tmp_path, at, half):
+    with pytest.raises(Killed), injected(Disk(str(tmp_path), Fault(at, half=half))):
+        try:
+            writes(tmp_path)
+        finally:
+            (tmp_path / "late").touch()
     left = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
     assert left == [[], ["d"], *[["d", "d/a"]] * 4, *[["d", "d/b"]] * 2, ["d"]][at - 1]
     if at == 3:
-        subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)
-        run(Fault(at, half=True))
-        assert (tmp_path / "d/a").read_bytes() == b"01234"
+        assert (tmp_path / "d/a").read_bytes() == (b"01234" if half else b"")
 
 
 def test_bytes_in_a_buffer_are_lost_with_the_process(tmp_path):
@@ -87,80 +83,106 @@ def test_a_call_fails_once_or_from_then_on(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-class Draws:
-    def __init__(self, number: float):
-        self.random = lambda: number
-
-
-def test_a_power_cut_takes_what_was_not_synced(tmp_path):
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "old").write_bytes(b"1")
-    disk = Disk(str(root), power=True)
-    with injected(disk):
-        for name, synced in (("a", True), ("b", False)):
-            with open(root / name, "wb", 0) as file:
-                file.write(b"0123")
-                if synced:
+@pytest.mark.parametrize(
+    ("names_survive", "left"),
+    [(False, {"old": b"1"}), (True, {"a": b"0123", "b": bytes(4), "old": b"1"})],  # the folder was never synced
+)
+def test_a_power_cut_takes_what_was_not_synced(tmp_path, names_survive, left):
+    (tmp_path / "old").write_bytes(b"1")
+    with injected(Disk(str(tmp_path))) as disk:
+        for name in ("a", "b", "new"):
+            with open(tmp_path / name, "wb", 0) as file:
+                file.write(b"0123"[: 1 if name == "new" else 4])
+                if name != "b":
                     os.fsync(file.fileno())
-        with open(root / "new", "wb", 0) as file:
-            file.write(b"2")
-        os.replace(root / "new", root / "old")
-    before = {path.name: path.read_bytes() for path in root.iterdir()}
-    disk.cut(Draws(0.9))  # pyright: ignore[reportArgumentType]
-    assert {path.name: path.read_bytes() for path in root.iterdir()} == {"old": b"1"}  # the folder was never synced
-    disk = Disk(str(root), power=True)
-    for name, content in before.items():
-        (root / name).write_bytes(content)
-    disk.cut(Draws(0.1))  # pyright: ignore[reportArgumentType]
-    assert {path.name: path.read_bytes() for path in root.iterdir()} == {"a": bytes(4), "b": bytes(4), "old": b"1"}
+        os.replace(tmp_path / "new", tmp_path / "old")
+    disk.cut(names_survive)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    with bench(1) as made:
+    with bench() as made:
         yield made
 
 
-def test_calls_hold_in_small(tiny):
-    renames = [at for at, call in enumerate(tiny.calls, 1) if ".safetensors" in call.other]
-    assert len(renames) == 4 and tiny.calls[-1].operation == "unlink"
-    for fault, trial in (
-        (Fault(renames[1]), calls.killed),
-        (Fault(renames[1] + 2), lambda made, fault: calls.cut(made, fault, np.random.default_rng(0))),
-        (Fault(renames[3], errno.ENOSPC, True, True), calls.refused),
-    ):
-        assert trial(tiny, fault) == []
-        tiny.clear()
-
-
-def test_a_save_that_is_not_synced_is_noticed(tiny, monkeypatch):
-    monkeypatch.setattr(files, "sync_folder", lambda path: None)
-    renames = [at for at, call in enumerate(tiny.calls, 1) if ".safetensors" in call.other]
-    disk = Disk(str(tiny.runs), Fault(renames[1]), power=True)
-    assert tiny.train(disk).code == -9
-    disk.cut(Draws(0.9))  # pyright: ignore[reportArgumentType]
-    assert any("goes on from step 0" in line for line in tiny.again(2))
+@pytest.fixture
+def renames(tiny):
+    """The calls that give each of the four checkpoints its name."""
+    yield [at for at, call in enumerate(tiny.calls, 1) if ".safetensors" in call.other]
     tiny.clear()
 
 
-def test_how_a_run_ends_on_a_full_disk_is_judged():
-    def judged(code: int, output: str) -> str:
-        return " ".join(calls.ended_badly(Ended(code, output), full=True))
+@pytest.mark.parametrize(
+    ("trial", "fault"),
+    [
+        (calls.killed, lambda renames: Fault(renames[1])),
+        (calls.cut, lambda renames: (Fault(renames[1] + 2), False)),
+        (calls.refused, lambda renames: Fault(renames[3], errno.ENOSPC, True, True)),
+    ],
+)
+def test_calls_hold_in_small(tiny, renames, trial, fault):
+    assert len(renames) == 4 and tiny.calls[-1].operation == "unlink"
+    assert trial(tiny, fault(renames)) == HELD
 
-    assert judged(1, "deltaflow: x: cannot save: No space left on device (about 1 bytes are needed, 2 are free)") == ""
-    assert judged(0, "done") == ""
-    assert "ended with 1: Traceback" in judged(1, "Traceback (most recent call last):\ndeltaflow: x")
-    assert judged(1, "OSError: 28") == "0 lines about what was wrong: OSError: 28"
-    assert "1 lines" in judged(0, "deltaflow: x")
-    assert "ended with 120" in judged(120, "deltaflow: x")
-    assert "free" in judged(1, "deltaflow: x: No space left on device")
+
+def test_a_save_that_is_not_synced_is_noticed(tiny, renames, monkeypatch):
+    monkeypatch.setattr(files, "sync_folder", lambda path: None)
+    disk = Disk(str(tiny.runs), Fault(renames[1]))
+    assert tiny.train(disk)[0] == -9
+    disk.cut(names_survive=False)
+    with pytest.raises(Broken, match="goes on from step 0, and 2 had been saved"):
+        tiny.again(2)
 
 
-def test_no_damage_is_restored():
-    rows = list(damage.rows(0.02, seed=1))
-    assert len(rows) == 8 and sum(row.trials for row in rows) >= 25
-    assert [(row.fault, row.broken) for row in rows if row.held != row.trials] == []
+def test_whatever_differs_is_named(tiny, renames):
+    assert tiny.train()[0] == 0 and differing(tiny.whole, tiny.runs) == []
+    assert tiny.whole["with"].keys() >= {"parameter embed", "parameter blocks/attn/q/kernel", "TensorBoard's loss/val"}
+    run = tiny.runs / "tiny" / "with"
+    for name, old, new in (("metrics.jsonl", '"step":6', '"step":7'), ("summary.json", '"steps": 8', '"steps": 9')):
+        whole = (run / name).read_text()
+        (run / name).write_text(whole.replace(old, new))
+        (line,) = differing(tiny.whole, tiny.runs)
+        assert line.startswith("with: ") and name in line
+        (run / name).write_text(whole)
+    Checkpoints(run).path(8).unlink()
+    assert {line.split(": ")[1] for line in differing(tiny.whole, tiny.runs)} > {"step", "parameter embed"}
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "broken"),
+    [
+        (1, "deltaflow: x: cannot save: No space left on device (about 1 bytes are needed, 2 are free)", None),
+        (0, "done", None),
+        (1, "Traceback (most recent call last):\ndeltaflow: x", "ended with 1: Traceback"),
+        (1, "OSError: 28", "0 lines about what was wrong: OSError: 28"),
+        (0, "deltaflow: x", "1 lines"),
+        (120, "deltaflow: x", "ended with 120"),
+        (1, "deltaflow: x: No space left on device", "does not say what is free"),
+    ],
+)
+def test_how_a_run_ends_on_a_full_disk_is_judged(code, output, broken):
+    with pytest.raises(Broken, match=broken) if broken else nullcontext():
+        calls.ends_well(code, output, full=True)
+
+
+@pytest.mark.parametrize("module", ["damage", "configs"])
+def test_the_sweep_holds_in_small(module):
+    rows, lines = rows_of(module, 0.01, 1)
+    assert len(rows) >= 3 and sum(row.trials for row in rows) > 75
+    assert [row for row in rows if row.held != row.trials] == [], lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULES)
+def test_every_sweep_holds(module):
+    rows, lines = rows_of(module, 0.05, 1)
+    assert [row for row in rows if row.held != row.trials] == [], lines
+
+
+class Equal(bytes):
+    def __ne__(self, other):
+        return False
 
 
 @pytest.mark.parametrize("careless", ["nothing is verified", "no digest is compared"])
@@ -168,44 +190,61 @@ def test_damage_that_is_not_verified_is_noticed(monkeypatch, careless):
     if careless == "nothing is verified":
         monkeypatch.setattr(Checkpoints, "damage", lambda *_: None)
     else:
-
-        class Equal(bytes):
-            def __ne__(self, other):
-                return False
-
-        real = tensors.hashlib.sha256
-        digest = lambda *data: SimpleNamespace(  # noqa: E731
-            digest=lambda: Equal(32), digest_size=32, update=lambda _: None
-        )
-        monkeypatch.setattr(tensors.hashlib, "sha256", digest)
-        assert real is not digest
-    rows = {row.fault: row for row in damage.rows(0.02, seed=1)}
-    flips = rows["the newest checkpoint: one bit flipped"]
-    assert flips.held < flips.trials
+        digest = SimpleNamespace(digest=lambda: Equal(32), digest_size=32, update=lambda _: None)
+        monkeypatch.setattr(tensors.hashlib, "sha256", lambda *_: digest)
+    row = tried(next(damage.sweeps(1)), 0.01)
+    assert row.fault == "the newest checkpoint: every bit flipped" and row.held < row.trials
 
 
-def test_a_sweep_that_breaks_is_a_broken_row_and_keeps_what_it_has(monkeypatch):
-    def rows(scale, seed):
-        yield Row("a fault", "a promise", 3, 3, f"scale {scale}, seed {seed}")
-        raise KeyboardInterrupt
+def fails(error):
+    def function(*_):
+        raise error
 
-    monkeypatch.setitem(sys.modules, "scripts.faults.half", SimpleNamespace(rows=rows))
-    found, lines = sweep("half", 0.5, 7)
-    assert [(row.trials, row.held) for row in found] == [(3, 3), (1, 0)]
+    return function
+
+
+@pytest.mark.parametrize(
+    ("name", "stand_in", "broken"),
+    [
+        *(("load", fails(error), type(error).__name__) for error in (ValueError("a"), RecursionError(), SystemExit(1))),
+        ("load", fails(ConfigError([Problem(Place("a\x1b[2J"), "", "x")])), "Broken: printed "),  # unescaped
+        ("LIMIT_S", 0.0, "Broken: took "),
+        ("to_yaml", lambda config: "name: y\n", "Broken: variant main reads back as another config"),
+    ],
+)
+def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, monkeypatch, name, stand_in, broken):
+    monkeypatch.setattr(configs, name, stand_in)
+    (line,) = tried(Sweep("", "", [b"name: x\n"], lambda content: configs.loaded(tmp_path / "a.yaml", content))).broken
+    assert broken in line
+
+
+def test_a_wrong_exit_code_is_noticed(tmp_path, monkeypatch):
+    assert configs.commanded(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
+    monkeypatch.setattr(configs.cli, "main", lambda _: 1)
+    with pytest.raises(Broken, match="exit code 1"):
+        configs.commanded(tmp_path / "a.yaml", b"name: 1\n")
+
+
+def test_a_sweep_is_a_row_and_one_that_breaks_keeps_what_it_has(monkeypatch):
+    def trial(place):
+        if place == 3:
+            raise KeyboardInterrupt
+        return ("odd" if place % 2 else ""), place / 4
+
+    def sweeps(seed):
+        yield Sweep("a fault", f"a promise of {seed}", range(8), trial)
+        raise RuntimeError("x")
+
+    monkeypatch.setitem(sys.modules, "scripts.faults.half", SimpleNamespace(sweeps=sweeps))
+    rows, lines = rows_of("half", 1, 7)
+    note = "3 odd; the slowest took 1.75 s"
+    assert rows[0] == Row("a fault", "a promise of 7", 8, 7, note, ("3: KeyboardInterrupt: ",))
     assert lines[1:] == [
-        "  a fault: 3 of 3 held; scale 0.5, seed 7",
+        f"  a fault: 7 of 8 held; {note}",
+        "    broken: 3: KeyboardInterrupt: ",
         "  the sweep half itself: 0 of 1 held",
-        "    broken: KeyboardInterrupt: ",
+        "    broken: RuntimeError: x",
     ]
-    assert "ModuleNotFoundError" in sweep("no_such_sweep", 1, 0)[1][-1]
-
-
-def test_the_table_has_a_line_a_row():
-    table = markdown([Row("kill -9", "nothing lost", 1200, 1200, "so")])
-    assert table.splitlines()[2] == "| kill -9 | nothing lost | 1,200 | 1,200 | so |"
-
-
-def test_a_snapshot_has_every_parameter(tiny):
-    tiny.train()
-    assert snapshot_of(tiny.runs / "tiny" / "with").params.keys() >= {"embed", "blocks/attn/q/kernel"}
-    tiny.clear()
+    assert markdown(rows[:1]).splitlines()[2] == f"| a fault | a promise of 7 | 8 | 7 | {note} |"
+    assert [tried(next(sweeps(0)), 0.5, shift).held for shift in (0.0, 0.99)] == [4, 3]
+    assert "ModuleNotFoundError" in rows_of("no_such_module", 1, 0)[1][-1]

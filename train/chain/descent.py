@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from ..config.schema import OptimizerConfig
 from ..core.clipping import clipped
-from ..core.compile import called_once, compiled
 from ..core.optimizer import transformation
+from ..device.programs import called_once, compiled
 from ..gradflow.norms import flat, frobenius
 from .claim import Evidence, Pair, Tolerance, belief, claim
 
@@ -43,13 +43,13 @@ ANGLES, STRIDE = 36_000, 1e-4
 
 
 @claim(
-    "descent/steepest",
-    "The gradient points where the function rises fastest, and -∇f where it falls fastest",
     f"{BOOK}, section 2.2",
     f"the best of {ANGLES:,} directions, by the function's values alone; the angle and norm of jax.grad",
     tolerance=Tolerance(5e-4, "directions are 1.7e-4 radians apart: up to half of that off, beside an angle of 0.3"),
 )
 def steepest() -> Evidence:
+    """The gradient points where the function rises fastest, and -∇f where it falls fastest"""
+
     def hill(x: Float[Array, "2"]) -> Array:
         return jnp.sin(x[0]) * jnp.exp(0.3 * x[1]) + 0.5 * x[0] * x[1] ** 2
 
@@ -67,13 +67,9 @@ def steepest() -> Evidence:
     return Evidence(pairs, f"{ANGLES:,} directions tried")
 
 
-@claim(
-    "descent/directional",
-    "The slope in a direction u is ∇f · u, so none of 1000 is steeper than |∇f|",
-    f"{BOOK}, section 2.2",
-    "∇f of logsumexp(A x) by hand; jax.jvp along u",
-)
+@claim(f"{BOOK}, section 2.2", "∇f of logsumexp(A x) by hand; jax.jvp along u")
 def directional() -> Evidence:
+    """The slope in a direction u is ∇f · u, so none of 1000 is steeper than |∇f|"""
     rng = np.random.default_rng(8)
     a, x = rng.normal(size=(9, 6)), rng.normal(size=6)
     gradient = a.T @ (np.exp(a @ x) / np.exp(a @ x).sum())
@@ -90,12 +86,11 @@ def directional() -> Evidence:
 
 
 @claim(
-    "descent/level_curve",
-    "The gradient is perpendicular to the level curve: ∇f · tangent = 0",
     "calculus: f is constant along the curve",
     "0, against the terms that cancel; jax.grad times the tangents of x²/4 + y² = 1 and x² y = 2 by hand",
 )
 def level_curve() -> Evidence:
+    """The gradient is perpendicular to the level curve: ∇f · tangent = 0"""
     t = np.linspace(0.2, 1.4, 7)
     curves = {
         "x²/4 + y²": (lambda x: x[0] ** 2 / 4 + x[1] ** 2, (2 * np.cos(t), np.sin(t)), (-2 * np.sin(t), np.cos(t))),
@@ -123,26 +118,24 @@ def least_squares(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @claim(
-    "descent/convex",
-    "On a convex function gradient descent at 1/λ reaches the minimum (λ: the largest eigenvalue)",
     CONVEX,
     "numpy's least squares; the project's sgd after 400 steps",
     tolerance=Tolerance(1e-10, "the minimum is known to rounding times the problem's condition"),
 )
 def convex() -> Pair:
+    """On a convex function gradient descent at 1/λ reaches the minimum (λ: the largest eigenvalue)"""
     path, solution, _ = least_squares(400)
     return Pair(solution, path[-1])
 
 
 @claim(
-    "descent/convex_rate",
-    "Its distance from there after t steps is at most (1 - λ_min/λ_max)^t of the first",
     "each eigendirection shrinks by 1 - λ_i/λ_max in a step",
     "the bound; the distance after each of 20 steps of the project's sgd",
     relation="<=",
     each=True,
 )
 def convex_rate() -> Pair:
+    """Its distance from there after t steps is at most (1 - λ_min/λ_max)^t of the first"""
     path, solution, eigenvalues = least_squares(20)
     distance = np.linalg.norm(path - solution, axis=1)
     return Pair((1 - eigenvalues[0] / eigenvalues[-1]) ** np.arange(1, 21) * distance[0], distance[1:])
@@ -161,49 +154,39 @@ def from_the_saddle(steps: int) -> np.ndarray:
     return np.asarray(called_once(lambda start: descent(bowl, start, SADDLE_RATE, steps), np.array([1.0, NUDGE])))
 
 
-@claim(
-    "descent/saddle",
-    "A saddle: ∇f is 0 and the Hessian has eigenvalues of both signs",
-    SADDLE,
-    "-1 and 1, and 0; jax.hessian and jax.grad of x²/2 - y²/2 + y⁴/4 at the origin",
-)
+@claim(SADDLE, "-1 and 1, and 0; jax.hessian and jax.grad of x²/2 - y²/2 + y⁴/4 at the origin")
 def saddle() -> Evidence:
+    """A saddle: ∇f is 0 and the Hessian has eigenvalues of both signs"""
     gradient, hessian = called_once(lambda x: (jax.grad(bowl)(x), jax.hessian(bowl)(x)), jnp.zeros(2))
     eigenvalues = np.linalg.eigvalsh(np.asarray(hessian))
     return Evidence([Pair([-1.0, 1.0], eigenvalues, "Hessian"), Pair(np.zeros(2), gradient, "∇f", 1.0)])
 
 
 @claim(
-    "descent/saddle_is_left",
-    "Gradient descent leaves a saddle: from 1e-8 beside it, y grows by 1 + η a step",
     SADDLE,
     "1e-8 · 1.1^t; y after each of 100 steps of the project's sgd",
     tolerance=Tolerance(1e-6, "y⁴/4 bends the slope by y², 2e-8 in the end"),
     each=True,
 )
 def saddle_is_left() -> Pair:
+    """Gradient descent leaves a saddle: from 1e-8 beside it, y grows by 1 + η a step"""
     steps = np.arange(100, 0, -1)
     return Pair(NUDGE * (1 + SADDLE_RATE) ** steps, from_the_saddle(100)[steps, 1])
 
 
-@claim(
-    "descent/saddle_ends",
-    "It ends in the minimum at (0, 1), where the function is -1/4",
-    SADDLE,
-    "by hand; the project's sgd after 600 steps",
-)
+@claim(SADDLE, "by hand; the project's sgd after 600 steps")
 def saddle_ends() -> Evidence:
+    """It ends in the minimum at (0, 1), where the function is -1/4"""
     end = from_the_saddle(600)[-1]
     return Evidence([Pair(-0.25, bowl(jnp.asarray(end)), "value"), Pair([0.0, 1.0], end, "where")])
 
 
 @belief(
-    "descent/saddle_traps",
-    "“Gradient descent gets stuck in saddle points”",
     "widely told; only from a start that is exactly on the way in, else it takes ln(1/distance)/ln(1+η) steps",
     "0, the saddle's value; where the project's sgd is after 600 steps",
 )
 def saddle_traps() -> Pair:
+    """“Gradient descent gets stuck in saddle points”"""
     return Pair(0.0, bowl(jnp.asarray(from_the_saddle(600)[-1])))
 
 
@@ -223,14 +206,13 @@ def on_a_quadratic() -> Float[np.ndarray, "factors steps+1"]:
 
 
 @claim(
-    "descent/quadratic",
-    "On λx²/2 gradient descent is at |1 - ηλ|^t: it shrinks below η = 2/λ, stands at it, grows past it",
     "x - η λ x = (1 - η λ) x",
     "powers of |1 - ηλ|; the project's sgd, 200 steps on both sides of 2/λ",
     each=True,
     axes=("step t", "distance from the minimum"),
 )
 def quadratic() -> Evidence:
+    """On λx²/2 gradient descent is at |1 - ηλ|^t: it shrinks below η = 2/λ, stands at it, grows past it"""
     predicted, measured = np.abs(1 - 2 * FACTORS)[:, None] ** np.arange(STEPS + 1), on_a_quadratic()
     curves = zip(predicted, measured, FACTORS, strict=True)
     ends = Pair(predicted[:, -1], measured[:, -1], "in the end")
@@ -238,13 +220,12 @@ def quadratic() -> Evidence:
 
 
 @claim(
-    "descent/threshold",
-    "In several dimensions gradient descent diverges exactly past 2/λ_max",
     "the same in every eigendirection; the largest λ comes first",
     "2 over numpy's largest eigenvalue; bisection for the rate from which the project's sgd moves away",
     tolerance=Tolerance(1e-9, "30 halvings leave 2e-10"),
 )
 def threshold() -> Evidence:
+    """In several dimensions gradient descent diverges exactly past 2/λ_max"""
     basis = np.linalg.qr(np.random.default_rng(10).normal(size=(5, 5)))[0]
     matrix = basis @ np.diag([0.3, 0.5, 1.0, 1.7, 3.1]) @ basis.T
     top = np.linalg.eigvalsh(matrix)[-1]
@@ -263,13 +244,12 @@ def threshold() -> Evidence:
 
 
 @belief(
-    "descent/any_rate",
-    "“On a convex function gradient descent comes closer, at any rate: it may just be slow”",
     "false past 2/λ",
     "at most the first distance, 1; the project's sgd after 200 steps at η = 1.01 · 2/λ",
-    "<=",
+    relation="<=",
 )
 def any_rate() -> Pair:
+    """“On a convex function gradient descent comes closer, at any rate: it may just be slow”"""
     distances = on_a_quadratic()[-1]
     return Pair(distances[0], distances[-1])
 
@@ -288,34 +268,28 @@ def directions(gradient: np.ndarray, rest: np.ndarray) -> Pair:
     return Pair(gradient / np.linalg.norm(gradient), rest / np.linalg.norm(rest))
 
 
-@claim(
-    "descent/clip_direction",
-    "Clipping by the global norm keeps the gradient's direction",
-    PASCANU,
-    "g/|g|; the same of what the project's clipping leaves",
-)
+@claim(PASCANU, "g/|g|; the same of what the project's clipping leaves")
 def clip_direction() -> Pair:
+    """Clipping by the global norm keeps the gradient's direction"""
     return directions(*clip(clip=0.5))
 
 
 @claim(
-    "descent/clip_norm",
-    "Clipping makes the norm min(|g|, limit)",
     PASCANU,
     "min(|g|, limit) for limits 0.5, 2 and 1000; the norm of what the project's clipping leaves",
     tolerance=Tolerance(1e-6, "the factor is a float32 in every dtype: 2^-24 = 6e-8, times a few"),
 )
 def clip_norm() -> Pair:
+    """Clipping makes the norm min(|g|, limit)"""
     limits = np.array([0.5, 2.0, 1e3])  # the last one is longer than the gradient
     results = [clip(clip=limit) for limit in limits]
     return Pair(np.minimum(limits, np.linalg.norm(results[0][0])), [np.linalg.norm(rest) for _, rest in results])
 
 
 @belief(
-    "descent/clip_value_direction",
-    "“Clipping keeps the direction”, also entry by entry",
     "true of the norm alone; entry by entry it turns the gradient",
     "g/|g|; the same after the project's clip_value of 1",
 )
 def clip_value_direction() -> Pair:
+    """“Clipping keeps the direction”, also entry by entry"""
     return directions(*clip(clip_value=1.0))

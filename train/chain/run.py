@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import first_line
-from . import backprop, cost, descent, optimizers, scalars, transformer
-from .claim import CLAIMS, GROUPS, Claim, Entry, Evidence, Pair, Unmeasured, compare
+from . import backprop, cost, descent, loss, optimizer, scalar, transformer
+from .claim import CLAIMS, GROUPS, Claim, Pair, Unmeasured, compare
 from .subject import Subject
 
-# Importing a subject registers its claims; these are all of them.
-SUBJECTS = (scalars, backprop, transformer, optimizers, descent, cost)
+# Importing a module registers its claims; these are all of them.
+MODULES = (scalar, backprop, transformer, loss, optimizer, descent, cost)
 POINTS = (16, 256)  # least and most points of a curve that is drawn
 
 
@@ -39,26 +39,6 @@ def judged(claim: Claim, subject: Subject) -> dict[str, Any]:
     The entry shown is the first one of a law that holds, else the one with the largest error; `error` is the largest.
     An exception of the claim is its result, so that the others are still measured; MemoryError is raised.
     """
-    evidence, shown, why = Evidence(()), None, ""
-    try:
-        measured = claim.measure(subject) if claim.of_model else claim.measure()
-        evidence = Evidence([measured]) if isinstance(measured, Pair) else measured
-        if not evidence.pairs:
-            raise Unmeasured("nothing was compared")
-        shown = max((compare(pair, claim.relation, claim.each) for pair in evidence.pairs), key=lambda e: e.error)
-    except MemoryError:
-        raise
-    except Exception as error:
-        status, evidence = "error", Evidence(())
-        why = str(error) if isinstance(error, Unmeasured) else f"{type(error).__name__}: {first_line(error)}"
-    else:
-        within = shown.error <= claim.tolerance.value
-        status = ("not refuted" if within else "refuted") if claim.belief else ("holds" if within else "fails")
-        if status == "holds":
-            first = evidence.pairs[0]
-            shown = Entry(
-                shown.error, float(np.ravel(first.predicted)[0]), float(np.ravel(first.measured)[0]), first.label
-            )
     result = {
         "id": claim.id,
         "group": GROUPS[claim.group],
@@ -67,25 +47,45 @@ def judged(claim: Claim, subject: Subject) -> dict[str, Any]:
         "how": claim.how,
         "belief": claim.belief,
         "relation": claim.relation,
-        "status": status,
-        "good": status in ("holds", "refuted"),
-        "predicted": None if shown is None else shown.predicted,
-        "measured": None if shown is None else shown.measured,
-        "error": None if shown is None else shown.error,
-        "at": None if shown is None else shown.label,
-        "entries": sum(np.size(pair.predicted) for pair in evidence.pairs),
+        "status": "error",
+        "good": False,
+        **dict.fromkeys(("predicted", "measured", "error", "at")),
+        "entries": 0,
         "tolerance": claim.tolerance.value,
         "tolerance_why": claim.tolerance.why,
         "relative_to": "each entry" if claim.each else "the largest entry",
-        "note": evidence.note,
-        "why": why,
+        "note": "",
+        "why": "",
+        **({} if claim.axes is None else {"axes": list(claim.axes), "curves": []}),
     }
-    if claim.axes is not None:
-        drawn = [pair for pair in evidence.pairs if POINTS[0] <= np.size(pair.predicted) <= POINTS[1]]
-        result |= {"axes": list(claim.axes), "curves": [_curve(pair) for pair in drawn]}
+    try:
+        measured = claim.measure(subject) if claim.of_model else claim.measure()
+        pairs, result["note"] = ([measured], "") if isinstance(measured, Pair) else measured
+        if not pairs:
+            raise Unmeasured("nothing was compared")
+        errors = [compare(pair, claim.relation, claim.each) for pair in pairs]
+    except MemoryError:
+        raise
+    except Exception as error:
+        why = str(error) if isinstance(error, Unmeasured) else f"{type(error).__name__}: {first_line(error)}"
+        return result | {"note": "", "why": why}
+    (error, place), pair = max(zip(errors, pairs, strict=True), key=lambda each: each[0][0])
+    within = bool(error <= claim.tolerance.value)
+    if within and not claim.belief:
+        place, pair = 0, pairs[0]
+    statuses = ("refuted", "not refuted") if claim.belief else ("fails", "holds")
+    result |= {
+        "status": statuses[within],
+        "good": within != claim.belief,
+        "predicted": float(np.ravel(pair.predicted)[place]),
+        "measured": float(np.ravel(pair.measured)[place]),
+        "error": error,
+        "at": pair.label,
+        "entries": sum(np.size(each.predicted) for each in pairs),
+    }
+    for each in pairs if claim.axes is not None else ():
+        if POINTS[0] <= np.size(each.predicted) <= POINTS[1]:
+            sides = {"predicted": each.predicted, "measured": each.measured}
+            lists = {side: np.asarray(values, np.float64).ravel().tolist() for side, values in sides.items()}
+            result["curves"].append({"label": each.label, **lists})
     return result
-
-
-def _curve(pair: Pair) -> dict[str, Any]:
-    predicted, measured = (np.asarray(x, np.float64).reshape(-1).tolist() for x in (pair.predicted, pair.measured))
-    return {"label": pair.label, "predicted": predicted, "measured": measured}

@@ -1,7 +1,5 @@
 """The model that claims about the transformer are measured on: the config's own, made small."""
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,17 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data.config import DataConfig
-from data.open import open_source
-from data.source import Batch, DataSpec
+from data.source import Batch, DataSpec, open_source
 from model.config import ModelConfig, problems
 from model.network import Anatomy, Network, Params
-from model.residual import Carry, rule_of
+from model.residual import Carry
 
 from ..config.schema import RunConfig
-from ..core.compile import called_once
 from ..core.loss import losses, tapped_loss
-from ..core.state import hparams_of, parameter_count
-from ..core.task import network_of
+from ..core.state import hparams_of, network_of, parameter_count
+from ..device.programs import called_once
 from ..gradflow.delta import Backward, backward
 
 LAYERS, HEAD_WIDTH, CONTEXT, WINDOWS, VOCABULARY = 16, 8, 8, 2, 16  # upper limits
@@ -69,31 +65,18 @@ class Subject:
         loss: Any = tapped_loss(self.network, self.batch, self.numbers, None)
         return loss(params, None, None)[0]
 
-    def unrolled_loss(self) -> Callable[[Params], Float[Array, ""]]:
-        """Returns `loss` without a loop over blocks, in which XLA would count only one of them."""
-        network = dataclasses.replace(self.network, unroll=self.network.config.layers)
-        return dataclasses.replace(self, network=network).loss
-
     @cached_property
     def tapped(self) -> Backward:
         """The backward pass of `deltaflow probe`: gradients, and |delta| at every depth."""
         loss = tapped_loss(self.network, self.batch, self.numbers, None)
         return called_once(lambda params: backward(loss, params, self.network.config.layers)[1], self.params)
 
-    def carry(self) -> Carry:
-        """Returns zeros shaped like the carry of the blocks."""
-        shapes = jax.eval_shape(lambda: self._anatomy().carry)
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-    def stream(self, carry: Carry) -> Array:
-        return rule_of(self.network.config).stream(carry)
-
-    def _anatomy(self) -> Anatomy:
+    def anatomy(self) -> Anatomy:
         return self.network.anatomy(self.params, self.batch.inputs, numbers=self.numbers)
 
     def block(self, layer: int, carry: Carry) -> Carry:
         """Returns the carry that leaves a block."""
-        anatomy = self._anatomy()
+        anatomy = self.anatomy()
         return anatomy.block(jax.tree.map(lambda leaf: leaf[layer], anatomy.blocks), jnp.int32(layer), carry)
 
     def loss_with_offset(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
@@ -101,7 +84,7 @@ class Subject:
 
         The blocks are composed here, without the network's own scan and its taps.
         """
-        anatomy, layers = self._anatomy(), self.network.config.layers
+        anatomy, layers = self.anatomy(), self.network.config.layers
 
         def moved(carry: Carry, here: Array) -> Carry:
             return jax.tree.map(lambda c, o: c + here.astype(c.dtype) * o, carry, offset)

@@ -26,7 +26,7 @@ Fault = tuple[str, str]  # (dotted key, message); a message names the other keys
 
 def problems(config: RunConfig) -> list[Fault]:
     """All broken rules; empty for a config that can run."""
-    rules = (_paths, _model, _task, _precision, _optimizer, _windows, instruments.problems)
+    rules = (_paths, _model, _task, _precision, _optimizer, _dispatches, instruments.problems)
     broken = [fault for rule in rules for fault in rule(config)]
     return [*broken, *((f"data.{key}", message) for key, message in data.config.problems(config.data))]
 
@@ -58,7 +58,7 @@ def _model(config: RunConfig) -> Iterator[Fault]:
 
 def _task(config: RunConfig) -> Iterator[Fault]:
     kind, task = config.data.kind, config.task
-    purpose = data.config.task_of(kind)
+    purpose = data.config.kind_of(config.data).task
     if purpose and task.kind and task.kind not in data.config.SERVES[purpose]:
         yield "task.kind", f"data.kind {kind} is for {purpose}, got {task.kind}"
     if (task.kind or purpose) == "regression":
@@ -108,7 +108,7 @@ def _optimizer(config: RunConfig) -> Iterator[Fault]:
         yield "optimizer.accumulate", f"expected a divisor of data.batch {batch} {nearest}"
 
 
-def _windows(config: RunConfig) -> Iterator[Fault]:
+def _dispatches(config: RunConfig) -> Iterator[Fault]:
     calls, every, batches = config.train.steps_per_call, config.watch.every, config.watch.curvature_batches
     tokens = config.data.batch * config.data.context
     most = max(1, min(MOST_BATCHES, data.config.MOST_IN_BATCH // tokens))  # in memory together
@@ -117,7 +117,7 @@ def _windows(config: RunConfig) -> Iterator[Fault]:
         yield "watch.curvature_batches", f"{limit}, got {batches}"
     if calls == "auto":
         return
-    ends = window_ends(config)
+    ends = dispatch_ends(config)
     shared = math.gcd(*ends.values())
     if calls > most:
         yield "train.steps_per_call", f"{limit}, got {calls}"
@@ -128,16 +128,16 @@ def _windows(config: RunConfig) -> Iterator[Fault]:
         yield "train.steps_per_call", f"expected a divisor or a multiple of watch.every {every}, got {calls}"
 
 
-def window_ends(config: RunConfig) -> dict[str, int]:
+def dispatch_ends(config: RunConfig) -> dict[str, int]:
     """The intervals, in steps, of all that has to wait for the end of a dispatch, by key."""
     ends = {"train.eval_every": config.train.eval_every, "train.checkpoint_every": config.train.checkpoint_every}
     return ends | {f"watch.instruments.{name}": interval for name, interval in config.watch.intervals.items()}
 
 
 def strides(config: RunConfig, most: int) -> list[int]:
-    """The numbers up to `most` that may be train.steps_per_call, ascending: each divides `window_ends`, and divides
+    """The numbers up to `most` that may be train.steps_per_call, ascending: each divides `dispatch_ends`, and divides
     watch.every or is a multiple of it."""
-    shared, every = math.gcd(*window_ends(config).values()), config.watch.every
+    shared, every = math.gcd(*dispatch_ends(config).values()), config.watch.every
     up_to = range(1, min(shared, most) + 1)
     return [k for k in up_to if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
 
@@ -172,7 +172,7 @@ def _suspicious(config: RunConfig) -> Iterator[str]:
             f"optimizer.warmup {optimizer.warmup} is not over within train.steps {steps}: the last step's learning "
             f"rate is {reached} of what the warm-up leads to"
         )
-    ends = {**window_ends(config), "watch.every": config.watch.every}
+    ends = {**dispatch_ends(config), "watch.every": config.watch.every}
     if config.train.steps_per_call == "auto" and strides(config, 100) == [1] and 1 not in ends.values():
         each = ", ".join(f"{key} {interval}" for key, interval in ends.items() if interval)
         yield f"{each}: no number of steps above 1 divides all of them, so each step is a dispatch of its own (slower)"

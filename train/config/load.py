@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data import DataError
 from data.files import beside, content_of, foreign
 
 from ..errors import UserError

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..gradflow.norms import Norm, frobenius, stacked_frobenius
-from .parameters import is_matrix, path_of
+from .parameters import by_path, is_matrix
 from .update_rules import Numbers
 
 SMALLEST_WEIGHT = 1e-3  # the norm below which clip_matrix takes a matrix for this large, so that zeros can grow
@@ -54,8 +54,7 @@ def by_matrix(grads: Any, params: Any, ratio: Any) -> Any:
     and scalars pass.
     """
 
-    def one(keys: tuple, grad: Array, weight: Array) -> Array:
-        path = path_of(keys)
+    def one(path: str, grad: Array, weight: Array) -> Array:
         if not is_matrix(path):
             return grad
         norm_of = stacked_frobenius if path.startswith("blocks/") else frobenius
@@ -63,4 +62,4 @@ def by_matrix(grads: Any, params: Any, ratio: Any) -> Any:
         factor = _factor(norm_of(grad), jnp.log2(jnp.asarray(ratio, size.dtype)) + size).astype(grad.dtype)
         return grad * factor.reshape(factor.shape + (1,) * (grad.ndim - factor.ndim))
 
-    return jax.tree_util.tree_map_with_path(one, grads, params)
+    return by_path(one, grads, params)

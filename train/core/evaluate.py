@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from data.source import Batch
 from model.network import Network, Params
 
-from .batch import BatchInput, batch_of
-from .loss import losses, weight_of, weighted_sum
+from .batch import BatchInput, batch_of, weight_of, weighted_sum
+from .loss import losses
 
 
 class Scores(NamedTuple):
@@ -33,7 +32,10 @@ def evaluate(
 
     def add_batch(totals, item):
         feed, row = item
-        batch = _weighted(batch_of(feed, corpus, network.context), row, 1 if network.pooled else 2)
+        batch = batch_of(feed, corpus, network.context)
+        shape = batch.targets.shape[: 1 if network.pooled else 2]  # that of the weights
+        row = jnp.broadcast_to(row.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+        batch = batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)
         logits, _ = network.apply(params, batch.inputs, numbers=numbers)
         correct = jnp.zeros(logits.shape[:1], logits.dtype)
         if network.task != "regression":
@@ -46,9 +48,3 @@ def evaluate(
     zero = jnp.zeros((), network.param_dtype)
     (loss, correct, weight), _ = jax.lax.scan(add_batch, (zero, zero, zero), (feeds, rows))
     return Scores(loss / weight, correct / weight)
-
-
-def _weighted(batch: Batch, row: Float[Array, "B"], axes: int) -> Batch:
-    """Multiplies the weights of a batch's targets, an array over their first `axes` axes, by those of their rows."""
-    row = jnp.broadcast_to(row.reshape(-1, *(1,) * (axes - 1)), batch.targets.shape[:axes])
-    return batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)

@@ -15,7 +15,18 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not leaves:
         return jnp.ones((), bool)
-    return jax.lax.platform_dependent(*leaves, cpu=_by_sums, default=_by_entries)
+
+    def by_sums(*leaves: Array) -> Bool[Array, ""]:
+        # x - x is 0 for a finite x and nan otherwise. (0 * x would not do: XLA rewrites (x * c) * 0 as x * (c * 0),
+        # which hides an overflow of x * c.) XLA:CPU compiles a sum in half the time of a conjunction; a maximum would
+        # be cheaper still, but drops nan there (jax 0.10 to 0.12).
+        sums = [jnp.sum(jnp.subtract(leaf, leaf)).astype(jnp.float32) for leaf in leaves]
+        return ~jnp.any(jnp.isnan(jnp.stack(sums)))
+
+    def by_entries(*leaves: Array) -> Bool[Array, ""]:
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+    return jax.lax.platform_dependent(*leaves, cpu=by_sums, default=by_entries)
 
 
 def finite_by_norm(norm: Norm, entries: Callable[[], Any]) -> Bool[Array, ""]:
@@ -34,20 +45,6 @@ def finite_by_norm(norm: Norm, entries: Callable[[], Any]) -> Bool[Array, ""]:
         return jax.lax.cond(in_range, lambda: jnp.ones((), bool), check_entries)
 
     return jax.lax.platform_dependent(cpu=check_norm_first, default=check_entries)
-
-
-def _by_sums(*leaves: Array) -> Bool[Array, ""]:
-    """Sums x - x, which is 0 for a finite x and nan otherwise.
-
-    (0 * x would not do: XLA rewrites (x * c) * 0 as x * (c * 0), which hides an overflow of x * c.) XLA:CPU compiles a
-    sum in half the time of a conjunction; a maximum would be cheaper still, but drops nan there (jax 0.10 to 0.12).
-    """
-    sums = [jnp.sum(jnp.subtract(leaf, leaf)).astype(jnp.float32) for leaf in leaves]
-    return ~jnp.any(jnp.isnan(jnp.stack(sums)))
-
-
-def _by_entries(*leaves: Array) -> Bool[Array, ""]:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def sound(state: Any) -> Bool[Array, ""]:

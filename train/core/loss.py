@@ -13,7 +13,7 @@ from model.network import Network, Params
 from model.transformer import StreamStats
 
 from ..gradflow.delta import TappedLoss
-from .batch import BatchInput, batch_of
+from .batch import BatchInput, batch_of, weight_of, weighted_sum
 
 
 def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, "N"]) -> Float[Array, "N"]:
@@ -46,21 +46,6 @@ def losses(
     return loss if factor is None else loss + jnp.asarray(factor, loss.dtype) * jnp.square(log_z)
 
 
-def weight_of(batch: Batch, dtype: Any) -> Float[Array, ""]:
-    """Returns the sum of the weights of a batch's targets."""
-    if batch.weights is None:
-        return jnp.asarray(batch.targets.size, dtype)
-    return jnp.sum(batch.weights.astype(dtype))
-
-
-def weighted_sum(values: Float[Array, "N"], batch: Batch) -> Float[Array, ""]:
-    """Returns the weighted sum of one value a target. Targets of weight 0 are masked, even where the value is nan."""
-    if batch.weights is None:
-        return jnp.sum(values)
-    weights = batch.weights.reshape(-1).astype(values.dtype)
-    return jnp.sum(jnp.where(weights > 0, values, 0) * weights)
-
-
 def mean_loss(each: Float[Array, "N"], batch: Batch, total: Float[Array, ""] | None = None) -> Float[Array, ""]:
     """Returns the weighted mean of a batch's losses; `total` replaces the sum of the weights as the divisor."""
     if batch.weights is None:
@@ -90,11 +75,3 @@ def tapped_loss(
         return mean_loss(each, batch, total), (stats, rms)
 
     return loss  # pyright: ignore[reportReturnType]  # None slots leave the taps out; `backward` always passes them
-
-
-def micro_total(batch: Batch, parts: int) -> Float[Array, ""] | None:
-    """Returns the divisor of a micro-batch's weighted sum that makes the mean over `parts` of them the batch's mean.
-
-    A mean of means would overweight the targets of micro-batches that have few. None if every target has weight 1.
-    """
-    return None if batch.weights is None else jnp.sum(batch.weights) / parts

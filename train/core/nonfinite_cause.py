@@ -23,11 +23,11 @@ from ..gradflow.norms import Norm, flat, log10, named
 from ..gradflow.per_block import observed
 from ..gradflow.verdict import power
 from ..text import layer
-from .batch import BatchInput, batch_of
+from .batch import BatchInput, batch_of, micro
 from .finite import all_finite, sound
 from .optimizer import HParams
 from .state import State
-from .step import dropout_key, micro, tapped, train_step, untapped
+from .step import dropout_key, tapped, train_step, untapped
 
 Flags = Mapping[str, Any]  # "blocks" -> tag of a matrix -> bool [L]; other entries of the parameters -> bool []
 
@@ -68,13 +68,16 @@ def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed
     loss, result = tapped(network, config, state.params, batch, hp.model, key)
     _, grads = untapped(network, config, state.params, batch, hp.model, key)
     either = jax.tree.map(lambda a, b: a + 0 * b, grads, true_gradients(result))  # non-finite where either is
-    after, _, _ = train_step(network, _unguarded(config), state, hp, batch, False)
+    # Under `skip` a non-finite update is not made.
+    stop = config.model_copy(update={"train": config.train.model_copy(update={"on_nonfinite": "stop"})})
+    after, _, _ = train_step(network, stop, state, hp, batch, False)
 
     def inside(part: Batch) -> dict[str, Array]:
         anatomy = network.anatomy(state.params, part.inputs, numbers=hp.model)
         return observed(anatomy, {"attention": all_finite, "mlp": all_finite})
 
-    branches = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(inside, micro(config, batch, None)[0]))
+    parts, _ = micro(config.optimizer.accumulate, batch, None)
+    branches = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(inside, parts))
     return StepReport(
         all_finite(batch),
         _flags(state.params),
@@ -87,11 +90,6 @@ def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed
         _flags(after.params),
         sound(after),
     )
-
-
-def _unguarded(config: RunConfig) -> RunConfig:
-    """Returns `config` with `on_nonfinite: stop`, so that a non-finite update is made."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"on_nonfinite": "stop"})})
 
 
 def _flags(params: Mapping[str, Any]) -> Flags:

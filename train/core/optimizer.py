@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from data.errors import one_line
+from data import one_line
 from model.config import ModelConfig
 
 from ..config.optimizers import OPTIMIZERS

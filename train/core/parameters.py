@@ -9,17 +9,14 @@ from typing import Any
 
 import jax
 
+from model.network import path_of
+
 TABLES = ("embed", "positions", "head")
 
 
-def path_of(keys: tuple) -> str:
-    """Joins a leaf's keys to a path, `blocks/mlp/in/kernel`, dropping the underscore of attributes such as `in_`."""
-    return "/".join(str(entry.key).strip("_") for entry in keys)
-
-
-def by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """Maps `function(path, leaf)` over the leaves of a tree."""
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function(path_of(keys), leaf), tree)
+def by_path(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Maps `function(path, leaf, ...)` over the leaves of trees of one structure."""
+    return jax.tree_util.tree_map_with_path(lambda keys, *leaves: function(path_of(keys), *leaves), tree, *others)
 
 
 def is_matrix(path: str) -> bool:

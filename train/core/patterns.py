@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model.network import path_of
+
 from ..config.schema import OptimizerConfig
-from .parameters import by_path, is_matrix, matches, path_of
+from .parameters import by_path, is_matrix, matches
 from .update_rules import Numbers
 
 

@@ -1,4 +1,4 @@
-"""Training state (parameters, optimizer state, step) and the traced hyperparameters of a program."""
+"""A program's network, its training state (parameters, optimizer state, step) and its traced hyperparameters."""
 
 from typing import Any, NamedTuple
 
@@ -7,12 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from data.config import SERVES
+from data.source import DataSpec
 from model import traced
 from model.network import Network, Params
 from model.residual import numbers_of, structure_of
 
 from ..config.schema import RunConfig
+from ..errors import UserError
 from .optimizer import HParams, transformation
+
+
+def network_of(config: RunConfig, form: DataSpec, dtype: str, unroll: int = 1) -> Network:
+    """Returns the network of a config that computes in `dtype`, with `unroll` blocks a scan iteration.
+
+    Raises UserError when `task.kind` does not fit the data.
+    """
+    task = config.task.kind or form.task
+    if task not in SERVES.get(form.task, ()):
+        raise UserError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
+    # Regression on class labels: the label, as a real number, is the only output.
+    outputs = 1 if form.task != task else form.outputs
+    return Network(
+        config.model, form.vocab_size, form.context, dtype, unroll, task, outputs, form.channels, form.pooled
+    )
 
 
 class State(NamedTuple):

@@ -15,10 +15,10 @@ from model.residual import without_skip
 from ..config.schema import RunConfig
 from ..gradflow.delta import Backward, Flow, backward, flow, mean_of_microbatches, true_gradients
 from ..gradflow.norms import Norm, Norms, matrix_norms, parameter_norms, total_norm
-from .batch import BatchInput, batch_of
+from .batch import BatchInput, batch_of, micro, micro_total
 from .clipping import clipped
 from .finite import finite_by_norm, sound
-from .loss import micro_total, tapped_loss
+from .loss import tapped_loss
 from .optimizer import HParams, averaged, rate, transformation
 from .patterns import unfrozen
 from .state import State
@@ -110,13 +110,6 @@ def dropout_key(config: RunConfig, hp: HParams, step: Int[Array, ""]) -> Array |
     return jax.random.fold_in(base, step)
 
 
-def micro(config: RunConfig, batch: Batch, key: Array | None):
-    """Returns (micro-batches with leaves [M, B/M, ...], their dropout keys)."""
-    parts = config.optimizer.accumulate
-    split = jax.tree.map(lambda leaf: leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), batch)
-    return split, None if key is None else jax.random.split(key, parts)
-
-
 def tapped(
     network: Network, config: RunConfig, params: Params, batch: Batch, numbers: Numbers, key: Array | None
 ) -> tuple[Array, Backward]:
@@ -131,7 +124,7 @@ def tapped(
         loss, result, _ = backward(tapped_loss(network, part[0], numbers, part[1], total), params, depth)
         return None, (loss, result)
 
-    _, (losses, results) = jax.lax.scan(one_part, None, micro(config, batch, key))
+    _, (losses, results) = jax.lax.scan(one_part, None, micro(config.optimizer.accumulate, batch, key))
     return jnp.mean(losses), mean_of_microbatches(results)
 
 
@@ -151,7 +144,7 @@ def untapped(
     def add_part(accumulated, part):
         return jax.tree.map(jnp.add, accumulated, one_batch(*part)), None
 
-    parts, keys = micro(config, batch, key)
+    parts, keys = micro(config.optimizer.accumulate, batch, key)
     first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
     zero = jax.eval_shape(one_batch, *first)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zero)

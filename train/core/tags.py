@@ -49,7 +49,7 @@ def by_layer(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
 
 
 def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
-    """Every tag of the watched steps of a window, one entry a step, from host arrays [steps, ...].
+    """Every tag of the watched steps of a dispatch, one entry a step, from host arrays [steps, ...].
 
     What spans decades is a base-10 logarithm. dtype: that the steps were computed in.
     """

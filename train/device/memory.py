@@ -22,7 +22,7 @@ class Need:
     """Bytes on the device."""
 
     held: int  # all the time: states, and tokens that live there
-    training: int = 0  # while the largest window runs: its temporaries, results and batches
+    training: int = 0  # while the largest dispatch runs: its temporaries, results and batches
     measuring: int = 0  # while the largest evaluation or instrument runs, which take whole batches
 
     @property
@@ -50,7 +50,7 @@ def need(programs: Programs, resident: Any) -> Need:
             passing += int(analysis.temp_size_in_bytes + results)
         if key == "init":
             measuring = max(measuring, passing - state)  # its result is a state, which is held
-        elif key[0] == "window":
+        elif key[0] == "dispatch":
             training = max(training, passing)
         else:
             measuring = max(measuring, passing)
@@ -147,60 +147,53 @@ def complaint(need: Need | None, available: int | None, setting: str | None) -> 
     return f"{text}; lower {batches}model.width, model.layers or the number of variants"
 
 
-def available_memory(platform: Platform) -> int | None:
+def available_memory(platform: Platform, root: Path = Path("/")) -> int | None:
     """Returns the bytes available now; None where neither the device nor the system says.
 
-    As reported by an accelerator; on a CPU the least of RAM with swap, cgroup limits and ulimits (`-v`, `-d`).
+    As reported by an accelerator; on a CPU the least of RAM with swap, cgroup limits and ulimits (`-v`, `-d`), which
+    Linux states in files below `root`.
     """
     stats = platform.device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     if platform.kind != "cpu":
         return None
-    return min((free for free in (_of_machine(), *_of_groups(), *_of_limits()) if free is not None), default=None)
+    unreadable = suppress(OSError, ValueError, KeyError, IndexError)
+    free = list(_left_by_groups(root))
+    with unreadable:
+        memory = _fields(root / "proc/meminfo")  # beyond what is available and free swap Linux kills processes
+        free.append(1024 * (int(memory["MemAvailable"].split()[0]) + int(memory.get("SwapFree", "0").split()[0])))
+    with unreadable, suppress(ImportError):
+        import resource  # absent on Windows
+
+        status = _fields(root / "proc/self/status")
+        for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+                free.append(most - 1024 * int(status[used].split()[0]))
+    return min(free, default=None)
 
 
-def _of_machine(path: Path = Path("/proc/meminfo")) -> int | None:
-    """MemAvailable and free swap; beyond them Linux kills processes."""
-    try:
-        lines = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines() if ":" in line)
-        return 1024 * (int(lines["MemAvailable"].split()[0]) + int(lines.get("SwapFree", "0").split()[0]))
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
+def _fields(path: Path) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines() if ":" in line)
 
 
-def _of_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int | None]:
+def _left_by_groups(root: Path) -> Iterator[int]:
     """The limit of each enclosing control group, of either version, less its use without the page cache."""
     try:
-        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
-    except OSError:
+        lines = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
         return
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if controllers and "memory" not in controllers.split(","):
             continue
         limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
-        base = root / "memory" if controllers else root
+        base = root / "sys/fs/cgroup/memory" if controllers else root / "sys/fs/cgroup"
         folder = base / path.strip("/")
         while True:
-            try:
+            with suppress(OSError, ValueError):
                 most, used = (int((folder / f"memory.{name}").read_text()) for name in (limit, usage))  # or "max"
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                 yield most - used + int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
-            except (OSError, ValueError):
-                pass
             if folder == base or base not in folder.parents:
                 break
             folder = folder.parent
-
-
-def _of_limits(status: Path = Path("/proc/self/status")) -> Iterator[int | None]:
-    """The limits of this process on address space and data, less its use."""
-    try:
-        import resource  # absent on Windows
-
-        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
-        for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-            most = resource.getrlimit(limit)[0]
-            yield None if most == resource.RLIM_INFINITY else most - 1024 * int(lines[used].split()[0])
-    except (ImportError, OSError, ValueError, KeyError, IndexError):
-        return

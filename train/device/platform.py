@@ -66,7 +66,11 @@ def select(config: TrainConfig) -> Platform:
         if setting := os.environ.get("JAX_PLATFORMS"):
             details += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
         kind = "device" if config.device == "auto" else config.device
-        raise UserError(f"train.device: no {kind} here; JAX sees {_visible_kinds()}{details}") from None
+        try:
+            visible = ", ".join(sorted({device_kind(device) for device in jax.local_devices()}))
+        except (RuntimeError, AssertionError):
+            visible = "no device at all"
+        raise UserError(f"train.device: no {kind} here; JAX sees {visible}{details}") from None
     platform = Platform(devices[0], device_kind(devices[0]), len(devices))
     if config.dtype == "float64" and platform.kind != "cpu":
         raise UserError(
@@ -91,13 +95,6 @@ def device_kind(device: Any) -> str:
     """Returns cpu, gpu or tpu."""
     name = str(device.platform)
     return _KINDS.get(name, name)
-
-
-def _visible_kinds() -> str:
-    try:
-        return ", ".join(sorted({device_kind(device) for device in jax.local_devices()}))
-    except (RuntimeError, AssertionError):
-        return "no device at all"
 
 
 def compute_dtype(config: TrainConfig, platform: Platform) -> str:

@@ -10,28 +10,48 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 
-from model.network import Network
+from model.network import Network, path_of
 from model.residual import rule_of
 
 from ..config.load import Variant
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput
-from ..core.compile import compiled
+from ..core.dispatch import run_dispatch
 from ..core.evaluate import evaluate
 from ..core.optimizer import HParams
-from ..core.parameters import is_matrix, path_of
+from ..core.parameters import is_matrix
 from ..core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
-from ..core.window import run_window
 from ..instruments.snapshot import read
+
+# At optimization level 0 XLA's old CPU emitters compile in half the time of the new ones; jaxlib 0.11 removed them.
+_ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    _ONCE["xla_cpu_use_fusion_emitters"] = False
+
+
+def compiled(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
+    """Compiles `function` for `arguments` (arrays, or their shapes and dtypes).
+
+    `once`: the program runs a few times at most, so it is compiled without optimization on a CPU. The initial draws
+    then compile 3.5 times faster; their last bit may differ.
+    """
+    options = _ONCE if once and jax.default_backend() == "cpu" else None
+    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile(compiler_options=options)
+
+
+def called_once(function: Callable, *arguments: Any) -> Any:
+    """Returns `function(*arguments)`, run as a separate program that is compiled without optimization."""
+    return compiled(function, arguments, once=True)(*arguments)
 
 
 @dataclass(frozen=True)
-class Group:
+class VariantGroup:
     """Variants that share compiled programs."""
 
     variants: tuple[Variant, ...]
@@ -81,7 +101,7 @@ def shapes_of(feed: BatchInput, *lead: int) -> BatchInput:
 class Programs:
     """The compiled programs of one group, each compiled once, in the background."""
 
-    group: Group
+    group: VariantGroup
     corpus: Any  # device array, or None if batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Any, Future] = field(default_factory=dict)
@@ -148,19 +168,22 @@ class Programs:
     def prepare_init(self) -> Future:
         return self.prepare("init", self._init, (self._hp(0),), once=True)
 
-    def prepare_window(self, batches: BatchInput, watched: bool) -> Future:
-        """Prepares the window program for one call's batches, given by shapes and dtypes."""
+    def prepare_dispatch(self, batches: BatchInput, watched: bool) -> Future:
+        """Prepares the dispatch program for one call's batches, given by shapes and dtypes."""
         config = self.group.config
         every = config.watch.every if watched else 0
-        function = partial(run_window, self.group.network, config, every)
+        function = partial(run_dispatch, self.group.network, config, every)
         arguments = (self.abstract_state, self._hp(0), self.corpus, batches)
         mapped = self._mapped(function, (0, 0, None, 0))
         return self.prepare(
-            ("window", tuple(leaf.shape for leaf in jax.tree.leaves(batches)), watched), mapped, arguments, donate=(0,)
+            ("dispatch", tuple(leaf.shape for leaf in jax.tree.leaves(batches)), watched),
+            mapped,
+            arguments,
+            donate=(0,),
         )
 
-    def window(self, states: Sequence[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
-        """Runs a window of every variant. Returns the new states and the measurements, both still on the device.
+    def dispatch(self, states: Sequence[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
+        """Runs a dispatch of every variant. Returns the new states and the measurements, both still on the device.
 
         batches: leaves [K, B, ...], one entry a variant. `states` are donated. Here and in the methods below a state
         of None is skipped and its measurement is None.
@@ -171,7 +194,7 @@ class Programs:
         for index, (state, batch) in enumerate(zip(states, batches, strict=True)):
             results = None
             if state is not None:
-                program = self.prepare_window(shapes_of(batch), watched).result()
+                program = self.prepare_dispatch(shapes_of(batch), watched).result()
                 state, *results = program(state, self._hp(index), self.corpus, jax.device_put(batch))
             after.append(state)
             measurements.append(results)
@@ -184,7 +207,7 @@ class Programs:
         return self.prepare(("instrument", name), mapped, (self.abstract_state, self._hp(0), self.corpus, batches))
 
     def instrument(self, name: str, states: list[Any], batches: list[BatchInput]) -> list[Any]:
-        """Returns an instrument's readings of every variant, still on the device; `batches` as for `window`."""
+        """Returns an instrument's readings of every variant, still on the device; `batches` as for `dispatch`."""
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
         program = self.prepare_instrument(name, shapes_of(batches[0])).result()

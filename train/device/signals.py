@@ -79,7 +79,7 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
             arrived.append(number[0])
             about = f" during {stop.doing}" if stop.doing else ""
             if len(arrived) == 1 and stop.saves:
-                _say(f"stopping after this window ({stop.doing}); SIGINT (Ctrl-C) again stops at once")
+                _say(f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once")
             elif hard and (len(arrived) == 1 or number[0] == signal.SIGINT):
                 if not finished.wait(GRACE_S) and (len(arrived) > 1 or not stop.saves):
                     _say(f"stopped{about}; what was saved before is kept")

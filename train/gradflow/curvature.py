@@ -1,7 +1,7 @@
-"""Curvature of a loss: the ends of the Hessian's spectrum, by Lanczos on Hessian-vector products.
+"""A loss around the current weights: the ends of its Hessian's spectrum, and its values along a line.
 
-`loss` is any scalar function of a pytree of parameters. It must be differentiable in forward mode, which rules out the
-tapped loss (a custom_vjp): leave the taps out.
+`loss` is any scalar function of a pytree of parameters. The spectrum comes from Lanczos on Hessian-vector products,
+which are differentiated in forward mode: that rules out the tapped loss (a custom_vjp), so leave the taps out.
 """
 
 from collections.abc import Callable
@@ -109,3 +109,31 @@ def lanczos(product: Product, start: Float[Array, "P"], iterations: int) -> Spec
     chosen = jnp.stack([vectors[:, jnp.sum(real) - 1], vectors[:, 0]])
     (top, bottom), (top_residual, bottom_residual) = jax.lax.map(quotient, chosen)
     return SpectrumEnds(top, bottom, top_residual, bottom_residual)
+
+
+def along_line(loss: Loss, params: Any, direction: Any, multiples: Float[Array, "n"]) -> Float[Array, "n"]:
+    """Returns loss(params + multiple * direction) for each multiple, evaluated one after the other."""
+
+    def at(multiple: Array) -> Array:
+        return loss(jax.tree.map(lambda p, d: p + multiple.astype(p.dtype) * d.astype(p.dtype), params, direction))
+
+    return jax.lax.map(at, multiples)
+
+
+def random_direction(params: Any, key: Key[Array, ""]) -> Any:
+    """Returns a Gaussian direction in which each matrix of each layer has the Frobenius norm of the matrix itself.
+
+    A multiple of 1 moves each matrix by its own length (filter normalization, Li et al. 2018, 1712.09913, section 4,
+    with one filter a matrix). Leaves under "blocks" are stacked along their first axis.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def matched(path: tuple, leaf: Array, key: Array) -> Array:
+        stacked = getattr(path[0], "key", None) == "blocks"
+        axes = tuple(range(int(stacked), leaf.ndim))
+        noise = jax.random.normal(key, leaf.shape, leaf.dtype)
+        length, norm = (jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (noise, leaf))
+        return noise * (norm / length)
+
+    return jax.tree.unflatten(structure, [matched(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)])

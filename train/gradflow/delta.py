@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from model.layers import root_mean_square, wide
 from model.network import Params
-from model.taps import exponent_limit, scaled
+from model.scaling import exponent_limit, scaled
 from model.transformer import StreamStats
 
 from .norms import (

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from model.layers import wide
 from model.network import Params
-from model.taps import exponent_of, power_of_two, scaled
+from model.scaling import exponent_of, power_of_two, scaled
 
 from .delta import Backward, exponents_of, head_table, true_gradients
 from .norms import Norm, along, cosine, inner, named, signed_sum
@@ -44,20 +44,18 @@ class Cosines(NamedTuple):
 
 def cosines(a: Backward, b: Backward) -> Cosines:
     """Returns <a, b> / (|a| |b|) of two gradients, for each block and over all parameters, at any scale."""
-    products = [_products(x, y) for x, y in ((a, b), (a, a), (b, b))]
-    layer = cosine(*(block for block, _ in products))
-    whole = [signed_sum([along(block, 0), rest]) for block, rest in products]
-    return Cosines(layer, cosine(*whole))
 
+    def products(a: Backward, b: Backward) -> tuple[Norm, Norm]:
+        """Returns <a, b> for each block [L], and over all parameters []."""
+        a_blocks, b_blocks = named(a.params["blocks"]), named(b.params["blocks"])
+        exponents = a.exponents[1:] + b.exponents[1:]
+        blocks = signed_sum([jax.vmap(inner)(a_blocks[tag], b_blocks[tag], exponents) for tag in a_blocks])
+        ends = [{k: v for k, v in true_gradients(result).items() if k != "blocks"} for result in (a, b)]
+        rest = signed_sum([inner(x, y) for x, y in zip(*map(jax.tree.leaves, ends), strict=True)])
+        return blocks, signed_sum([along(blocks, 0), rest])
 
-def _products(a: Backward, b: Backward) -> tuple[Norm, Norm]:
-    """Returns <a, b> for each block [L], and over all other parameters []."""
-    a_blocks, b_blocks = named(a.params["blocks"]), named(b.params["blocks"])
-    exponents = a.exponents[1:] + b.exponents[1:]
-    blocks = signed_sum([jax.vmap(inner)(a_blocks[tag], b_blocks[tag], exponents) for tag in a_blocks])
-    ends = [{k: v for k, v in true_gradients(result).items() if k != "blocks"} for result in (a, b)]
-    pairs = zip(*(jax.tree.leaves(end) for end in ends), strict=True)
-    return blocks, signed_sum([inner(x, y) for x, y in pairs])
+    layer, whole = zip(products(a, b), products(a, a), products(b, b), strict=True)
+    return Cosines(cosine(*layer), cosine(*whole))
 
 
 def zero_fraction(result: Backward) -> dict[str, Float[Array, "L"]]:
@@ -82,18 +80,18 @@ class Histogram(NamedTuple):
 
 def histogram(result: Backward) -> Histogram:
     """Returns the histogram of |dL/dW| over all entries of each block, computed on the device."""
+
+    def of_block(g: Float[Array, "N"], exponent: Float[Array, ""]) -> Histogram:
+        k = power_of_two(g)
+        size = jnp.abs(scaled(g, -k)).astype(wide(g.dtype))
+        alive = size > 0
+        octave = jnp.clip(-exponent_of(size), 0, OCTAVES - 1).astype(jnp.int32)
+        counts = jnp.zeros(OCTAVES, jnp.float32).at[octave].add(alive.astype(jnp.float32))
+        return Histogram(counts, jnp.sum(~alive).astype(jnp.float32), k + exponent)
+
     leaves = jax.tree.leaves(result.params["blocks"])
     flat_LN = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
-    return jax.vmap(_histogram)(flat_LN, result.exponents[1:])
-
-
-def _histogram(g: Float[Array, "N"], exponent: Float[Array, ""]) -> Histogram:
-    k = power_of_two(g)
-    size = jnp.abs(scaled(g, -k)).astype(wide(g.dtype))
-    alive = size > 0
-    octave = jnp.clip(-exponent_of(size), 0, OCTAVES - 1).astype(jnp.int32)
-    counts = jnp.zeros(OCTAVES, jnp.float32).at[octave].add(alive.astype(jnp.float32))
-    return Histogram(counts, jnp.sum(~alive).astype(jnp.float32), k + exponent)
+    return jax.vmap(of_block)(flat_LN, result.exponents[1:])
 
 
 def edges(top: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from model.network import Anatomy
 from model.residual import Carry
-from model.taps import power_of_two, scaled
+from model.scaling import power_of_two, scaled
 
 from .norms import Norm
 from .per_block import carries
@@ -123,7 +123,8 @@ def _iterated(stack: _Stack, key: Key[Array, ""], iterations: int, probes: int) 
     w, exponent = round_trip(v)
     square = jnp.dot(v, w)
     residual = jnp.linalg.norm(w - square * v) / square
-    largest = _root(square, exponent)
+    odd = exponent % 2
+    largest = Norm(jnp.sqrt(square * jnp.exp2(odd).astype(square.dtype)), (exponent - odd) / 2)
 
     def probe(_: None, key: Array) -> tuple[None, Norm]:
         out, exponent = image(jax.random.rademacher(key, flat.shape, flat.dtype))
@@ -137,14 +138,8 @@ def _iterated(stack: _Stack, key: Key[Array, ""], iterations: int, probes: int) 
     return Spectrum(largest, residual, rms, unknown, unknown)
 
 
-def _root(square: Array, exponent: Array) -> Norm:
-    """Returns sqrt(square * 2^exponent)."""
-    odd = exponent % 2
-    return Norm(jnp.sqrt(square * jnp.exp2(odd).astype(square.dtype)), (exponent - odd) / 2)
-
-
 def _scaled(tree: Carry, exponent: Array) -> tuple[Carry, Array]:
-    k = power_of_two(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))
+    k = power_of_two(tree)
     return jax.tree.map(lambda leaf: scaled(leaf, -k), tree), exponent + k
 
 

@@ -38,9 +38,13 @@ def loss_history_of(series: Mapping[str, Series]) -> LossHistory:
     bad = np.sort(np.concatenate([steps[~np.isfinite(losses)], ended]))
     spikes, in_spike = _spikes(*series.get("loss/spike", (steps[:0], losses[:0])))
     constants = {name: _last(series, f"loss/floor_{name}") for name in CONSTANT}
+    recent = None
+    if losses.size and math.isfinite(losses[-1]):  # each row weighted by the number of steps that it averages
+        last = (steps > steps[-1] - RECENT) & np.isfinite(losses)
+        recent = float(np.average(losses[last], weights=np.diff(steps, prepend=0)[last]))
     return LossHistory(
         int(steps[-1]) if steps.size else 0,
-        _recent(steps, losses),
+        recent,
         _last(series, "loss/val", int(steps[-1]) if steps.size else 0),
         min((loss for loss in constants.values() if loss is not None), default=None),
         _last(series, "loss/floor"),
@@ -102,15 +106,6 @@ def _spikes(steps: np.ndarray, heights: np.ndarray) -> tuple[tuple[tuple[int, fl
             )
         inside = height > 0
     return tuple(spikes), inside
-
-
-def _recent(steps: np.ndarray, losses: np.ndarray) -> float | None:
-    """Returns the mean loss of the last rows, each weighted by the number of steps that it averages."""
-    if not losses.size or not math.isfinite(losses[-1]):
-        return None
-    lengths = np.diff(steps, prepend=0)
-    recent = (steps > steps[-1] - RECENT) & np.isfinite(losses)
-    return float(np.average(losses[recent], weights=lengths[recent]))
 
 
 def _last(series: Mapping[str, Series], tag: str, step: int | None = None) -> float | None:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from model.float64_sums import in_double
 from model.layers import wide
-from model.taps import exponent_of, power_of_two, rooted, scaled
+from model.network import path_of
+from model.scaling import exponent_of, in_double, power_of_two, rooted, scaled
 
 
 class Norm(NamedTuple):
@@ -118,11 +118,16 @@ def signed_sum(parts: Iterable[Norm]) -> Norm:
 
 def along(stack: Norm, axis: int) -> Norm:
     """Returns the sum of signed values over an axis."""
+    terms, top = _aligned(stack, axis)
+    return Norm(jnp.sum(terms, axis), top)
+
+
+def _aligned(stack: Norm, axis: int) -> tuple[Array, Array]:
+    """Returns mantissas at one exponent, and that exponent, the largest of a nonzero value along the axis."""
     top = jnp.max(jnp.where(stack.mantissa != 0, stack.exponent, -jnp.inf), axis, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    # Terms below 2^-126 of the largest vanish in the sum; exponents above 0 belong to zeros.
-    terms = scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0))
-    return Norm(jnp.sum(terms, axis), top.squeeze(axis))
+    # Terms below 2^-126 of the largest vanish in a sum; exponents above 0 belong to zeros.
+    return scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0)), top.squeeze(axis)
 
 
 def cosine(product: Norm, a_square: Norm, b_square: Norm) -> Array:
@@ -135,18 +140,13 @@ def cosine(product: Norm, a_square: Norm, b_square: Norm) -> Array:
 
 def root_sum_square(norms: Iterable[Norm]) -> Norm:
     """Returns the elementwise root of the sum of squares of norms of one shape."""
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *norms)
-    return _combined(Norm(stack.mantissa, stack.exponent))
+    return _combined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *norms))
 
 
 def _combined(stack: Norm, axis: int = 0) -> Norm:
     """Returns the root of the sum of squares over an axis."""
-    # The exponent of a zero is ignored.
-    top = jnp.max(jnp.where(stack.mantissa > 0, stack.exponent, -jnp.inf), axis, keepdims=True)
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    # Squares below 2^-126 of the largest vanish in the sum; exponents above 0 belong to zeros.
-    parts = scaled(stack.mantissa, jnp.clip(stack.exponent - top, -126.0, 0.0))
-    return Norm(jnp.sqrt(jnp.sum(jnp.square(parts), axis)), top.squeeze(axis))
+    parts, top = _aligned(stack, axis)
+    return Norm(jnp.sqrt(jnp.sum(jnp.square(parts), axis)), top)
 
 
 def root_mean_of_parts(stack: Norm) -> Norm:
@@ -194,18 +194,8 @@ def total_norm(norms: Mapping[str, Norm], parts: Iterable[str]) -> Norm:
 
 def named(tree: Mapping[str, Any]) -> dict[str, Array]:
     """Returns leaves by tag: `attn/q/kernel` is attn_q, `norm_1/gain` is norm_1, `attn/q/bias` is attn_q_bias."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tag_of(tuple(str(entry.key) for entry in path)): leaf for path, leaf in leaves}
-
-
-def tag_of(path: tuple[str, ...]) -> str:
-    """Returns the tag of a parameter of a block.
-
-    >>> tag_of(("mlp", "in_", "kernel"))
-    'mlp_in'
-    """
-    parts = [part.strip("_") for part in path]
-    return "_".join(parts[:-1] if len(parts) > 1 and parts[-1] in ("kernel", "gain") else parts)
+    paths = [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return {path.removesuffix("/kernel").removesuffix("/gain").replace("/", "_"): leaf for path, leaf in paths}
 
 
 def log10(norm: Norm) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from model.layers import wide
 from model.network import Anatomy
 from model.residual import Carry
-from model.taps import power_of_two, scaled
+from model.scaling import power_of_two, scaled
 
 from .norms import Norm, cosine, frobenius, inner
 
@@ -114,7 +114,7 @@ def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, "
             return pull(cotangent)[0]
 
         down, skip = pulled(False), pulled(True)
-        k = _common_power(down)
+        k = power_of_two(down)
         x, skip_part = (scaled(anatomy.stream(part), -k) for part in (down, skip))
         branch_part = x - skip_part
         exponent = exponent + k
@@ -126,12 +126,7 @@ def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, "
         parts = Split(frobenius(x, exponent), frobenius(skip_part, exponent), frobenius(branch_part, exponent), angle)
         return (jax.tree.map(lambda leaf: scaled(leaf, -k), down), exponent), parts
 
-    k = _common_power(cotangent)
+    k = power_of_two(cotangent)
     start = (jax.tree.map(lambda leaf: scaled(leaf, -k), cotangent), k)
     below = jax.tree.map(lambda leaf: leaf[:-1], entered)
     return jax.lax.scan(body, start, (anatomy.blocks, jnp.arange(depth), below), reverse=True)[1]
-
-
-def _common_power(tree: Carry) -> Float[Array, ""]:
-    """Returns the power of two of the largest entry of all leaves."""
-    return power_of_two(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -85,8 +85,11 @@ def judge(
     """
     if doubt:
         grad_log10 = {name: np.where(np.isneginf(logs), np.nan, logs) for name, logs in grad_log10.items()}
-    rank = None if rank is None else rank.astype(np.float64)  # the dtype of a log
-    alike = _alike(rank)
+    alike = None  # median of act rank over l > L/2, relative to l = 0, unless the embeddings are alike themselves
+    if rank is not None:
+        rank = rank.astype(np.float64)  # the dtype of a log
+        if np.isfinite(rank).all() and rank[0] >= DISTINCT:
+            alike = float(np.median(rank[(rank.size - 1) // 2 + 1 :]) / rank[0])
     stream = "" if rms is None else f"; the stream's rms goes from {rms[0]:.3g} to {rms[-1]:.3g}"
     if np.isnan(delta_log10).any() or np.isposinf(delta_log10).any():
         bad = np.flatnonzero(~np.isfinite(delta_log10))
@@ -125,9 +128,8 @@ def judge(
     if collapsed:
         assert alike is not None and rank is not None
         why = f"delta arrives ({fall}), but the tokens have become alike: in the upper half of the stream act rank is "
-        return verdict(
-            "collapsed", _first_alike(rank), f"{why}{power(math.log10(alike)) if alike else 0} of the input's"
-        )
+        lowest = int(np.flatnonzero(rank < COLLAPSED * rank[0])[0]) - 1  # block whose output tokens are alike
+        return verdict("collapsed", lowest, f"{why}{power(math.log10(alike)) if alike else 0} of the input's")
     return verdict("healthy", None, fall)
 
 
@@ -191,18 +193,6 @@ def qk_rounded(rank: np.ndarray, dtype: str) -> np.ndarray:
     rank: that of the stream, [..., L+1].
     """
     return rank[..., :-1] < ALIKE_TO_ROUNDING[dtype]
-
-
-def _alike(rank: np.ndarray | None) -> float | None:
-    """Returns the median of act rank [L+1] over l > L/2, relative to l = 0; None if the embeddings are alike."""
-    if rank is None or not np.isfinite(rank).all() or rank[0] < DISTINCT:
-        return None
-    return float(np.median(rank[(rank.size - 1) // 2 + 1 :]) / rank[0])
-
-
-def _first_alike(rank: np.ndarray) -> int:
-    """Returns the lowest block whose output tokens are alike."""
-    return int(np.flatnonzero(rank < COLLAPSED * rank[0])[0]) - 1
 
 
 def power(log10: float) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from model.network import Params
 
 from ..core.optimizer import rate
-from ..gradflow import curvature, landscape
+from ..gradflow import curvature
 from .readings import Curve, Reading
 from .snapshot import Snapshot
 
@@ -75,10 +75,10 @@ def _preconditioner(snapshot: Snapshot) -> Params:
 def loss_landscape(snapshot: Snapshot) -> dict[str, Reading]:
     """The loss of the first batch along the next update and along a random direction."""
     update = jax.tree.map(jnp.subtract, snapshot.updated(), snapshot.params)
-    random = landscape.random_direction(snapshot.params, jax.random.key(0))
+    random = curvature.random_direction(snapshot.params, jax.random.key(0))
     curves = {"landscape/update": (update, UPDATES), "landscape/random": (random, SHARES)}
     out: dict[str, Reading] = {}
     for name, (direction, multiples) in curves.items():
         at = jnp.asarray(multiples, "float32")
-        out[name] = Curve(at, landscape.along_line(snapshot.loss, snapshot.params, direction, at))
+        out[name] = Curve(at, curvature.along_line(snapshot.loss, snapshot.params, direction, at))
     return out

@@ -6,7 +6,7 @@ from data.source import Batch
 from model.network import Params
 from model.residual import without_skip
 
-from ..core.loss import micro_total
+from ..core.batch import micro_total
 from ..gradflow import gradients, noise
 from ..gradflow.norms import Norm
 from .readings import Reading, Signed

@@ -43,19 +43,16 @@ def scalars_of(readings: Mapping[str, Reading]) -> Scalars:
                 out[f"{name}_lowest_at"] = float(reading.at[np.argmin(losses)])
             continue
         for part, values in reading.items() if isinstance(reading, Mapping) else [("layer", reading)]:
-            out |= _tags(*named_values(name, values), part)
+            tag, numbers = named_values(name, values)
+            if numbers.ndim == 0:
+                columns = [((tag if part == "layer" else f"{tag}/{part}",), numbers.reshape(1, 1))]
+            elif numbers.ndim == 1:
+                columns = by_layer(tag, {part: numbers[None]})
+            else:
+                columns = by_layer(tag, {f"head_{head:02d}": column[None] for head, column in enumerate(numbers.T)})
+            (row,) = rows(columns)
+            out |= {key: x for key, x in row.items() if x is None or not math.isnan(x)}
     return out
-
-
-def _tags(name: str, values: np.ndarray, part: str) -> Scalars:
-    if values.ndim == 0:
-        columns = [((name if part == "layer" else f"{name}/{part}",), values.reshape(1, 1))]
-    elif values.ndim == 1:
-        columns = by_layer(name, {part: values[None]})
-    else:
-        columns = by_layer(name, {f"head_{head:02d}": column[None] for head, column in enumerate(values.T)})
-    (row,) = rows(columns)
-    return {tag: x for tag, x in row.items() if x is None or not math.isnan(x)}
 
 
 def named_values(name: str, reading: Any) -> tuple[str, np.ndarray]:

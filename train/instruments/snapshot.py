@@ -1,7 +1,7 @@
 """The subject of an instrument: a training state and the batches that training takes next.
 
-Every instrument is a pure function of a `Snapshot`, compiled as a program of its own that runs between two windows of
-training: a step with no instrument due is not slowed, and training is the same with or without them. Dropout is off.
+Every instrument is a pure function of a `Snapshot`, compiled as a program of its own that runs between two dispatches:
+a step with no instrument due is not slowed, and training is the same with or without them. Dropout is off.
 """
 
 import dataclasses

@@ -91,7 +91,12 @@ def keep_rows_before(path: Path, first_step: int) -> None:
     if not path.is_file():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    keep = [_is_row_before(line, first_step) for line in lines]
+    keep = []
+    for line in lines:
+        try:
+            keep.append(line.endswith(b"\n") and json.loads(line)["step"] < first_step)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            keep.append(False)
     begin = keep.index(False) if False in keep else len(lines)
     if not any(keep[begin:]):  # the usual case after a crash; truncating needs no room on a full disk
         with open(path, "r+b") as file:
@@ -100,14 +105,6 @@ def keep_rows_before(path: Path, first_step: int) -> None:
         return
     with replacing(path) as file:
         file.writelines(line for line, kept in zip(lines, keep, strict=True) if kept)
-
-
-def _is_row_before(line: bytes, first_step: int) -> bool:
-    """True for a whole row of an earlier step."""
-    try:
-        return line.endswith(b"\n") and json.loads(line)["step"] < first_step
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return False
 
 
 def event_file_name() -> str:

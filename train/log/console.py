@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import isfinite
 from types import TracebackType
@@ -20,11 +20,14 @@ PLAIN_S = 5.0  # between plain lines, for each variant that is training
 class Console:
     """Prints to `stream` (default: stdout); a context manager that leaves the terminal as it was.
 
-    `lasting`: output is dropped when the reader of a pipe has gone, instead of raising BrokenPipeError.
+    `lasting`: output is dropped when the reader of a pipe has gone, instead of raising BrokenPipeError. `clock`:
+    seconds, for the intervals between reports of progress.
     """
 
-    def __init__(self, stream: TextIO | None = None, lasting: bool = False) -> None:
-        self._lasting = lasting
+    def __init__(
+        self, stream: TextIO | None = None, lasting: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lasting, self._clock = lasting, clock
         self._stream = sys.stdout if stream is None else stream
         self._rich = None
         self._live = None
@@ -58,7 +61,13 @@ class Console:
         right = right_aligned(columns, rows)
         lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        for piece in _pieces(widths, self._rich.width if self._rich else None):
+        pieces = [[0]]
+        for i in range(1, len(widths)):
+            width = sum(widths[j] + 2 for j in [*pieces[-1], i]) - 2
+            if self._rich is not None and len(pieces[-1]) > 1 and width > self._rich.width:
+                pieces.append([0])
+            pieces[-1].append(i)
+        for piece in pieces:
             for n, line in enumerate(lines):
                 cells = (line[i].rjust(widths[i]) if right[i] else line[i].ljust(widths[i]) for i in piece)
                 self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "")
@@ -76,7 +85,7 @@ class Console:
     ) -> None:
         """Shows the progress of a variant: in place on a terminal; elsewhere a line now and then, and the last one."""
         done = step >= steps
-        now = time.monotonic()
+        now = self._clock()
         (self._running.discard if done else self._running.add)(variant)
         speed = "" if tokens_per_s is None or not isfinite(tokens_per_s) else f"{number(round(tokens_per_s))} tokens/s"
         left = "" if eta_s is None or done else f"{duration(eta_s)} left"
@@ -175,13 +184,3 @@ def _plain(text: str, style: str = ""):
     from rich.text import Text
 
     return Text(text, style)
-
-
-def _pieces(widths: Sequence[int], limit: int | None) -> list[list[int]]:
-    """Returns column indices in groups that fit into `limit` characters, each beginning with the first column."""
-    pieces = [[0]]
-    for i in range(1, len(widths)):
-        if limit is not None and len(pieces[-1]) > 1 and sum(widths[j] + 2 for j in [*pieces[-1], i]) - 2 > limit:
-            pieces.append([0])
-        pieces[-1].append(i)
-    return pieces

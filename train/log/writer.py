@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,46 +15,37 @@ from .charts_layout import Layout
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 5.0  # a record reaches its file at most this late, while others follow it
 TAG_SETS = 16  # sets of tags whose Summary is kept for reuse: building one takes six times as long as filling it in
 
 
 class Tracker:
     """One variant's event file and metrics.jsonl.
 
-    Nothing here stops a training run: when the disk refuses a record, `warn` is called once, and the record waits in
-    memory for a later flush (train/log/append.py). A context manager that closes both files.
+    Records reach the files at `flush`, `drain` and `close`. Nothing here stops a training run: when the disk refuses a
+    record, `warn` is called once, and the record waits in memory for a later flush (train/log/append.py). A context
+    manager that closes both files.
 
     Args:
       directory: the variant's run directory, made if missing.
       first_step: the step training starts or resumes at. Records of an earlier process for this step and later
         disappear from metrics.jsonl and from TensorBoard's view.
       warn: called with one line, once.
-      clock: seconds, monotonic.
 
     Raises:
       OSError, UserError: the files cannot be opened.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        first_step: int = 0,
-        warn: Callable[[str], None] = log.warning,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, directory: Path, *, first_step: int = 0, warn: Callable[[str], None] = log.warning) -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory, self._clock = directory, clock
+        self._directory = directory
         self._warn: Callable[[str], None] | None = warn
         self._summary = Summary
         self._summaries: dict[tuple[str, ...], Any] = {}  # by tags
         self._hparams: dict[str, str | float | bool] = {}
         self._last: dict[str, float] = {}
         self._step = first_step
-        self._flush_at = clock() + FLUSH_S
         self._closed = False
         keep_rows_before(directory / "metrics.jsonl", first_step)
         self._rows = AppendFile(directory / "metrics.jsonl")
@@ -65,7 +55,11 @@ class Tracker:
 
     def config(self, yaml_text: str, flat: Mapping[str, object]) -> None:
         """Shows the resolved config as text now, and its flattened keys as hyperparameters at `finish`."""
-        self._hparams = {key: _hparam(value) for key, value in flat.items()}
+        for key, value in flat.items():
+            if isinstance(value, bool | str):
+                self._hparams[key] = value
+            else:
+                self._hparams[key] = float(value) if isinstance(value, int | float) else json.dumps(value, default=str)
         # An indented block, not a fenced one: nothing in the YAML can end it.
         self.text("config", self._step, "".join(f"    {line}\n" for line in yaml_text.splitlines()))
 
@@ -88,7 +82,8 @@ class Tracker:
             row |= {**dict.fromkeys(nonfinite), "nonfinite": nonfinite}
         self._step = step
         self._last |= scalars
-        self._append(self._rows, json_line(row))
+        if not self._closed:
+            self._rows.append(json_line(row))
         self._scalars(step, scalars)
 
     def log_all(self, steps: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
@@ -169,15 +164,8 @@ class Tracker:
         self._event(step, summary)
 
     def _event(self, step: int, summary: Any) -> None:
-        self._append(self._events, event_record(step=int(step), summary=summary))
-
-    def _append(self, file: AppendFile, record: bytes) -> None:
-        if self._closed:
-            return
-        file.append(record)
-        if self._clock() >= self._flush_at:
-            self.flush()
-            self._flush_at = self._clock() + FLUSH_S
+        if not self._closed:
+            self._events.append(event_record(step=int(step), summary=summary))
 
     def flush(self, sync: bool = False) -> bool:
         """Writes what is pending to both files, with `sync` down to the disk; False when some of it was refused."""
@@ -191,11 +179,3 @@ class Tracker:
                     warn, self._warn = self._warn, None
                     warn(f"{self._directory}: {name} cannot be written ({error}); training goes on")
         return complete
-
-
-def _hparam(value: object) -> str | float | bool:
-    if isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        return float(value)
-    return json.dumps(value, default=str)

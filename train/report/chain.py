@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..text import MISSING, number
-from .charts import Curve, line_chart, to_svg
+from .charts import Curve, Panel, line_charts, to_svg
 from .page import Html, items, markup, page, paragraph, picture, section, table
 from .tables import Table
 
@@ -30,23 +30,13 @@ def chain_table(results: Sequence[Result]) -> Table:
 
 
 def _figures(result: Result) -> list[str]:
-    predicted = result["predicted"]
-    return [
-        MISSING if predicted is None else _SIGNS[result["relation"]] + _short(predicted),
-        MISSING if predicted is None else _short(result["measured"]),
-        number(result["error"], digits=2, scientific=True),
-        number(result["tolerance"], digits=2, scientific=True),
-        _HOLDS[result["status"]],
-    ]
-
-
-def _short(x: float) -> str:
-    """Returns a number; a whole one without decimals.
-
-    >>> _short(64.0), _short(-0.25), _short(2.65614e-5)
-    ('64', '-0.2500', '2.656e-05')
-    """
-    return str(int(x)) if x == int(x) and abs(x) < 1e5 else number(x)
+    predicted, measured = (
+        MISSING if x is None else number(int(x) if x == int(x) and abs(x) < 1e5 else x)  # a whole one without decimals
+        for x in (result["predicted"], result["measured"])
+    )
+    errors = (number(result[key], digits=2, scientific=True) for key in ("error", "tolerance"))
+    sign = "" if predicted == MISSING else _SIGNS[result["relation"]]
+    return [sign + predicted, measured, *errors, _HOLDS[result["status"]]]
 
 
 def complaint(result: Result) -> str:
@@ -90,22 +80,21 @@ def chain_page(results: Sequence[Result], about: Mapping[str, Any]) -> str:
     if bad:
         body.append(section("What is not as it should be", items(*bad)))
     for group in dict.fromkeys(result["group"] for result in results):
-        members = [result for result in results if result["group"] == group]
-        rows = [[_claim(r), *_figures(r)] for r in members]
-        body.append(
-            section(group, table(["claim", *_FIGURES], rows), *(_picture(r) for r in members if r.get("curves")))
-        )
+        rows, drawn = [], []
+        for result in (result for result in results if result["group"] == group):
+            predicted, *measured = result["how"].split("; ", 1)
+            parts = [f"Predicted: {predicted}.", *(f"Measured: {part}." for part in measured)]
+            parts += [f"Source: {result['source']}.", f"Tolerance: {result['tolerance_why']}."]
+            if result["entries"] > 1:
+                parts.append(f"{result['entries']:,} entries compared, errors relative to {result['relative_to']}.")
+            parts += [f"{text}." for text in (result["note"], result["why"]) if text]
+            statement = Html(f"<strong>{markup(result['statement'])}</strong>")
+            rows.append([Html(statement + paragraph(" ".join(parts), quiet=True)), *_figures(result)])
+            if result.get("curves"):
+                says = f"{result['statement']}: predicted and measured, logarithmic"
+                drawn.append(picture(to_svg(curves_of(result)), says, "Lines: predicted. Markers: measured."))
+        body.append(section(group, table(["claim", *_FIGURES], rows), *drawn))
     return page("The chain rule, checked on this machine", *body)
-
-
-def _claim(result: Result) -> Html:
-    predicted, *measured = result["how"].split("; ", 1)
-    parts = [f"Predicted: {predicted}.", *(f"Measured: {part}." for part in measured), f"Source: {result['source']}."]
-    parts.append(f"Tolerance: {result['tolerance_why']}.")
-    if result["entries"] > 1:
-        parts.append(f"{result['entries']:,} entries compared, errors relative to {result['relative_to']}.")
-    parts += [f"{text}." for text in (result["note"], result["why"]) if text]
-    return Html(f"<strong>{markup(result['statement'])}</strong>" + paragraph(" ".join(parts), quiet=True))
 
 
 def curves_of(result: Result) -> Figure:
@@ -114,8 +103,4 @@ def curves_of(result: Result) -> Figure:
     for index, each in enumerate(result["curves"]):
         predicted, measured = (np.asarray(each[name]) for name in ("predicted", "measured"))
         curves.append(Curve(each["label"] or "δ", np.arange(len(measured)), measured, None, index, predicted))
-    return line_chart(curves, result["statement"], *result["axes"])
-
-
-def _picture(result: Result) -> Html:
-    return picture(to_svg(curves_of(result)), f"{result['statement']}: predicted and measured, logarithmic")
+    return line_charts([Panel(result["statement"], curves)], *result["axes"])

@@ -86,8 +86,8 @@ def figures(groups: Sequence[Group]) -> Iterator[Picture]:
                 "blocks passed, from the loss down",
                 r"what is left: $\Vert\delta_\ell\Vert\,/\,\Vert\delta_L\Vert$",
                 [
-                    Guide("ideal: gain 1 a block", blocks, np.zeros(len(blocks)), inside=True),
-                    Guide("ideal: gain 0.9 a block", blocks, np.log10(0.9) * blocks, inside=True),
+                    Guide("ideal: gain 1 a block", blocks, np.zeros(len(blocks))),
+                    Guide("ideal: gain 0.9 a block", blocks, np.log10(0.9) * blocks),
                 ],
                 powers=True,
             ),
@@ -115,21 +115,21 @@ def picked(groups: Sequence[Group]) -> dict[str, int | None]:
 
     The coloured of more than `MAX_GROUPS` are the best and the worst by held-out loss, and others evenly between them.
     """
-    ranked = sorted(groups, key=_final_loss)
+
+    def final_loss(group: Group) -> float:
+        """The mean final held-out loss, or training loss; infinity, which sorts last, where neither is finite."""
+        for title in ("loss/val", "loss/train"):
+            values = [value for run in group.shown if (value := FIGURES[title](run)) is not None]
+            if values:
+                mean = float(np.mean(values))
+                return mean if np.isfinite(mean) else np.inf
+        return np.inf
+
+    ranked = sorted(groups, key=final_loss)
     places = np.linspace(0, len(groups) - 1, min(len(groups), MAX_GROUPS)).round().astype(int)
     chosen = {ranked[place].name for place in places}
     colours = iter(range(MAX_GROUPS))
     return {group.name: next(colours) if group.name in chosen else None for group in groups}
-
-
-def _final_loss(group: Group) -> float:
-    """Returns the mean final held-out loss, or training loss; infinity, which sorts last, where neither is finite."""
-    for title in ("loss/val", "loss/train"):
-        values = [value for run in group.shown if (value := FIGURES[title](run)) is not None]
-        if values:
-            mean = float(np.mean(values))
-            return mean if np.isfinite(mean) else np.inf
-    return np.inf
 
 
 def _losses(groups: Sequence[Group], shown: dict[str, int | None]) -> Figure:
@@ -146,7 +146,7 @@ def _losses(groups: Sequence[Group], shown: dict[str, int | None]) -> Figure:
         values, name = {run.last(tag) for run in runs}, tag.removeprefix("loss/")
         if len(values) == 1 and (value := values.pop()) is not None and np.isfinite(value):
             label = f"{_FLOORS.get(name, name)}: {value:.3f}"
-            guides.append(Guide(label, np.array([0, last]), np.full(2, value), inside=True))
+            guides.append(Guide(label, np.array([0, last]), np.full(2, value)))
     unit = loss_unit(groups)
     return charts.line_charts(panels, "training step", f"loss ({unit})" if unit else "loss", guides)
 
@@ -187,8 +187,8 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], shown: dict[str, in
         caption += " Means over seeds of log10."
     if len(chosen) < len(groups):
         caption += f" {len(chosen)} of {len(groups)} runs are shown, those that have a colour above."
-    figure = charts.heatmaps(fields, charts.DELTA_UNIT, low, high)
-    return Picture("heat", "Gradient by depth and step", caption, "Heatmaps of the gradient by depth and step", figure)
+    says = "Heatmaps of the gradient by depth and step"
+    return Picture("heat", "Gradient by depth and step", caption, says, charts.heatmaps(fields))
 
 
 def _by_depth(

@@ -1,9 +1,9 @@
 """From folders to groups of runs that differ in nothing but their seeds, and statistics over these seeds."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,26 +128,20 @@ def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
     A second run of the same config and the same seed is no second sample, so it is in another group.
     """
     members: dict[tuple[int, str], list[int]] = {}
-    seeds: dict[tuple[int, str], set[str]] = {}
+    twins: Counter[tuple[str, str]] = Counter()
     for index, run in enumerate(runs):
         config = flat(run.config)
         key = repr(sorted((k, repr(v)) for k, v in config.items() if k not in (*LABELS, *SEEDS) and v is not None))
-        seed = seed_of(run)
-        again = next(again for again in count() if seed not in seeds.get((again, key), ()))
-        members.setdefault((again, key), []).append(index)
-        seeds.setdefault((again, key), set()).add(seed)
-    named = [[names[index] for index in group] for group in members.values()]
-    titles = [_without_seeds(group) for group in named]
-    unique = [title if titles.count(title) == 1 else group[0] for title, group in zip(titles, named, strict=True)]
-    return [Group(title, tuple(runs[i] for i in g)) for title, g in zip(unique, members.values(), strict=True)]
-
-
-def _without_seeds(names: Sequence[str]) -> str:
-    """`with` of `with,seed=0` and `with,seed=1`; a single run keeps its name."""
-    if len(names) == 1:
-        return names[0]
-    bare = {",".join(part for part in name.split(",") if part.partition("=")[0] not in SEEDS) for name in names}
-    return bare.pop() if len(bare) == 1 else f"{names[0]} and {len(names) - 1} more"
+        same = key, seed_of(run)
+        members.setdefault((twins[same], key), []).append(index)
+        twins[same] += 1
+    titles = []  # `with` of `with,seed=0` and `with,seed=1`; a single run keeps its name
+    for indices in members.values():
+        first, *more = (names[index] for index in indices)
+        bare = {",".join(p for p in name.split(",") if p.partition("=")[0] not in SEEDS) for name in (first, *more)}
+        titles.append(first if not more else bare.pop() if len(bare) == 1 else f"{first} and {len(more)} more")
+    titles = [t if titles.count(t) == 1 else names[g[0]] for t, g in zip(titles, members.values(), strict=True)]
+    return [Group(t, tuple(runs[i] for i in g)) for t, g in zip(titles, members.values(), strict=True)]
 
 
 def seed_of(run: Run) -> str:
@@ -171,20 +165,15 @@ def config_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns dotted key -> value.
+    """Returns dotted key -> value; an empty mapping has no keys to differ in.
 
     >>> flat({"model": {"residual": {"rule": "none"}}, "seed": 0})
     {'model.residual.rule': 'none', 'seed': 0}
     """
-
-    def leaves(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in config.items():
-            if isinstance(value, dict):  # an empty one has no keys to differ in
-                yield from leaves(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(leaves(config, prefix))
+    out = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
 
 
 def over_seeds(group: Group, tag: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "n S"]]:
@@ -221,18 +210,15 @@ def estimate(values: Float[np.ndarray, "n ..."]) -> Estimate:
 
     Raises ValueError: no values.
     """
+    # scipy comes with jax; its special functions load in a tenth of the time of scipy.stats.
+    from scipy.special import stdtrit
+
     values = np.asarray(values, np.float64)
     n = len(values)
     if not n:
         raise ValueError("expected at least one value")
     with np.errstate(invalid="ignore"):
         mean = values.mean(axis=0)
-        return Estimate(mean, None if n == 1 else quantile(n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n))
-
-
-def quantile(degrees: int) -> float:
-    """Returns Student's t for LEVEL, two-sided: 12.706 at 1 degree of freedom, 4.303 at 2, 1.960 at infinity."""
-    # scipy comes with jax; its special functions load in a tenth of the time of scipy.stats.
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, (1 + LEVEL) / 2))
+        if n == 1:
+            return Estimate(mean, None)
+        return Estimate(mean, stdtrit(n - 1, (1 + LEVEL) / 2) * values.std(axis=0, ddof=1) / np.sqrt(n))

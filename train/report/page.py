@@ -160,6 +160,10 @@ def as_html(comparison: Comparison) -> str:
         about.append(" What differs between the configs is in a table below; all else is the same.")
     if any(len(group.runs) > 1 for group in groups):
         about.append(" Runs that differ only in their seed are one group.")
+    summaries = [run.summary or {} for group in groups for run in group.runs]
+    machines = [str(summary["platform"]) for summary in summaries if "platform" in summary]
+    versions = [summary.get("versions") or {} for summary in summaries]
+    machines += [f"jax {each['jax']}" for each in versions if "jax" in each]
     drawn = [
         section(
             each.title, picture(charts.to_svg(each.figure), f"{title}: {each.says}", formula(each.caption)), level=3
@@ -183,7 +187,9 @@ def as_html(comparison: Comparison) -> str:
         section("Words used below", items(*map(formula, _WORDS))),
         section("Pictures", *drawn),
         *([section("Left out", items(*comparison.left_out))] if comparison.left_out else []),
-        paragraph(_provenance(groups), quiet=True),
+        paragraph(
+            "; ".join(["Made by deltaflow from the runs' own files", *dict.fromkeys(machines)]) + ".", quiet=True
+        ),
     )
 
 
@@ -227,11 +233,3 @@ _WORDS = (
     "The per-layer gain is one number for all blocks together (the slope of a line through log |δ_l|): below 1 the "
     "gradient vanishes on its way down, above 1 it explodes.",
 )
-
-
-def _provenance(groups: Sequence[Group]) -> str:
-    summaries = [run.summary or {} for group in groups for run in group.runs]
-    machines = [str(summary["platform"]) for summary in summaries if "platform" in summary]
-    versions = [summary.get("versions") or {} for summary in summaries]
-    machines += [f"jax {each['jax']}" for each in versions if "jax" in each]
-    return "; ".join(["Made by deltaflow from the runs' own files", *dict.fromkeys(machines)]) + "."

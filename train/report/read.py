@@ -16,12 +16,12 @@ from data.files import content_of
 
 from ..config.load import MAX_BYTES
 from ..config.yaml import Place, clean, read, show
+from ..disk import read_json
 from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run
 
-_MOST_SUMMARY = 2**20  # bytes
-_MOST_LOG = 2**32
+_MOST_LOG = 2**32  # bytes
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,15 @@ def read_run(directory: str | Path) -> Run:
     root, problems = read(text, Place(str(directory / "config.yaml"), 1))
     if root is None or problems or not isinstance(root.value, dict):
         raise UserError(str(problems[0]) if problems else f"{directory / 'config.yaml'}: expected a mapping")
-    summary = directory / "summary.json"
+    path = directory / "summary.json"
+    summary = read_json(path) if path.exists() else None
+    if summary and (wrong := summary_problem(summary)):
+        raise UserError(f"{path}: {wrong}")
     return Run(
         name=directory.resolve().name,
         directory=directory,
         config=root.plain,
-        summary=_summary(summary) if summary.exists() else None,
+        summary=summary,
         steps=_series(directory / "metrics.jsonl", metrics),
     )
 
@@ -118,20 +121,6 @@ def _text(path: Path, at_most: int) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # no regular file, or too large
         raise UserError(f"{path}: {error}") from None
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(_text(path, _MOST_SUMMARY))
-    except RecursionError:
-        raise UserError(f"{path}: not JSON: nested too deeply") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(summary, dict):
-        raise UserError(f"{path}: expected an object, got {type(summary).__name__}")
-    if wrong := summary_problem(summary):
-        raise UserError(f"{path}: {wrong}")
-    return summary
 
 
 class _Verdict(BaseModel):

@@ -252,21 +252,21 @@ def above_best(groups: Sequence[Group]) -> list[str]:
         if index == best or len(shared) < 2:
             cells.append("0" if index == best else MISSING)
             continue
-        mean, half = estimate(np.array([each[seed] - losses[best][seed] for seed in shared], np.float64))
-        cells.append(plus_minus(float(mean), None if half is None else float(half)))
+        cells.append(_interval([each[seed] - losses[best][seed] for seed in shared]))
     return cells if any("±" in cell for cell in cells) else []
 
 
 def _cell(group: Group, figure: Callable[[Run], float | None]) -> str:
-    values = [figure(run) for run in group.shown]
-    if None in values:
+    values = [value for run in group.shown if (value := figure(run)) is not None]
+    if len(values) < len(group.shown):
         return MISSING
-    numbers = np.array(values, np.float64)
-    if len(numbers) > 1 and (bad := np.count_nonzero(~np.isfinite(numbers))):
-        return f"not finite in {bad} of {len(numbers)}"
-    mean, half = estimate(numbers)
-    if figure in _ALIKE:
-        half = None
+    if len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
+        return f"not finite in {bad} of {len(values)}"
+    return number(float(np.mean(values))) if figure in _ALIKE else _interval(values)
+
+
+def _interval(values: Sequence[float]) -> str:
+    mean, half = estimate(np.array(values))
     return plus_minus(float(mean), None if half is None else float(half))
 
 

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.custom import imported
-from data.open import open_source
-from data.source import DataSpec, Source
+from data.source import DataSpec, Source, open_source
 
 from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.optimizer import FUNCTIONS, check
-from ..core.state import hparams_of
-from ..core.task import network_of
+from ..core.state import hparams_of, network_of
 from ..device import platform as platforms
 from ..device.platform import Platform
-from ..device.programs import Group, grouped
+from ..device.programs import VariantGroup, grouped
 from ..device.signals import Stop
 from ..errors import UserError
 from ..log.console import Console
@@ -27,8 +25,7 @@ from ..report.tables import closing_table, verdict_lines
 from ..store.rundir import directory_of
 from . import summary as summaries
 from .loop import GroupRun
-from .start import resumable_parts, resume_points, steps_per_call_of
-from .windows import assumed_step_seconds, steps_per_call
+from .start import resumable_parts, resume_points
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def device_of(experiment: Experiment) -> Platform:
         return platforms.select(first.config.train)
 
 
-def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform) -> Group:
+def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform) -> VariantGroup:
     """Variants of one structure with their network.
 
     Raises ConfigError when the data or the optimizer does not fit the config; UserError for what users bring along.
@@ -89,7 +86,7 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
             except UserError as error:
                 raise ConfigError([variant.problem(str(error))]) from None
     vmapped = len(variants) > 1 and platforms.grouped_by(config.train, platform) == "vmap"
-    return Group(tuple(variants), network, vmapped)
+    return VariantGroup(tuple(variants), network, vmapped)
 
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
@@ -116,10 +113,8 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             if stop.signal is not None:
                 break
             stop.doing = "set-up and compilation"
-            guess = steps_per_call(group.config, assumed_step_seconds(group, group.config.data.batch, platform.kind))
-            K = steps_per_call_of(directory_of(group.variants[0]), group.config, guess)
             waited_s = time.perf_counter() - began
-            run = GroupRun(group, source, platform, console, stop, K, waited_s, allow_data_change)
+            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
@@ -130,12 +125,10 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
         stop.doing = "the report, with all training done"
         summaries.write_report(root, console)
-        logged = {}
-        for variant in experiment.variants:
-            if variant.name in experiment.expect:
-                steps = read_run(directory_of(variant)).steps
-                logged[variant.name] = {tag: float(values[-1]) for tag, (_, values) in steps.items()}
         stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
+        # From the logs, which are closed: a run that was resumed, or finished before, has its figures nowhere else.
+        promised = [variant for variant in experiment.variants if variant.name in experiment.expect]
+        logged = {variant.name: read_run(directory_of(variant)) for variant in promised}
         return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
     except KeyboardInterrupt:  # also Stopped
         console.note(resume_points(experiment.variants))

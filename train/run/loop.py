@@ -1,7 +1,7 @@
 """The training loop of one group of variants.
 
-Windows are dispatched, and their results are fetched one window late, so that the device never waits for the host.
-Evaluations, instruments, checkpoints and pictures are hooks between two windows.
+K steps are one dispatch, and its results are fetched one dispatch late, so that the device never waits for the host.
+Evaluations, instruments, checkpoints and pictures are hooks between two dispatches.
 """
 
 import time
@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from data.errors import DataError
+from data import DataError
 from data.source import Source
 
 from ..config.instruments import INSTRUMENTS
@@ -22,29 +23,27 @@ from ..core.batch import BatchInput
 from ..device import process
 from ..device.memory import Budget
 from ..device.platform import Platform, agreed, environment
-from ..device.programs import Group, Programs, shapes_of
+from ..device.programs import Programs, VariantGroup, shapes_of
 from ..device.signals import Stop
-from ..errors import UserError, first_line
-from ..gradflow.advice import advice_for
 from ..gradflow.norms import named
 from ..log.charts_layout import chart_layout
 from ..log.console import Console
 from ..store.checkpoint import Checkpoints, check_dtypes
 from ..store.lock import locked
 from ..store.rundir import own_directory_of
+from .dispatches import Throughput, dispatch_shapes, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
-from .recovery import MOST_SKIPPED, find_cause
-from .start import begin, described
+from .recovery import handle_nonfinite
+from .start import Start, begin, described
 from .summary import close, performance
-from .transfer import PretrainedRun, started_from
-from .windows import Throughput, watched_steps, window_shapes, windows
+from .transfer import started_from
 
 _PICTURES_EVERY_S = 30.0
 _WORTH_A_PEAK_S = 30.0  # of a shorter training the device's peak is not measured, which takes about a second
 
 
 class Hook(NamedTuple):
-    """A function that is called with the step after each window that ends at a multiple of `every`; `at_end`: and
+    """A function that is called with the step after each dispatch that ends at a multiple of `every`; `at_end`: and
     after the last step."""
 
     every: int
@@ -56,74 +55,75 @@ class GroupRun:
     """One group from its first step, or from its newest common checkpoint, to its last.
 
     Args:
-        K: steps a dispatch.
         waited_s: seconds that the groups before this one took.
         allow_data_change: a run that was trained on other data goes on with these.
     """
 
     def __init__(
         self,
-        group: Group,
+        group: VariantGroup,
         source: Source,
         platform: Platform,
         console: Console,
         stop: Stop,
-        K: int,
         waited_s: float = 0.0,
         allow_data_change: bool = False,
     ) -> None:
         self.group, self.source, self.platform, self.console = group, source, platform, console
-        self.stop, self.K = stop, K
-        self.config, self.waited_s, self.allow_data_change = group.config, waited_s, allow_data_change
+        self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
         self.throughput = Throughput(1 if group.vmapped else len(group.variants))
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
+        self.start: Start
         self.programs: Programs
         self.states: list[Any]  # one a call; None for a variant that has ended
         self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
         self.metrics: list[RunMetrics] = []
         self.checkpoints: list[Checkpoints] = []
-        self.pretrained: PretrainedRun | None = None
         self.drawn_at = 0.0
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
-        started, config, variants = time.perf_counter(), self.config, self.group.variants
-        directories = [own_directory_of(variant) for variant in variants]
+        started, group, config = time.perf_counter(), self.group, self.config
+        directories = [own_directory_of(variant) for variant in group.variants]
         with locked(directories, self.console.warn), ExitStack() as stack:
-            start = begin(self.group, self.source, directories, self.K, self.console, self.allow_data_change)
+            start = self.start = begin(
+                group, self.source, directories, self.platform.kind, self.console, self.allow_data_change
+            )
             if start.finished is not None:
+                start.write(directories)
                 return start.finished
-            start_step, self.pretrained = start.step, start.pretrained
-            budget = self.compile(start_step)  # in the background, while the logs are opened
+            provenance = {"data": self.source.sha256, **environment()}
+            for variant, directory in zip(group.variants, directories, strict=True):
+                self.checkpoints.append(Checkpoints(directory, variant.config, provenance))
+            budget = self.compile()  # in the background
             stack.callback(self.programs.abandon)
-            for variant, directory in zip(variants, directories, strict=True):
-                checkpoints = Checkpoints(directory, variant.config, environment())
-                checkpoints.go_on_from(start_step)
-                saved, dtype = checkpoints.header(start_step).meta if start_step else None, self.group.network.dtype
-                metrics = RunMetrics(variant, directory, dtype, start_step, saved, self.console.warn)
-                stack.callback(metrics.tracker.close)
-                self.checkpoints.append(checkpoints)
-                self.metrics.append(metrics)
+            import_module("tensorboardX.summary")  # meanwhile, since that takes some tenths of a second
             try:
-                self.states = self.resumed(start_step) if start_step else self.initial(self.console)
+                self.states = self.resumed() if start.step else self.initial(self.console)
                 self.programs.wait()
                 budget.check()
+                start.write(directories)  # nothing was changed up to here, and what may be refused has been
+                for variant, checkpoints in zip(group.variants, self.checkpoints, strict=True):
+                    saved = checkpoints.header(start.step).meta if start.step else None
+                    checkpoints.go_on_from(start.step)
+                    dtype, warn = group.network.dtype, self.console.warn
+                    metrics = RunMetrics(variant, checkpoints.run, dtype, start.step, saved, warn)
+                    stack.callback(metrics.tracker.close)
+                    self.metrics.append(metrics)
                 compile_s = time.perf_counter() - started
                 timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
-                steps = (
-                    f"{config.train.steps - start_step:,}, {self.K} a dispatch, scan unroll {self.group.network.unroll}"
-                )
-                self.console.block(*described(self.group, steps, compile_s, budget.line, directories[0].parent))
-                matrices = list(named(self.group.network.shapes()["blocks"]))
+                todo = f"{config.train.steps - start.step:,}, {start.K} a dispatch, scan unroll {group.network.unroll}"
+                self.console.block(*described(group, todo, compile_s, budget.line, directories[0].parent))
+                matrices = list(named(group.network.shapes()["blocks"]))
                 without = config.watch.counterfactual and config.model.rule.additive
                 for metrics in self.metrics:
                     metrics.tracker.layout(chart_layout(matrices, without, list(self.instruments)))
-                self.train(start_step)
+                self.train()
                 wall_s = time.perf_counter() - started
                 worth_it = wall_s >= _WORTH_A_PEAK_S and self.stop.signal is None
-                timing |= performance(self.group, self.platform, self.throughput, wall_s, worth_it)
+                timing |= performance(group, self.platform, self.throughput, wall_s, worth_it)
                 if timing["mfu"] is not None:
                     for _, metrics in self.live():
                         metrics.add(config.train.steps, {"perf/mfu": timing["mfu"]})
@@ -132,9 +132,9 @@ class GroupRun:
                 budget.explain(error)
                 raise
 
-    def train(self, start_step: int) -> None:
-        """The loop. A signal ends it after the window in flight, with everything saved."""
-        config, steps = self.config, self.config.train.steps
+    def train(self) -> None:
+        """The loop. A signal ends it after the dispatch in flight, with everything saved."""
+        config, steps, start_step = self.config, self.config.train.steps, self.start.step
         measures = [Hook(config.train.eval_every, self.evaluate, at_end=True)]
         measures += [Hook(every, partial(self.measure, name)) for name, every in self.instruments.items()]
         hooks = [*measures, Hook(config.train.checkpoint_every, self.save, at_end=True), Hook(1, self.draw)]
@@ -147,11 +147,11 @@ class GroupRun:
                 hook.function(start_step)
         self.drawn_at = time.perf_counter()
         with self.stop.deferred():  # from here on there is something to save
-            for start, end in windows(start_step, steps, self.K, config.watch.every):
+            for start, end in dispatches(start_step, steps, self.start.K, config.watch.every):
                 self.stop.doing = f"steps {start + 1} to {end}"
                 watched = bool(watched_steps(start, end, config.watch.every))
-                self.states, measured = self.programs.window(self.states, self.batches(start, end), watched)
-                self.pending.append((measured, partial(self.log_window, start, end)))
+                self.states, measured = self.programs.dispatch(self.states, self.batches(start, end), watched)
+                self.pending.append((measured, partial(self.log_dispatch, start, end)))
                 self.settle(leave=1)
                 if (signal := agreed(self.stop.signal)) is not None:  # so that all processes save the same step
                     self.stop.signal = signal
@@ -231,11 +231,11 @@ class GroupRun:
 
     # -- results
 
-    def log_window(self, start: int, end: int, results: list[Any]) -> None:
-        """Logs a window of every live variant, shows the progress, and looks after steps that are not finite."""
-        config, rate, bad = self.config, self.throughput.window(end - start), {}
+    def log_dispatch(self, start: int, end: int, results: list[Any]) -> None:
+        """Logs a dispatch of every live variant, shows the progress, and looks after steps that are not finite."""
+        config, rate, bad = self.config, self.throughput.dispatch(end - start), {}
         for index, metrics in self.live():
-            if (step := metrics.add_window(start, results[index][0], results[index][1], rate)) is not None:
+            if (step := metrics.add_dispatch(start, results[index][0], results[index][1], rate)) is not None:
                 bad[index] = step
         seconds, tokens = self.throughput.recent, config.data.batch * config.data.context
         speed = None if seconds is None else self.throughput.calls * tokens / seconds
@@ -246,48 +246,12 @@ class GroupRun:
             metrics.tracker.flush()
         for index, step in bad.items():
             self.throughput.pause()
-            self.handle_nonfinite(index, step)
+            if handle_nonfinite(self, index, step) and not self.group.vmapped:
+                self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
-    def handle_nonfinite(self, index: int, step: int) -> None:
-        """Says what went wrong at a step (counted from 1), and ends the variant as `train.on_nonfinite` asks."""
-        metrics, checkpoints, warn = self.metrics[index], self.checkpoints[index], self.console.warn
-        name, config, device = metrics.variant.name, metrics.variant.config, self.platform.device
-        warn(f"{name}: step {step} is not finite; its steps since the last good state are taken again")
-        since, end = max(checkpoints.steps(), default=0), step
-        try:
-            since = checkpoints.newest(warn) or 0
-            if since:
-                good = checkpoints.restore(since, self.programs.abstract_single, device)
-            else:
-                good = self.programs.each(jax.device_get(self.initial(None)))[index]
-            replayed = windows(since, config.train.steps, self.K, config.watch.every)
-            stopping = lambda: self.stop.signal is not None  # noqa: E731
-            found = find_cause(self.programs, index, good, replayed, self.batches, step, stopping)
-            cause = "a signal came before it was known where"
-            if found is not None:
-                step, cause = found[0], str(found[1])
-        except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
-            cause = f"it could not be taken again: {first_line(error)[:200]}"
-        metrics.nonfinite = metrics.nonfinite.diagnosed(step, cause)
-        warn(f"{name}: step {step}: {cause}")
-        advice = advice_for("unstable", config)
-        metrics.tracker.text("verdict/nonfinite", step, f"step {step}: {cause}\n\nTry {advice}")
-        why = ""
-        if config.train.on_nonfinite == "skip":
-            if metrics.nonfinite.in_a_row < MOST_SKIPPED:
-                warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
-                return
-            why, step = f", {MOST_SKIPPED} in a row skipped", end  # rows up to there have been written
-        kept = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
-        warn(f"{name}: stops at step {step}{why}; {kept}")
-        metrics.end(step)
-        if not self.group.vmapped:  # a vmapped call still computes it; its results are discarded
-            self.states[index] = None
-        self.console.over(name)
+    # -- before the first dispatch and after the last
 
-    # -- before the first window and after the last
-
-    def compile(self, start_step: int) -> Budget:
+    def compile(self) -> Budget:
         """Starts to compile everything that will run. Raises UserError when not even the states have room."""
         group, config, data = self.group, self.config, self.config.data
         train, val = None, None  # tokens on the device; None where batches arrive whole
@@ -302,10 +266,10 @@ class GroupRun:
         def one_call(batches: list[BatchInput]) -> BatchInput:
             return jax.tree.map(lambda leaf: leaf[None], batches[0]) if lead else batches[0]
 
-        if not start_step:
+        if not self.start.step:
             programs.prepare_init()
-        for length, watched in window_shapes(config, start_step, self.K):
-            programs.prepare_window(shapes_of(one_call(self.batches(0, 1)), *lead, length), watched)
+        for length, watched in dispatch_shapes(config, self.start.step, self.start.K):
+            programs.prepare_dispatch(shapes_of(one_call(self.batches(0, 1)), *lead, length), watched)
         for name in self.instruments:
             some = self.batches(0, INSTRUMENTS[name].batches(config.watch))
             programs.prepare_instrument(name, shapes_of(one_call(some), *lead))
@@ -314,7 +278,7 @@ class GroupRun:
 
     def initial(self, console: Console | None) -> list[Any]:
         """The states after 0 steps, with the parameters taken over from `train.init_from`; says so on the console."""
-        states, pretrained = self.programs.init(), self.pretrained
+        states, pretrained = self.programs.init(), self.start.pretrained
         if pretrained is None:
             return states
         fresh = self.programs.each([jax.device_get(state) for state in states])
@@ -325,8 +289,8 @@ class GroupRun:
             console.block(f"parameters from {pretrained.directory}, step {pretrained.step}", transfer.rows())
         return self.programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
 
-    def resumed(self, step: int) -> list[Any]:
-        """The states that were saved at a step."""
+    def resumed(self) -> list[Any]:
+        """The states that were saved at the step of the start."""
+        step, like, device = self.start.step, self.programs.abstract_single, self.platform.device
         self.console.note(f"resuming at step {step} of {self.config.train.steps}")
-        like, device = self.programs.abstract_single, self.platform.device
         return self.programs.joined([checkpoints.restore(step, like, device) for checkpoints in self.checkpoints])

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from ..instruments.readings import Curve, Reading, scalars_of
 from ..log.writer import Tracker
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
+from .dispatches import watched_steps
 from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
-from .windows import watched_steps
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ class RunMetrics:
         """Adds values to the row of a step."""
         self.open_rows.setdefault(step, {}).update(values)
 
-    def add_window(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
-        """Logs a window of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
+    def add_dispatch(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
+        """Logs a dispatch of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
 
         Returns the step (counted from 1) that is not finite and wants a diagnosis, if there is one. Rows after a step
         that ends the variant are not logged.
@@ -128,7 +128,10 @@ class RunMetrics:
         until = end if bad is None or skip else bad
         watched = [step for step in watched_steps(start, end, config.watch.every) if step < until]
         if stats is not None and watched:
-            self._add_watched(watched, stats)
+            for step, values in zip(watched, watched_scalars(stats, self.dtype), strict=False):
+                self.add(step, values)
+            self.last_verdict, self.last_watched = self._judged(stats, len(watched) - 1), watched[-1]
+            self.first_verdict = self.first_verdict or self._judged(stats, 0)
         self._add_losses(start, metrics.loss[: until - start], metrics.finite[: until - start])
         row = {"optim/lr": float(metrics.lr[until - start - 1])}
         if steps_per_s is not None:
@@ -137,12 +140,6 @@ class RunMetrics:
         self.add(until, row)
         self.write_before(until)
         return diagnose
-
-    def _add_watched(self, steps: Sequence[int], stats: StepStats) -> None:
-        for step, row in zip(steps, watched_scalars(stats, self.dtype), strict=False):
-            self.add(step, row)
-        self.last_verdict, self.last_watched = self._judged(stats, len(steps) - 1), steps[-1]
-        self.first_verdict = self.first_verdict or self._judged(stats, 0)
 
     def _judged(self, stats: StepStats, index: int) -> Verdict:
         flow, weight = jax.tree.map(lambda leaf: leaf[index], (stats.flow, stats.weight))
@@ -223,7 +220,7 @@ class RunMetrics:
             if not steps.size:
                 continue
             title = f"{self.variant.name}: {title}"
-            figure = charts.heatmap(steps, values, title, charts.DELTA_UNIT, *charts.DELTA_SCALE, charts.SMALL)
+            figure = charts.heatmap(steps, values, title, charts.SMALL)
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
 
 

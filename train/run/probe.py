@@ -12,20 +12,18 @@ import jax.numpy as jnp
 
 from data.source import Source
 from model.config import ModelConfig
-from model.network import Params
+from model.network import Params, path_of
 from model.residual import structure_of
 
 from ..config.instruments import INSTRUMENTS
 from ..config.load import Experiment, Variant
 from ..config.schema import RunConfig
 from ..core.batch import batch_of
-from ..core.compile import compiled
 from ..core.optimizer import HParams
-from ..core.parameters import path_of
 from ..core.probe import as_json, measure
 from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
-from ..device.programs import Group, grouped
+from ..device.programs import VariantGroup, compiled, grouped
 from ..errors import UserError
 from ..instruments.readings import json_of
 from ..instruments.snapshot import read
@@ -47,7 +45,13 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
         if checkpoint is not None:
-            _same_tokens(checkpoint, source)
+            read_config(checkpoint)  # or it is no run
+            here = None if source.tokenizer is None else source.tokenizer.to_json()
+            if tokenizers_differ(tokenizer_of(checkpoint), here):
+                raise UserError(
+                    f"{checkpoint}: has another tokenizer than {source.source}, so its tokens stand for something "
+                    "else; probe it on the text it was trained on"
+                )
             step = step or Checkpoints(checkpoint).only_newest()
         bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint, step)
         for index, variant in enumerate(members):
@@ -59,7 +63,7 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
 class _Bench:
     """The programs of one group, each compiled once."""
 
-    group: Group
+    group: VariantGroup
     source: Source
     platform: Platform
     checkpoint: Path | None
@@ -128,18 +132,7 @@ def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:
     return [name for name in instruments if not INSTRUMENTS[name].applies(config)]
 
 
-def _same_tokens(directory: Path, source: Source) -> None:
-    """Raises UserError if a run was trained with another tokenizer than that of `source`."""
-    read_config(directory)  # or it is no run
-    here = None if source.tokenizer is None else source.tokenizer.to_json()
-    if tokenizers_differ(tokenizer_of(directory), here):
-        raise UserError(
-            f"{directory}: has another tokenizer than {source.source}, so its tokens stand for something else; "
-            "probe it on the text it was trained on"
-        )
-
-
-def restored(group: Group, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
+def restored(group: VariantGroup, variant: Variant, directory: Path, step: int, platform: Platform) -> Params:
     """Returns the parameters of a run's checkpoint for a variant. Raises UserError if they are of another model."""
     saved = read_config(directory)
     if _shape(saved) != _shape(variant.config):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -10,12 +10,16 @@ from jaxtyping import Bool
 
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput, batch_of
-from ..core.compile import called_once
 from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.optimizer import HParams
 from ..core.state import State
-from ..device.programs import Programs
-from .windows import watched_steps
+from ..device.programs import Programs, called_once
+from ..errors import UserError, first_line
+from ..gradflow.advice import advice_for
+from .dispatches import dispatches, watched_steps
+
+if TYPE_CHECKING:
+    from .loop import GroupRun
 
 # Steps in a row that may be skipped: a run that has skipped more stands still, and is stopped.
 MOST_SKIPPED = 100
@@ -34,7 +38,7 @@ class NonfiniteSteps:
     in_a_row: int = 0  # of them, up to the last step
 
     def skipping(self, finite: Bool[np.ndarray, " K"], start: int) -> "NonfiniteSteps":
-        """The memory after a window from `start` on whose bad updates were left out."""
+        """The memory after a dispatch from `start` on whose bad updates were left out."""
         bad = np.flatnonzero(~finite)
         if not bad.size:
             return replace(self, in_a_row=0)
@@ -48,7 +52,7 @@ class NonfiniteSteps:
 
 
 def first_nonfinite(finite: Bool[np.ndarray, " K"], start: int) -> int | None:
-    """The first step, counted from 1, of a window from `start` on that is not finite."""
+    """The first step, counted from 1, of a dispatch from `start` on that is not finite."""
     bad = np.flatnonzero(~np.asarray(finite))
     return start + int(bad[0]) + 1 if bad.size else None
 
@@ -57,7 +61,7 @@ def find_cause(
     programs: Programs,
     index: int,
     state: State,
-    windows: Iterable[tuple[int, int]],
+    replayed: Iterable[tuple[int, int]],
     batches: Callable[[int, int], list[Any]],
     bad: int,
     stopping: Callable[[], bool],
@@ -66,8 +70,8 @@ def find_cause(
 
     Args:
         index: of the variant in its group.
-        state: of the variant, where the first of the windows starts.
-        windows: from there on. Those before the bad one run as they did; the bad one goes step by step.
+        state: of the variant, where the first of the dispatches starts.
+        replayed: the dispatches from there on. Those before the bad one run as they did; the bad one goes step by step.
         batches: (start, end) -> leaves [end - start, B, ...], one entry a variant.
         bad: the step that was not finite, counted from 1.
 
@@ -78,18 +82,18 @@ def find_cause(
         states = programs.joined([state] * len(group.variants))
     else:
         states = [state if other == index else None for other in range(len(group.variants))]
-    for start, end in windows:
+    for start, end in replayed:
         if stopping():
             return None
         if end < bad:
-            states, _ = programs.window(states, batches(start, end), bool(watched_steps(start, end, every)))
+            states, _ = programs.dispatch(states, batches(start, end), bool(watched_steps(start, end, every)))
             continue
         before, step, watched = states, start, watched_steps(start, end, every)
         for step in range(start, bad):
             if stopping():
                 return None
-            before = jax.tree.map(lambda leaf: leaf.copy(), states)  # a window donates its states
-            states, measured = programs.window(states, batches(step, step + 1), step in watched)
+            before = jax.tree.map(lambda leaf: leaf.copy(), states)  # a dispatch donates its states
+            states, measured = programs.dispatch(states, batches(step, step + 1), step in watched)
             metrics = programs.each(jax.device_get(measured))[index][0]
             if not metrics.finite[0]:
                 break
@@ -102,4 +106,43 @@ def find_cause(
 
         found = jax.device_get(called_once(replay, before, hp, programs.corpus, feed))
         return step + 1, cause_of(found, group.network.param_dtype)
-    raise AssertionError("no window holds the bad step")
+    raise AssertionError("no dispatch holds the bad step")
+
+
+def handle_nonfinite(run: "GroupRun", index: int, step: int) -> bool:
+    """Says what went wrong with a variant at a step (counted from 1); ends it as `train.on_nonfinite` asks.
+
+    Returns true if the variant has ended.
+    """
+    metrics, checkpoints, warn = run.metrics[index], run.checkpoints[index], run.console.warn
+    name, config, programs = metrics.variant.name, metrics.variant.config, run.programs
+    warn(f"{name}: step {step} is not finite; its steps since the last good state are taken again")
+    since, end = max(checkpoints.steps(), default=0), step
+    try:
+        since = checkpoints.newest(warn) or 0
+        if since:
+            good = checkpoints.restore(since, programs.abstract_single, run.platform.device)
+        else:
+            good = programs.each(jax.device_get(run.initial(None)))[index]
+        replayed = dispatches(since, config.train.steps, run.start.K, config.watch.every)
+        found = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
+        cause = "a signal came before it was known where"
+        if found is not None:
+            step, cause = found[0], str(found[1])
+    except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
+        cause = f"it could not be taken again: {first_line(error)[:200]}"
+    metrics.nonfinite = metrics.nonfinite.diagnosed(step, cause)
+    warn(f"{name}: step {step}: {cause}")
+    advice = advice_for("unstable", config)
+    metrics.tracker.text("verdict/nonfinite", step, f"step {step}: {cause}\n\nTry {advice}")
+    why = ""
+    if config.train.on_nonfinite == "skip":
+        if metrics.nonfinite.in_a_row < MOST_SKIPPED:
+            warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
+            return False
+        why, step = f", {MOST_SKIPPED} in a row skipped", end  # rows up to there have been written
+    kept = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
+    warn(f"{name}: stops at step {step}{why}; {kept}")
+    metrics.end(step)
+    run.console.over(name)
+    return True

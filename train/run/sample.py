@@ -9,7 +9,7 @@ import numpy as np
 from data.files import json_of
 from data.source import DataSpec
 from data.tokenizer import Tokenizer, from_json
-from model.sampling import draw, next_token_logits
+from model.network import draw, next_token_logits
 
 from ..config.load import Variant
 from ..device import platform as platforms

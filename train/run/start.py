@@ -1,8 +1,9 @@
 """The start of a group of variants: finished, resumed or fresh, by what its run directories hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +11,13 @@ import numpy as np
 from data.source import Source
 
 from ..config.checks import strides
-from ..config.load import Variant
+from ..config.load import Variant, to_yaml
 from ..config.schema import RunConfig
 from ..core.schedule import learning_rate
 from ..core.state import parameter_count
 from ..device.platform import environment
-from ..device.programs import Group, model_flops
-from ..disk import read_json, write_json
+from ..device.programs import VariantGroup, model_flops
+from ..disk import read_json, write_atomically, write_json
 from ..errors import UserError
 from ..log.console import Console
 from ..report.read import summary_problem
@@ -26,33 +27,53 @@ from ..store.rundir import (
     changed,
     check_config,
     clear_failed_start,
+    data_record,
     data_sums,
     directory_of,
-    remember_data,
     shown,
-    write_config,
 )
+from .dispatches import assumed_step_seconds, steps_per_call
 from .transfer import PretrainedRun, open_pretrained
 
 
-class Start(NamedTuple):
-    """step: the steps done before. finished: a summary a variant when nothing is left to train, else None. pretrained:
-    the run whose parameters a fresh one takes over."""
+@dataclass
+class Start:
+    """The start of a group: its step, and the files that its run directories need.
+
+    step: the steps done before. K: steps a dispatch. finished: a summary a variant when nothing is left to train, else
+    None. pretrained: the run whose parameters a fresh one takes over. files: their contents, JSON or text.
+    """
 
     step: int
+    K: int
     finished: list[dict[str, Any]] | None
     pretrained: PretrainedRun | None
+    files: dict[Path, Mapping[str, Any] | str]
+
+    def write(self, directories: Sequence[Path]) -> None:
+        """Writes the files, without those of a start that failed before its first step. Raises UserError."""
+        for directory in directories:
+            clear_failed_start(directory)
+        for path, content in self.files.items():
+            write_atomically(path, content) if isinstance(content, str) else write_json(path, content)
 
 
 def begin(
-    group: Group, source: Source, directories: Sequence[Path], K: int, console: Console, allow_data_change: bool
+    group: VariantGroup,
+    source: Source,
+    directories: Sequence[Path],
+    kind: str,
+    console: Console,
+    allow_data_change: bool,
 ) -> Start:
-    """Decides how a group starts, and writes what its directories need; their locks are held.
+    """Decides how a group starts on a device of some `kind`; changes nothing. The directories' locks are held.
 
-    Raises UserError, and leaves the run as it was: a directory holds another run, or one of other data that
-    `allow_data_change` does not admit; none of its checkpoints is whole; it is beyond `train.steps` already.
+    Raises UserError: a directory holds another run, or one of other data that `allow_data_change` does not admit; none
+    of its checkpoints is whole; it is beyond `train.steps` already; a file of it cannot be read.
     """
     variants, config = group.variants, group.config
+    K = recorded_steps_per_call(directories[0], config)
+    K = K or steps_per_call(config, assumed_step_seconds(group, config.data.batch, kind))
     finished = [summary for variant in variants if (summary := finished_run(variant))]
     over = len(finished) == len(variants)
     all_checkpoints = [Checkpoints(directory) for directory in directories]
@@ -69,38 +90,36 @@ def begin(
         with variants[0].placing():
             pretrained = open_pretrained(Path(config.train.init_from))
     notes, warnings = [], []
+    files: dict[Path, Mapping[str, Any] | str] = {}
+    tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
     for variant, directory, checkpoints in zip(variants, directories, all_checkpoints, strict=True):
         check_config(variant)
-        if not (saved := newest(variant) if over else step):
-            continue
-        where, header = checkpoints.path(saved), checkpoints.header(saved)
-        same_config(where, header, variant.config)  # also where config.yaml is lost, or was edited
-        if over:
-            continue
-        same_data(where, header, {source.sha256, *data_sums(directory)})
-        if (before := saved_config(where, header)) is not None and (
-            changes := changes_at(step, before, variant.config)
-        ):
-            notes.append(f"continues at step {step} with {changes}")
-        if drift := environment_changes(header, environment()):
-            warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
-    for directory in directories:
-        clear_failed_start(directory)
+        if saved := newest(variant) if over else step:
+            where, header = checkpoints.path(saved), checkpoints.header(saved)
+            same_config(where, header, variant.config)  # also where config.yaml is lost, or was edited
+            if not over:
+                same_data(where, header, {source.sha256, *data_sums(directory)})
+                before = saved_config(where, header)
+                if before is not None and (changes := changes_at(step, before, variant.config)):
+                    notes.append(f"continues at step {step} with {changes}")
+                if drift := environment_changes(header, environment()):
+                    warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
         if not (over and allow_data_change):  # a finished run reads no more data
-            tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
-            line = remember_data(directory, source.sha256, source.source, tokenizer, step, allow_data_change)
+            record, line = data_record(directory, source.sha256, source.source, tokenizer, step, allow_data_change)
+            files |= record
             warnings += [line] if line else []
-    for variant in variants:
-        write_config(variant, rewrite=not over)
+        path = directory / "config.yaml"
+        if not (over and path.exists()):
+            files[path] = to_yaml(variant.config)
     for line in dict.fromkeys(warnings):
         console.warn(line)
     for line in dict.fromkeys(notes):
         console.note(line)
     if over:
         console.note(f"{', '.join(variant.name for variant in variants)}: finished before; nothing to do")
-        return Start(step, finished, None)
-    write_json(directories[0] / "choices.json", {"steps_per_call": K})
-    return Start(step, None, pretrained)
+    else:
+        files[directories[0] / "choices.json"] = {"steps_per_call": K}
+    return Start(step, K, finished if over else None, pretrained, files)
 
 
 def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
@@ -204,12 +223,14 @@ def finished_run(variant: Variant) -> dict[str, Any] | None:
     return summary if not saved or checkpoints.damage(saved[-1]) is None else None
 
 
-def steps_per_call_of(directory: Path, config: RunConfig, guess: int) -> int:
-    """Returns K as it was when the run first started, so that its windows end at the same steps; `guess` for a new run,
-    and where the recorded K does not divide the intervals of the config any more. Raises UserError."""
+def recorded_steps_per_call(directory: Path, config: RunConfig) -> int | None:
+    """Returns K as it was when the run first started, so that its dispatches end at the same steps.
+
+    None for a new run, and where the recorded K does not divide the intervals of the config any more. Raises UserError.
+    """
     path = directory / "choices.json"
     if not path.exists():
-        return guess
+        return None
     advice = "without that file the same command chooses the steps of a dispatch again"
     try:
         recorded = read_json(path).get("steps_per_call")
@@ -218,10 +239,10 @@ def steps_per_call_of(directory: Path, config: RunConfig, guess: int) -> int:
     if not isinstance(recorded, int) or isinstance(recorded, bool) or recorded < 1:
         raise UserError(f"{path}: cannot read: expected steps_per_call, a whole number >= 1; {advice}")
     fits = recorded in strides(config, recorded) and config.train.steps_per_call in ("auto", recorded)
-    return recorded if fits else guess
+    return recorded if fits else None
 
 
-def described(group: Group, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:
+def described(group: VariantGroup, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:
     """Returns title and rows of the block that the console shows before the first step."""
     config, several = group.config, len(group.variants) > 1
     mode = " (vmapped in one call)" if group.vmapped else " (called in turn)"

@@ -8,14 +8,15 @@ from typing import Any
 from ..config.fields import did_you_mean
 from ..device import platform as platforms
 from ..device.platform import Platform
-from ..device.programs import Group, model_flops
+from ..device.programs import VariantGroup, model_flops
 from ..disk import write_atomically, write_json
 from ..log.console import Console
 from ..report.page import as_html, as_markdown, compare
+from ..report.read import Run
 from ..report.seeds import write_means
 from ..report.tables import verdict_text
+from .dispatches import Throughput
 from .metrics import RunMetrics
-from .windows import Throughput
 
 # Bytes of metrics.jsonl, all runs together: with more, the end of a training would take more than about ten seconds.
 MAX_BYTES = 50_000_000
@@ -53,7 +54,7 @@ def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: 
 
 
 def performance(
-    group: Group, platform: Platform, throughput: Throughput, wall_s: float, measure_peak: bool
+    group: VariantGroup, platform: Platform, throughput: Throughput, wall_s: float, measure_peak: bool
 ) -> dict[str, Any]:
     """The speed, memory and platform of a group for its summaries; `measure_peak`: of matmuls too, for the mfu."""
     config, network, seconds = group.config, group.network, throughput.call
@@ -145,7 +146,7 @@ def write_report(root: Path, console: Console) -> None:
 def unmet(
     expect: Mapping[str, Mapping[str, Any]],
     summaries: Sequence[Mapping[str, Any]],
-    logged: Mapping[str, Mapping[str, float]],
+    logged: Mapping[str, Run],
 ) -> list[str]:
     """Returns one line for each promise that a run broke.
 
@@ -153,20 +154,20 @@ def unmet(
         expect: by variant and tag, [low, high] or a word. A promise is about a figure of the verdict or of
             summary.json, or else about the last value of a logged tag.
         summaries: of the variants that ended.
-        logged: by variant, the last value of every tag.
+        logged: the log of each variant that has promises.
     """
     lines = []
     for summary in summaries:
         name, verdict = summary["variant"], summary["verdict"] or {}
-        last = logged.get(name, {})
         for tag, wanted in expect.get(name, {}).items():
             got = verdict.get("state") if tag == "verdict" else None
             if tag != "verdict":
                 got = verdict[tag] if tag in verdict else summary.get(_SUMMARY_KEYS.get(tag) or tag)
             if got is None and summary.get("exit_reason") != "nonfinite":  # its last figures are not of its end
-                got = last.get(tag)
-            if got is None and tag not in {*summary, *_SUMMARY_KEYS, *last}:
-                lines.append(f"{name}: {tag}: was never logged{did_you_mean(tag, {*last, *_SUMMARY_KEYS})}")
+                got = logged[name].last(tag)
+            if got is None and tag not in {*summary, *_SUMMARY_KEYS, *logged[name].steps}:
+                hint = did_you_mean(tag, {*logged[name].steps, *_SUMMARY_KEYS})
+                lines.append(f"{name}: {tag}: was never logged{hint}")
             elif isinstance(wanted, str):
                 if got != wanted:
                     lines.append(f"{name}: {tag}: expected {wanted}, got {got}")

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from data.files import json_of
+from model.network import path_of
 
 from ..config.schema import RunConfig
 from ..core.optimizer import HParams
-from ..core.parameters import TABLES, path_of
+from ..core.parameters import TABLES
 from ..core.state import State, state_at
 from ..errors import UserError
 from ..store.checkpoint import Checkpoints

@@ -26,7 +26,6 @@ from ..core.state import State
 from ..disk import refusal
 from ..errors import UserError
 from . import tensors
-from .rundir import data_sum
 from .tensors import Damaged
 
 KEEP = 3  # newest checkpoints, beside the best by held-out loss
@@ -71,12 +70,12 @@ class Header:
 
 
 class Checkpoints:
-    """The checkpoints in a run directory. `config` and `environment` (versions and device) are stored with each."""
+    """The checkpoints in a run directory. `config` and `provenance` (data, versions, device) are stored with each."""
 
     def __init__(
-        self, directory: Path, config: RunConfig | None = None, environment: Mapping[str, Any] | None = None
+        self, directory: Path, config: RunConfig | None = None, provenance: Mapping[str, Any] | None = None
     ) -> None:
-        self.run, self.config, self.environment = directory, config, environment or {}
+        self.run, self.config, self.provenance = directory, config, dict(provenance or {})
         self.directory = directory / "ckpt"
         self._losses: dict[int, float | None] = {}  # of checkpoints that this process has saved or verified
 
@@ -104,7 +103,7 @@ class Checkpoints:
         """
         step, arrays = int(state.step), arrays_of(state)
         config = None if self.config is None else self.config.model_dump(mode="json")
-        header = Header(step, dict(meta), config, {"data": data_sum(self.run), **self.environment})
+        header = Header(step, dict(meta), config, self.provenance)
         try:
             if not self.directory.exists():
                 self.directory.mkdir(parents=True)
@@ -242,7 +241,8 @@ def arrays_of(state: Any) -> dict[str, np.ndarray]:
 
 
 def leaf_path(keys: tuple) -> str:
-    return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in keys)
+    """Joins the keys of a leaf as they are, `blocks/mlp/in_/kernel`, so that `params` can take the path apart again."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def newest_common(all_checkpoints: Sequence[Checkpoints], warn: Callable[[str], None] | None = None) -> int | None:

@@ -36,7 +36,7 @@ def locked(directories: Sequence[Path], warn: Callable[[str], None]) -> Iterator
     warnings: list[str] = []
     with ExitStack() as stack:
         for directory in directories:
-            stack.callback(_remove_empty, _made(directory))
+            stack.enter_context(_made(directory))
             stack.enter_context(_locked(directory, warnings))
         for line in dict.fromkeys(warnings):
             warn(line)
@@ -56,8 +56,14 @@ def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise UserError(f"{path}: cannot lock: {refusal(error, directory)}") from None
-        if before and before["host"] == socket.gethostname() and before["pid"] != owner and _lives(before["pid"]):
-            raise UserError(f"{directory}: is written by {_named(before)}; {wait}") from None
+        if before and before["host"] == socket.gethostname() and before["pid"] != owner:
+            try:
+                os.kill(before["pid"], 0)
+                lives = True
+            except (OSError, OverflowError) as answer:
+                lives = not isinstance(answer, ProcessLookupError)
+            if lives:
+                raise UserError(f"{directory}: is written by {_named(before)}; {wait}") from None
         with suppress(OSError), open(path, "ab") as file:  # the text alone has to do here
             _sign(file.fileno())
             signed = True
@@ -75,17 +81,6 @@ def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
         elif signed and os.getpid() == owner:
             with suppress(OSError):
                 path.unlink()
-
-
-def _lives(pid: int) -> bool:
-    """Returns true unless the system says that no process has this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def _sign(descriptor: int) -> None:
@@ -116,8 +111,9 @@ def _named(holder: dict[str, Any] | None) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:200]
 
 
-def _made(directory: Path) -> list[Path]:
-    """Makes a directory; returns what had to be made, the deepest first. Raises UserError."""
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Makes a directory, and afterwards removes what was made and is still empty. Raises UserError."""
     try:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(parents=True, exist_ok=True)
@@ -125,10 +121,9 @@ def _made(directory: Path) -> list[Path]:
             sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{directory}: cannot be made: {refusal(error, directory)}") from None
-    return missing
-
-
-def _remove_empty(directories: Sequence[Path]) -> None:
-    for path in directories:
-        with suppress(OSError):  # it is in use
-            path.rmdir()
+    try:
+        yield
+    finally:
+        for path in missing:  # the deepest first
+            with suppress(OSError):  # it is in use
+                path.rmdir()

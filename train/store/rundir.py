@@ -7,10 +7,10 @@ from typing import Any
 
 from data.files import beside
 
-from ..config.load import Variant, flatten, load, to_yaml
+from ..config.load import Variant, flatten, load
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
 from ..config.yaml import show
-from ..disk import read_json, write_atomically, write_json
+from ..disk import read_json
 from ..errors import UserError
 
 _OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
@@ -39,7 +39,7 @@ def own_directory_of(variant: Variant) -> Path:
 def check_config(variant: Variant) -> None:
     """Raises UserError when the directory holds a run of another config, apart from keys that may change."""
     directory = directory_of(variant)
-    if not (directory / "config.yaml").exists() or not _has_begun(directory):
+    if not (directory / "config.yaml").exists() or not has_begun(directory):
         return
     if different := differences(read_config(directory), variant.config):
         raise UserError(
@@ -50,41 +50,32 @@ def check_config(variant: Variant) -> None:
 
 def clear_failed_start(directory: Path) -> None:
     """Removes what a start that failed before the first step left behind, and temporary files of a killed process."""
-    if (directory / "config.yaml").exists() and not _has_begun(directory):
+    if not has_begun(directory):
         for name in _OF_A_START:
             (directory / name).unlink(missing_ok=True)
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
-def write_config(variant: Variant, rewrite: bool) -> None:
-    """Writes config.yaml where it is missing, or differs and `rewrite` is set. Raises UserError."""
-    path, text = directory_of(variant) / "config.yaml", to_yaml(variant.config)
-    if not path.exists() or (rewrite and path.read_text(encoding="utf-8") != text):
-        write_atomically(path, text)
-
-
-def _has_begun(directory: Path) -> bool:
+def has_begun(directory: Path) -> bool:
+    """Returns true if something was logged or saved in a run directory."""
     log, checkpoints = directory / "metrics.jsonl", directory / "ckpt"
     saved = checkpoints.is_dir() and any(not entry.name.startswith(".") for entry in checkpoints.iterdir())
     return (log.exists() and log.stat().st_size > 0) or saved
 
 
-def remember_data(
+def data_record(
     directory: Path, sha256: str, source: str, tokenizer: Mapping[str, Any] | None, step: int = 0, allow: bool = False
-) -> str | None:
-    """Writes tokenizer.json and data.json at a run's first start, and compares them later.
+) -> tuple[dict[Path, Mapping[str, Any]], str | None]:
+    """Returns what data.json and tokenizer.json should hold, as far as they do not yet, and a line to warn with.
 
-    allow: the run may go on with other text of the same tokens; data.json then holds the `step` from which it did.
-    Returns the line to warn with then, else None. Raises UserError when the run was trained on other text, or the same
-    text has other tokens now.
+    allow: the run may go on with other text of the same tokens; data.json then holds the `step` from which it did, and
+    the line says so. Raises UserError when the run was trained on other text, or the same text has other tokens now.
     """
     path, kept = directory / "data.json", directory / "tokenizer.json"
-    if not path.exists():
-        if tokenizer is not None:
-            write_json(kept, tokenizer)
-        write_json(path, {"sha256": sha256, "source": source})
-        return None
+    if not path.exists() or not has_begun(directory):
+        record: dict[Path, Mapping[str, Any]] = {path: {"sha256": sha256, "source": source}}
+        return record if tokenizer is None else {kept: tokenizer, **record}, None
     recorded = read_json(path)
     other = recorded.get("sha256") != sha256
     if other and not allow:
@@ -104,28 +95,19 @@ def remember_data(
             "the package tokenizers may learn other merges); choose another name (name=...) or delete that folder"
         )
     if not other:
-        return None
+        return {}, None
     last = {"sha256": recorded.get("sha256"), "source": recorded.get("source"), "until_step": step}
-    write_json(path, {"sha256": sha256, "source": source, "before": [*_earlier(recorded), last]})
-    return f"{directory}: goes on from step {step} on other data ({source}), as --allow-data-change says"
-
-
-def data_sum(directory: Path) -> str | None:
-    """Returns the hash of the data that a run is trained on now; None where data.json has none."""
-    try:
-        sha256 = read_json(directory / "data.json").get("sha256")
-    except UserError:
-        return None
-    return sha256 if isinstance(sha256, str) else None
+    record = {path: {"sha256": sha256, "source": source, "before": [*_earlier(recorded), last]}}
+    return record, f"{directory}: goes on from step {step} on other data ({source}), as --allow-data-change says"
 
 
 def data_sums(directory: Path) -> set[str]:
     """Returns the hashes of all data that a run has been trained on, as far as data.json has them."""
     try:
-        earlier = _earlier(read_json(directory / "data.json"))
+        recorded = read_json(directory / "data.json")
     except UserError:
         return set()
-    sums = [data_sum(directory), *(entry.get("sha256") for entry in earlier)]
+    sums = (entry.get("sha256") for entry in (recorded, *_earlier(recorded)))
     return {sha256 for sha256 in sums if isinstance(sha256, str)}
 
 

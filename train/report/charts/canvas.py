@@ -80,29 +80,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def single(title: str, measured: bool = True, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """A figure of one chart; with `measured` matplotlib makes room for its texts. `size` in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(size, layout=_roomy() if measured else None)
-    axes = figure.add_subplot()
-    letters = int(8.6 * size[0])  # on a line
-    axes.set_title("\n".join(textwrap.wrap(plain(title, 2 * letters), letters)), loc="left")
-    return figure, axes
-
-
-def row_of(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of several charts in a row, on one y axis. `size` in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(size, layout=_roomy())
-    return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
-
-
-def _roomy():
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+def wrapped(title: str, letters: int) -> str:
+    """Returns a title in at most two lines, without its middle where it is too long."""
+    return "\n".join(textwrap.wrap(plain(title, 2 * letters), letters))
 
 
 def look(index: int, points: int) -> dict[str, Any]:
@@ -114,14 +94,6 @@ def look(index: int, points: int) -> dict[str, Any]:
         "markevery": max(1, points // 12),
         "linewidth": 1.8,
     }
-
-
-def line(axes: Axes, x: np.ndarray, values: np.ndarray, label: str, **look):
-    """A line with gaps where a value is not finite; the legend says when none is."""
-    y = gaps(values)
-    note = [] if np.isfinite(y).any() else ["(no finite values)"]
-    ruled(axes)
-    return axes.plot(x, y, label="\n".join([*folded(label), *note]), **look)[0]
 
 
 def ruled(axes: Axes) -> None:
@@ -152,7 +124,7 @@ def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
     numbers = np.concatenate([gaps(each) for each in values] or [np.zeros(0)])
-    low, high = limits(numbers[np.isfinite(numbers)], None, None)
+    low, high = (np.nanmin(numbers), np.nanmax(numbers)) if np.isfinite(numbers).any() else (0.0, 1.0)
     margin = max(0.05 * (high - low), (2.0 - (high - low)) / 2)
     axes.set_ylim(low - margin, high + margin)
     whole(axes.yaxis)
@@ -162,13 +134,6 @@ def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> None:
         powers = np.arange(np.floor(bottom), np.ceil(top))
         fine = np.add.outer(powers, np.log10(np.arange(2, 10))).ravel()
         axes.yaxis.set_minor_locator(FixedLocator(fine[(bottom <= fine) & (fine <= top)].tolist()))
-
-
-def legend(axes: Axes, lines: Sequence) -> None:
-    if lines:
-        labels = [line.get_label() for line in lines]
-        size = min(9.0, 9.0 * 22 / sum(label.count("\n") + 1.3 for label in labels))
-        axes.legend(lines, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, fontsize=size)
 
 
 def plain(text: str, limit: int) -> str:
@@ -188,14 +153,3 @@ def gaps(values: np.ndarray) -> np.ndarray:
     """Returns values with NaN, which matplotlib leaves out, in place of infinities."""
     values = np.asarray(values, float)
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def limits(finite: np.ndarray, low: float | None, high: float | None) -> tuple[float, float]:
-    """Returns the ends of a scale, given or taken from the data, always apart from each other."""
-    bottom = low if low is not None else float(finite.min()) if finite.size else 0.0 if high is None else high - 1
-    top = high if high is not None else float(finite.max()) if finite.size else bottom + 1
-    if bottom < top:
-        return bottom, top
-    if low is None and high is None:
-        return bottom - 0.5, top + 0.5
-    return (bottom, bottom + 1) if low is not None else (top - 1, top)

@@ -38,36 +38,33 @@ def heatmap(
     steps: Int[np.ndarray, " S"],
     values: Float[np.ndarray, "S layers"],
     title: str,
-    unit: str,
-    vmin: float | None = None,
-    vmax: float | None = None,
     size: tuple[float, float] = canvas.SIZE,
 ) -> Figure:
-    """One heatmap with the embedding's output at the top, grey where there is no finite value.
+    """One heatmap of log10 delta with the embedding's output at the top, grey where there is no finite value.
 
-    Args:
-      unit: label of the colours, such as `DELTA_UNIT`, with matplotlib's math.
-      vmin, vmax: fixed ends of the colour scale, so that pictures compare; from the data when None.
-      size: width and height in inches.
+    `size`: width and height in inches.
     """
     with canvas.styled():
-        figure, axes = canvas.single(title, measured=False, size=size)
+        from matplotlib.figure import Figure
+
         # A fixed layout: one that measures every text takes three times as long to draw.
-        lines = axes.get_title(loc="left").count("\n") + 1
         wide, high = size
+        figure = Figure(size)
+        axes = figure.add_subplot()
+        title = canvas.wrapped(title, int(8.6 * wide))
+        axes.set_title(title, loc="left")
+        lines = title.count("\n") + 1
         left, right = 0.72 / wide, 0.84 / wide  # right of the map: the bar, its numbers and its unit
         top = 1 - (0.14 + 0.225 * lines) / high
         # The bar begins after 85 % of the room that it shares with the map.
         figure.subplots_adjust(left=left, right=left + (1 - right - left) / 0.85, bottom=0.54 / high, top=top)
         shown = _finite(values)
-        ends = canvas.limits(shown.compressed(), vmin, vmax)
-        mesh = _mesh(axes, steps, values, *ends)
+        mesh = _mesh(axes, steps, values)
         canvas.whole(axes.xaxis)
         canvas.whole(axes.yaxis)
         axes.set_xlabel("training step")
         axes.set_ylabel(r"depth $\ell$  (top: the embedding's output)")
-        if shown.count() or (vmin is not None and vmax is not None):
-            figure.colorbar(mesh, ax=axes, label=unit, extend=_beyond([shown], *ends), pad=0.02)
+        figure.colorbar(mesh, ax=axes, label=DELTA_UNIT, extend=_beyond([shown]), pad=0.02)
         if not shown.count():
             canvas.say(axes, "no finite values")
         elif shown.count() < shown.size:
@@ -75,21 +72,20 @@ def heatmap(
     return figure
 
 
-def heatmaps(fields: Sequence[Field], unit: str, vmin: float, vmax: float) -> Figure:
-    """Several heatmaps, two in a row in the order given, on one colour scale from `vmin` to `vmax`."""
+def heatmaps(fields: Sequence[Field]) -> Figure:
+    """Several heatmaps of log10 delta, two in a row in the order given."""
     with canvas.styled():
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
 
-        rows = max(1, -(-len(fields) // 2))
+        rows = -(-len(fields) // 2)
         high = rows * _ROW + 0.75
         figure = Figure((_WIDE, high))
         figure.subplots_adjust(left=0.06, right=0.9, top=1 - 0.35 / high, bottom=0.55 / high, hspace=0.42, wspace=0.12)
         everything = figure.subplots(rows, 2, squeeze=False).ravel()
+        meshes = []
         for axes, field in zip(everything, fields, strict=False):
             shown = _finite(field.values)
-            _mesh(axes, field.steps, field.values, vmin, vmax)
+            meshes.append(_mesh(axes, field.steps, field.values))
             axes.set_title(canvas.plain(field.title, _NAME), loc="left", fontsize=10)
             canvas.whole(axes.xaxis, 6)
             canvas.whole(axes.yaxis, 5)
@@ -101,17 +97,16 @@ def heatmaps(fields: Sequence[Field], unit: str, vmin: float, vmax: float) -> Fi
             axes.set_axis_off()
         figure.supxlabel("training step", y=0.12 / high, fontsize=10)
         figure.supylabel(r"depth $\ell$  (top: the embedding's output)", x=0.005, fontsize=10)
-        mappable = ScalarMappable(Normalize(vmin, vmax), "viridis")
-        beyond = _beyond([_finite(field.values) for field in fields], vmin, vmax)
+        beyond = _beyond([_finite(field.values) for field in fields])
         # As high as two rows at most: on a tall picture the arrows at its ends would grow with it.
         share = min(1.0, 2 / rows)
         top, bottom = figure.subplotpars.top, figure.subplotpars.bottom
         place = figure.add_axes((0.92, top - share * (top - bottom), 0.015, share * (top - bottom)))
-        figure.colorbar(mappable, cax=place, label=unit, extend=beyond)
+        figure.colorbar(meshes[0], cax=place, label=DELTA_UNIT, extend=beyond)
     return figure
 
 
-def _mesh(axes: Axes, steps: np.ndarray, values: np.ndarray, low: float, high: float):
+def _mesh(axes: Axes, steps: np.ndarray, values: np.ndarray):
     import matplotlib
 
     if not len(steps):
@@ -121,8 +116,12 @@ def _mesh(axes: Axes, steps: np.ndarray, values: np.ndarray, low: float, high: f
         steps, values = steps[shown], values[shown]
     colors = matplotlib.colormaps["viridis"].with_extremes(bad=NO_VALUE)
     depths = np.arange(values.shape[1] + 1) - 0.5
-    cells = _finite(values)
-    mesh = axes.pcolormesh(_edges(steps), depths, cells, cmap=colors, vmin=low, vmax=high, rasterized=True)
+    # Cell borders half-way between the steps; the outer cells are as wide as their neighbours.
+    widths = np.diff(steps) if len(steps) > 1 else np.ones(1)
+    centers = np.r_[steps[0] - widths[0], steps, steps[-1] + widths[-1]]
+    edges = (centers[1:] + centers[:-1]) / 2
+    low, high = DELTA_SCALE
+    mesh = axes.pcolormesh(edges, depths, _finite(values), cmap=colors, vmin=low, vmax=high, rasterized=True)
     axes.invert_yaxis()
     return mesh
 
@@ -132,16 +131,8 @@ def _finite(values: np.ndarray) -> np.ma.MaskedArray:
     return np.ma.masked_invalid(np.asarray(values, float).T)
 
 
-def _beyond(shown: Sequence[np.ma.MaskedArray], low: float, high: float) -> str:
-    """Returns the ends of a colour scale that some values are beyond, as matplotlib calls them."""
+def _beyond(shown: Sequence[np.ma.MaskedArray]) -> str:
+    """Returns the ends of the colour scale that some values are beyond, as matplotlib calls them."""
+    low, high = DELTA_SCALE
     outside = (any((each < low).any() for each in shown), any((each > high).any() for each in shown))
     return {(True, False): "min", (False, True): "max", (True, True): "both"}.get(outside, "neither")
-
-
-def _edges(steps: np.ndarray) -> np.ndarray:
-    """Returns cell borders half-way between the steps; the outer cells are as wide as their neighbours."""
-    steps = np.asarray(steps, float)
-    if len(steps) < 2:
-        return np.array([steps[0] - 0.5, steps[0] + 0.5]) if len(steps) else np.array([0.0])
-    middle = (steps[1:] + steps[:-1]) / 2
-    return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])

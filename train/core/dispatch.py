@@ -1,4 +1,4 @@
-"""Windows of K optimizer steps: the unit of dispatch."""
+"""A dispatch: K optimizer steps as one program."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from .state import State
 from .step import Metrics, StepStats, train_step
 
 
-def run_window(
+def run_dispatch(
     network: Network,
     config: RunConfig,
     watch_every: int,
@@ -28,7 +28,7 @@ def run_window(
     Returns the state, metrics [K], and the measurements of watched steps, [ceil(K/every), ...]. The last step counts as
     finite only if the state after it is: an optimizer's averages may overflow where no gradient did.
 
-    The first step of a window and every `watch_every`-th after it are watched; 0 watches none. Watched steps are
+    The first step of a dispatch and every `watch_every`-th after it are watched; 0 watches none. Watched steps are
     peeled off the scan over the others, since a conditional inside a vmapped scan computes both branches every time.
     """
     K = jax.tree.leaves(batches)[0].shape[0]

@@ -4,19 +4,20 @@ Compared is the distance of the parameters from their start after each of a few 
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 from model.traced import numbers
 
 from ..config.schema import OptimizerConfig
-from ..core.compile import compiled
 from ..core.optimizer import transformation
+from ..device.programs import compiled
 from .claim import Evidence, Pair, Tolerance, belief, claim
 
 STEPS = 6
@@ -43,7 +44,7 @@ def problem() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def flat(tree: Any) -> Vector:
-    return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)])
+    return np.asarray(ravel_pytree(tree)[0])
 
 
 @cache
@@ -81,113 +82,110 @@ def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
     return np.stack(rows[::-1])
 
 
+def same_as_project(source: str, decay: float = 0.0) -> Callable[[Rule], Rule]:
+    """Registers the claim that the project's rule of this name is the decorated one, whose docstring is its formula."""
+
+    def register(rule: Rule) -> Rule:
+        def measure() -> Pair:
+            return Pair(by_hand(rule, decay), moved(rule.__name__, decay))
+
+        measure.__name__, measure.__doc__ = rule.__name__, f"{rule.__name__}: {rule.__doc__}"
+        claim(source, f"the rule in numpy, {STEPS} steps; the project's `transformation`, blocks stacked")(measure)
+        return rule
+
+    return register
+
+
+@same_as_project("Robbins & Monro 1951")
 def sgd(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
-    """SGD with L2 in the loss, whose gradient is g + decay w, or with decoupled decay: the same."""
-    return LR * (g + decay * w)
+    """w ← w - η g"""
+    return LR * (g + decay * w)  # decay in the loss or decoupled from it: the same
 
 
+@same_as_project("Polyak 1964; Sutskever et al. 2013, eq. 1")
 def momentum(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
+    """m ← μ m + g, w ← w - η m"""
     memory["m"] = MOMENTUM * memory["m"] + g
     return LR * memory["m"]
 
 
+@same_as_project("Nesterov 1983; Sutskever et al. 2013, eq. 3, at the point ahead")
 def nesterov(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
+    """m ← μ m + g, w ← w - η (g + μ m)"""
     memory["m"] = MOMENTUM * memory["m"] + g
     return LR * (g + MOMENTUM * memory["m"])
 
 
+@same_as_project("Kingma & Ba 2015, 1412.6980, algorithm 1")
 def adam(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
-    """Decay, where there is some, is in the gradient."""
-    g = g + decay * w
+    """w ← w - η m̂ / (√v̂ + ε), both averages debiased"""
+    g = g + decay * w  # L2 in the loss
     memory["m"] = BETAS[0] * memory["m"] + (1 - BETAS[0]) * g
     memory["v"] = BETAS[1] * memory["v"] + (1 - BETAS[1]) * g**2
     return LR * (memory["m"] / (1 - BETAS[0] ** t)) / (np.sqrt(memory["v"] / (1 - BETAS[1] ** t)) + EPS)
 
 
+@same_as_project(f"{DECOUPLED}, algorithm 2", DECAY)
 def adamw(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
+    """Adam's step, and beside it w ← w - η λ w"""
     return adam(memory, g, w, 0 * decay, t) + LR * decay * w
 
 
+@same_as_project("Chen et al. 2023, 2302.06675, algorithm 2", DECAY)
 def lion(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
+    """w ← w - η (sign(β₁ m + (1-β₁) g) + λ w), then m ← β₂ m + (1-β₂) g"""
     m = memory["m"]
     memory["m"] = BETAS[1] * m + (1 - BETAS[1]) * g
     return LR * np.sign(BETAS[0] * m + (1 - BETAS[0]) * g) + LR * decay * w
 
 
-NESTEROV = "Nesterov 1983; Sutskever et al. 2013, eq. 3, at the point ahead"
-LION = "w ← w - η (sign(β₁ m + (1-β₁) g) + λ w), then m ← β₂ m + (1-β₂) g"
-for _rule, _decay, _formula, _source in (
-    (sgd, 0.0, "w ← w - η g", "Robbins & Monro 1951"),
-    (momentum, 0.0, "m ← μ m + g, w ← w - η m", "Polyak 1964; Sutskever et al. 2013, eq. 1"),
-    (nesterov, 0.0, "m ← μ m + g, w ← w - η (g + μ m)", NESTEROV),
-    (adam, 0.0, "w ← w - η m̂ / (√v̂ + ε), both averages debiased", "Kingma & Ba 2015, 1412.6980, algorithm 1"),
-    (adamw, DECAY, "Adam's step, and beside it w ← w - η λ w", f"{DECOUPLED}, algorithm 2"),
-    (lion, DECAY, LION, "Chen et al. 2023, 2302.06675, algorithm 2"),
-):
-    claim(
-        f"optimizer/{_rule.__name__}",
-        f"{_rule.__name__}: {_formula}",
-        _source,
-        f"the rule in numpy, {STEPS} steps; the project's `transformation`, blocks stacked",
-    )(partial(lambda rule, decay: Pair(by_hand(rule, decay), moved(rule.__name__, decay)), _rule, _decay))
-
-
 @belief(
-    "optimizer/nesterov_is_momentum",
-    "“Nesterov's step is momentum by another name”",
     "sometimes told; it differs from the first step on: (1 + μ) g against g",
     "the rule of momentum in numpy; the project's nesterov",
 )
 def nesterov_is_momentum() -> Pair:
+    """“Nesterov's step is momentum by another name”"""
     return Pair(by_hand(momentum), moved("nesterov"))
 
 
 @claim(
-    "optimizer/sgd_decay",
-    "For SGD, L2 in the loss is weight decay: w ← w - η (g + λ w) = (1 - η λ) w - η g",
     f"{DECOUPLED}, proposition 1",
     "the gradient of L + λ/2 |w|² in numpy; the project's sgd with decay: l2, and with decay: decoupled",
 )
 def sgd_decay() -> Evidence:
+    """For SGD, L2 in the loss is weight decay: w ← w - η (g + λ w) = (1 - η λ) w - η g"""
     return Evidence([Pair(by_hand(sgd, DECAY), moved("sgd", DECAY, x), f"decay: {x}") for x in ("l2", "decoupled")])
 
 
-@claim(
-    "optimizer/adam_l2",
-    "Adam with L2 divides the weights' pull by √v̂ as it does the gradient",
-    f"{DECOUPLED}, algorithm 2",
-    "Adam in numpy with g + λ w for its gradient; the project's adam with decay: l2",
-)
+@claim(f"{DECOUPLED}, algorithm 2", "Adam in numpy with g + λ w for its gradient; the project's adam with decay: l2")
 def adam_l2() -> Pair:
+    """Adam with L2 divides the weights' pull by √v̂ as it does the gradient"""
     return Pair(by_hand(adam, DECAY), moved("adam", DECAY, "l2"))
 
 
 @belief(
-    "optimizer/adam_l2_is_adamw",
-    "“Adam with L2 is AdamW”",
     f"widely told; false: {DECOUPLED}, proposition 2",
     "AdamW in numpy; the project's adam with decay: l2, of the same λ",
 )
 def adam_l2_is_adamw() -> Pair:
+    """“Adam with L2 is AdamW”"""
     return Pair(by_hand(adamw, DECAY), moved("adam", DECAY, "l2"))
 
 
 @claim(
-    "optimizer/loudness",
-    "Adam and Lion take the same steps with gradients 1000 times as large: their norm does not say who learns",
     "Kingma & Ba 2015, 1412.6980, section 2.1",
     "both rules in numpy with g; the project's with 1000 g",
     tolerance=Tolerance(1e-5, "Adam's ε = 1e-8 beside a √v̂ that can be as small as 1e-3"),
 )
 def loudness() -> Evidence:
+    """Adam and Lion take the same steps with gradients 1000 times as large: their norm does not say who learns"""
     return Evidence([Pair(by_hand(x), moved(x.__name__, loudness=LOUD), x.__name__) for x in (adam, lion)])
 
 
 @belief(
-    "optimizer/louder_learns_faster",
-    "“The larger a parameter's gradient, the faster it learns”",
     "widely told; true of SGD with or without momentum, not of Adam or Lion",
     "1000 times as far; the project's adam with 1000 g",
 )
 def louder_learns_faster() -> Pair:
+    """“The larger a parameter's gradient, the faster it learns”"""
     return Pair(LOUD * by_hand(adam), moved("adam", loudness=LOUD))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from model.mlp import ACTIVATIONS
 from model.taps import tap
 
-from ..core.compile import called_once
+from ..device.programs import called_once
 from ..gradflow.norms import Norm, log10
 from . import by_hand
 from .claim import Evidence, Pair, Tolerance, belief, claim
@@ -29,14 +29,14 @@ def composed(layer: Callable[[Array, Array], Array], x: Array, inputs: Array) ->
 
 
 @claim(
-    "scalar/slope",
-    "100 layers of slope 0.9: δ_l = 0.9^(100 - l), so 0.0000266 of it reaches the first",
     RULES,
     "powers of 0.9; jax.grad by the input of every layer of a scan",
     each=True,
     axes=("layer l", "δ_l, slope of the output by the input of layer l"),
 )
 def slope() -> Pair:
+    """100 layers of slope 0.9: δ_l = 0.9^(100 - l), so 0.0000266 of it reaches the first"""
+
     def end(offsets: Float[Array, "L+1"]) -> Array:
         return composed(lambda x, offset: SLOPE * (x + offset), jnp.ones(()), offsets[:-1]) + offsets[-1]
 
@@ -44,13 +44,13 @@ def slope() -> Pair:
 
 
 @claim(
-    "scalar/underflow",
-    "10,000 layers of slope 0.9: log10 |δ_0| = -457.6, which no float64 can hold and the taps still measure",
     "model/taps.py",
     "10,000 log10 0.9; the project's taps, powers of two taken out on the way back",
     tolerance=Tolerance(1e-10, "10,000 roundings of 1.1e-16 in a row, and of the logarithm"),
 )
 def underflow() -> Pair:
+    """10,000 layers of slope 0.9: log10 |δ_0| = -457.6, which no float64 can hold and the taps still measure"""
+
     def end(slots: Float[Array, "L+1 2"]) -> Array:
         def layer(state: tuple[Array, Array], slot: Array) -> tuple[tuple[Array, Array], None]:
             x, exponent = tap(*state, slot)
@@ -64,13 +64,9 @@ def underflow() -> Pair:
     return Pair((DEEP - np.arange(DEEP + 1.0)) * np.log10(SLOPE), log10(Norm(slots[:, 0], slots[:, 1])))
 
 
-@claim(
-    "scalar/product",
-    "The slope of a composition is the product of the local slopes: ∏ f_l'(x_l), 100 layers sin(a x) + x/2",
-    RULES,
-    "the product, with cos by hand at each x_l; jax.grad of the whole",
-)
+@claim(RULES, "the product, with cos by hand at each x_l; jax.grad of the whole")
 def product() -> Pair:
+    """The slope of a composition is the product of the local slopes: ∏ f_l'(x_l), 100 layers sin(a x) + x/2"""
     rates = np.random.default_rng(1).uniform(0.5, 1.5, LAYERS)
     x, slopes = 0.3, 1.0
     for rate in rates:
@@ -96,48 +92,32 @@ def stack_of_skips(slope: float) -> float:
     return float(called_once(end, jnp.ones(())))
 
 
-@claim(
-    "scalar/skip",
-    "x + f(x) has the slope 1 + f', for f' = -2.5, -1.5, -0.5, 0.5, 1.5",
-    SKIP,
-    "1 + f'; jax.grad of x + a tanh(x - 0.2)",
-    each=True,
-)
+@claim(SKIP, "1 + f'; jax.grad of x + a tanh(x - 0.2)", each=True)
 def skip() -> Pair:
+    """x + f(x) has the slope 1 + f', for f' = -2.5, -1.5, -0.5, 0.5, 1.5"""
     slopes = np.array([-2.5, -1.5, -0.5, 0.5, 1.5])
     return Pair(1 + slopes, one_plus_slope(slopes))
 
 
-@belief(
-    "scalar/skip_is_at_least_1",
-    "“1 + f' is always at least 1, so a skip never shrinks the gradient”",
-    "widely told; false for every f' < 0: it shrinks between -2 and 0",
-    "1; jax.grad at f' = -0.5",
-    ">=",
-)
+@belief("widely told; false for every f' < 0: it shrinks between -2 and 0", "1; jax.grad at f' = -0.5", relation=">=")
 def skip_is_at_least_1() -> Pair:
+    """“1 + f' is always at least 1, so a skip never shrinks the gradient”"""
     return Pair(1.0, one_plus_slope(np.array([-0.5]))[0])
 
 
-@claim(
-    "scalar/skips_vanish",
-    "100 layers x + f(x) with f' = -0.5 leave 0.5^100 of δ; with f' = +0.5 they make it 1.5^100 times as large",
-    SKIP,
-    "powers of 1 + f'; jax.grad through a scan",
-    each=True,
-)
+@claim(SKIP, "powers of 1 + f'; jax.grad through a scan", each=True)
 def skips_vanish() -> Pair:
+    """100 layers x + f(x) with f' = -0.5 leave 0.5^100 of δ; with f' = +0.5 they make it 1.5^100 times as large"""
     return Pair([0.5**LAYERS, 1.5**LAYERS], [stack_of_skips(-0.5), stack_of_skips(0.5)])
 
 
 @belief(
-    "scalar/skips_never_vanish",
-    "“The skip passes the gradient on whole and the branch only adds to it, so nothing vanishes”",
     "widely told; the branch's part can point the other way",
     "at least 1; jax.grad through 100 layers with f' = -0.5",
-    ">=",
+    relation=">=",
 )
 def skips_never_vanish() -> Pair:
+    """“The skip passes the gradient on whole and the branch only adds to it, so nothing vanishes”"""
     return Pair(1.0, stack_of_skips(-0.5))
 
 
@@ -155,35 +135,26 @@ def matrix_layer() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return delta, by_numpy, np.asarray(called_once(pulled_back, x, delta))
 
 
-@claim(
-    "scalar/matrix_skip",
-    "x + f(x) hands down (I + J)ᵀδ, J the branch's Jacobian",
-    SKIP,
-    "J = W diag(1 - tanh²) in numpy; jax.vjp of x + W tanh(x)",
-)
+@claim(SKIP, "J = W diag(1 - tanh²) in numpy; jax.vjp of x + W tanh(x)")
 def matrix_skip() -> Pair:
+    """x + f(x) hands down (I + J)ᵀδ, J the branch's Jacobian"""
     return Pair(*matrix_layer()[1:])
 
 
 @belief(
-    "scalar/matrix_skip_is_at_least_1",
-    "“|(I + J)ᵀδ| is at least |δ|, because of the I”",
     "widely told; false where the eigenvalues of J + Jᵀ are negative enough",
     "|δ|; the norm of jax.vjp of x + W tanh(x) with W = -A Aᵀ / 2|A|²",
-    ">=",
+    relation=">=",
 )
 def matrix_skip_is_at_least_1() -> Pair:
+    """“|(I + J)ᵀδ| is at least |δ|, because of the I”"""
     delta, _, measured = matrix_layer()
     return Pair(np.linalg.norm(delta), np.linalg.norm(measured))
 
 
-@claim(
-    "scalar/paths",
-    "∏ (1 + f_l') is a sum over the 2^L paths through L skips: 1024 of them for L = 10",
-    "Veit et al. 2016, 1605.06431, section 3",
-    "all 1024 products added up; jax.grad through 10 layers x + sin(a x)",
-)
+@claim("Veit et al. 2016, 1605.06431, section 3", "all 1024 products added up; jax.grad through 10 layers x + sin(a x)")
 def paths() -> Pair:
+    """∏ (1 + f_l') is a sum over the 2^L paths through L skips: 1024 of them for L = 10"""
     slopes = np.random.default_rng(3).normal(size=10)
     chosen = (np.arange(2**10)[:, None] >> np.arange(10)) & 1  # the branches that a path takes
     end = jax.grad(lambda x: composed(lambda x, a: x + jnp.sin(a * x), x, jnp.asarray(slopes)))
@@ -223,37 +194,23 @@ def differentiated(rules: Mapping[str, Rule], points: np.ndarray) -> Evidence:
     return Evidence([Pair(slope(points), m, name) for (name, (_, slope)), m in pairs])
 
 
-@claim(
-    "scalar/table",
-    f"The table of derivatives: {', '.join(TABLE)}",
-    "calculus",
-    "each derivative by hand in numpy; jax.grad at four points",
-    each=True,
-)
+@claim("calculus", "each derivative by hand in numpy; jax.grad at four points", each=True)
 def table() -> Evidence:
+    """The table of derivatives: x^5, 1/x, sqrt x, exp x, 2^x, ln x, sin x, cos x, tan x, arctan x, tanh x, sigmoid x,
+    softplus x"""
     return differentiated(TABLE, np.array([0.3, 0.9, 1.4, 2.6]))
 
 
-@claim(
-    "scalar/activations",
-    f"The slopes of the model's activations: {', '.join(ACTIVE)}",
-    "model/mlp.py",
-    "by hand in numpy; jax.grad of the project's functions on both sides of 0",
-    each=True,
-)
+@claim("model/mlp.py", "by hand in numpy; jax.grad of the project's functions on both sides of 0", each=True)
 def activations() -> Evidence:
+    """The slopes of the model's activations: gelu, relu, relu2, silu, linear"""
     rules = {name: (ACTIVATIONS[name], slope) for name, slope in ACTIVE.items()}
     return differentiated(rules, np.array([0.7, 2.0, -0.4, -1.3]))
 
 
-@claim(
-    "scalar/rules",
-    "(uv)' = u'v + uv', (u/v)' = (u'v - uv')/v², u(v)' = u'(v) v', and what is used twice (x^x) gets both parts",
-    "calculus",
-    "by hand in numpy; jax.grad at three points",
-    each=True,
-)
+@claim("calculus", "by hand in numpy; jax.grad at three points", each=True)
 def rules() -> Evidence:
+    """(uv)' = u'v + uv', (u/v)' = (u'v - uv')/v², u(v)' = u'(v) v', and what is used twice (x^x) gets both parts"""
     x = np.array([0.4, 1.1, 1.9])
     u, du, v, dv = np.sin(x), np.cos(x), np.exp(x**2), 2 * x * np.exp(x**2)
     functions: dict[str, Rule] = {

@@ -1,4 +1,4 @@
-"""Windows of K steps against K single steps, for any watched steps and any source of tokens."""
+"""Dispatches of K steps against K single steps, for any watched steps and any source of tokens."""
 
 from functools import partial
 
@@ -10,13 +10,13 @@ import pytest
 from data.batches import gather, window_starts
 from model.network import Network
 from train.core.batch import batch_of
+from train.core.dispatch import run_dispatch
 from train.core.state import hparams_of, initial_state
 from train.core.step import train_step
-from train.core.window import run_window
 from train.gradflow.norms import Norm, value
 
 VOCAB, K = 11, 7
-run = jax.jit(run_window, static_argnums=(0, 1, 2))
+run = jax.jit(run_dispatch, static_argnums=(0, 1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def figures(watched) -> dict[str, np.ndarray]:
     ],
     ids=lambda x: str(x),
 )
-def test_a_window_is_its_steps_one_by_one(setting, single, every, steps):
+def test_a_dispatch_is_its_steps_one_by_one(setting, single, every, steps):
     network, config, hp, state, tokens, starts = setting
     state, metrics, watched = run(network, config, every, state, hp, jnp.asarray(tokens), starts)
     assert_same_run(state, metrics, single)

@@ -1,4 +1,4 @@
-"""Windows of training, (start, end): the steps of each dispatch, those that are watched, and the throughput."""
+"""Dispatches of training, (start, end): their steps, those that are watched, and the throughput."""
 
 import time
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ import numpy as np
 
 from ..config.checks import strides
 from ..config.schema import RunConfig
-from ..device.programs import Group, model_flops
+from ..device.programs import VariantGroup, model_flops
 
 # Rough speeds, good enough to choose how many steps fit into a second.
 _ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
-_RECENT = 20  # windows whose median is the recent speed
+_RECENT = 20  # dispatches whose median is the recent speed
 
 
-def windows(start_step: int, steps: int, K: int, every: int = 0) -> Iterator[tuple[int, int]]:
-    """Yields the windows of the steps from `start_step` on; their ends are multiples of K wherever a run was resumed.
+def dispatches(start_step: int, steps: int, K: int, every: int = 0) -> Iterator[tuple[int, int]]:
+    """Yields the dispatches from `start_step` on; their ends are multiples of K wherever a run was resumed.
 
-    `every`: steps between watched steps, 0 for none. A window that does not start at a multiple of it ends at the next
-    one, where a run that goes on with another K would miss a watched step: a window's first step is watched, or none.
+    `every`: steps between watched steps, 0 for none. A dispatch that does not start at a multiple of it ends at the
+    next one, where a run that goes on with another K would miss a watched step: the first step is watched, or none.
 
-    >>> list(windows(3, 10, 4)), list(windows(1, 8, 4, 2))
+    >>> list(dispatches(3, 10, 4)), list(dispatches(1, 8, 4, 2))
     ([(3, 4), (4, 8), (8, 10)], [(1, 2), (2, 4), (4, 8)])
     """
     while start_step < steps:
@@ -33,9 +33,9 @@ def windows(start_step: int, steps: int, K: int, every: int = 0) -> Iterator[tup
 
 
 def watched_steps(start: int, end: int, every: int) -> range:
-    """The watched steps of a window: its first, if that is a multiple of `every`, and each `every`-th after it.
+    """The watched steps of a dispatch: its first, if that is a multiple of `every`, and each `every`-th after it.
 
-    train/core/window.py watches the same steps of a window whose program is watched.
+    train/core/dispatch.py watches the same steps of a dispatch whose program is watched.
 
     >>> list(watched_steps(20, 30, 5)), list(watched_steps(21, 30, 5)), list(watched_steps(0, 10, 0))
     ([20, 25], [], [])
@@ -43,12 +43,12 @@ def watched_steps(start: int, end: int, every: int) -> range:
     return range(start, end, every) if every and start % every == 0 else range(0)
 
 
-def window_shapes(config: RunConfig, start_step: int, K: int) -> set[tuple[int, bool]]:
-    """(length, watched) of the windows to come: they repeat after `watch.every` steps, up to the last one."""
+def dispatch_shapes(config: RunConfig, start_step: int, K: int) -> set[tuple[int, bool]]:
+    """(length, watched) of the dispatches to come: they repeat after `watch.every` steps, up to the last one."""
     every, steps = config.watch.every, config.train.steps
-    some = list(islice(windows(start_step, steps, K, every), 3 + every // K))
+    some = list(islice(dispatches(start_step, steps, K, every), 3 + every // K))
     last = steps - 1
-    some += windows(max(start_step, last - last % K), steps, K, every)
+    some += dispatches(max(start_step, last - last % K), steps, K, every)
     return {(end - start, bool(watched_steps(start, end, every))) for start, end in some}
 
 
@@ -61,14 +61,14 @@ def steps_per_call(config: RunConfig, step_seconds: float) -> int:
     return strides(config, most)[-1]
 
 
-def assumed_step_seconds(group: Group, batch: int, kind: str) -> float:
+def assumed_step_seconds(group: VariantGroup, batch: int, kind: str) -> float:
     """A guess of the seconds a step takes on a device of this kind (cpu, gpu, tpu), before anything has run."""
     count = len(group.variants) if group.vmapped else 1
     return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
 
 
 class Throughput:
-    """Seconds a step, from the times between windows in which nothing else was done.
+    """Seconds a step, from the times between dispatches in which nothing else was done.
 
     Args:
         calls: variants that take turns in one step; vmapped ones are one call.
@@ -80,11 +80,11 @@ class Throughput:
         self._since: float | None = None
 
     def pause(self) -> None:
-        """Leaves the time until the next window out: it is not one of training."""
+        """Leaves the time until the next dispatch out: it is not one of training."""
         self._since = None
 
-    def window(self, steps: int) -> float | None:
-        """Counts a window that has just ended. Returns the steps per second of one variant while it has the device."""
+    def dispatch(self, steps: int) -> float | None:
+        """Counts a dispatch that has just ended; returns one variant's steps per second while it has the device."""
         now, since = time.perf_counter(), self._since
         self._since = now
         if since is None:
@@ -94,10 +94,10 @@ class Throughput:
 
     @property
     def recent(self) -> float | None:
-        """Seconds a step of all calls, the median of the last windows."""
+        """Seconds a step of all calls, the median of the last dispatches."""
         return float(np.median(self._seconds[-_RECENT:])) if self._seconds else None
 
     @property
     def call(self) -> float | None:
-        """Seconds a step of one call, the median of all windows."""
+        """Seconds a step of one call, the median of all dispatches."""
         return float(np.median(self._seconds)) / self.calls if self._seconds else None

@@ -1,0 +1,32 @@
+"""Files of data, the sources that open them, and the one line of a refusal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import DataError
+from data.config import DataConfig
+from data.source import open_source
+
+ROOT = Path(__file__).parents[1]
+SHAKESPEARE = ROOT / "shared" / "data" / "tinyshakespeare.txt"
+PROSE = "Thé quick brown 狐 jumps over the lazy dog, doesn't it?  A quick dog over there jumps!\r\n\n" * 40
+
+
+def write(path: str | Path, content: str | bytes = "abc") -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def opened(**config: Any) -> Any:
+    return open_source(DataConfig(**config))
+
+
+def refused(**config: Any) -> str:
+    """The message of the DataError, which is one line without the errors of the layers below."""
+    with pytest.raises(DataError) as error:
+        opened(**config).train_batches(1, 0, 0, 1)
+    assert "\n" not in str(error.value)
+    return str(error.value)
