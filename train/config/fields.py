@@ -20,16 +20,17 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """The dotted keys of a config's class, each section before the keys in it."""
     for name, field in model.model_fields.items():
         yield prefix + name, field
         if section := section_of(field):
-            yield from _walk(section, f"{prefix}{name}.")
+            yield from walk(section, f"{prefix}{name}.")
 
 
-FIELDS: dict[str, FieldInfo] = {key: field for key, field in _walk(RunConfig) if not section_of(field)}
+FIELDS: dict[str, FieldInfo] = {key: field for key, field in walk(RunConfig) if not section_of(field)}
 SECTIONS: dict[str, list[str]] = {"": [*RunConfig.model_fields, *SPECIAL]} | {
-    key: list(section.model_fields) for key, field in _walk(RunConfig) if (section := section_of(field))
+    key: list(section.model_fields) for key, field in walk(RunConfig) if (section := section_of(field))
 }
 
 # Sections that a single value stands for: `residual: rezero` is `residual: {rule: rezero}`.

@@ -1,7 +1,8 @@
 """Experiments from YAML files and command lines, with all problems of a config reported at once.
 
-The layers of a config (file, command line, variants, points of the sweep) are trees. Each is checked alone by pydantic;
-if all are clean they are merged, and the rules between keys (`checks`) are applied to each variant.
+The layers of a config (file, command line, variants, points of the sweep) map dotted keys to values and their places.
+Each is checked alone by pydantic; if all are clean they are merged, and each variant is held to the rules between keys
+(`checks`).
 """
 
 import os
@@ -22,18 +23,6 @@ from .schema import RunConfig, leaves
 from .settings import Draft, Settings, config_of, faults, merged
 from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
 from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
-
-__all__ = [
-    "ConfigError",
-    "Experiment",
-    "Problem",
-    "Variant",
-    "find_config",
-    "flatten",
-    "from_mapping",
-    "load",
-    "to_yaml",
-]
 
 MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
