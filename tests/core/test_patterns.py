@@ -17,7 +17,8 @@ from problems import lines
 from train.cli import main
 from train.config.load import from_mapping, load, to_yaml
 from train.config.schema import OptimizerConfig
-from train.core.clipping import by_matrix, clip_factor, clipped
+from train.core import clipping
+from train.core.clipping import clip_factor, clipped
 from train.core.optimizer import FUNCTIONS, averaged, check
 from train.core.patterns import decayed, unfrozen, unmatched
 from train.core.state import hparams_of, initial_state, program_structure
@@ -30,12 +31,14 @@ def global_norm(x) -> float:
     return math.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(x)))
 
 
-def clip(grads, params, **limits):
-    @jax.jit
-    def clip(grads, params, limits):
-        return clipped(grads, params, total_norm(parameter_norms(grads), grads), limits)[0]
+by_matrix = jax.jit(clipping.by_matrix)
+clip_by = jax.jit(
+    lambda grads, params, limits: clipped(grads, params, total_norm(parameter_norms(grads), grads), limits)
+)
 
-    return clip(grads, params, jax.tree.map(np.float64, limits))
+
+def clip(grads, params, **limits):
+    return clip_by(grads, params, jax.tree.map(np.float64, limits))[0]
 
 
 # Clipping
