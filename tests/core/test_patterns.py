@@ -13,6 +13,7 @@ import pytest
 from test_optimizers import applied, decays, leaves, numbers, tree
 
 from model.network import Network, path_of
+from networks import parameters
 from problems import lines
 from train.cli import main
 from train.config.load import from_mapping, load, to_yaml
@@ -21,7 +22,7 @@ from train.core import clipping
 from train.core.clipping import clip_factor, clipped
 from train.core.optimizer import FUNCTIONS, averaged, check
 from train.core.patterns import decayed, unfrozen, unmatched
-from train.core.state import hparams_of, initial_state, program_structure
+from train.core.state import hparams_of, program_structure, state_at
 from train.core.step import train_step
 from train.errors import UserError
 from train.gradflow.norms import Norm, parameter_norms, total_norm, value
@@ -178,7 +179,7 @@ def test_what_is_frozen_has_no_part_in_the_norm_that_is_clipped(tiny):
     net, hp = Network(config.model, 24, 8), hparams_of(config)
     windows = np.random.default_rng(0).integers(0, 24, size=(4, 9)).astype(np.int32)
     step: Any = jax.jit(lambda state: train_step(net, config, state, hp, windows, True))
-    watched = step(jax.jit(initial_state, static_argnums=(0, 1))(net, config, hp))[2]
+    watched = step(state_at(config, hp, parameters(net)))[2]
     whole, frozen = (float(value(norm)) for norm in (watched.grad_global, watched.flow.grad["embed"]))
     assert frozen > 0.1 * whole
     assert float(watched.clip_factor) == pytest.approx(1e-3 / math.sqrt(whole**2 - frozen**2), rel=1e-4)

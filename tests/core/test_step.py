@@ -12,18 +12,18 @@ import yaml
 from test_optimizers import assert_equal, expected
 
 from model.network import Network
+from networks import parameters
 from train.config.schema import OptimizerConfig
 from train.core.batch import micro
 from train.core.loss import tapped_loss
 from train.core.schedule import learning_rate
-from train.core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
+from train.core.state import State, hparams_of, program_structure, stacked_hparams, state_at
 from train.core.step import dropout_key, train_step
 from train.core.tags import watched_scalars
 from train.gradflow.norms import log10, named, value
 
 VOCAB = 11
 run_step = jax.jit(train_step, static_argnums=(0, 1, 5))  # shared, so that equal configs compile once
-start = jax.jit(initial_state, static_argnums=(0, 1))
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def make(tiny):
         network = Network(config.model, VOCAB, config.data.context, dtype)
         hp = hparams_of(config, dtype)
         windows = np.random.default_rng(1).integers(0, VOCAB, (config.data.batch, config.data.context + 1), np.int32)
-        return network, config, hp, start(network, config, hp), windows
+        return network, config, hp, state_at(config, hp, parameters(network, 0.3)), windows
 
     return build
 
