@@ -194,12 +194,8 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
         wrong.append(("kv_heads", f"expected a divisor of heads {config.heads}, got {config.kv_heads}"))
     wrong += _base_problems(config)
     if config.hidden < 1:
-        wrong.append(
-            (
-                "mlp_ratio",
-                f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}",
-            )
-        )
+        message = f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}"
+        wrong.append(("mlp_ratio", message))
     wrong += rules.problems(config.residual, config.skip_scale)
     if config.init_gain.mlp_gate != 1.0 and not config.gated:
         wrong.append(("init_gain.mlp_gate", f"activation {config.activation} has no gate; it is for swiglu and geglu"))

@@ -54,9 +54,6 @@ class AttnRes(Residual):
         mixed = jax.checkpoint(mix)(sources, sub.own["query"].astype(y.dtype), row + 1, context.numbers["norm_eps"])
         return sources, mixed
 
-    def end(self, carry):
-        return carry[1]
-
     def stream(self, carry):
         return carry[1]
 

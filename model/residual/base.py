@@ -121,8 +121,8 @@ class Residual:
         return total if context.one is None else fusion_barrier(total, context.one)
 
     def end(self, carry: Carry) -> Float[Array, "N D"]:
-        """The stream that the final norm and the head read."""
-        return carry
+        """The input of the final norm and the head."""
+        return self.stream(carry)
 
     def stream(self, carry: Carry) -> Float[Array, "N ..."]:
         """The part of the carry that delta and the activation statistics are of. Linear: it also picks cotangents."""

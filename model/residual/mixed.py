@@ -37,9 +37,6 @@ class ValueResidual(Residual):
         assert v is not None
         return self.add(x, y, context), jnp.where(bottom, v.astype(first.dtype), first)
 
-    def end(self, carry):
-        return carry[0]
-
     def stream(self, carry):
         return carry[0]
 
@@ -65,9 +62,6 @@ class X0Lambda(Residual):
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         return super().sublayer(carry[0], sub, context), carry[1]
-
-    def end(self, carry):
-        return carry[0]
 
     def stream(self, carry):
         return carry[0]

@@ -52,16 +52,10 @@ def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping
     without = None
     if network.config.rule.additive:
         without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
-    measured = flow(result)
-    return Probe(
-        loss, rms, measured, without, _sizes(params), weight_dot_grad(params, result), total_norm(measured.grad, params)
-    )
-
-
-def _sizes(params: Params) -> dict[str, Norm]:
-    """Norms of the weights under the names that `flow` gives to their gradients."""
-    norms = parameter_norms(params)
-    return {"head": norms["embed"], **norms, "lookup": norms["embed"]}
+    measured, norms = flow(result), parameter_norms(params)
+    weight = {"head": norms["embed"], **norms, "lookup": norms["embed"]}  # under the names of their gradients
+    dot = weight_dot_grad(params, result)
+    return Probe(loss, rms, measured, without, weight, dot, total_norm(measured.grad, params))
 
 
 def numbers(norm: Norm) -> Any:
