@@ -66,11 +66,11 @@ def test_all_processes_save_the_same_step(tmp_path):
         for index in range(2)
     ]
     try:
-        said = [process.communicate(timeout=120) for process in started]
+        printed = [process.communicate(timeout=120) for process in started]
     finally:
         for process in started:
             process.kill()
-    ended = [json.loads(out.strip().splitlines()[-1]) for out, _ in said]
+    ended = [json.loads(out.strip().splitlines()[-1]) for out, _ in printed]
     saved = ended[0][2]
     assert ended == [[2, 143, saved], [2, 143, saved]]
     assert len(saved) == 1 and 6 < saved[0] < 12

@@ -33,9 +33,9 @@ def _listener():
 @contextlib.contextmanager
 def counting():
     """A list that holds, after the `with`, the number of programs that XLA compiled during it."""
-    before, found = len(_compiles), []
-    yield found
-    found.append(len(_compiles) - before)
+    before, count = len(_compiles), []
+    yield count
+    count.append(len(_compiles) - before)
 
 
 # Grouping
