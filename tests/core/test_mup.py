@@ -13,8 +13,9 @@ import pytest
 
 from data.source import Batch
 from model.config import ModelConfig, problems
-from model.network import Network, path_of
+from model.network import Network
 from model.residual import RULES
+from networks import leaves, parameters
 from problems import lines
 from train.config.load import from_mapping
 from train.config.optimizers import OPTIMIZERS
@@ -45,16 +46,6 @@ def start(net: Network):
 @partial(quick, static_argnums=0)
 def logits(net: Network, params, head=None):
     return net.apply(params, TOKENS, head=head)[0]
-
-
-def leaves(tree: Any) -> dict[str, np.ndarray]:
-    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def generic(net: Network) -> dict[str, Any]:
-    """Returns arbitrary values, the same for networks of one shape."""
-    draw = np.random.default_rng(1).normal
-    return jax.tree.map(lambda leaf: jnp.asarray(0.4 * draw(size=leaf.shape), leaf.dtype), net.shapes())
 
 
 # --- at the base width ---
@@ -133,20 +124,18 @@ def test_the_scale_of_attention_at_the_base_width_is_the_usual_one_to_the_last_b
 
 
 POOLED = {"task": "classification", "outputs": 3, "pooled": True}
-ENDS = {
-    "tied": ({}, {}, False),
-    "untied, capped": ({"tied_head": False, "logit_cap": 0.3}, {}, False),
-    "pooled": ({}, POOLED, False),
-    "a head given apart": ({}, {}, True),
-}
 
 
-@pytest.mark.parametrize(("model", "ends", "apart"), ENDS.values(), ids=ENDS.keys())
+@pytest.mark.parametrize(
+    ("model", "ends", "apart"),
+    [({}, {}, False), ({"tied_head": False, "logit_cap": 0.3}, {}, False), ({}, POOLED, False), ({}, {}, True)],
+    ids=["tied", "untied, capped", "pooled", "a head given apart"],
+)
 def test_logits_are_a_quarter_and_attention_is_flatter(x64, model, ends, apart):
     """sqrt(base K) / K = sqrt(2) / 8 with two heads of 8; the cap comes after the factor."""
     wide = network("float64", ends, base_width=4, **model)
     plain = network("float64", ends, attention_scale=math.sqrt(2) / 8, **(model | {"logit_cap": None}))
-    params = generic(wide)
+    params = parameters(wide)
     head = jnp.asarray(np.random.default_rng(2).normal(size=(V, 16))) if apart else None
     wanted = np.asarray(logits(plain, params, head)) / 4
     if cap := model.get("logit_cap"):
@@ -155,44 +144,32 @@ def test_logits_are_a_quarter_and_attention_is_flatter(x64, model, ends, apart):
 
 
 def test_a_scale_of_one_s_own_is_kept(x64):
-    params = generic(network("float64"))
+    params = parameters(network("float64"))
     found = logits(network("float64", base_width=4, attention_scale=0.7), params)
     np.testing.assert_allclose(found, np.asarray(logits(network("float64", attention_scale=0.7), params)) / 4)
 
 
 # --- factors of the updates ---
 
-# Everything a block may hold, and the rules' own.
-COMMON = {
-    "embed": "vector",
-    "positions": "vector",
-    "head": "vector",
-    "norm_f/gain": "vector",
-    "norm_f/bias": "vector",
-    **{f"blocks/norm_{n}/{leaf}": "vector" for n in (1, 2, "1_out", "2_out") for leaf in ("gain", "bias")},
-    **{f"blocks/{matrix}/kernel": "hidden" for matrix in ("attn/q", "attn/k", "attn/v", "attn/o")},
-    **{f"blocks/{matrix}/kernel": "hidden" for matrix in ("mlp/in", "mlp/gate", "mlp/out")},
-    **{f"blocks/{matrix}/bias": "vector" for matrix in ("attn/q", "attn/k", "attn/v", "attn/o")},
-    **{f"blocks/{matrix}/bias": "vector" for matrix in ("mlp/in", "mlp/gate", "mlp/out")},
+MATRICES = [f"attn/{name}" for name in ("q", "k", "v", "o")] + [f"mlp/{name}" for name in ("in", "gate", "out")]
+COMMON = dict.fromkeys(["embed", "positions", "head", "norm_f/gain", "norm_f/bias"], "vector")
+COMMON |= {f"blocks/norm_{n}/{leaf}": "vector" for n in (1, 2, "1_out", "2_out") for leaf in ("gain", "bias")}
+COMMON |= {
+    f"blocks/{matrix}/{leaf}": kind for matrix in MATRICES for leaf, kind in (("kernel", "hidden"), ("bias", "vector"))
 }
-STATIC = {"read": "scalar", "across": "scalar", "write": "scalar"}
+PARTS = ("read", "across", "write")
+# Parameters of the rules, # for a sublayer.
 OWN: dict[str, dict[str, str]] = {
-    "rezero": {"alpha": "scalar"},
-    "skipinit": {"alpha": "scalar"},
-    "layerscale": {"lambda": "vector"},
-    "highway": {"gate/kernel": "hidden", "gate/bias": "vector"},
-    "hyper_connections": STATIC
-    | {
-        f"dynamic_{name}/{leaf}": kind for name in STATIC for leaf, kind in (("kernel", "readout"), ("scale", "scalar"))
-    },
-    "mhc": {
-        f"{name}/{leaf}": kind
-        for name in STATIC
-        for leaf, kind in (("kernel", "readout"), ("bias", "scalar"), ("gate", "scalar"))
-    },
-    "attnres": {"query": "readout"},
-}
-OF_BLOCK = {
+    "rezero": {"alpha_#": "scalar"},
+    "skipinit": {"alpha_#": "scalar"},
+    "layerscale": {"lambda_#": "vector"},
+    "highway": {"gate_#/kernel": "hidden", "gate_#/bias": "vector"},
+    "hyper_connections": {f"{part}_#": "scalar" for part in PARTS}
+    | {f"dynamic_{part}_#/kernel": "readout" for part in PARTS}
+    | {f"dynamic_{part}_#/scale": "scalar" for part in PARTS},
+    "mhc": {f"{part}_#/kernel": "readout" for part in PARTS}
+    | {f"{part}_#/{leaf}": "scalar" for part in PARTS for leaf in ("bias", "gate")},
+    "attnres": {"query_#": "readout"},
     "value_residual": {"lambda": "scalar"},
     "x0_lambda": {"lambda_0": "scalar", "lambda_1": "scalar"},
     "value_skipinit": {"alpha": "scalar", "beta": "scalar"},
@@ -200,11 +177,8 @@ OF_BLOCK = {
 
 
 def own_kinds(rule: str) -> dict[str, str]:
-    found = {f"blocks/residual/{name}": kind for name, kind in OF_BLOCK.get(rule, {}).items()}
-    for name, kind in OWN.get(rule, {}).items():
-        first, *rest = name.split("/")
-        found |= {"/".join(["blocks/residual", f"{first}_{n}", *rest]): kind for n in (1, 2)}
-    return found
+    own = OWN.get(rule, {}).items()
+    return {f"blocks/residual/{name.replace('#', n)}": kind for name, kind in own for n in "12"}
 
 
 def everything(rule: str, **model: Any) -> Network:
@@ -217,29 +191,18 @@ def everything(rule: str, **model: Any) -> Network:
 @pytest.mark.parametrize("rule", RULES)
 def test_every_parameter_of_every_rule_is_classed_as_it_grows(rule):
     """Kinds agree with a table and with the axes that double with the width; attnres' query is the one exception."""
-    narrow, wide = (leaves_of_shapes(everything(rule, width=width)) for width in (8, 16))
+    sizes = [
+        jax.tree.map(lambda leaf: np.array(leaf.shape), everything(rule, width=width).shapes()) for width in (8, 16)
+    ]
+    narrow, wide = map(leaves, sizes)
     table = {path: kind for path, kind in (COMMON | own_kinds(rule)).items() if path in narrow}
     assert {path: growth_of(path, rule) for path in narrow} == table
     assert set(own_kinds(rule)) <= set(narrow)
     for path, shape in narrow.items():
-        pairs = list(zip(shape, wide[path], strict=True))[1 if path.startswith("blocks/") else 0 :]
-        grown = tuple(a != b for a, b in pairs)
+        grown = tuple((shape != wide[path])[1 if path.startswith("blocks/") else 0 :].tolist())
         kinds = {(True, True): "hidden", (True, False): "readout", (False, True): "vector", (True,): "vector"}
-        seen = kinds.get(grown, "scalar" if not any(grown) else "?")
-        assert table[path] == ("readout" if "/query_" in path else seen), path
-
-
-def leaves_of_shapes(net: Network) -> dict[str, tuple[int, ...]]:
-    return {path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(net.shapes())}
-
-
-def test_grouped_keys_and_values_grow_too():
-    """heads / kv_heads must be the same at all widths, or K and V would be readouts."""
-    sizes = {"width": 16, "heads": 8, "kv_heads": 4, "base_width": 8}
-    assert problems(ModelConfig(**sizes, base_heads=4)) == []
-    assert problems(ModelConfig(**sizes, base_heads=1)) == [
-        ("base_heads", "expected a multiple of heads / kv_heads 2, which widths share, got 1")
-    ]
+        kind = kinds.get(grown, "scalar" if not any(grown) else "?")
+        assert table[path] == ("readout" if "/query_" in path else kind), path
 
 
 def test_a_parameter_without_a_declared_kind_is_an_error():
@@ -270,7 +233,7 @@ def test_a_step_of_momentum_by_hand(x64):
     keys |= {"optimizer.warmup": 0, "optimizer.lr": 0.01, "optimizer.weight_decay": 0.3}
     config = from_mapping({"name": "a"} | keys).variants[0].config
     net, hp = Network(config.model, V, T, "float64"), hparams_of(config, "float64")
-    params, batch = generic(net), Batch(TOKENS, np.roll(TOKENS, 1, axis=1))
+    params, batch = parameters(net), Batch(TOKENS, np.roll(TOKENS, 1, axis=1))
     after = quick(train_step, static_argnums=(0, 1, 5))(net, config, state_at(config, hp, params), hp, batch, False)[0]
     # The first step's momentum is the gradient.
     before, moved, grads = leaves(params), leaves(after.params), leaves(after.optimizer[0].trace)
@@ -285,22 +248,6 @@ def test_a_step_of_momentum_by_hand(x64):
 
 def decays(path: str) -> bool:
     return path.endswith("kernel") or path in ("embed", "positions")
-
-
-def test_decay_alone_is_the_same_at_every_width():
-    keys = {"optimizer.warmup": 0, "optimizer.lr": 0.5, "optimizer.weight_decay": 0.25, "model.width": 16}
-    config = from_mapping({"name": "a", "model.base_width": 4} | keys).variants[0].config
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), network(layers=1).shapes())
-
-    @quick
-    def update(params, grads):
-        rule = transformation(config.optimizer, hparams_of(config).optimizer, jnp.int32(0), 10, config.model)
-        return rule.update(grads, rule.init(params), params)[0]
-
-    with jax.numpy_dtype_promotion("standard"):
-        updates = leaves(update(ones, jax.tree.map(jnp.zeros_like, ones)))
-    for path, leaf in updates.items():
-        np.testing.assert_allclose(leaf, -0.125 if decays(path) else 0.0, rtol=1e-6, err_msg=path)
 
 
 # --- the coordinate check (Yang et al. 2022, 2203.03466, appendix D.1) ---
@@ -400,11 +347,8 @@ def test_one_learning_rate_changes_stream_and_logits_alike_at_every_width(name, 
         ("base_width: 64.5", "base_width: expected a whole number >= 1 or null, got 64.5"),
         ("base_width: 40000", "base_width: expected at most 32768, got 40000"),
         ("base_width: 30", "base_width: expected a multiple of heads 4 (or set base_heads), got 30"),
-        (
-            "base_width: 30, base_heads: 4",
-            "base_heads: expected a divisor of base_width 30 (nearest: 2, 3, 5), got 4",
-        ),
-        (
+        ("base_width: 30, base_heads: 4", "base_heads: expected a divisor of base_width 30 (nearest: 2, 3, 5), got 4"),
+        (  # or K and V would be readouts
             "base_width: 32, kv_heads: 2, base_heads: 1",
             "base_heads: expected a multiple of heads / kv_heads 2, which widths share, got 1",
         ),

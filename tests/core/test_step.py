@@ -1,26 +1,24 @@
-"""The train step: schedule, clipping and optimizers against numpy, and invariances of its result."""
+"""The train step: the schedule by hand, and invariances of a step's result and of what is logged of it."""
 
 import functools
 import math
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_optimizers import assert_equal, expected
 
 from model.network import Network
 from train.config.schema import OptimizerConfig
 from train.core.batch import micro
-from train.core.clipping import clip_factor, clipped
 from train.core.loss import tapped_loss
-from train.core.optimizer import HParams, transformation
-from train.core.patterns import decayed
 from train.core.schedule import learning_rate
 from train.core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from train.core.step import dropout_key, train_step
 from train.core.tags import watched_scalars
-from train.gradflow.norms import Norm, log10, named, parameter_norms, total_norm, value
+from train.gradflow.norms import log10, named, value
 
 VOCAB = 11
 run_step = jax.jit(train_step, static_argnums=(0, 1, 5))  # shared, so that equal configs compile once
@@ -41,74 +39,34 @@ def make(tiny):
     return build
 
 
-def leaves(tree) -> dict[str, np.ndarray]:
-    """Returns arrays by path."""
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def assert_close(a, b, tolerance):
     """Asserts that leaves agree within `tolerance`, relative to the largest entry of each."""
-    a, b = leaves(a), leaves(b)
-    assert a.keys() == b.keys()
-    for path, x in a.items():
-        top = np.abs(b[path]).max()
-        assert np.abs(x - b[path]).max() <= tolerance * top, path
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max()), a, b)
 
 
 # The schedule
 
 
-@pytest.mark.parametrize(
-    ("schedule", "step", "expected"),
-    [
-        # lr 0.8, min_lr 0.2, 3 steps of warm-up, 11 steps: warm-up is 0.8 * (step + 1) / 4.
-        ("cosine", 0, 0.2),
-        ("cosine", 1, 0.4),
-        ("cosine", 2, 0.6),
-        ("cosine", 3, 0.8),
-        ("cosine", 5, 0.2 + 0.6 * (1 + math.sqrt(0.5)) / 2),  # a quarter of the way from 3 to 11
-        ("cosine", 7, 0.5),
-        ("cosine", 11, 0.2),
-        ("cosine", 500, 0.2),
-        ("linear", 2, 0.6),
-        ("linear", 3, 0.8),
-        ("linear", 5, 0.65),
-        ("linear", 10, 0.275),
-        ("linear", 11, 0.2),
-        ("linear", 500, 0.2),
-        ("constant", 0, 0.2),
-        ("constant", 3, 0.8),
-        ("constant", 500, 0.8),
-        ("wsd", 2, 0.6),  # decay_fraction 0.5: the last 5.5 steps
-        ("wsd", 3, 0.8),
-        ("wsd", 5, 0.8),
-        ("wsd", 8, 0.2 + 0.6 * 3 / 5.5),
-        ("wsd", 11, 0.2),
-        ("wsd", 500, 0.2),
-        ("rsqrt", 2, 0.6),
-        ("rsqrt", 3, 0.8),
-        ("rsqrt", 15, 0.5),  # sqrt(4 / 16)
-        ("rsqrt", 399, 0.26),
-        ("step", 2, 0.6),  # every 2 steps half of it
-        ("step", 3, 0.8),
-        ("step", 4, 0.8),
-        ("step", 5, 0.5),
-        ("step", 7, 0.35),
-        ("step", 103, 0.2 + 0.6 * 2.0**-50),
-        ("one_cycle", 0, 0.065),  # a quarter of where the cycle starts, 0.2 + 0.6 / 10
-        ("one_cycle", 3, 0.26),
-        ("one_cycle", 4, 0.53),
-        ("one_cycle", 5, 0.8),  # up for 2 of 8 steps, down for 2, and 4 to the end
-        ("one_cycle", 7, 0.26),
-        ("one_cycle", 9, 0.23),
-        ("one_cycle", 11, 0.2),
-        ("one_cycle", 500, 0.2),
-    ],
-)
-def test_learning_rate_by_hand(x64, schedule, step, expected):
+# lr 0.8, min_lr 0.2, 3 steps of warm-up, which is 0.8 * (step + 1) / 4, and 11 steps in all: the rate of each step.
+BY_HAND = {
+    "cosine": {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 5: 0.2 + 0.6 * (1 + math.sqrt(0.5)) / 2, 7: 0.5, 11: 0.2, 500: 0.2},
+    "linear": {2: 0.6, 3: 0.8, 5: 0.65, 10: 0.275, 11: 0.2, 500: 0.2},
+    "constant": {0: 0.2, 3: 0.8, 500: 0.8},
+    "wsd": {2: 0.6, 3: 0.8, 5: 0.8, 8: 0.2 + 0.6 * 3 / 5.5, 11: 0.2, 500: 0.2},  # falls over the last 5.5 steps
+    "rsqrt": {2: 0.6, 3: 0.8, 15: 0.5, 399: 0.26},  # sqrt(4 / 16)
+    "step": {2: 0.6, 3: 0.8, 4: 0.8, 5: 0.5, 7: 0.35, 103: 0.2 + 0.6 * 2.0**-50},  # every 2 steps half of it
+    # Starts at a quarter of 0.2 + 0.6 / 10; up for 2 of 8 steps, down for 2, and 4 to the end.
+    "one_cycle": {0: 0.065, 3: 0.26, 4: 0.53, 5: 0.8, 7: 0.26, 9: 0.23, 11: 0.2, 500: 0.2},
+}
+
+
+@pytest.mark.parametrize("schedule", BY_HAND)
+def test_learning_rate_by_hand(x64, schedule):
     config = OptimizerConfig(schedule=schedule, warmup=3, decay_fraction=0.5, step_every=2, step_factor=0.5)
-    lr = learning_rate(config, jnp.float64(0.8), jnp.float64(0.2), jnp.int32(step), 11)
-    assert float(lr) == pytest.approx(expected, rel=1e-14)
+    at = jax.jit(lambda step: learning_rate(config, jnp.float64(0.8), jnp.float64(0.2), step, 11))
+    for step, rate in BY_HAND[schedule].items():
+        assert float(at(np.int32(step))) == pytest.approx(rate, rel=1e-14), step
+    assert set(BY_HAND) == set(get_args(OptimizerConfig.model_fields["schedule"].annotation))
 
 
 def test_no_warmup_starts_at_the_peak_and_a_run_shorter_than_its_warmup_never_reaches_it(x64):
@@ -120,10 +78,7 @@ def test_no_warmup_starts_at_the_peak_and_a_run_shorter_than_its_warmup_never_re
     assert rates(9, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=1e-14)
 
 
-SCHEDULES = get_args(OptimizerConfig.model_fields["schedule"].annotation)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", BY_HAND)
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_a_schedule_stays_between_its_rates_and_reaches_the_peak_once_it_is_warm(x64, schedule, warmup):
     config = OptimizerConfig(schedule=schedule, warmup=warmup, decay_fraction=0.2, step_every=10)
@@ -136,7 +91,7 @@ def test_a_schedule_stays_between_its_rates_and_reaches_the_peak_once_it_is_warm
         assert rates[-1] == pytest.approx(0.01, rel=1e-6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", BY_HAND)
 def test_the_rate_of_a_float32_run_is_float32_and_traced(schedule):
     config = OptimizerConfig(warmup=2, schedule=schedule)
     traced = jax.jit(lambda lr, low, step: learning_rate(config, lr, low, step, 10))
@@ -145,170 +100,27 @@ def test_the_rate_of_a_float32_run_is_float32_and_traced(schedule):
     assert rate.dtype == np.float32 and float(rate) == pytest.approx(start, rel=1e-6)
 
 
-# Clipping
-
-
-@pytest.mark.parametrize(
-    ("mantissa", "exponent", "clip", "expected"),
-    [
-        (0.5, 3.0, 1.0, 0.25),  # a norm of 4
-        (0.5, 1.0, 1.0, 1.0),  # just at the bound
-        (0.75, 0.0, 1.0, 1.0),
-        (0.5, 3.0, 8.0, 1.0),
-        (0.5, 1.0, 2.0**-100, 2.0**-100),  # tiny clip
-        (0.5, 201.0, 1.0, 2.0**-126),  # a norm of 2^200 is beyond float32; so is 2^-200
-        (0.5, 121.0, 1.0, 2.0**-120),
-        (0.5, -400.0, 1e-30, 1.0),
-        (0.0, 0.0, 1.0, 1.0),
-        (0.0, 0.0, 1e-30, 1.0),
-        (math.nan, 0.0, 1.0, 1.0),
-        (math.inf, 0.0, 1.0, 1.0),
-        (0.5, 3.0, None, 1.0),
-    ],
-)
-def test_clip_factor_by_hand(mantissa, exponent, clip, expected):
-    norm = Norm(jnp.float32(mantissa), jnp.float32(exponent))
-    factor = clip_factor(norm, None if clip is None else np.float32(clip))
-    assert factor.dtype == np.float32
-    if expected == 2.0**-126:
-        assert 0 <= float(factor) <= expected
-    else:
-        assert float(factor) == pytest.approx(expected, rel=2e-6)
-
-
-def test_a_clipped_gradient_has_the_norm_of_the_clip():
-    grads = {"blocks": {"a": jnp.asarray([[3.0], [0.0]], jnp.float32)}, "b": jnp.asarray([[4.0]], jnp.float32)}
-    norm = total_norm(parameter_norms(grads), grads)
-    assert value(norm) == pytest.approx(5.0, rel=1e-6)
-    assert float(clip_factor(norm, np.float32(0.5))) == pytest.approx(0.1, rel=2e-6)
-
-
-def test_the_clip_factor_of_a_float64_gradient_is_not_rounded_to_float32(x64):
-    grads = {"blocks": {"a": jnp.asarray([[3.0], [0.0]])}, "b": jnp.asarray([[4.0]])}
-    clips, factor = clipped(grads, grads, total_norm(parameter_norms(grads), grads), {"clip": 0.3})
-    assert factor.dtype == np.float64
-    assert float(factor) == pytest.approx(0.3 / 5, rel=1e-14)
-    np.testing.assert_allclose(clips["b"], [[4.0 * 0.3 / 5]], rtol=1e-14)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stays_visible(bad):
-    grads = {"blocks": {"a": jnp.asarray([[3.0, bad]], jnp.float32)}, "b": jnp.ones((1,), jnp.float32)}
-    norm = total_norm(parameter_norms(grads), grads)
-    assert not np.isfinite(value(norm))
-    assert float(clip_factor(norm, np.float32(1.0))) == 1.0
-
-
-# Optimizers
-
-
-def tree(seed: int, scale: float = 1.0):
-    """Returns tables, matrices, gains and biases; stacked ones have at least two axes."""
-    draw = np.random.default_rng(seed).normal
-    block = {
-        "attn": {"q": {"kernel": draw(size=(2, 3, 3)), "bias": draw(size=(2, 3))}},
-        "norm_1": {"gain": draw(size=(2, 3)), "bias": draw(size=(2, 3))},
-    }
-    parts = {
-        "blocks": block,
-        "embed": draw(size=(5, 3)),
-        "head": draw(size=(5, 3)),
-        "positions": draw(size=(4, 3)),
-        "norm_f": {"gain": draw(size=3)},
-    }
-    return jax.tree.map(lambda x: scale * x, parts)
-
-
-DECAYED = {"['blocks']['attn']['q']['kernel']", "['embed']", "['head']", "['positions']"}
-
-
-def numbers(**changed) -> dict[str, Any]:
-    base = {"lr": 0.02, "min_lr": 0.005, "weight_decay": 0.3, "betas": (0.8, 0.95), "eps": 1e-3}
-    return jax.tree.map(np.float64, base | changed)
-
-
-def test_the_mask_decays_matrices_and_tables_and_neither_gains_nor_biases():
-    masked = leaves(decayed(OptimizerConfig(), tree(0)))
-    assert {path for path, decayed in masked.items() if decayed} == DECAYED
-
-
-def numpy_adamw(p, grads, hp: dict[str, Any], rates, eps):
-    """Returns the parameters after each step of Loshchilov & Hutter 2019, algorithm 2."""
-    m, v, out = {k: 0.0 for k in p}, {k: 0.0 for k in p}, []
-    beta1, beta2 = hp["betas"]
-    for t, (grad, lr) in enumerate(zip(grads, rates, strict=True), 1):
-        for k in p:
-            m[k] = beta1 * m[k] + (1 - beta1) * grad[k]
-            v[k] = beta2 * v[k] + (1 - beta2) * grad[k] ** 2
-            m_hat, v_hat = m[k] / (1 - beta1**t), v[k] / (1 - beta2**t)
-            decay = hp["weight_decay"] * p[k] if k in DECAYED or "kernel" in k else 0.0
-            p = p | {k: p[k] - lr * (m_hat / (np.sqrt(v_hat) + eps) + decay)}
-        out.append(p)
-    return out
-
-
-def applied(config: OptimizerConfig, hp: dict[str, Any], params, all_grads, steps=10):
-    """Returns the parameters after each step, updated as in train_step."""
-    state, out = None, []
-    for t, grads in enumerate(all_grads):
-        with jax.numpy_dtype_promotion("standard"):
-            rule = transformation(config, hp, jnp.int32(t), steps)
-            state = rule.init(params) if state is None else state
-            updates, state = rule.update(grads, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-        out.append(params)
-    return out
-
-
-def test_adamw_is_the_paper_s_after_one_and_three_steps(x64):
-    config = OptimizerConfig(schedule="linear", warmup=1, eps=1e-3)  # a rate that changes, an epsilon that is felt
-    hp, params, grads = numbers(), tree(0), [tree(seed, 10.0**-seed) for seed in (1, 2, 3)]
-    ours = applied(config, hp, params, grads)
-    rates = [0.01, 0.02, 0.005 + 0.015 * 8 / 9]
-    theirs = numpy_adamw(leaves(params), [leaves(g) for g in grads], hp, rates, 1e-3)
-    for step in (0, 2):
-        got = leaves(ours[step])
-        for path, expected in theirs[step].items():
-            np.testing.assert_allclose(got[path], expected, rtol=1e-12, atol=1e-13, err_msg=path)
-
-
-def test_adamw_s_first_step_is_the_sign_of_the_gradient_times_the_rate(x64):
-    hp, params, grads = numbers(weight_decay=0.0, eps=1e-12), tree(0), tree(1)
-    config = OptimizerConfig(schedule="constant", warmup=0, eps=1e-30)
-    (after,) = applied(config, hp, params, [grads])
-    change = jax.tree.map(lambda a, b: np.asarray(a - b), after, params)
-    jax.tree.map(lambda d, g: np.testing.assert_allclose(d, -0.02 * np.sign(g), rtol=1e-9), change, grads)
-
-
-def test_sgd_is_gradient_and_decay_times_the_rate(x64):
-    config = OptimizerConfig(name="sgd", schedule="constant", warmup=0)
-    params, grads = tree(0), tree(1)
-    (after,) = applied(config, numbers(), params, [grads])
-    before, grads = leaves(params), leaves(grads)
-    for path, got in leaves(after).items():
-        decay = 0.3 * before[path] if path in DECAYED else 0.0
-        np.testing.assert_allclose(got, before[path] - 0.02 * (grads[path] + decay), rtol=1e-13, err_msg=path)
+# A step
 
 
 def test_three_steps_on_the_model_are_clipped_adam_on_its_gradient(x64, make):
     """jax.grad of the loss, a clip by hand and numpy's Adam give the parameters of train_step."""
     keys = {"model.norm": "layer", "model.bias": True, "optimizer.clip": 0.5, "optimizer.weight_decay": 0.3}
+    keys |= {"optimizer.betas": [0.8, 0.95], "optimizer.eps": 1e-3}
     network, config, hp, state, windows = make(keys, "float64")
     gradient = jax.jit(jax.grad(lambda p: tapped_loss(network, windows, hp.model, None)(p, None, None)[0]))
-    params = leaves(state.params)
-    gains = [path for path in params if "gain" in path or "bias" in path]
+    first, grads = state.params, []
+    gains = [keys for keys, _ in jax.tree_util.tree_leaves_with_path(first) if keys[-1].key in ("gain", "bias")]
     assert len(gains) == 2 * 2 + 6 + 2  # two norms a block, six linear maps, the final norm
-    grads = []
     for _ in range(3):
-        grad = leaves(gradient(state.params))
-        norm = math.sqrt(sum(np.sum(g**2) for g in grad.values()))
+        grad = gradient(state.params)
+        norm = math.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grad)))
         assert norm > 0.5  # or nothing is tested of the clip
-        grads.append({path: g * 0.5 / norm for path, g in grad.items()})
+        grads.append(jax.tree.map(lambda g, norm=norm: g * 0.5 / norm, grad))
         state, metrics, _ = run_step(network, config, state, hp, windows, False)
     assert float(metrics.lr) == pytest.approx(1e-3 * 3 / 4, rel=1e-14)
-    expected = numpy_adamw(params, grads, hp.optimizer, [1e-3 * n / 4 for n in (1, 2, 3)], 1e-8)[-1]
-    for path, got in leaves(state.params).items():
-        np.testing.assert_allclose(got, expected[path], rtol=1e-12, atol=1e-14, err_msg=path)
+    wanted = expected("adamw", first, grads, False, rates=[1e-3 * n / 4 for n in (1, 2, 3)])
+    assert_equal(state.params, wanted, rtol=1e-12, atol=1e-14)
     assert int(state.step) == 3
 
 
@@ -334,7 +146,7 @@ def test_watching_changes_nothing(x64, make):
     assert none is None and seen is not None
     assert loss == pytest.approx(plain_loss, rel=1e-12)
     assert_close(watched, plain, 1e-12)
-    assert all(np.abs(leaf).max() > 1e-4 for leaf in leaves(plain).values())
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(plain))
 
 
 def test_watching_changes_nothing_in_float32_with_dropout_and_counterfactual(make):
@@ -384,7 +196,7 @@ def test_micro_batches_are_the_batch_in_order_and_drop_different_units():
     assert micro(2, windows, None)[1] is None
 
 
-@pytest.mark.parametrize(("parts", "watched"), [(2, True), (4, True), (4, False)])
+@pytest.mark.parametrize(("parts", "watched"), [(2, True), (4, False)])
 def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
     whole, loss, seen = _one_sgd_step(make, 1, True)
     gradient, parted_loss, parted = _one_sgd_step(make, parts, watched)
@@ -393,18 +205,17 @@ def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
     if not watched:
         return
     np.testing.assert_allclose(value(parted.flow.delta), value(seen.flow.delta), rtol=1e-12)
-    for tag, norm in seen.flow.grad.items():
-        np.testing.assert_allclose(value(parted.flow.grad[tag]), value(norm), rtol=1e-12, err_msg=tag)
-    for tag, norm in seen.update.items():
-        np.testing.assert_allclose(value(parted.update[tag]), value(norm), rtol=1e-12, err_msg=tag)
+    for found, wanted in ((parted.flow.grad, seen.flow.grad), (parted.update, seen.update)):
+        assert set(found) == set(wanted)
+        for tag, norm in wanted.items():
+            np.testing.assert_allclose(value(found[tag]), value(norm), rtol=1e-12, err_msg=tag)
     np.testing.assert_allclose(value(parted.grad_global), value(seen.grad_global), rtol=1e-12)
-    np.testing.assert_allclose(parted.flow.stream.rms, seen.flow.stream.rms, rtol=1e-12)
-    np.testing.assert_allclose(parted.flow.stream.rank, seen.flow.stream.rank, rtol=1e-12)
+    np.testing.assert_allclose(parted.flow.stream, seen.flow.stream, rtol=1e-12)
 
 
 # What is logged
 
-ADAM = {"watch.counterfactual": False}
+ADAM = {"optimizer.clip": 1.0}  # one program for all of them
 
 
 def test_the_logged_update_is_what_the_optimizer_added(x64, make):
@@ -428,7 +239,7 @@ def test_the_logged_update_is_what_the_optimizer_added(x64, make):
 
 
 def test_the_steps_of_a_window_are_logged_as_each_alone(x64, make):
-    network, config, hp, state, windows = make({}, "float64")
+    network, config, hp, state, windows = make(ADAM, "float64")
     seen = []
     for _ in range(3):
         state, _, measured = run_step(network, config, state, hp, windows, True)
@@ -443,15 +254,15 @@ def test_the_steps_of_a_window_are_logged_as_each_alone(x64, make):
         assert row["grad/clip_factor"] == float(one.clip_factor)
 
 
-@pytest.mark.parametrize(("dtype", "blocks"), [("float64", [0, 0]), ("float32", [1, 0]), ("bfloat16", [2, 2])])
-def test_blocks_whose_q_and_k_are_rounding_are_counted(x64, make, dtype, blocks):
+def test_blocks_whose_q_and_k_are_rounding_are_counted(x64, make):
     """Blocks are counted by the act rank of their input; the last block's output is no input."""
     network, config, hp, state, windows = make(ADAM, "float64")
     seen = jax.device_get(run_step(network, config, state, hp, windows, True)[2])
     both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), seen)
     rank = np.array([[1e-2, 1e-4, 1e-9], [1e-2, 1e-2, 1e-9]])
     both = both._replace(flow=both.flow._replace(stream=both.flow.stream._replace(rank=rank)))
-    assert [row["grad/qk_rounded"] for row in watched_scalars(both, dtype)] == blocks
+    for dtype, blocks in (("float64", [0, 0]), ("float32", [1, 0]), ("bfloat16", [2, 2])):
+        assert [row["grad/qk_rounded"] for row in watched_scalars(both, dtype)] == blocks
 
 
 def test_gradients_are_logged_before_clipping(x64, make):
@@ -470,14 +281,14 @@ def test_gradients_are_logged_before_clipping(x64, make):
 def test_no_clip_is_a_clip_that_never_binds(x64, make):
     network, config, hp, state, windows = make(ADAM, "float64")
     bound, _, _ = run_step(network, config, state, clipped_at(hp, 1e6), windows, True)
-    network, config, hp, state, windows = make(ADAM | {"optimizer.clip": None}, "float64")
+    network, config, hp, state, windows = make({"optimizer.clip": None, "watch.counterfactual": False}, "float64")
     assert "clip" not in hp.optimizer
     free, _, seen = run_step(network, config, state, hp, windows, True)
     assert float(seen.clip_factor) == 1.0
     assert_close(free.params, bound.params, 1e-12)
 
 
-def clipped_at(hp: HParams, clip: float) -> HParams:
+def clipped_at(hp, clip: float):
     return hp._replace(optimizer=hp.optimizer | {"clip": np.float64(clip)})
 
 

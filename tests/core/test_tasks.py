@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 
 from data.source import Batch
+from model.config import ModelConfig
 from model.network import Network
+from networks import logits, parameters, same, tapped, untapped
 from train.cli import main
 from train.core.evaluate import evaluate
 from train.core.loss import losses, tapped_loss
-from train.core.state import hparams_of, initial_state, program_structure
+from train.core.state import hparams_of, program_structure, state_at
 from train.core.step import train_step
-from train.gradflow.delta import backward, flow
+from train.gradflow.delta import flow
 from train.gradflow.norms import value
 
 run_step = jax.jit(train_step, static_argnums=(0, 1, 5))
-start = jax.jit(initial_state, static_argnums=(0, 1))
 
 
-def network(tiny, **more: Any) -> Network:
-    config = tiny({"model.norm": "none"}).variants[0].config
-    return Network(config.model, more.pop("vocab_size", 11), 8, "float64", **more)
+def network(**ends: Any) -> Network:
+    return Network(
+        ModelConfig(layers=2, width=8, heads=2, norm="none"), ends.pop("vocab_size", 11), 8, "float64", **ends
+    )
 
 
 def masked_batch(rows: int = 4) -> Batch:
@@ -38,53 +40,50 @@ def masked_batch(rows: int = 4) -> Batch:
 # The loss
 
 
-def test_masked_targets_have_no_say(x64, tiny):
-    net, batch = network(tiny), masked_batch()
-    params = net.init(0)
+def test_masked_targets_have_no_say(x64):
+    net, batch = network(), masked_batch()
+    params = parameters(net)
+    program = jax.jit(lambda b: tapped_loss(net, b, None, None)(params, None, None)[0])  # pyright: ignore[reportArgumentType]
 
-    def mean(b: Batch) -> float:
-        return float(tapped_loss(net, b, None, None)(params, None, None)[0])
+    def mean(**other) -> float:
+        return float(program(batch._replace(**other)))
 
-    each = np.asarray(losses(net, net.apply(params, batch.inputs)[0], batch)).reshape(4, 8)
-    assert mean(batch) == pytest.approx((each * batch.weights).sum() / 10, rel=1e-12)
-    other = batch._replace(targets=np.where(batch.weights > 0, batch.targets, 0))
-    assert mean(other) == mean(batch) != mean(batch._replace(weights=None))
-    assert mean(batch._replace(weights=np.ones_like(batch.weights))) == pytest.approx(
-        mean(batch._replace(weights=None)), rel=1e-12
-    )
+    each = np.asarray(losses(net, logits(net, params, tokens=batch.inputs), batch)).reshape(4, 8)
+    assert mean() == pytest.approx((each * batch.weights).sum() / 10, rel=1e-12)
+    assert mean(targets=np.where(batch.weights > 0, batch.targets, 0)) == mean() != mean(weights=None)
+    assert mean(weights=np.ones_like(batch.weights)) == pytest.approx(mean(weights=None), rel=1e-12)
 
 
 @pytest.mark.parametrize("watched", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_accumulated_masked_batches_are_the_large_one(x64, tiny, watched):
     """The mean over all targets of the batch, not the mean of the micro-batches' means."""
     keys = {"optimizer.name": "sgd", "optimizer.lr": 0.5, "train.dtype": "float64", "model.norm": "none"}
+    keys |= {"watch.counterfactual": False, "model.width": 8}
     found = []
     for parts in (1, 4):
-        config = tiny(keys | {"optimizer.accumulate": parts, "watch.counterfactual": False}).variants[0].config
+        config = tiny(keys | {"optimizer.accumulate": parts}).variants[0].config
         net, hp = Network(config.model, 11, 8, "float64"), hparams_of(config, "float64")
-        state = start(net, config, hp)
+        state = state_at(config, hp, parameters(net, 0.2))
         found.append(run_step(net, config, state, hp, masked_batch(), watched))
-    for after, metrics, seen in found[1:]:
-        assert float(metrics.loss) == pytest.approx(float(found[0][1].loss), rel=1e-12)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13), after.params, found[0][0].params
-        )
-        if watched:
-            np.testing.assert_allclose(value(seen.flow.delta), value(found[0][2].flow.delta), rtol=1e-6)
+    (whole, metrics, seen), (after, parted, seen_in_parts) = found
+    assert float(parted.loss) == pytest.approx(float(metrics.loss), rel=1e-12)
+    same(after.params, whole.params, rtol=1e-9, atol=1e-13)
+    if watched:
+        same(value(seen_in_parts.flow.delta), value(seen.flow.delta), rtol=1e-6)
 
 
-def test_label_smoothing_and_z_loss_by_hand(x64, tiny):
-    net = network(tiny)
-    logits = jnp.asarray(np.random.default_rng(1).normal(size=(5, 11)))
+def test_label_smoothing_and_z_loss_by_hand(x64):
+    net = network()
+    scores = jnp.asarray(np.random.default_rng(1).normal(size=(5, 11)))
     targets = np.array([0, 3, 3, 10, 7])
     batch = Batch(None, targets)
-    log_z = np.log(np.exp(logits).sum(axis=1))
-    log_p = np.asarray(logits) - log_z[:, None]
+    log_z = np.log(np.exp(scores).sum(axis=1))
+    log_p = np.asarray(scores) - log_z[:, None]
     wanted = np.full((5, 11), 0.2 / 11)
     wanted[np.arange(5), targets] += 0.8
-    got = losses(net, logits, batch, {"task.label_smoothing": 0.2, "task.z_loss": 0.03})
+    got = losses(net, scores, batch, {"task.label_smoothing": 0.2, "task.z_loss": 0.03})
     np.testing.assert_allclose(got, -(wanted * log_p).sum(axis=1) + 0.03 * log_z**2, rtol=1e-12)
-    np.testing.assert_allclose(losses(net, logits, batch), -log_p[np.arange(5), targets], rtol=1e-12)
+    np.testing.assert_allclose(losses(net, scores, batch), -log_p[np.arange(5), targets], rtol=1e-12)
 
 
 def test_smoothing_is_traced_and_off_is_another_program(tiny):
@@ -94,82 +93,78 @@ def test_smoothing_is_traced_and_off_is_another_program(tiny):
     assert program_structure(configs[1]) == program_structure(configs[2]) != program_structure(configs[0])
 
 
-def test_squared_errors_by_hand(x64, tiny):
-    net = network(tiny, task="regression", outputs=2, vocab_size=None, channels=3)
+def test_squared_errors_by_hand(x64):
+    net = network(task="regression", outputs=2, vocab_size=None, channels=3)
     got = losses(net, jnp.asarray([[1.0, 2.0], [0.0, 4.0]]), Batch(None, np.array([[[0.0, 0.0], [3.0, 4.0]]])))
     np.testing.assert_allclose(got, [2.5, 4.5])
 
 
-def test_the_training_loss_reads_the_numbers_of_the_task(x64, tiny):
-    net = network(tiny)
-    params, batch = net.init(0), masked_batch()
+def test_the_training_loss_reads_the_numbers_of_the_task(x64):
+    net, batch = network(), masked_batch()
+    params = parameters(net)
 
-    def loss(**extras):
-        given: Any = tapped_loss(net, batch, {f"task.{name}": np.float64(x) for name, x in extras.items()}, None)
-        return float(given(params, None, None)[0])
+    @jax.jit
+    def loss(numbers):
+        return tapped_loss(net, batch, numbers, None)(params, None, None)[0]  # pyright: ignore[reportArgumentType]
 
-    logits = net.apply(params, batch.inputs)[0]
-    partition = np.asarray(jax.nn.logsumexp(logits, axis=-1)).reshape(4, 8)
+    plain, smoothed = loss({}), loss({"task.label_smoothing": np.float64(0.3)})
+    partition = np.asarray(jax.nn.logsumexp(logits(net, params, tokens=batch.inputs), axis=-1)).reshape(4, 8)
     weight = batch.weights
-    assert loss(z_loss=0.1) - loss() == pytest.approx(0.1 * (partition**2 * weight).sum() / weight.sum(), rel=1e-9)
-    assert abs(loss(label_smoothing=0.3) - loss()) > 1e-6
+    penalty = 0.1 * (partition**2 * weight).sum() / weight.sum()
+    assert float(loss({"task.z_loss": np.float64(0.1)}) - plain) == pytest.approx(penalty, rel=1e-9)
+    assert abs(smoothed - plain) > 1e-6
 
 
 # Heads
 
 
-def test_a_pooled_output_is_told_from_the_mean_over_tokens(x64, tiny):
-    each, pooled = network(tiny, outputs=3), network(tiny, outputs=3, pooled=True)
-    tokens = masked_batch().inputs
-    params = each.init(0)
-    assert params["head"].shape == (3, 16) and params["embed"].shape == (11, 16)
-    logits = each.apply(params, tokens)[0]
-    assert logits.shape == (32, 3)
-    np.testing.assert_allclose(pooled.apply(params, tokens)[0], logits.reshape(4, 8, 3).mean(axis=1), rtol=1e-9)
+def test_a_pooled_output_is_told_from_the_mean_over_tokens(x64):
+    each, pooled = network(outputs=3), network(outputs=3, pooled=True)
+    tokens, params = masked_batch().inputs, parameters(each)
+    assert params["head"].shape == (3, 8) and params["embed"].shape == (11, 8)
+    found = logits(each, params, tokens=tokens)
+    assert found.shape == (32, 3)
+    same(logits(pooled, params, tokens=tokens), np.asarray(found).reshape(4, 8, 3).mean(axis=1), rtol=1e-9)
 
 
-def test_one_hot_values_are_the_tokens_themselves(x64, tiny):
-    ids, values = network(tiny, outputs=5), network(tiny, vocab_size=None, channels=11, outputs=5)
-    tokens, params = masked_batch().inputs, ids.init(0)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, values.init(0))
-    one_hot = np.eye(11)[tokens]
-    np.testing.assert_allclose(values.apply(params, one_hot)[0], ids.apply(params, tokens)[0], rtol=1e-9)
+def test_one_hot_values_are_the_tokens_themselves(x64):
+    ids, values = network(outputs=5), network(vocab_size=None, channels=11, outputs=5)
+    tokens, params = masked_batch().inputs, parameters(ids)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, values.shapes())
+    same(logits(values, params, tokens=np.eye(11)[tokens]), logits(ids, params, tokens=tokens), rtol=1e-9)
 
 
 @pytest.mark.parametrize("more", [{"vocab_size": None}, {"channels": 3}, {"vocab_size": None, "channels": 3}])
-def test_ends_that_do_not_fit(tiny, more):
+def test_ends_that_do_not_fit(more):
     with pytest.raises(ValueError, match="expected vocab_size, or channels and outputs"):
-        network(tiny, **more)
+        network(**more)
 
 
-def test_gradient_flow_of_a_pooled_model_of_real_values(x64, tiny):
+def test_gradient_flow_of_a_pooled_model_of_real_values(x64):
     """Compares delta and the norms of every table with untapped differentiation."""
-    net = network(tiny, task="regression", outputs=2, vocab_size=None, channels=3, pooled=True)
+    net = network(task="regression", outputs=2, vocab_size=None, channels=3, pooled=True)
     draw = np.random.default_rng(0)
-    batch = Batch(draw.normal(size=(4, 8, 3)), draw.normal(size=(4, 2)))
-    params = net.init(0)
-    loss, result, _ = backward(tapped_loss(net, batch, None, None), params, 2)
-    plain: Any = tapped_loss(net, batch, None, None)
-    whole, grads = jax.value_and_grad(lambda p: plain(p, None, None)[0])(params)
+    batch, params = Batch(draw.normal(size=(4, 8, 3)), draw.normal(size=(4, 2))), parameters(net)
+    (loss, result), (whole, grads) = tapped(net, params, None, batch), untapped(net, params, None, batch)
     assert float(loss) == pytest.approx(float(whole), rel=1e-12)
     seen = flow(result).grad
     for name in ("embed", "head"):
         assert value(seen[name]) == pytest.approx(float(jnp.linalg.norm(grads[name])), rel=1e-6)
 
 
-def test_held_out_scores_count_rows_and_targets_by_weight(x64, tiny):
-    net = network(tiny)
-    params, batch = net.init(0), masked_batch()
+def test_held_out_scores_count_rows_and_targets_by_weight(x64):
+    net, batch = network(), masked_batch()
+    params = parameters(net)
     two = Batch(*(np.stack([leaf, leaf[::-1]]) for leaf in batch))
     rows = np.array([[1, 1, 1, 0], [0, 0, 0, 1]], np.float32)  # each row once, the last and the first one
     # Held-out losses are plain means, whatever the training loss adds.
     extras = {"task.label_smoothing": np.float64(0.3), "task.z_loss": np.float64(0.1)}
-    scores = evaluate(net, params, extras, None, two, rows)
-    logits = np.asarray(net.apply(params, batch.inputs)[0]).reshape(4, 8, 11)
-    each = np.asarray(losses(net, jnp.asarray(logits.reshape(32, 11)), batch)).reshape(4, 8)
+    scores = jax.jit(lambda p: evaluate(net, p, extras, None, two, rows))(params)
+    found = np.asarray(logits(net, params, tokens=batch.inputs))
+    each = np.asarray(losses(net, jnp.asarray(found), batch)).reshape(4, 8)
     weight = batch.weights * np.array([2, 1, 1, 0])[:, None]
     assert float(scores.loss) == pytest.approx((each * weight).sum() / weight.sum(), rel=1e-6)
-    right = logits.argmax(axis=-1) == batch.targets
+    right = found.reshape(4, 8, 11).argmax(axis=-1) == batch.targets
     assert float(scores.accuracy) == pytest.approx((right * weight).sum() / weight.sum(), rel=1e-6)
 
 
