@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import DataError, bpe, corpus, text, tokenizer
-from data.bpe import learn
-from data.tokenizer import ALPHABET, BpeTokenizer, ByteTokenizer, from_json, pieces
+from data import DataError, bpe, corpus, text
+from data.bpe import ALPHABET, BpeTokenizer, learn, pieces
+from data.tokenizer import ByteTokenizer, from_json
 from sources import PROSE, ROOT, opened, refused, write
 from train.cli import main
 from train.config.load import load
@@ -160,7 +160,7 @@ def test_pieces_are_encoded_as_the_whole_is(words, size):
 
 
 def test_what_has_no_spaces_is_cut_anyway(monkeypatch):
-    monkeypatch.setattr(tokenizer, "PIECE", 7)
+    monkeypatch.setattr(bpe, "PIECE", 7)
     tight = "x" * 100 + " " * 30 + "語" * 30
     assert max(map(len, pieces([tight], 7))) == 7
     one = learn([tight], 300)
