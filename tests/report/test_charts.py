@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from train.report.charts import (
     SMALL,
@@ -217,15 +216,13 @@ def test_long_labels_are_folded_at_a_comma():
 
 def test_files_are_the_same_bytes_each_time(tmp_path, monkeypatch):
     svg = to_svg(PICTURES["1100: delta"]())
-    assert svg == to_svg(PICTURES["1100: delta"]()) and svg.startswith("<?xml") and "<dc:date>" not in svg
+    assert svg.startswith("<?xml") and "<dc:date>" not in svg
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)  # a reader's own matplotlibrc
     monkeypatch.setitem(matplotlib.rcParams, "svg.hashsalt", "mine")
-    for name in ("a.svg", "b.png", "c.png"):
+    assert to_svg(PICTURES["1100: delta"]()) == svg
+    for name in ("a.png", "b.png"):
         save(PICTURES["1100: delta"](), tmp_path / name)
-    assert (tmp_path / "a.svg").read_text() == svg
-    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
-    with pytest.raises(ValueError, match=r"d.jpg: expected a name that ends in .svg or .png"):
-        save(Figure(), tmp_path / "d.jpg")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_matplotlib_is_imported_late_and_pyplot_never():

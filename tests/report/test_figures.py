@@ -9,10 +9,7 @@ from runs import groups_of, write_run
 from train.report.figures import MAX_GROUPS, figures, gain_product, picked
 from train.report.page import as_html, compare
 from train.report.read import depth_series, read_run
-from train.report.tables import (
-    gain,
-    log10_ratio,
-)
+from train.report.tables import gain, log10_ratio
 
 
 def of(groups) -> dict[str, Any]:
@@ -55,17 +52,18 @@ def test_the_chain_starts_at_the_loss_and_the_ideal_ones_are_there(sweep):
 def test_of_many_runs_the_best_and_the_worst_and_some_between_have_a_colour(tmp_path):
     for index in range(34):
         write_run(tmp_path / "many", f"run{index}", loss=2 + (index * 7 % 34) / 10, width=index + 1)
-    comparison = compare([tmp_path / "many"])
-    shown = picked(comparison.groups)
+    groups = groups_of(tmp_path / "many")
+    shown = picked(groups)
     chosen = {name for name, index in shown.items() if index is not None}
     assert len(chosen) == MAX_GROUPS and {"run0", f"run{next(i for i in range(34) if i * 7 % 34 == 33)}"} <= chosen
     assert sorted(index for index in shown.values() if index is not None) == list(range(MAX_GROUPS))
-    drawn = of(comparison.groups)
+    drawn = of(groups)
     assert len(drawn["loss"].figure.axes[0].get_lines()) == 34
     assert len([axes for axes in drawn["heat"].figure.axes if axes.get_title(loc="left")]) == 2 * MAX_GROUPS
     assert "8 of 34 runs are shown" in drawn["heat"].caption and "other 26 are grey" in drawn["loss"].caption
-    text = as_html(comparison)
+    text = as_html(compare([tmp_path / "many"]))
     assert all(f"<td>run{index}</td>" in text for index in range(34)) and len(text) < 5_000_000
+    assert "<summary>34 rows</summary>" in text
 
 
 def test_the_gains_multiply_up_to_the_ratio(trained):

@@ -6,18 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data.files import sync_folder
 from train import disk
 from train.cli import main
-from train.core.state import State
 from train.disk import free_bytes, refusal, write_json
 from train.errors import UserError
 from train.log.console import Console
 from train.log.writer import Tracker
-from train.store.checkpoint import Checkpoints
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -58,28 +55,6 @@ def test_what_is_free_is_asked_of_a_folder_that_exists(tmp_path):
     assert there is not None and there > 0
     elsewhere = free_bytes(tmp_path / "not" / "yet" / "there")
     assert elsewhere is not None and abs(elsewhere - there) < 2**30
-
-
-def small(step: int) -> State:
-    return State({"w": np.full(8, step, np.float32)}, (), np.int32(step))
-
-
-def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, monkeypatch, free):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(small(1), {})
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    def full(*_):
-        raise FULL
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError) as caught:
-        checkpoints.save(small(2), {})
-    assert str(caught.value) == (
-        f"{tmp_path}/ckpt/00000002.safetensors: cannot save: No space left on device (about 36 bytes are needed, "
-        "12,345 bytes are free on that disk)"
-    )
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_file_that_does_not_fit_is_as_it_was(tmp_path, monkeypatch, free):

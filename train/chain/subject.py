@@ -74,11 +74,6 @@ class Subject:
     def anatomy(self) -> Anatomy:
         return self.network.anatomy(self.params, self.batch.inputs, numbers=self.numbers)
 
-    def block(self, layer: int, carry: Carry) -> Carry:
-        """Returns the carry that leaves a block."""
-        anatomy = self.anatomy()
-        return anatomy.block(jax.tree.map(lambda leaf: leaf[layer], anatomy.blocks), jnp.int32(layer), carry)
-
     def loss_with_offset(self, depth: Int[Array, ""], offset: Carry) -> Float[Array, ""]:
         """Returns the loss with `offset` added to the carry entering block `depth`, or leaving the last one at depth L.
 

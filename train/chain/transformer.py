@@ -4,6 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ def tiny() -> Subject:
 
 def pass_by_hand(params: Params) -> by_hand.Pass:
     params, config = jax.tree.map(np.asarray, params), TINY.config
-    blocks = [jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"]) for layer in range(config.layers)]
+    blocks = [jax.tree.map(itemgetter(layer), params["blocks"]) for layer in range(config.layers)]
     return by_hand.transformer(
         {**params, "blocks": blocks}, WINDOW[0, :-1], WINDOW[0, 1:], config.heads, config.norm_eps
     )
@@ -69,9 +70,10 @@ def forward() -> Pair:
 @claim(XIONG, f"{JACOBIANS}; jax.jacfwd of the project's own blocks")
 def block_jacobian() -> Evidence:
     """∂x_(l+1)/∂x_l = (I + J_mlp J_N)(I + J_attn J_N): each block's Jacobian, entry by entry"""
-    pairs = []
+    pairs, anatomy = [], tiny().anatomy()
     for layer, (x, predicted) in enumerate(zip(tiny_pass().stream, tiny_pass().blocks, strict=False)):
-        measured = called_once(jax.jacfwd(partial(tiny().block, layer)), jnp.asarray(x))
+        block = partial(anatomy.block, jax.tree.map(itemgetter(layer), anatomy.blocks), jnp.int32(layer))
+        measured = called_once(jax.jacfwd(block), jnp.asarray(x))
         pairs.append(Pair(predicted, np.reshape(measured, predicted.shape), f"block {layer}"))
     return Evidence(pairs)
 

@@ -90,18 +90,12 @@ def read_run(directory: str | Path) -> Run:
     )
 
 
-def depth_series(
-    run: Run, metric: str, leaf: str = ""
-) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "S layers"]]:
-    """Returns a metric of all depths as one matrix, NaN where a depth has no value at a step.
+def depth_series(run: Run, metric: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "S layers"]]:
+    """Returns a metric of all depths, such as `delta/norm_log10`, as one matrix.
 
-    Args:
-      metric: the tag up to the layer, such as `delta/norm_log10`.
-      leaf: what follows the layer, such as `attn_q`; empty for a metric of the whole layer.
-
-    A run that logged no such metric gives no steps and no depths.
+    NaN where a depth has no value at a step; no steps and no depths for a run that logged no such metric.
     """
-    pattern = re.compile(re.escape(metric) + r"/layer_(\d{1,5})" + (re.escape("/" + leaf) if leaf else ""))
+    pattern = re.compile(re.escape(metric) + r"/layer_(\d{1,5})")
     depths = {int(match[1]): run.steps[tag] for tag in run.steps if (match := pattern.fullmatch(tag))}
     if not depths:
         return np.zeros(0, np.int64), np.zeros((0, 0))

@@ -220,18 +220,14 @@ def final_table(groups: Sequence[Group]) -> Table:
         if title == "loss/val":
             figures[ABOVE] = above_best(groups)
     figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
-    columns = ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures]
-    rows = [
-        [
-            group.name,
-            *([str(len(group.shown))] if seeded else []),
-            steps_of(group),
-            verdicts_of(group),
-            *(cells[index] for cells in figures.values()),
-        ]
-        for index, group in enumerate(groups)
-    ]
-    return columns, rows
+    rows = []
+    for index, group in enumerate(groups):
+        states = Counter(verdict_of(run).get("state", MISSING) for run in group.shown)
+        verdicts = (state if len(states) == 1 else f"{state} {count}" for state, count in states.items())
+        seeds = [str(len(group.shown))] if seeded else []
+        cells = (cells[index] for cells in figures.values())
+        rows.append([group.name, *seeds, steps_of(group), ", ".join(verdicts), *cells])
+    return ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures], rows
 
 
 def above_best(groups: Sequence[Group]) -> list[str]:
@@ -289,12 +285,6 @@ def _unfinished(run: Run) -> str:
 def verdict_of(run: Run) -> dict[str, Any]:
     """Returns the verdict of a run's summary; empty when there is none."""
     return (run.summary or {}).get("verdict") or {}
-
-
-def verdicts_of(group: Group) -> str:
-    """Returns `healthy`, or `healthy 2, vanishing 1` where the seeds differ."""
-    states = Counter(verdict_of(run).get("state", MISSING) for run in group.shown)
-    return ", ".join(state if len(states) == 1 else f"{state} {count}" for state, count in states.items())
 
 
 def verdict_table(groups: Sequence[Group]) -> Table:

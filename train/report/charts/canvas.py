@@ -41,21 +41,18 @@ def to_rgb(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def to_svg(figure: Figure) -> str:
-    return _encode(figure, "svg").decode()
+    return _encoded(figure, "svg", {"Date": None}).decode()
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes an .svg or .png; the same figure gives the same bytes."""
-    path = Path(path)
-    if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"{path}: expected a name that ends in .svg or .png")
-    path.write_bytes(_encode(figure, path.suffix[1:]))
+    """Writes a PNG; the same figure gives the same bytes."""
+    Path(path).write_bytes(_encoded(figure, "png", {"Software": None}))
 
 
-def _encode(figure: Figure, kind: str) -> bytes:
+def _encoded(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     buffer = BytesIO()
     with styled():
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
