@@ -232,7 +232,7 @@ class CustomSource:
             raise DataError(f"{self._label}: {one_line(error)} {where}") from error
 
     def _refuse(self, place: str, expected: str, got: Any) -> NoReturn:
-        raise DataError(f"{self._label}: {place}: expected {expected}, got {got}")
+        raise DataError(f"{self._label}: {place}: expected {expected}, got {got}") from None
 
 
 def _kind(value: Any) -> str:

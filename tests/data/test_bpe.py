@@ -354,9 +354,9 @@ def test_each_vocabulary_has_data_and_a_program_of_its_own(run):
 def test_text_is_sampled_without_the_corpus(run, monkeypatch, capsys):
     monkeypatch.setattr(corpus, "texts", lambda *_: pytest.fail("read the corpus"))
     monkeypatch.setattr(bpe, "learn", lambda *_: pytest.fail("learnt again"))
-    for prompt in ("A quick", "\n", "語😀 never seen", "ﬁ\u0301"):
-        assert main(["sample", str(run), "--prompt", prompt, "--tokens", "20"]) == 0
-        assert capsys.readouterr().out.startswith(prompt)
+    prompt = "\nA quick 語😀 never seen, ﬁ\u0301"
+    assert main(["sample", str(run), "--prompt", prompt, "--tokens", "20"]) == 0
+    assert capsys.readouterr().out.startswith(prompt)
     # Hot enough, every byte comes; pieces go out once a character is whole, and the last one as it is.
     assert main(["sample", str(run), "--tokens", "300", "--temperature", "100"]) == 0
     out = capsys.readouterr().out
