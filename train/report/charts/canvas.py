@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-SIZE = (8.0, 4.5)  # inches; at DPI, what a README shows without scaling
 SMALL = (5.0, 3.4)  # for TensorBoard, which shows pictures at three quarters of their size
 DPI = 100
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#7F7F7F")
