@@ -67,10 +67,16 @@ class Corpus:
 
 def find(config: DataConfig) -> Corpus:
     """The corpus that the config names; shakespeare is downloaded at its first use. Raises DataError."""
-    if config.path is not None:
-        label = f"data.path: {config.path!r}"
-        if (several := _several(config.path)) is None:
-            return Corpus(config.path, label, (_part(config.path),))
+    if config.path is None:
+        if config.corpus == "shakespeare":
+            name, content, note = "shakespeare", _shakespeare(), ""
+        else:
+            name, content, note = "python-docs", _python_docs(), f"Python {platform.python_version()}, "
+        return Corpus(name, f"data.corpus: {name}", (Part(f"data.corpus: {name}", content),), note)
+    label, note, left_out = f"data.path: {config.path!r}", "", ""
+    if (several := _several(config.path)) is None:
+        files = [config.path]
+    else:
         files, hidden = several
         left_out = f"; {hidden:,} hidden file{'s' if hidden > 1 else ''} left out" if hidden else ""
         if not files:
@@ -82,16 +88,9 @@ def find(config: DataConfig) -> Corpus:
         if len(files) > _MOST_FILES:
             raise DataError(f"{label} has more than {_MOST_FILES:,} files; put them into fewer")
         note = f"{len(files):,} file{'s' if len(files) > 1 else ''}, "
-        return Corpus(config.path, label, tuple(map(_part, files)), note, left_out)
-    if config.corpus == "shakespeare":
-        return Corpus("shakespeare", "data.corpus: shakespeare", (Part("data.corpus: shakespeare", _shakespeare()),))
-    label = "data.corpus: python-docs"
-    return Corpus("python-docs", label, (Part(label, _python_docs()),), f"Python {platform.python_version()}, ")
-
-
-def _part(path: str) -> Part:
-    label = f"data.path: {path!r}"
-    return Part(label, located(path, label, TEXT_FILE))
+    labels = [f"data.path: {file!r}" for file in files]
+    parts = (Part(each, located(file, each, TEXT_FILE)) for file, each in zip(files, labels, strict=True))
+    return Corpus(config.path, label, tuple(parts), note, left_out)
 
 
 def _several(where: str) -> tuple[list[str], int] | None:

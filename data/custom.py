@@ -22,7 +22,7 @@ from .config import SERVES, DataConfig
 from .source import Batch, DataSpec, Whole
 from .tokenizer import from_json
 
-_NEEDED = ("form", "source", "details", "sha256", "tokenizer", "floors", "resident", "train_batches", "heldout_batches")
+_NEEDED = ("form", "source", "details", "sha256", "tokenizer", "floors", "train_batches", "heldout_batches")
 
 
 def imported(key: str, spec: str) -> Callable[..., Any]:
@@ -97,6 +97,8 @@ class CustomSource:
     The constructor and all methods raise DataError for what the user's code does wrong.
     """
 
+    resident = None
+
     def __init__(self, config: DataConfig):
         self._label = f"data.kind: {config.kind}"
         factory = imported("data.kind", config.kind)
@@ -111,7 +113,14 @@ class CustomSource:
             if not isinstance(text, str):
                 self._refuse(name, "text", f"{text!r:.100}")
         self.source, self.details, self.sha256 = (" ".join(text.split()) for text in texts.values())
-        self.tokenizer, floors, self.resident = (self._read(name) for name in ("tokenizer", "floors", "resident"))
+        self.tokenizer, floors = self._read("tokenizer"), self._read("floors")
+        if self.tokenizer is not None:
+            try:
+                size = from_json(self.tokenizer.to_json()).vocab_size
+            except Exception:
+                self._refuse("tokenizer", "None or one of data.tokenizer", _kind(self.tokenizer))
+            if size != self.form.vocab_size:
+                self._refuse("tokenizer", f"a vocabulary of form.vocab_size {self.form.vocab_size}", size)
         if not isinstance(floors, Mapping) or not all(isinstance(name, str) for name in floors):
             self._refuse("floors", "a mapping of names to losses", f"{floors!r:.100}")
         for name, floor in floors.items():
@@ -120,14 +129,13 @@ class CustomSource:
                     continue
             self._refuse("floors", f"a finite loss of {name!r}", f"{floor!r:.100}")
         self.floors = {name: float(floor) for name, floor in floors.items()}
-        self._check_tokens()
         self._check_batches()
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Any:
         """Leaves [steps, B, ...]."""
         at = f"step {first_step}" if steps == 1 else f"steps {first_step} to {first_step + steps - 1}"
         got = self._call(f"in train_batches at {at}", lambda: self._own.train_batches(batch, seed, first_step, steps))
-        return self._batches("train_batches", got, (steps, batch), 0)
+        return self._batches("train_batches", got, (steps, batch), True)
 
     def heldout_batches(self, batch: int, batches: int | None) -> tuple[Any, np.ndarray]:
         """Leaves [S, B, ...], and the weights of the rows [S, B]."""
@@ -141,7 +149,7 @@ class CustomSource:
             self._refuse(place, f"weights of rows [{most}, {batch}]", list(rows.shape))
         if rows.min() < 0 or not rows.any():
             self._refuse(place, "weights of rows >= 0, and some above", "none above" if not rows.any() else rows.min())
-        return self._batches(place, got[0], rows.shape, 1), rows
+        return self._batches(place, got[0], rows.shape, False), rows
 
     def _form(self, form: Any) -> DataSpec:
         if not isinstance(form, DataSpec) or form.task not in SERVES:
@@ -155,27 +163,6 @@ class CustomSource:
                 self._refuse("form", f"{name} to be a whole number >= 1", repr(size))
             form = form._replace(**{name: int(size)})
         return form._replace(pooled=bool(form.pooled))
-
-    def _check_tokens(self) -> None:
-        """Checks the tokenizer and the tokens that live on the device, if any."""
-        form, size = self.form, self.form.vocab_size
-        if self.tokenizer is not None:
-            try:
-                tokenizer = from_json(self.tokenizer.to_json())
-            except Exception:
-                self._refuse("tokenizer", "None or one of data.tokenizer", _kind(self.tokenizer))
-            if tokenizer.vocab_size != size:
-                self._refuse("tokenizer", f"a vocabulary of form.vocab_size {size}", tokenizer.vocab_size)
-        if self.resident is None:
-            return
-        if not form.next_tokens:
-            self._refuse("resident", "a form of next tokens (lm, outputs = vocab_size)", form)
-        if not isinstance(self.resident, tuple) or len(self.resident) != 2:
-            self._refuse("resident", "None or two arrays of ids, to train on and held out", _kind(self.resident))
-        for name, part in zip(("train", "held out"), self.resident, strict=True):
-            ids = self._array("resident", name, part, None, size)
-            if ids.ndim != 1 or len(ids) <= form.context:
-                self._refuse("resident", f"{name} ids [more than context {form.context}]", list(ids.shape))
 
     def _check_batches(self) -> None:
         """Checks the first batches, and that they do not depend on how many are asked for."""
@@ -192,11 +179,9 @@ class CustomSource:
             )
         self.heldout_batches(2, 1)
 
-    def _batches(self, place: str, got: Any, lead: tuple[int, int], part: int) -> Any:
-        """`got`, if its leaves are of this form and start with the axes `lead`; `part` 0 is training, 1 held out."""
+    def _batches(self, place: str, got: Any, lead: tuple[int, int], training: bool) -> Any:
+        """`got`, if its leaves are of this form and start with the axes `lead`."""
         form, size = self.form, self.form.vocab_size
-        if self.resident is not None:
-            return self._array(place, "starts", got, [lead], len(self.resident[part]) - form.context)
         if isinstance(got, np.ndarray) and form.next_tokens:
             return self._array(place, "windows", got, [(*lead, form.context + 1)], size)
         if not isinstance(got, Batch):
@@ -207,7 +192,7 @@ class CustomSource:
         weights = None if got.weights is None else self._array(place, "weights", got.weights, [each], None)
         if weights is not None and weights.min() < 0:
             self._refuse(place, "weights >= 0", weights.min())
-        if weights is not None and part == 0 and not weights.reshape(len(weights), -1).any(axis=1).all():
+        if weights is not None and training and not weights.reshape(len(weights), -1).any(axis=1).all():
             self._refuse(place, "a target of weight above 0 in every step", "none")
         values = form.task == "regression"
         shapes = [(*each, form.outputs)] if values else [each]

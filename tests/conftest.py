@@ -54,6 +54,15 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Runs of one structure share their compiled programs, within a module of tests that are about something else."""
+    from scripts.faults.programs import shared
+
+    with shared():
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
     """Drawing the report takes longer than most trainings here; test_summary.py and `trained` have it."""

@@ -1,12 +1,82 @@
-"""Run directories written by hand, for what reads them."""
+"""Run directories: trained and stopped on purpose, read back, or written by hand for what reads them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from scripts.faults.injection import Killed
+from train.config.load import load
+from train.device.signals import Stop
+from train.log.console import Console
 from train.report.groups import Group
 from train.report.page import compare
+from train.run.experiment import Outcome, train
+from train.store.checkpoint import Checkpoints
+
+
+class At(Console):
+    """A console that calls `action` once, when the progress of a variant has come to `step`."""
+
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.action = step, action
+
+    def progress(self, variant, step, *rest, **more) -> None:
+        super().progress(variant, step, *rest, **more)
+        if step >= self.step:
+            self.step, action = 10**9, self.action
+            action()
+
+
+def train_until(step: int, config: Path | str, *keys: str, action: Callable[[Stop], object]) -> Outcome:
+    """Trains a config file in this process; `action` is called with its Stop when a variant has come to `step`."""
+    stop = Stop()
+    return train(load(config, list(keys)), At(step, lambda: action(stop)), stop)
+
+
+def killed_at(step: int, config: Path | str, *keys: str) -> None:
+    """Trains a config file until a variant has come to `step`, and ends there as by kill -9."""
+
+    def kill(stop: Stop) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_until(step, config, *keys, action=kill)
+
+
+def rows(run: Path) -> dict[int, dict]:
+    """metrics.jsonl by step, without what depends on the clock. Each step has one row, and they come in order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line.pop("step") for line in lines]
+    assert steps == sorted(set(steps))
+    timeless = [{tag: x for tag, x in line.items() if not tag.startswith("perf/")} for line in lines]
+    return dict(zip(steps, timeless, strict=True))
+
+
+def arrays(run: Path, step: int | None = None) -> dict[str, tuple]:
+    """All arrays of a checkpoint, by default of the newest, in a form that `==` compares bit for bit."""
+    checkpoints = Checkpoints(run)
+    saved = checkpoints.arrays(checkpoints.only_newest() if step is None else step)
+    return {path: (array.dtype.name, array.shape, array.tobytes()) for path, array in saved.items()}
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The bytes of every file below a folder."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def flip(path: Path, bit: int = 5) -> None:
+    """Flips one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
 
 
 def write_run(

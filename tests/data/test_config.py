@@ -24,7 +24,7 @@ ODD = [[0.5, 0.5], [0.6, 0.5]]
         ("linear_regression", {"context": 9}, "context: expected an even number (x and y are a token each), got 9"),
         ("markov", {"transition": ODD}, "transition: expected rows of probabilities that sum to 1, row 1 sums to 1.1"),
         ("markov", {"transition": [[2.0, -1.0]] * 2}, "transition: expected rows of probabilities, row 0 has -1"),
-        ("markov", {"transition": [[1.0, 0.0]]}, "transition: expected a square matrix, got 1 rows of 2"),
+        ("markov", {"transition": [[1.0, 2.0]]}, "transition: expected a square matrix, got 1 rows of 2"),
         ("markov", {"transition": []}, "transition: expected a square matrix, got 0 rows of "),
         ("addition", {"digits": 4}, ""),
         ("mine:Class", {"digits": 4, "path": "x", "vocab_size": 300}, ""),

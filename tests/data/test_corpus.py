@@ -17,7 +17,7 @@ import pytest
 from data import corpus, files
 from data.config import DataConfig
 from data.corpus import find, texts
-from sources import SHAKESPEARE, refused, write
+from sources import SHAKESPEARE, opened, refused, write
 
 
 def text_of(**config: Any) -> str:

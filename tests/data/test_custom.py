@@ -70,15 +70,6 @@ WRONG = [
     ("floors = {'': '0.5'}", "floors: expected a finite loss of '', got '0.5'"),
     ("floors = {'x': float('nan')}", "floors: expected a finite loss of 'x', got nan"),
     ("floors = {'x': [1.0]}", "floors: expected a finite loss of 'x', got [1.0]"),
-    (LM + "resident = 'all'", "resident: expected None or two arrays of ids, to train on and held out, got str"),
-    (
-        "resident = np.zeros(9, int), np.zeros(9, int)",
-        "resident: expected a form of next tokens (lm, outputs = vocab_size)",
-    ),
-    (
-        LM + "resident = np.zeros(9, int), np.zeros(8, int)",
-        "resident: expected held out ids [more than context 8], got [8]",
-    ),
     ("tokenizer = 'char'", "tokenizer: expected None or one of data.tokenizer, got str"),
     (
         "from data.tokenizer import CharTokenizer\ntokenizer = CharTokenizer('abc')",
@@ -145,7 +136,7 @@ def test_what_a_class_says_is_checked(own, body, message):
         ("own_exit", "class Xs: pass", "module own_exit has no class or function X; did you mean Xs?"),
         ("own_lost", "import nowhere", "ModuleNotFoundError: No module named 'nowhere' on import"),
         ("own_lost", None, "no module own_lost in the current folder "),
-        ("queue", "class X: pass", "module queue has no class or function X (it is "),
+        ("pyclbr", "class X: pass", "module pyclbr has no class or function X (it is "),
     ],
 )
 def test_a_module_that_does_not_do(own, module, text, message):
@@ -163,9 +154,9 @@ def test_what_comes_later_is_checked_too(own):
         "targets[:, 0], weights[:, 0] = -100, 0",
         "return Batch(b.inputs[:, :, : 8 - (first == 5)].astype(np.int64), targets, weights)",
     )
-    body = "floors = {'': np.float32(0.5)}\n" + train("\n  ".join(lines))
+    body = "source, floors = 'two\\nlines', {'': np.float32(0.5)}\n" + train("\n  ".join(lines))
     data = opened(kind=class_of(body), context=8)
-    assert data.floors == {"": 0.5} and type(data.floors[""]) is float
+    assert data.source == "two lines" and data.floors == {"": 0.5} and type(data.floors[""]) is float
     batch = data.train_batches(3, 0, 4, 1)
     assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32]
     for step, message in {5: r"expected inputs \[1, 3, 8\], got \[1, 3, 7\]", 6: "ValueError: two in train_"}.items():

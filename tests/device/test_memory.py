@@ -1,9 +1,9 @@
 """The bytes that training needs and those available, and that the suggested setting fits."""
 
-import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,20 +11,15 @@ import jax
 import numpy as np
 import pytest
 
+from data.text import open_text
 from train.cli import main
-from train.device import memory
+from train.device import platform as platforms
 from train.device import programs as compiling
-from train.device.memory import (
-    Need,
-    _of_groups,
-    _of_limits,
-    _of_machine,
-    available_memory,
-    bytes_of,
-    complaint,
-    suggestion,
-)
+from train.device.memory import Budget, Need, available_memory, bytes_of, complaint, suggestion
+from train.device.platform import Platform
 from train.device.programs import Programs
+from train.errors import UserError
+from train.run.experiment import build_group
 
 CONFIG = """
 name: m
@@ -53,42 +48,48 @@ def refused(capsys, *arguments) -> str:
     return err
 
 
-def roomy(monkeypatch, megabytes: float) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda platform: int(megabytes * 1e6))
+def device_of(free: int | None) -> Platform:
+    stats = None if free is None else {"bytes_limit": free + 300, "bytes_in_use": 300}
+    return Platform(SimpleNamespace(memory_stats=lambda: stats), "gpu", 1)
 
 
-def estimated(out: str) -> float:
-    """Megabytes, as the start block has them."""
-    found = re.search(r"memory +estimated ([\d.]+) (MB|kB)", out)
-    assert found is not None
-    return float(found[1]) * {"MB": 1.0, "kB": 1e-3}[found[2]]
+@pytest.fixture(scope="module")
+def budget(tiny):
+    """A function of the bytes that there are, and of keys: the budget of a group with a dispatch of one step."""
+    prepared = {}
+
+    def of(available: int | None, **keys) -> Budget:
+        if str(keys) not in prepared:
+            variants = tiny({"data.context": 64, "data.batch": 12, "model.layers": 1, "watch.every": 0} | keys).variants
+            source = open_text(variants[0].config.data)
+            group = build_group(variants, source.form, platforms.select(variants[0].config.train))
+            programs = Programs(group, jax.device_put(np.asarray(source.train)))
+            programs.prepare_dispatch(source.train_batches(variants[0].config.data.batch, 0, 0, 1), False)
+            prepared[str(keys)] = programs
+        return Budget(prepared[str(keys)], prepared[str(keys)].corpus, available)
+
+    return of
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("key", ["data.batch", "optimizer.accumulate"])
-def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(
-    config, monkeypatch, capsys, key
-):
+@pytest.mark.parametrize("key", ["optimizer.accumulate", "data.batch"])
+def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key):
     """Scores of attention [B, H, T, T] dominate here, so that a step's memory is nearly in proportion to B."""
-    if key == "data.batch":  # an evaluation takes whole batches, so that accumulating does not help
-        monkeypatch.setattr(memory, "need", lambda *given, real=memory.need: whole_batches(real(*given)))
-    with monkeypatch.context() as patch:
-        roomy(patch, 0.15)  # the states alone would fit
-        whole = float(re.search(r"needs about ([\d.]+) MB \(", refused(capsys, config))[1])  # pyright: ignore
-    scores = 12 * 2 * 64 * 64 * 4 / 1e6
-    assert scores < whole < 20 * scores
-    roomy(monkeypatch, 0.65 * whole)
-    err = refused(capsys, config)
-    assert f"needs about {whole:.3g} MB (" in err
-    assert not (config.parent / "runs" / "m" / "main" / "ckpt").exists()
-    advice = err.strip().partition("; try ")[2]
+    with pytest.raises(UserError, match=r"training needs about [\d.]+ MB \(.*; try optimizer.accumulate=") as caught:
+        budget(1_500_000).check()
+    whole = budget(None)
+    whole.check()
+    assert re.fullmatch(r"estimated [\d.]+ MB", whole.line)  # a device that tells nothing is trained on
+    assert whole.need is not None and complaint(whole.need, None, None).partition(" (")[0] in str(caught.value)
+    scores = 12 * 2 * 64 * 64 * 4
+    assert scores < whole.need.passing < 20 * scores
+    # An evaluation takes whole batches: where it takes as much, accumulating does not help.
+    measuring = whole.need.passing if key == "data.batch" else 0
+    like = replace(whole.need, measuring=measuring)
+    advice = suggestion(whole.programs.group.config, like, int(0.65 * whole.need.total)) or ""
     assert advice == {"data.batch": "data.batch=6", "optimizer.accumulate": "optimizer.accumulate=2"}[key]
-    assert main(["train", str(config), advice]) == 0
-    assert estimated(capsys.readouterr().out) <= 0.65 * whole
-
-
-def whole_batches(need: Need) -> Need:
-    return Need(need.held, need.training, need.passing)
+    fits = budget(int(0.65 * whole.need.total), **{key: int(advice.partition("=")[2])})
+    fits.check()
+    assert fits.line.startswith("estimated ") and " of " in fits.line
 
 
 def test_one_setting_is_suggested_by_proportion(tiny):
@@ -107,112 +108,96 @@ def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
     assert "TB for parameters, optimizer and tokens, 0 bytes for a step), and there are" in err
     assert "lower model.width, model.layers or the number of variants" in err
-    roomy(monkeypatch, 0.01)
-    err = refused(capsys, config)
-    assert "and there are 9,999 bytes" in err or "and there are 1" in err
+    assert not (config.parent / "runs").exists()
 
 
-def test_held_bytes_by_hand(config, monkeypatch, capsys):
+def test_held_bytes_by_hand(budget):
     """adamw: parameters, two averages of them, two counts of steps; twice for two variants; and the tokens."""
-    roomy(monkeypatch, 1e-6)
-    seen = []
-    monkeypatch.setattr(memory, "complaint", lambda need, *_: seen.append(need) or "not enough memory")
-    refused(capsys, config, "variants={a: {}, b: {seed: 1}}")
+    two = budget(10**9, variants={"a": {}, "b": {"seed": 1}})
+    two.check()
     width, tokens, context = 16, 24, 64
     blocks = 4 * width**2 + 2 * 4 * width**2 + 2 * width
     parameters = blocks + width + (tokens + context) * width
     state = 3 * 4 * parameters
-    counts = seen[0].held - 2 * state - 5000
-    assert seen[0].passing == 0 and 0 < counts <= 2 * 4 * 4, (seen, state)
+    assert two.need is not None
+    counts = two.need.held - 2 * state - two.resident.size
+    assert 0 < counts <= 2 * 4 * 4 and two.need.passing > 0
 
 
-@pytest.mark.parametrize("moment", ["running", "compiling"])
-def test_a_device_that_refuses_is_answered_in_one_line(config, monkeypatch, capsys, moment):
-    def exhausted(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypatch, capsys):
+    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    with pytest.raises(UserError, match="training needs about .*; try optimizer.accumulate=2$"):
+        budget(10**9).explain(exhausted)
 
-    if moment == "running":
-        monkeypatch.setattr(Programs, "dispatch", exhausted)
-    else:
-        monkeypatch.setattr(compiling, "compiled", exhausted)
-    err = refused(capsys, config, "data.context=8")
-    if moment == "running":
-        assert "training needs about" in err and err.endswith("; try optimizer.accumulate=2\n")
-    else:
-        assert "data.batch, data.context, model.width" in err
+    def refuse(*_):
+        raise exhausted
+
+    monkeypatch.setattr(compiling, "compiled", refuse)
+    assert "data.batch, data.context, model.width" in refused(capsys, config, "data.context=8")
 
 
-def test_other_errors_are_left_as_they_are(config, monkeypatch):
-    def broken(*_):
-        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
-
-    monkeypatch.setattr(Programs, "dispatch", broken)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        main(["train", str(config)])
-
-
-def test_a_device_that_tells_nothing_is_trained_on(config, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "available_memory", lambda platform: None)
-    assert main(["train", str(config)]) == 0
-    assert re.search(r"memory +estimated [\d.]+ MB\n", capsys.readouterr().out)
-    summary = json.loads((config.parent / "runs" / "m" / "main" / "summary.json").read_text(encoding="utf-8"))
-    assert summary["exit_reason"] == "done"
+def test_other_errors_are_left_as_they_are(budget):
+    budget(10**9).explain(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
 
 
 def test_what_a_device_has_left():
-    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 300})
-    assert available_memory(SimpleNamespace(device=device, kind="gpu")) == 700
-    silent = SimpleNamespace(memory_stats=lambda: None)
-    assert available_memory(SimpleNamespace(device=silent, kind="tpu")) is None
-    here = available_memory(SimpleNamespace(device=silent, kind="cpu"))
+    assert available_memory(device_of(700)) == 700 and available_memory(device_of(None)) is None
+    here = available_memory(CPU)
     assert here is None or 2**20 < here < 2**50
 
 
+CPU = Platform(SimpleNamespace(memory_stats=lambda: None), "cpu", 1)
+
+
+def written(root: Path, **files: str) -> None:
+    """Files of Linux below `root`, by their paths with __ for a slash."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 def test_what_a_machine_has_left(tmp_path):
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal: 9999 kB\nMemAvailable:    2000 kB\nSwapFree: 48 kB\nHugePages_Total: 0\n")
-    assert _of_machine(file) == 2048 * 1024
-    file.write_text("MemTotal: 9999 kB\n")
-    assert _of_machine(file) is None
-    assert _of_machine(tmp_path / "none") is None
+    assert available_memory(CPU, tmp_path) is None
+    written(tmp_path, proc__meminfo="MemTotal: 9999 kB\nMemAvailable:    2000 kB\nSwapFree: 48 kB\nHugePages: 0\n")
+    assert available_memory(CPU, tmp_path) == 2048 * 1024
+    written(tmp_path, proc__meminfo="MemTotal: 9999 kB\n")
+    assert available_memory(CPU, tmp_path) is None
 
 
-def group(folder, version: int, limit: str, used: int, cache: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def group(folder: Path, version: int, limit: str, used: int, cache: int) -> None:
     names = ("memory.max", "memory.current", "inactive_file")
     old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     most, now, file = names if version == 2 else old
-    (folder / most).write_text(f"{limit}\n")
-    (folder / now).write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 3\n{file} {cache}\n")
+    written(folder, **{most: f"{limit}\n", now: f"{used}\n", "memory.stat": f"anon 3\n{file} {cache}\n"})
 
 
 def test_what_control_groups_leave(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("0::/a/b\n")
-    group(tmp_path / "a" / "b", 2, "max", 10, 0)
-    group(tmp_path / "a", 2, "1000", 700, 100)
-    assert [left for left in _of_groups(tmp_path, own) if left is not None] == [400]
-    own.write_text("4:cpu:/x\n3:memory:/c\n")
-    group(tmp_path / "memory" / "c", 1, "500", 450, 50)
-    group(tmp_path / "memory", 1, "9223372036854771712", 450, 50)
-    assert list(_of_groups(tmp_path, own)) == [100, 9223372036854771712 - 400]
-    own.write_text("nonsense\n")
-    assert list(_of_groups(tmp_path, own)) == []
-    assert list(_of_groups(tmp_path, tmp_path / "none")) == []
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    written(tmp_path, proc__self__cgroup="0::/a/b\n")
+    group(groups / "a" / "b", 2, "max", 10, 0)
+    group(groups / "a", 2, "1000", 700, 100)
+    assert available_memory(CPU, tmp_path) == 400
+    written(tmp_path, proc__self__cgroup="4:cpu:/x\n3:memory:/c\n")
+    group(groups / "memory" / "c", 1, "500", 450, 50)
+    group(groups / "memory", 1, "9223372036854771712", 450, 50)
+    assert available_memory(CPU, tmp_path) == 100
+    written(tmp_path, proc__self__cgroup="4:cpu:/x\n3:memory:/\n")
+    assert available_memory(CPU, tmp_path) == 9223372036854771712 - 400
+    written(tmp_path, proc__self__cgroup="nonsense\n")
+    assert available_memory(CPU, tmp_path) is None
 
 
 def test_what_the_limits_of_a_process_leave(tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
-    status = tmp_path / "status"
-    status.write_text("Name:\tx\nVmSize:\t    1000 kB\nVmData:\t 300 kB\n")
+    written(tmp_path, proc__self__status="Name:\tx\nVmSize:\t    1000 kB\nVmData:\t 300 kB\n")
     limits = {resource.RLIMIT_AS: 2_000_000, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], resource.RLIM_INFINITY))
-    assert list(_of_limits(status)) == [2_000_000 - 1_024_000, None]
+    assert available_memory(CPU, tmp_path) == 976_000
     limits[resource.RLIMIT_DATA] = 500_000
-    assert list(_of_limits(status)) == [976_000, 500_000 - 307_200]
-    status.write_text("Name:\tx\n")
-    assert list(_of_limits(status)) == list(_of_limits(tmp_path / "none")) == []
+    assert available_memory(CPU, tmp_path) == 500_000 - 307_200
+    written(tmp_path, proc__self__status="Name:\tx\n")
+    assert available_memory(CPU, tmp_path) is None
 
 
 LIMITED = """

@@ -64,10 +64,8 @@ print(charts.to_rgb(figure).shape)
 @pytest.mark.parametrize(
     "variables",
     [
-        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},  # of a Jupyter shell
-        {"MPLBACKEND": "not_installed"},
-        {"MATPLOTLIBRC": "broken"},
-        {"MATPLOTLIBRC": "not_utf8"},
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": "broken"},  # of a Jupyter shell
+        {"MPLBACKEND": "not_installed", "MATPLOTLIBRC": "not_utf8"},
         {"HOME": "/proc/none", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": "", "MPLCONFIGDIR": ""},
     ],
     ids=str,
@@ -75,8 +73,8 @@ print(charts.to_rgb(figure).shape)
 def test_charts_are_drawn_in_any_environment_without_a_word(variables, tmp_path):
     (tmp_path / "broken").write_text("figure.dpi: much\nbackend: none such\nno key\n")
     (tmp_path / "not_utf8").write_bytes(b"font.size: 10 # \xff\n")
-    if name := variables.get("MATPLOTLIBRC"):
-        variables = {"MATPLOTLIBRC": str(tmp_path / name)}
     environment = {**os.environ, **variables}
+    if name := variables.get("MATPLOTLIBRC"):
+        environment |= {"MATPLOTLIBRC": str(tmp_path / name)}
     child = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, env=environment, check=False)
     assert (child.returncode, child.stdout, child.stderr) == (0, "(340, 500, 3)\n", "")

@@ -79,6 +79,7 @@ def test_a_sweep_over_traced_numbers_is_one_group(tiny):
         (7, 5, 1, 2000, 0.001, 1),
         (250, 500, 10, 12, 0.001, 10),
         (250, 500, 10, 3, 0.001, 2),
+        (10**9, 10**9, 0, 12, 1e-9, 10),
     ],
 )
 def test_steps_per_call(tiny, eval_every, checkpoint_every, watch, steps, seconds, expected):
@@ -88,10 +89,7 @@ def test_steps_per_call(tiny, eval_every, checkpoint_every, watch, steps, second
     assert k == expected
     assert eval_every % k == 0 and checkpoint_every % k == 0
     assert watch == 0 or k % watch == 0 or watch % k == 0
-
-
-def test_steps_per_call_as_written(tiny):
-    assert steps_per_call(tiny({"train.steps_per_call": 5}).variants[0].config, 1e-6) == 5
+    assert steps_per_call(tiny(keys | {"train.steps_per_call": 1}).variants[0].config, 1e-6) == 1  # as it is written
 
 
 @pytest.mark.parametrize(
@@ -213,7 +211,7 @@ def twins(tiny, tmp_path_factory):
     platform = platforms.select(experiment.variants[0].config.train)
     groups = [build_group(members, dataset.form, platform) for members in grouped(experiment.variants)]
     assert len(groups) == 3
-    return [GroupRun(group, dataset, platform, Console(), Stop(), 10) for group in groups]
+    return [GroupRun(group, dataset, platform, Console(), Stop()) for group in groups]
 
 
 def test_twins_start_from_the_same_weights(twins):
@@ -251,14 +249,15 @@ def test_twins_see_the_same_batches(twins):
 @pytest.fixture(scope="module")
 def watched_run(tiny, tmp_path_factory):
     """A whole run in which nothing may be transferred unasked: (compilations, calls and fetches in their order)."""
-    keys = {"watch.every": 20, "train.eval_every": 30, "train.checkpoint_every": 30, "model.norm": "none"}
+    keys = {"watch.every": 20, "train.eval_every": 30, "train.checkpoint_every": 30, "train.steps_per_call": K}
+    keys |= {"model.norm": "none"}
     keys |= {"variants": {"with": {}, "without": {"model.residual": "none"}}, "watch.counterfactual": False}
     experiment = tiny(keys | {"runs_dir": str(tmp_path_factory.mktemp("runs"))})
     config = experiment.variants[0].config
     dataset = open_text(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
-    run = GroupRun(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop(), K)
+    run = GroupRun(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop())
     events: list[str] = []
     with pytest.MonkeyPatch.context() as patch, counting() as compiled:
 

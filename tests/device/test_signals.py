@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.faults.programs import shared
+from runs import At
 from scripts.faults.tiny import differing, snapshots
 from train.cli import main
+from train.config.load import load
 from train.device import programs
 from train.device.signals import SIGNALS, Stop, Stopped, listening
-from train.run import experiment, summary
-from train.run.loop import GroupRun
+from train.run import summary
+from train.run.experiment import train
 from train.store.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -42,14 +43,8 @@ variants: {a: {}, b: {optimizer.lr: 5e-3}, c: {model.norm: none}}
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _shared_programs():
-    with shared():
-        yield
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, shared_programs) -> Path:
     """With a config of two groups, (a, b) and c, and an unbroken run in `whole`."""
     path = tmp_path_factory.mktemp("signals")
     (path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
@@ -61,16 +56,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(folder, monkeypatch, request):
-    """Trains in a folder of the test's own, called `run.name`; afterwards what is left there is gone on with."""
+def runs_dir(folder, monkeypatch, request):
+    """The name of a folder of the test's own in `folder`, which is the current one."""
     monkeypatch.chdir(folder)
     name = re.sub(r"\W", "_", request.node.name)
-
-    def train() -> int:
-        return main(["train", "s.yaml", f"runs_dir={name}"])
-
-    train.name = name  # pyright: ignore[reportFunctionMemberAccess]
-    yield train
+    yield name
     shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -88,43 +78,61 @@ def kill(number: int = signal.SIGTERM) -> None:
     time.sleep(0.01)
 
 
-def once(monkeypatch, owner, name: str, *, before=None, after=None) -> None:
-    """Around the first call of `owner.name`."""
-    original, calls = getattr(owner, name), []
-
-    def around(*args, **more):
-        calls.append(1)
-        if before is not None and len(calls) == 1:
-            before()
-        result = original(*args, **more)
-        if after is not None and len(calls) == 1:
-            after()
-        return result
-
-    monkeypatch.setattr(owner, name, around)
+_moments: list[tuple[str, list[int]]] = []  # (pattern of a path, signals to send as it is opened)
 
 
-def goes_on(folder, monkeypatch, run) -> None:
+def _opened(event: str, arguments: tuple) -> None:
+    if event == "open" and _moments and isinstance(arguments[0], str | os.PathLike):
+        if re.search(_moments[0][0], str(arguments[0])):
+            for number in _moments.pop()[1]:
+                kill(number)
+
+
+sys.addaudithook(_opened)  # Python's own: nothing of ours is patched to be interrupted
+
+
+def run(runs_dir: str) -> int:
+    return main(["train", "s.yaml", f"runs_dir={runs_dir}"])
+
+
+def goes_on(folder: Path, runs_dir: str) -> None:
     """The same command ends as the unbroken run: rows, parameters, figures."""
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
-    assert run() == 0
-    assert differing(snapshots(folder / "whole"), folder / run.name) == []
+    assert run(runs_dir) == 0
+    assert differing(snapshots(folder / "whole"), folder / runs_dir) == []
 
 
-def standing(folder, run) -> dict[str, list[int]]:
-    return {name: Checkpoints(folder / run.name / "s" / name).steps() for name in "abc"}
+def saved(folder: Path, runs_dir: str) -> list[list[int]]:
+    return [Checkpoints(folder / runs_dir / "s" / name).steps() for name in "abc"]
 
 
-def test_where_nothing_is_to_be_saved_it_stops_at_once(folder, monkeypatch, run, capsys):
-    once(monkeypatch, experiment, "open_source", before=kill)
-    assert run() == 143
-    out, err = capsys.readouterr()
-    assert "nothing saved: a, b, c not begun" in out and err == "deltaflow: stopped during the reading of data\n"
-    assert not (folder / run.name).exists()
+@pytest.mark.parametrize(
+    ("moment", "numbers", "code", "message", "expected"),
+    [
+        (r"s/a/ckpt/\.00000008", [2], 130, "saved: a, b at step 10; c not begun", [[8, 10], [8, 10], []]),
+        # A second one within a save leaves whole checkpoints only: a is saved, and b is not.
+        (r"s/b/ckpt/\.00000008", [2, 2], 130, "interrupted during steps 7 to 8", [[8], [], []]),
+        (r"s/a/\.summary.json", [15], 143, "saved: a, b at step 12; c not begun", [[8, 12], [8, 12], []]),
+        (r"s/c/\.lock", [15], 143, "saved: a, b finished; c not begun", [[8, 12], [8, 12], []]),
+    ],
+    ids=["a save", "twice in a save", "closing", "the next group"],
+)
+def test_a_signal_while_files_are_read_and_written(folder, runs_dir, capsys, moment, numbers, code, message, expected):
+    _moments.append((moment, numbers))
+    assert run(runs_dir) == code and not _moments
+    assert message in "".join(capsys.readouterr())
+    assert saved(folder, runs_dir) == expected
+    goes_on(folder, runs_dir)
 
 
-def test_a_compilation_is_not_waited_for(folder, monkeypatch, run, capsys):
+def test_where_nothing_is_to_be_saved_it_stops_at_once(folder, runs_dir, capsys):
+    for command, doing, note in (("train", " during the reading of data", "nothing saved: a, b, c"), ("probe", "", "")):
+        _moments.append(("corpus.txt", [15]))
+        assert main([command, "s.yaml", f"runs_dir={runs_dir}"]) == 143
+        out, err = capsys.readouterr()
+        assert note in out and err == f"deltaflow: stopped{doing}\n" and not (folder / runs_dir).exists()
+
+
+def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys):
     release, began = threading.Event(), threading.Event()
 
     def slow(*_, **__):
@@ -140,89 +148,46 @@ def test_a_compilation_is_not_waited_for(folder, monkeypatch, run, capsys):
     threading.Thread(target=later).start()
     start = time.monotonic()
     try:
-        assert run() == 130
+        assert run(runs_dir) == 130
     finally:
         took = time.monotonic() - start
         release.set()
     assert took < 30 and "stopped during set-up and compilation" in capsys.readouterr().err
-    goes_on(folder, monkeypatch, run)
+    assert not (folder / runs_dir).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_the_next(
-    folder, monkeypatch, run, capsys, number
+    folder, runs_dir, capsys, number
 ):
-    once(monkeypatch, GroupRun, "log_dispatch", before=lambda: kill(number))
-    assert run() == 128 + number
+    stop = Stop()
+    with listening(stop):
+        train(load("s.yaml", [f"runs_dir={runs_dir}"]), At(2, lambda: kill(number)), stop)
+    assert stop.exit_code == 128 + number
     assert "saved: a, b at step 4; c not begun" in capsys.readouterr().out
-    assert standing(folder, run) == {"a": [4], "b": [4], "c": []}
-    meta = Checkpoints(folder / run.name / "s" / "a").header(4).meta
+    assert saved(folder, runs_dir) == [[4], [4], []]
+    meta = Checkpoints(folder / runs_dir / "s" / "a").header(4).meta
     assert meta["eval_pending"] and "loss/val" not in meta["row"]  # step 4 has an evaluation
-    goes_on(folder, monkeypatch, run)
+    goes_on(folder, runs_dir)
 
 
-def test_a_signal_within_a_save_lets_it_finish(folder, monkeypatch, run):
-    once(monkeypatch, Checkpoints, "save", before=lambda: kill(signal.SIGINT))
-    assert run() == 130
-    assert standing(folder, run) == {"a": [8, 10], "b": [8, 10], "c": []}
-    goes_on(folder, monkeypatch, run)
+def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_dir):
+    """Where it is looked at when all is evaluated and saved, the run was over."""
+    stop = Stop()
+    with listening(stop):
+        try:
+            train(load("s.yaml", [f"runs_dir={runs_dir}"]), At(12, kill), stop)
+        except Stopped:
+            pass
+    goes_on(folder, runs_dir)
 
 
-def test_a_second_one_within_a_save_leaves_whole_checkpoints_only(folder, monkeypatch, run, capsys):
-    def twice():
-        kill(signal.SIGINT)
-        kill(signal.SIGINT)
-
-    once(monkeypatch, Checkpoints, "save", after=twice)  # a is saved, and b is not
-    assert run() == 130
-    assert "deltaflow: interrupted during steps 7 to 8" in capsys.readouterr().err
-    assert standing(folder, run) == {"a": [8], "b": [], "c": []}
-    goes_on(folder, monkeypatch, run)
-
-
-def test_between_groups_and_in_a_set_up_the_groups_that_are_done_stay_done(folder, monkeypatch, run, capsys):
-    once(monkeypatch, GroupRun, "run", after=kill)
-    assert run() == 143
-    assert "saved: a, b finished; c not begun" in capsys.readouterr().out
-    goes_on(folder, monkeypatch, run)
-
-
-def test_in_the_closing_of_a_group(folder, monkeypatch, run):
-    once(monkeypatch, summary, "summary_of", before=kill)
-    assert run() == 143
-    assert standing(folder, run) == {"a": [8, 12], "b": [8, 12], "c": []}
-    goes_on(folder, monkeypatch, run)
-
-
-def test_in_the_report_all_training_is_done(folder, monkeypatch, run, capsys):
+def test_in_the_report_all_training_is_done(folder, runs_dir, monkeypatch, capsys):
     monkeypatch.setattr(summary, "write_report", lambda *_: kill())
-    assert run() == 143
+    assert run(runs_dir) == 143
     out, err = capsys.readouterr()
     assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
-    assert differing(snapshots(folder / "whole"), folder / run.name) == []
-
-
-def test_a_signal_at_the_last_window_leaves_the_last_evaluation(folder, monkeypatch, run):
-    original = GroupRun.log_dispatch
-
-    def at_the_end(self, start, end, results):
-        if start == 10:
-            kill()
-        return original(self, start, end, results)
-
-    monkeypatch.setattr(GroupRun, "log_dispatch", at_the_end)
-    code = run()  # the last window is looked at when all is evaluated and saved: it was over
-    assert code in (0, 143)
-    goes_on(folder, monkeypatch, run)
-
-
-def test_probe_stops_at_once(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    from train.run import probe as probing
-
-    once(monkeypatch, probing, "build_group", before=kill)
-    assert main(["probe", "s.yaml"]) == 143
-    assert capsys.readouterr().err == "deltaflow: stopped\n"
+    assert differing(snapshots(folder / "whole"), folder / runs_dir) == []
 
 
 # The handlers themselves
@@ -337,30 +302,36 @@ with listening(stop, hard=True):
 """
 
 
-@pytest.mark.parametrize(
-    ("within", "numbers", "code", "said"),
-    [
-        ("if True:", [signal.SIGTERM], 143, "stopped during a long call; what was saved before is kept"),
-        ("if True:", [signal.SIGINT], 130, "stopped during a long call"),
-        ("if True:", [signal.SIGHUP], 129, "stopped during a long call"),
+def test_a_process_ends_that_does_not_get_round_to_it():
+    stuck = "stopped during a long call; what was saved before is kept"
+    cases = [
+        ("if True:", [signal.SIGTERM], 143, stuck),
+        ("if True:", [signal.SIGINT], 130, stuck),
+        ("if True:", [signal.SIGHUP], 129, stuck),
         ("with stop.deferred():", [signal.SIGTERM, signal.SIGINT], 143, "stopping after this dispatch (a long call)"),
-        (FINALIZER, [signal.SIGTERM], 143, "stopped during a long call"),
-    ],
-)
-def test_a_process_ends_that_does_not_get_round_to_it(within, numbers, code, said):
-    with subprocess.Popen(
-        [sys.executable, "-c", STUCK.format(within=within)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None and child.stderr is not None
-        assert child.stdout.readline() == b"ready\n"
-        time.sleep(1)  # it is in the call now
-        start = time.monotonic()
+        (FINALIZER, [signal.SIGTERM], 143, stuck),
+    ]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", STUCK.format(within=within)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for within, *_ in cases
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+    time.sleep(1)  # they are in the call now
+    start = time.monotonic()
+    for child, (_, numbers, _, _) in zip(children, cases, strict=True):
         for number in numbers:
             child.send_signal(number)
             time.sleep(0.3)
-        assert child.wait(30) == code
-        assert time.monotonic() - start < 5
-        assert said in child.stderr.read().decode()
+    for child, (_, _, code, message) in zip(children, cases, strict=True):
+        with child:
+            assert child.wait(30) == code and time.monotonic() - start < 7
+            assert child.stderr is not None and message in child.stderr.read().decode()
 
 
 def test_under_nohup_a_closed_terminal_is_not_heard():

@@ -1,14 +1,12 @@
 """Curvature, Jacobians, noise and landscape against dense matrices and closed forms (float64)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from networks import B, T, V, network, parameters
+from networks import WINDOWS, leaves, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import jacobian
 from train.gradflow.curvature import along_line, lanczos, preconditioned_sharpness, random_direction, sharpness
@@ -16,7 +14,6 @@ from train.gradflow.noise import noise
 from train.gradflow.norms import log10, value
 from train.gradflow.per_block import carries
 
-WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 KEY = jax.random.key(0)
 
 
@@ -110,14 +107,13 @@ def numeric(net, params):
 
 
 @pytest.mark.parametrize("rule", ["pre_ln", pytest.param("value_residual", marks=pytest.mark.slow)])
-def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
+def test_jacobians_exact_and_by_iteration(rule, x64):
     net = network(residual=rule)
     params = parameters(net)
     blocks, whole = jax.jit(lambda p: numeric(net, p))(params)
     wanted = [np.linalg.svd(matrix, compute_uv=False) for matrix in (*blocks, whole)]
     exact = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY))(params)
-    monkeypatch.setattr(jacobian, "EXACT", 0)
-    near = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY, 300, 400))(params)
+    near = jax.jit(lambda p: jacobian.jacobians(net.anatomy(p, WINDOWS[:1, :-1]), KEY, 300, 400, exact=0))(params)
     for index, values in enumerate(wanted):
         # The blocks, and above them the whole stack.
         one, two = (
@@ -135,15 +131,17 @@ def test_jacobians_exact_and_by_iteration(rule, x64, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_stack_of_a_deep_plain_network_has_no_range(monkeypatch, x64):
+def test_the_stack_of_a_deep_plain_network_has_no_range(x64):
     """Exact and iterated spectra of a product of 40 Jacobians far below float32's range, in float32 and float64."""
     small, logs = {"layers": 40, "residual": "none", "norm": "none"}, {}
     for dtype in ("float32", "float64"):
         net = network(dtype, **small)
         params = parameters(net, 0.01)
         for exact in (1024, 0):
-            monkeypatch.setattr(jacobian, "EXACT", exact)
-            found = jax.jit(lambda p, n=net: jacobian.jacobians(n.anatomy(p, WINDOWS[:1, :-1]), KEY))(params)
+            spectra = jax.jit(
+                lambda p, n=net, e=exact: jacobian.jacobians(n.anatomy(p, WINDOWS[:1, :-1]), KEY, exact=e)
+            )
+            found = spectra(params)
             logs[dtype, exact] = float(log10(found.stack.largest))
     assert logs["float64", 1024] < -100
     np.testing.assert_allclose(list(logs.values()), logs["float64", 1024], atol=0.02)
@@ -186,13 +184,9 @@ def test_a_line_through_a_parabola(x64):
 
 def test_a_random_direction_is_as_long_as_each_matrix(x64):
     params = parameters(network())
-    drawn = random_direction(params, KEY)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(drawn):
-        own: Any = params
-        names = [key.key for key in path]
-        for name in names:
-            own = own[name]
-        axes = tuple(range(int(names[0] == "blocks"), leaf.ndim))
+    drawn, given = leaves(random_direction(params, KEY)), leaves(params)
+    for path, leaf in drawn.items():
+        axes, own = tuple(range(int(path.startswith("blocks/")), leaf.ndim)), given[path]
         length, wanted = (np.sqrt(np.sum(np.square(x), axis=axes)) for x in (leaf, own))
         np.testing.assert_allclose(length, wanted, rtol=1e-12)
-        assert abs(np.sum(np.asarray(leaf) * np.asarray(own))) < 0.9 * np.sum(np.asarray(own) ** 2)
+        assert abs(np.sum(leaf * own)) < 0.9 * np.sum(own**2)

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from model.residual import numbers_of
-from networks import FEW_RULES, B, L, T, V, network, parameters
+from networks import FEW_RULES, TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import per_block
 from train.gradflow.delta import backward
 from train.gradflow.norms import log10, value
 
-WINDOWS = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
-TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
-
 
 def mean_loss(logits):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(TARGETS)), TARGETS])
+
+
+@partial(jax.jit, static_argnums=0)
+def split_of(net, params):
+    return per_block.split(net.anatomy(params, TOKENS), mean_loss)
 
 
 ADDED = ("pre_ln", "sandwich", "rezero", "skipinit", "layerscale", "gpt2_scaled", "stochastic_depth")  # s x + F
@@ -56,17 +58,18 @@ def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
 
 def test_the_split_has_no_range(x64):
     """A stack without skip and norm that shrinks delta by a million a block: float32 against float64."""
-    small = {"layers": 60, "residual": "none", "norm": "none"}
     logs = []
     for dtype in ("float32", "float64"):
-        net = network(dtype, **small)
-        params = parameters(net, 0.01)
-        split = jax.jit(lambda p, n=net: per_block.split(n.anatomy(p, TOKENS), mean_loss))(params)
+        net = network(dtype, layers=60, residual="none", norm="none")
+        split = split_of(net, parameters(net, 0.01))
         logs.append((log10(split.delta), log10(split.branch)))
     assert logs[1][0][0] < -150
     np.testing.assert_allclose(logs[0][0], logs[1][0], atol=2e-3)
     np.testing.assert_array_equal(*[np.isfinite(log).all() for log, _ in logs])
     np.testing.assert_allclose(logs[0][1], logs[0][0], atol=1e-6)  # no skip: all of it comes through the branches
+
+
+attention = jax.jit(per_block.attention)
 
 
 def scores_of(weights):
@@ -85,15 +88,20 @@ def scores_of(weights):
     ],
 )
 def test_entropy_is_of_the_visible_keys(weights, entropy):
-    seen = per_block.attention(scores_of(weights))
+    seen = attention(scores_of(weights))
     np.testing.assert_allclose(seen.entropy, [entropy], rtol=1e-6)
     np.testing.assert_allclose(seen.logit_max, [3 + np.log(np.max(weights))], rtol=1e-6)
+    one_key = np.zeros((1, 1, 1, 4), np.float32)
+    one_key[..., 2] = 1000
+    assert float(attention(one_key).entropy[0]) == 0.0
 
 
-def test_a_head_that_looks_at_one_key_has_entropy_0():
-    scores = np.zeros((1, 1, 1, 4), np.float32)
-    scores[..., 2] = 1000
-    assert float(per_block.attention(scores).entropy[0]) == 0.0
+def test_scores_that_are_no_numbers_are_not_taken_for_masked():
+    seen = attention(np.full((1, 1, 2, 2), np.nan, np.float32))
+    assert np.isnan(seen.entropy).all() and np.isnan(seen.logit_max).all()
+    scores = np.random.default_rng(0).normal(size=(12, 4, 64, 64)).astype(np.float32)
+    scores[5, 2, 40, 17] = np.nan
+    assert np.isnan(attention(scores).logit_max).tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize("model", [{}, {"kv_heads": 1, "positions": "alibi"}, {"attention_cap": 0.5, "window": 2}])
@@ -112,59 +120,48 @@ def test_attention_is_watched_in_every_layer_and_head(model, x64):
     assert len(np.unique(np.asarray(found.entropy))) == L * 2
     if "attention_cap" in model:
         assert (np.abs(found.logit_max) <= 0.5).all()
-    attn = params["blocks"]["attn"]
-    blind = {"attn": attn | {"q": jax.tree.map(jnp.zeros_like, attn["q"])}}
-    found = watched(params | {"blocks": params["blocks"] | blind})
+    found = watched(changed(params, "blocks/attn/q", lambda q: jax.tree.map(jnp.zeros_like, q)))
     uniform = np.allclose(found.entropy, 1, atol=1e-12)
     assert uniform == ("positions" not in model)
     if uniform:
         assert (found.logit_max == 0).all()
 
 
-def test_dead_units_are_those_that_no_token_wakes():
+def test_dead_units_are_those_that_no_token_wakes(x64):
     hidden = np.array([[0, 0.0, 1, 0], [0, 2.0, 0, -0.0]], np.float32)
     assert float(per_block.dead_units(hidden)) == 0.5
-
-
-def test_dead_units_of_a_model(x64):
     net = network(activation="relu", bias=True)
     params = parameters(net)
     seen = jax.jit(lambda p: per_block.observed(net.anatomy(p, TOKENS), {"mlp": per_block.dead_units})["mlp"])
-    bias = params["blocks"]["mlp"]["in_"]["bias"]
-    half = jnp.full_like(bias, 100.0).at[1, : bias.shape[1] // 4].set(-1e6)
-    mlp = params["blocks"]["mlp"]
-    killed = params | {"blocks": params["blocks"] | {"mlp": mlp | {"in_": mlp["in_"] | {"bias": half}}}}
+
+    def killing(bias):
+        return jnp.full_like(bias, 100.0).at[1, : bias.shape[1] // 4].set(-1e6)
+
+    killed = changed(params, "blocks/mlp/in_/bias", killing)
     np.testing.assert_array_equal(seen(killed), [0, 0.25, 0])
 
 
 def test_observers_change_nothing(x64):
-    net = network()
-    anatomy = net.anatomy(parameters(net), TOKENS)
-    first = jax.tree.map(lambda leaf: leaf[0], anatomy.blocks)
-    heard = []
-    watched = anatomy.block(first, jnp.int32(0), anatomy.carry, lambda name, value: heard.append((name, value.shape)))
-    np.testing.assert_array_equal(watched, anatomy.block(first, jnp.int32(0), anatomy.carry))
+    net, heard = network(), []
+
+    @jax.jit
+    def both(params):
+        anatomy = net.anatomy(params, TOKENS)
+        first = jax.tree.map(lambda leaf: leaf[0], anatomy.blocks)
+        observed = anatomy.block(first, jnp.int32(0), anatomy.carry, lambda name, x: heard.append((name, x.shape)))
+        return observed, anatomy.block(first, jnp.int32(0), anatomy.carry)
+
+    np.testing.assert_array_equal(*both(parameters(net)))
     assert heard == [("attention", (B, 2, T, T)), ("mlp", (B * T, 32))]
-
-
-def test_scores_that_are_no_numbers_are_not_taken_for_masked():
-    seen = per_block.attention(np.full((1, 1, 2, 2), np.nan, np.float32))
-    assert np.isnan(seen.entropy).all() and np.isnan(seen.logit_max).all()
-
-
-def test_one_score_that_is_nan_is_seen_in_its_head():
-    scores = np.random.default_rng(0).normal(size=(12, 4, 64, 64)).astype(np.float32)
-    scores[5, 2, 40, 17] = np.nan
-    assert np.isnan(jax.jit(per_block.attention)(scores).logit_max).tolist() == [False, False, True, False]
 
 
 def test_a_branch_that_rounding_swallows_is_not_told():
     """float32 cannot resolve a branch of 1e-7 of delta; layerscale starts at 1e-6 beyond 24 blocks."""
     found = []
     for scale in (1e-7, 1e-2):
-        net = network("float32", residual={"rule": "layerscale", "scale": scale})
-        params = jax.jit(lambda n=net: n.init(0))()
-        split = jax.jit(lambda p, n=net: per_block.split(n.anatomy(p, TOKENS), mean_loss))(params)
+        net = network("float32", residual="layerscale")
+        own = {name: jnp.full((L, D), scale, jnp.float32) for name in ("lambda_1", "lambda_2")}
+        split = split_of(net, changed(parameters(net), "blocks/residual", lambda _, own=own: own))
         found.append([np.isnan(x) for x in (log10(split.branch), split.cosine, log10(split.delta))])
     assert found[0][0].all() and found[0][1].all() and not found[0][2].any()
     assert not any(part.any() for part in found[1])

@@ -144,6 +144,7 @@ def test_share_of_q_and_k_by_hand():
     silent = {name: np.array([-np.inf]) for name in MATRICES}
     assert np.isnan(qk_share(silent)).all()  # nothing to compare
     assert qk_share(silent | {"attn_v": np.array([0.0])})[0] == -np.inf
+    assert judge(line(3, 0.0), {"attn_q": np.full(3, -9.0)}).state == "healthy"  # V and O are not there
 
 
 def _verdict(state: str) -> Verdict:

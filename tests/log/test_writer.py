@@ -1,7 +1,6 @@
 """What the tracker wrote is read back by TensorBoard's own reader; failures of the disk must not reach training."""
 
 import errno
-import itertools
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from train.errors import UserError
 from train.log import append
 from train.log.append import MAX_PENDING, AppendFile
 from train.log.charts_layout import chart_layout
-from train.log.writer import FLUSH_S, TAG_SETS, Tracker
+from train.log.writer import TAG_SETS, Tracker
 
 
 def read(directory):
@@ -104,27 +103,12 @@ def test_a_fresh_start_replaces_everything(tmp_path):
     assert rows(tmp_path) == [{"step": 0, "loss": 2.0}]
 
 
-def test_a_last_line_without_its_newline_is_dropped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step":1}\n[1]\nnull\n{"step":"x"}\n{"step":2}')
-    Tracker(tmp_path, first_step=9).close()
-    assert rows(tmp_path) == [{"step": 1}]
-
-
 def test_two_writers_at_once_have_two_files(tmp_path):
     with Tracker(tmp_path) as first, Tracker(tmp_path) as second:
         first.log(0, {"a": 1.0})
         second.log(0, {"b": 2.0})
     files = sorted(tmp_path.glob("events.out.tfevents.*"))
     assert [points(file, tag) for file, tag in zip(files, "ab", strict=True)] == [[(0, 1.0)], [(0, 2.0)]]
-
-
-def test_drain_puts_everything_on_the_disk(tmp_path):
-    with Tracker(tmp_path) as run:
-        for step in range(300):
-            run.log(step, {"x": float(step)})
-        assert run.drain()
-        assert points(tmp_path, "x") == [(step, float(step)) for step in range(300)]
-        assert len(rows(tmp_path)) == 300
 
 
 def test_config_text_and_image(tmp_path):
@@ -187,27 +171,12 @@ def charts_of(tags, layout):
 
 def test_each_tag_is_on_one_chart():
     layers = [f"layer_{layer:03d}" for layer in range(3)]
-    tags = [
-        f"{metric}/{layer}"
-        for metric in (
-            "delta/norm_log10",
-            "delta_without/norm_log10",
-            "delta/rms_weighted_log10",
-            "gain",
-            "update/ratio_log10",
-            "grad/norm_log10",
-            "grad_without/norm_log10",
-            "act/rms",
-            "act/rank",
-        )
-        for layer in layers
-    ]
-    matrices = [
-        f"{metric}/{layer}/{matrix}"
-        for metric in ("grad/norm_log10", "update/ratio_log10", "weight/norm")
-        for matrix in ("attn_q", "attn_q_2")
-        for layer in layers
-    ]
+    wholes = ("delta/norm_log10", "delta_without/norm_log10", "delta/rms_weighted_log10", "gain", "update/ratio_log10")
+    wholes += ("grad/norm_log10", "grad_without/norm_log10", "act/rms", "act/rank")
+    tags = [f"{metric}/{layer}" for metric in wholes for layer in layers]
+    of_matrices = ("grad/norm_log10", "update/ratio_log10", "weight/norm")
+    names = ("attn_q", "attn_q_2")
+    matrices = [f"{metric}/{layer}/{matrix}" for metric in of_matrices for matrix in names for layer in layers]
     strangers = [
         *("grad/norm/layer_000", "delta/norm_log10/layer_000/attn_q"),
         *("grad/norm_log10/embed", "my/gain/layer_000"),
@@ -243,19 +212,16 @@ def full_disk(room: int = 0):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def tracker_without_delay(directory, warnings):
-    """Each record is flushed at once."""
-    return Tracker(directory, warn=warnings.append, clock=itertools.count(step=10.0).__next__)
-
-
 def test_a_full_disk_warns_once_and_loses_nothing(tmp_path):
     warnings = []
-    run = tracker_without_delay(tmp_path, warnings)
+    run = Tracker(tmp_path, warn=warnings.append)
     run.log(0, {"x": 0.0})
-    assert run.drain()
+    assert rows(tmp_path) == []  # records wait for a flush
+    assert run.drain() and len(rows(tmp_path)) == 1
     with full_disk():
         for step in range(1, 100):
             run.log(step, {"x": float(step)})
+            assert not run.flush()
         assert not run.drain()
         assert rows(tmp_path) == [{"step": 0, "x": 0.0}]
         assert points(tmp_path, "x") == [(0, 0.0)]
@@ -268,36 +234,37 @@ def test_a_full_disk_warns_once_and_loses_nothing(tmp_path):
 
 def test_a_disk_that_stays_full_ends_in_whole_records(tmp_path):
     warnings = []
-    run = tracker_without_delay(tmp_path, warnings)
+    run = Tracker(tmp_path, warn=warnings.append)
     run.log(0, {"x": 0.0})
+    assert run.flush()
     line = (tmp_path / "metrics.jsonl").read_bytes()
     with full_disk(len(line) + 5):  # the next row is torn
         run.log(1, {"x": 1.0})
         run.close()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == line
-    assert len(warnings) == 1
+    assert (tmp_path / "metrics.jsonl").read_bytes() == line and len(warnings) == 1
 
 
 def test_a_disk_that_fills_up_and_empties_again_leaves_no_torn_record(tmp_path):
-    run = tracker_without_delay(tmp_path, [])
+    run = Tracker(tmp_path, warn=lambda _: None)
     for step in range(200):
         with full_disk(37 * step % 1000):
             run.log(step, {"x": 1.0})
+            run.flush()
     run.close()
     assert [row["step"] for row in rows(tmp_path)] == [step for step, _ in points(tmp_path, "x")] == list(range(200))
 
 
 def test_a_file_that_cannot_be_written_again_is_opened_again(tmp_path):
-    """As after a network drive came back: its old descriptors stay dead."""
-    warnings = []
-    run = tracker_without_delay(tmp_path, warnings)
-    for file in (run._rows._file, run._events._file):
-        os.dup2(os.open(tmp_path / "metrics.jsonl", os.O_RDONLY), file.fileno())
-    run.log(1, {"x": 1.0})
-    assert len(warnings) == 1
-    run.log(2, {"x": 2.0})
-    run.close()
-    assert [row["step"] for row in rows(tmp_path)] == [step for step, _ in points(tmp_path, "x")] == [1, 2]
+    """As after a network drive came back: its old descriptor stays dead."""
+    log = AppendFile(tmp_path / "log")
+    os.dup2(os.open(tmp_path / "log", os.O_RDONLY), log._file.fileno())
+    log.append(b"one\n")
+    with pytest.raises(OSError):
+        log.flush()
+    log.append(b"two\n")
+    log.flush()
+    log.close()
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
 
 
 def test_records_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path):
@@ -313,20 +280,6 @@ def test_records_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path):
     assert (tmp_path / "log").stat().st_size == 5 * len(record) and log.lost == 2
 
 
-def test_records_reach_their_files_after_a_while_and_not_each_at_once(tmp_path):
-    now = [0.0]
-    run = Tracker(tmp_path, clock=lambda: now[0])
-    run.log(0, {"x": 0.0})
-    assert rows(tmp_path) == read(tmp_path).Tags()["scalars"] == []
-    now[0] = FLUSH_S
-    for step in (1, 2):
-        run.log(step, {"x": 1.0})  # the event of step 1 comes after its row, which has set the clock back
-        assert [row["step"] for row in rows(tmp_path)] == [0, 1] and [at for at, _ in points(tmp_path, "x")] == [0]
-    run.flush()
-    assert len(rows(tmp_path)) == len(points(tmp_path, "x")) == 3
-    run.close()
-
-
 @pytest.mark.parametrize(
     "torn",
     [
@@ -338,6 +291,7 @@ def test_records_reach_their_files_after_a_while_and_not_each_at_once(tmp_path):
         b"[" * 100_000 + b"\n",
         b'{"step":7,"loss":1.0}\n{"step":8,"loss":1.0}\n',  # what the checkpoint does not know of
         b'{"step":7,"loss":1.0}\n\0\0\0{"step":1,"loss":0.5}\n',
+        b'[1]\nnull\n{"step":"x"}\n{"step":3}',  # rows of nothing known
     ],
 )
 def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):

@@ -87,13 +87,10 @@ def test_only_denormals_may_be_flushed_to_zero():
 
 def test_frobenius_adds_the_exponent_that_a_tap_took_out():
     x = float32(RNG.normal(size=(4, 4)))
-    assert log10(frobenius(x, float32(-3000))) == pytest.approx(np.log10(exact(x)) - 3000 * LOG2, abs=1e-6)
-    assert log10(frobenius(x, float32(3000))) == pytest.approx(np.log10(exact(x)) + 3000 * LOG2, abs=1e-6)
-
-
-def test_frobenius_of_zeros_is_exactly_zero():
-    for result in (frobenius(float32(np.zeros((2, 2)))), frobenius(float32(0.0), float32(-500))):
-        assert value(result) == 0 and log10(result) == -np.inf
+    for e in (-3000, 3000):
+        assert log10(frobenius(x, float32(e))) == pytest.approx(np.log10(exact(x)) + e * LOG2, abs=1e-6)
+    for zero in (frobenius(float32(np.zeros((2, 2)))), frobenius(float32(0.0), float32(-500))):
+        assert value(zero) == 0 and log10(zero) == -np.inf
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -134,38 +131,27 @@ def test_float64_keeps_its_range_and_digits(x64):
 
 def test_stacked_reduces_over_every_axis_but_the_first():
     x = float32(RNG.normal(size=(4, 2, 3, 5)) * (10.0 ** np.asarray([-30, -3, 0, 30]))[:, None, None, None])
-    found = stacked_frobenius(x)
+    found, exponents = stacked_frobenius(x), np.asarray([-1000.0, 0.0, 40.0, 3000.0])
     assert found.mantissa.shape == found.exponent.shape == (4,)
     np.testing.assert_allclose(value(found), [exact(layer) for layer in x], rtol=2e-6)
+    # Each layer has an exponent of its own.
+    expected = np.log10([exact(layer) for layer in x]) + exponents * LOG2
+    np.testing.assert_allclose(log10(stacked_frobenius(x, float32(exponents))), expected, atol=1e-6)
     # A stacked vector (a norm's gain, [L, D]) gives one norm a layer too.
     np.testing.assert_allclose(value(stacked_frobenius(x[:, 0, 0])), [exact(v) for v in x[:, 0, 0]], rtol=2e-6)
 
 
-def test_stacked_adds_each_layer_its_own_exponent():
-    x, exponents = float32(RNG.normal(size=(3, 2, 2))), np.asarray([-1000.0, 0.0, 40.0])
-    expected = [np.log10(exact(layer)) + e * LOG2 for layer, e in zip(x, exponents, strict=True)]
-    np.testing.assert_allclose(log10(stacked_frobenius(x, float32(exponents))), expected, atol=1e-6)
-
-
-def test_root_sum_square_element_by_element():
+def test_root_sum_square_element_by_element_and_far_outside_float32():
     values = 10.0 ** RNG.uniform(-30, 30, size=(3, 4)) * np.asarray([[1], [1e-2], [1e2]])
-    mantissa, exponent = np.frexp(values)
-    parts = [norm(m, e) for m, e in zip(mantissa, exponent, strict=True)]
+    parts = [norm(m, e) for m, e in zip(*np.frexp(values), strict=True)]
     np.testing.assert_allclose(value(root_sum_square(parts)), np.sqrt(np.sum(values**2, axis=0)), rtol=2e-6)
-
-
-def test_root_sum_square_far_outside_float32():
     # 3 and 4 times 2^-3000 are 5 times 2^-3000; a part 2^500 smaller has no say.
     found = root_sum_square([norm(0.75, -2998), norm(0.5, -2997), norm(0.9, -3500)])
     assert log10(found) == pytest.approx(np.log10(5) - 3000 * LOG2, abs=1e-6)
-
-
-@pytest.mark.parametrize("exponent", [0.0, 300.0, -3000.0])
-def test_a_zero_has_no_say_in_the_exponent(exponent):
-    """The exponent of a zero has no effect on the other norm, which becomes neither 0 nor nan."""
-    for parts in ([norm(0, exponent), norm(0.75, -900)], [norm(0.75, -900), norm(0, exponent)]):
-        assert log10(root_sum_square(parts)) == pytest.approx(np.log10(0.75) - 900 * LOG2, abs=1e-6)
-    assert log10(root_sum_square([norm(0, exponent), norm(0, 5)])) == -np.inf
+    for zero in (0.0, 300.0, -3000.0):  # nor has the exponent of a zero
+        for parts in ([norm(0, zero), norm(0.75, -900)], [norm(0.75, -900), norm(0, zero)]):
+            assert log10(root_sum_square(parts)) == pytest.approx(np.log10(0.75) - 900 * LOG2, abs=1e-6)
+        assert log10(root_sum_square([norm(0, zero), norm(0, 5)])) == -np.inf
 
 
 def test_delta_of_a_batch_from_its_microbatches():
@@ -194,11 +180,7 @@ def test_inner(a, b):
     shifted = inner(a, b, float32(-2000))
     assert np.sign(shifted.mantissa) == np.sign(expected)
     assert log10(shifted) == pytest.approx(np.log10(abs(expected)) - 2000 * LOG2, abs=1e-4)
-
-
-def test_inner_of_orthogonal_arrays_is_zero_and_signs_count():
-    assert value(inner(float32([1, 0]), float32([0, 1]))) == 0
-    assert value(inner(float32([1, 2]), float32([3, -4]))) == -5
+    assert value(inner(float32([1, 0]), float32([0, 1]))) == 0 and value(inner(float32([1, 2]), float32([3, -4]))) == -5
 
 
 def test_value_and_log10_on_the_host():
@@ -227,25 +209,12 @@ TREE = {
     "mlp": {"in_": {"kernel": 4}, "gate": {"kernel": 5}, "out": {"kernel": 6, "bias": 7}},
     "norm_1": {"gain": 8, "bias": 9},
 }
-TAGS = {
-    "attn_q": 1,
-    "attn_q_bias": 2,
-    "attn_o": 3,
-    "mlp_in": 4,
-    "mlp_gate": 5,
-    "mlp_out": 6,
-    "mlp_out_bias": 7,
-    "norm_1": 8,
-    "norm_1_bias": 9,
-}
-
-
-def test_tags():
-    assert named(TREE) == TAGS
-    assert named({"kernel": 1}) == {"kernel": 1}
+TAGS = {"attn_q": 1, "attn_q_bias": 2, "attn_o": 3, "mlp_in": 4, "mlp_gate": 5, "mlp_out": 6, "mlp_out_bias": 7}
+TAGS |= {"norm_1": 8, "norm_1_bias": 9}
 
 
 def test_matrix_norms_and_the_whole_block():
+    assert named(TREE) == TAGS and named({"kernel": 1}) == {"kernel": 1}
     leaves = {tag: RNG.normal(size=(2, 3, number)) for tag, number in TAGS.items()}
     blocks = jax.tree.map(lambda number: float32({v: leaves[k] for k, v in TAGS.items()}[number]), TREE)
     exponents = np.asarray([-700.0, 10.0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import networks
-from data.open import open_source
+from data.source import open_source
 from model.config import ModelConfig, ResidualConfig, problems
 from model.network import Network
 from model.residual import RULES, Context, Sublayer, numbers_of, rule_of, structure_of
@@ -18,8 +18,8 @@ from model.residual.streams import sinkhorn
 from model.rules import options
 from networks import EACH_RULE, FEW_RULES, TOKENS, B, D, L, T, V, changed, logits, parameters, same, tapped, untapped
 from reference import Reference
+from train.core.dispatch import run_dispatch
 from train.core.state import hparams_of, initial_state
-from train.core.window import run_window
 from train.gradflow.delta import true_gradients
 from train.gradflow.norms import log10, value
 
@@ -349,7 +349,7 @@ def test_it_learns_to_copy(tiny, rule):
     source = open_source(config.data)
     net, hp = Network(config.model, source.form.vocab_size, config.data.context), hparams_of(config)
     state = jax.jit(initial_state, static_argnums=(0, 1))(net, config, hp)
-    trained = jax.jit(run_window, static_argnums=(0, 1, 2))
+    trained = jax.jit(run_dispatch, static_argnums=(0, 1, 2))
     _, metrics, _ = trained(net, config, 0, state, hp, None, source.train_batches(16, 0, 0, 250))
     # The median: now and then stochastic_depth drops the very block that looks things up.
     assert np.median(metrics.loss[-40:]) < 0.5 * np.log(4)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.faults.programs import shared
+from data.source import DataSpec
+from runs import arrays, killed_at, rows, summary
 from train.cli import main
 from train.core.dispatch import run_dispatch
 from train.core.finite import all_finite, finite_by_norm, sound
@@ -17,12 +19,11 @@ from train.core.nonfinite_cause import cause_of, examine
 from train.core.state import State, hparams_of, initial_state, network_of
 from train.core.step import train_step
 from train.gradflow.norms import frobenius
-from train.gradflow.spikes import Watch
-from train.log.console import Console
 from train.report.page import as_markdown, compare
 from train.run.recovery import NonfiniteSteps, first_nonfinite
 from train.store.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 # Batches of one number to tell from four; those in `bad` hold a target whose square float32 cannot.
 DATA = """
 import numpy as np
@@ -70,12 +71,6 @@ GROUP = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _shared_programs():
-    with shared():
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("nonfinite")
@@ -91,48 +86,11 @@ def train(folder, monkeypatch):
     return lambda name, *more: main(["train", "n.yaml", f"name={name}", *more])
 
 
-def rows(run: Path) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
-
-
-def summary(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text())
-
-
-def saved(run: Path, step: int) -> list[np.ndarray]:
-    return [*Checkpoints(run).arrays(step).values()]
-
-
-def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    assert len(one) == len(other) > 10
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def killed_at(monkeypatch, step: int, run) -> None:
-    """`run()` ends as by kill -9, once a variant has come to `step`."""
-
-    class Killed(BaseException):
-        pass
-
-    original = Console.progress
-
-    def progress(self, variant, at, *rest):
-        original(self, variant, at, *rest)
-        if at >= step:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Console, "progress", progress)
-        with pytest.raises(Killed):
-            run()
-
-
 # Policies
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
+def alone(folder, shared_programs):
     """`good` without the others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -152,65 +110,55 @@ def test_stop_ends_one_variant_and_leaves_the_others_alone(train, folder, alone,
     assert f"bad: stops at step {step}; no checkpoint was there yet" in out
     report = as_markdown(compare([root]))
     assert ended["nonfinite"] in report and f"the run stopped at step {step}" in report
-    assert [row["step"] for row in logged] == [0, step] and logged[-1]["optim/nonfinite"] == 1
+    (event,) = EventAccumulator(str(root / "bad")).Reload().Tensors("verdict/nonfinite")
+    text = event.tensor_proto.string_val[0]
+    assert event.step == step and b"pass went bad first" in text and b"Try " in text
+    assert [*logged] == [0, step] and logged[step]["optim/nonfinite"] == 1
     assert Checkpoints(root / "bad").steps() == []
     assert ended["verdict"]["state"] == "unstable" and f"at step {step}" in ended["verdict"]["why"]
     for name in ("good", "late"):
         assert summary(root / name)["exit_reason"] == "done" and summary(root / name)["first_nonfinite_step"] is None
-        assert [row["step"] for row in rows(root / name)] == [0, 4, 8, 12, 16]
+        assert [*rows(root / name)] == [0, 4, 8, 12, 16]
     if group == "turn":
-        assert rows(root / "good") == rows(alone) and equal(saved(root / "good", 16), saved(alone, 16))
+        assert rows(root / "good") == rows(alone) and arrays(root / "good") == arrays(alone)
     else:
-        for a, b in zip(rows(root / "good")[1:], rows(alone)[1:], strict=True):
-            assert a["loss/train"] == pytest.approx(b["loss/train"], rel=1e-5)
-
-
-def test_the_cause_is_told_in_tensorboard(folder, train):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    if not (folder / "runs" / "turn" / "bad").exists():
-        train("turn", *GROUP)
-    events = EventAccumulator(str(folder / "runs" / "turn" / "bad"))
-    events.Reload()
-    (event,) = events.Tensors("verdict/nonfinite")
-    assert event.step == summary(folder / "runs" / "turn" / "bad")["first_nonfinite_step"]
-    assert b"pass went bad first" in event.tensor_proto.string_val[0] and b"Try " in event.tensor_proto.string_val[0]
+        losses = [[row["loss/train"] for step, row in rows(run).items() if step] for run in (root / "good", alone)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_bad_again_at_the_same_step_and_may_then_skip(train, folder, monkeypatch, capsys):
+def test_a_stopped_run_goes_bad_again_at_the_same_step_and_may_then_skip(train, folder, capsys):
     assert train("stormy") == 1
     run = folder / "runs" / "stormy" / "main"
-    first, kept = rows(run), saved(run, 8)
-    assert first[-1]["step"] == 10 and Checkpoints(run).steps() == [4, 8]
+    first, kept = rows(run), arrays(run)
+    assert max(first) == 10 and Checkpoints(run).steps() == [4, 8]
     assert "main: step 10: the forward pass went bad first: the logits or the loss" in capsys.readouterr().out
     assert train("stormy") == 1
-    assert rows(run) == first and equal(saved(run, 8), kept)
+    assert rows(run) == first and arrays(run) == kept
     # Killed before it was noticed, and gone on with.
-    killed_at(monkeypatch, 8, lambda: train("stormy_killed"))
+    killed_at(8, "n.yaml", "name=stormy_killed")
     assert train("stormy_killed") == 1
     assert rows(folder / "runs" / "stormy_killed" / "main") == first
     # The policy decides on nothing before the bad step, so it may change now.
     assert train("stormy", "train.on_nonfinite=skip") == 0
     assert train("skipped", "train.on_nonfinite=skip") == 0
-    for a, b in zip(saved(run, 16), saved(folder / "runs" / "skipped" / "main", 16), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)  # another program: equal up to rounding
+    other = Checkpoints(folder / "runs" / "skipped" / "main").arrays(16)
+    for path, array in Checkpoints(run).arrays(16).items():
+        np.testing.assert_allclose(array, other[path], rtol=1e-2, atol=1e-3)  # another program: equal up to rounding
 
 
-def test_skip_leaves_out_one_update_and_counts_the_step(train, folder, monkeypatch, capsys):
+def test_skip_leaves_out_one_update_and_counts_the_step(train, folder):
     if not (run := folder / "runs" / "skipped" / "main").exists():
         assert train("skipped", "train.on_nonfinite=skip") == 0
     ended, logged = summary(run), rows(run)
     assert (ended["exit_reason"], ended["skipped_steps"], ended["first_nonfinite_step"]) == ("done", 1, 10)
     assert "the logits or the loss" in ended["nonfinite"]
-    assert [row["optim/skipped"] for row in logged[1:]] == [0, 0, 1, 0]
-    assert all(np.isfinite(row["loss/train"]) and "nonfinite" not in row for row in logged[1:])
-    # Adam's own count does not see the step either: as if the batch had never been drawn, and one step less.
-    capsys.readouterr()
-    killed_at(monkeypatch, 12, lambda: train("skipped_killed", "train.on_nonfinite=skip"))
+    assert [row["optim/skipped"] for step, row in logged.items() if step] == [0, 0, 1, 0]
+    assert all(np.isfinite(row["loss/train"]) and "nonfinite" not in row for step, row in logged.items() if step)
+    killed_at(12, "n.yaml", "name=skipped_killed", "train.on_nonfinite=skip")
     assert train("skipped_killed", "train.on_nonfinite=skip") == 0
     other = folder / "runs" / "skipped_killed" / "main"
-    assert rows(other) == logged and equal(saved(other, 16), saved(run, 16))
+    assert rows(other) == logged and arrays(other, 16) == arrays(run, 16)
     again = summary(other)
     assert all(again[key] == ended[key] for key in ("skipped_steps", "first_nonfinite_step", "nonfinite", "verdict"))
 
@@ -219,8 +167,8 @@ def test_skip_leaves_out_one_update_and_counts_the_step(train, folder, monkeypat
 def test_a_run_that_skipped_too_often_ends_with_its_rows_in_order(train, folder):
     more = ["train.on_nonfinite=skip", "data.kind=stormy_batches:Ever", "train.steps=160", "train.steps_per_call=20"]
     assert train("stuck", *more, "train.eval_every=40", "train.checkpoint_every=40", "watch.every=5") == 1
-    steps = [row["step"] for row in rows(folder / "runs" / "stuck" / "main")]
-    assert steps == sorted(set(steps)) and summary(folder / "runs" / "stuck" / "main")["exit_reason"] == "nonfinite"
+    run = folder / "runs" / "stuck" / "main"
+    assert rows(run) and summary(run)["exit_reason"] == "nonfinite"
 
 
 def test_the_memory_of_bad_steps():
@@ -238,10 +186,8 @@ def test_the_memory_of_bad_steps():
 
 @pytest.fixture(scope="module")
 def bench(tiny):
-    """(network, config, state, hyperparameters, a window of batches [1, B, T+1]); plain numpy, to be spoilt."""
+    """(network, config, state, hyperparameters, batches [1, B, T+1]); plain numpy, to be spoilt."""
     config = tiny({"optimizer.clip": 1.0, "model.norm": "none"}).variants[0].config
-    from data.source import DataSpec
-
     network = network_of(config, DataSpec("lm", 8, 11, 11), "float32")
     hp = hparams_of(config)
     state = jax.device_get(jax.jit(lambda: initial_state(network, config, hp))())
@@ -250,45 +196,27 @@ def bench(tiny):
 
 @pytest.fixture(scope="module")
 def steps(bench):
-    """(state, watched) -> (state, metrics) of one step, through the window that training runs; and its autopsy."""
-    network, config, _, hp, window = bench
+    """(state, watched) -> (state, metrics) of one step, through the dispatch that training runs; and its cause."""
+    network, config, _, hp, batches = bench
     run = jax.jit(
-        lambda state, every: run_dispatch(network, config, every, state, hp, None, window)[:2], static_argnums=1
+        lambda state, every: run_dispatch(network, config, every, state, hp, None, batches)[:2], static_argnums=1
     )
-    examined = jax.jit(lambda state: examine(network, config, state, hp, window[0]))
+    examined = jax.jit(lambda state: examine(network, config, state, hp, batches[0]))
     return (lambda state, watched: run(state, int(watched))), (lambda state: cause_of(examined(state), "float32"))
 
 
-def spoilt(state: State, path: str, change) -> State:
-    """The state with one parameter changed; `change` gets a copy to write to."""
-
-    def one(keys, leaf):
-        name = "/".join(str(entry.key).strip("_") for entry in keys)
-        if name != path:
-            return leaf
-        leaf = np.array(leaf)
-        change(leaf)
-        seen.append(name)
-        return leaf
-
-    seen: list[str] = []
-    params = jax.tree_util.tree_map_with_path(one, state.params)
-    assert seen, path
+def spoilt(state: State, **factors: float) -> State:
+    """The state with matrices of block 1, by their tags, or the whole embedding multiplied."""
+    params = jax.tree.map(np.array, state.params)
+    with np.errstate(over="ignore"):
+        for tag, factor in factors.items():
+            if tag == "embed":
+                params["embed"] *= np.float32(factor)
+            else:
+                part, name = tag.split("_")
+                matrices = params["blocks"][part]
+                matrices[name if name in matrices else f"{name}_"]["kernel"][1] *= np.float32(factor)
     return state._replace(params=params)
-
-
-def fill(value, layer=None):
-    def change(leaf):
-        leaf[... if layer is None else layer] = value
-
-    return change
-
-
-def scale(by, layer=None):
-    def change(leaf):
-        leaf[... if layer is None else layer] *= np.float32(by)
-
-    return change
 
 
 def test_a_good_step_is_finite_and_has_no_cause(bench, steps):
@@ -298,46 +226,37 @@ def test_a_good_step_is_finite_and_has_no_cause(bench, steps):
     assert cause(bench[2]).phase == "none"
 
 
-def scaled(**factors: float):
-    """Changes of matrices of block 1, by tag."""
-    return [(f"blocks/{tag.replace('_', '/')}/kernel", scale(by, 1)) for tag, by in factors.items()]
-
-
 @pytest.mark.parametrize(
-    ("changes", "phase", "block", "said"),
+    ("factors", "phase", "block", "what"),
     [
-        ([("blocks/attn/q/kernel", fill(np.nan, 1))], "weights", None, "layer_001/attn_q"),
-        ([("embed", fill(np.inf))], "weights", None, "embed"),
-        ([("embed", scale(1e22))], "forward", 0, "attention's scores"),
-        (scaled(attn_q=1e20, attn_k=1e22), "forward", 1, "attention's scores"),
-        (scaled(attn_o=1e20, mlp_in=1e22), "forward", 1, "the MLP's hidden units"),
-        (scaled(mlp_in=1e22, mlp_out=1e22), "forward", 1, "its output"),
-        (scaled(attn_q=1e-30, attn_k=1e30, attn_o=1e14), "backward", 1, "attn_q"),
+        ({"attn_q": np.nan}, "weights", None, "layer_001/attn_q"),
+        ({"embed": np.inf}, "weights", None, "embed"),
+        ({"embed": 1e22}, "forward", 0, "attention's scores"),
+        ({"attn_q": 1e20, "attn_k": 1e22}, "forward", 1, "attention's scores"),
+        ({"attn_o": 1e20, "mlp_in": 1e22}, "forward", 1, "the MLP's hidden units"),
+        ({"mlp_in": 1e22, "mlp_out": 1e22}, "forward", 1, "its output"),
+        ({"attn_q": 1e-30, "attn_k": 1e30, "attn_o": 1e14}, "backward", 1, "attn_q"),
     ],
 )
-@pytest.mark.parametrize("watched", [False, True])
-def test_where_it_began(bench, steps, changes, phase, block, said, watched):
+def test_where_it_began(bench, steps, factors, phase, block, what):
     one, cause = steps
-    state = bench[2]
-    with np.errstate(over="ignore"):
-        for path, change in changes:
-            state = spoilt(state, path, change)
-    found = cause(state)
-    assert (found.phase, found.block) == (phase, block), str(found)
-    assert said in found.what
-    assert one(state, watched)[1].finite.tolist() == [False]
+    state = spoilt(bench[2], **factors)
+    began = cause(state)
+    assert (began.phase, began.block) == (phase, block) and what in began.what, str(began)
+    for watched in (False, True):
+        assert one(state, watched)[1].finite.tolist() == [False]
 
 
 def test_an_infinite_gradient_is_seen_before_clipping_and_a_huge_one_is_not_called_one(bench):
-    network, config, state, hp, window = bench
+    network, config, state, hp, batches = bench
     step = jax.jit(
-        lambda state, watched: train_step(network, config, state, hp, window[0], watched)[1:], static_argnums=1
+        lambda state, watched: train_step(network, config, state, hp, batches[0], watched)[1:], static_argnums=1
     )
-    large = spoilt(state, "blocks/mlp/out/kernel", scale(1e8, 1))
+    large = spoilt(state, mlp_out=1e8)
     for watched in (False, True):
-        metrics, seen = step(large, watched)
+        metrics, stats = step(large, watched)
         assert metrics.finite
-    assert seen.clip_factor < 1e-3  # and it is clipped
+    assert stats.clip_factor < 1e-3  # and it is clipped
 
 
 def test_an_optimizer_whose_averages_overflow_leaves_no_good_state(tiny):
@@ -376,10 +295,3 @@ def test_a_norm_tells_whether_its_entries_are_finite(both_paths):
     # 2^127.9 and 2^128.1, out of entries that are in range.
     assert ask(jnp.array([2**27.9]), 100) and ask(jnp.full(100, 2**27.9), 100)
     assert not ask(jnp.array([2**28.1]), 100) and not ask(jnp.array([0, 2**28.1]), 100)
-
-
-def test_the_spike_watch_counts_what_is_not_finite_as_infinite():
-    from train.gradflow.spikes import follow
-
-    _, heights = follow(Watch(), np.array([2.0] * 60 + [np.nan] * 8))
-    assert np.isposinf(heights[-1])

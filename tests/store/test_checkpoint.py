@@ -1,9 +1,11 @@
 """Checkpoints: order of the calls that write one, what is refused, what is kept, and where a run goes back to."""
 
 import ast
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,16 +17,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from runs import contents, flip
 from train.cli import main
 from train.core.state import State
 from train.device.platform import environment
-from train.disk import write_json
 from train.errors import UserError
-from train.run.start import finished_run, resumable_parts
 from train.store import tensors
 from train.store.checkpoint import Checkpoints, Header, check_dtypes, newest_common
 from train.store.provenance import same_config, saved_config
-from train.store.rundir import directory_of
 from train.store.tensors import Damaged
 
 ROOT = Path(__file__).parents[2]
@@ -61,12 +61,6 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "run"))
-
-
-def flip(path: Path, bit: int = 5) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
 
 
 def names(checkpoints: Checkpoints) -> list[str]:
@@ -130,7 +124,7 @@ def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
     Checkpoints(tmp_path, config, environment()).save(state_at(5), {"row": {"loss/val": 2.5}})
     header = Checkpoints(tmp_path).header(5)
     assert saved_config(tmp_path, header) == config and header.loss_val == 2.5
-    assert header.provenance.keys() == {"data", "versions", "device"}
+    assert header.provenance.keys() == {"versions", "device"}
     assert header.provenance["versions"].keys() == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert header.provenance["device"] == {"kind": "cpu", "name": "cpu", "count": 4, "cores": cores}
@@ -205,26 +199,34 @@ def test_what_does_not_read_back_as_written_is_an_error_and_leaves_no_file(run, 
         for path in (run / "ckpt").glob("*.tmp"):
             flip(path)
 
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = contents(run)
     monkeypatch.setattr(os, "fsync", damaging)
     with pytest.raises(UserError, match=r"00000040.safetensors: cannot save: what was written reads back otherwise"):
         Checkpoints(run).save(state_at(40), {})
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert contents(run) == before
 
 
-def test_a_save_over_the_same_step_replaces_it_or_leaves_it(run, monkeypatch):
+def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, monkeypatch):
     checkpoints = Checkpoints(run)
     checkpoints.save(state_at(30)._replace(params=state_at(7).params), {"again": True})
     assert checkpoints.header(30).meta == {"again": True} and same(checkpoints.params(30), state_at(7).params)
+
+    before = contents(run)
+    usage = shutil.disk_usage("/")._replace(free=12345)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
     def full(source, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoints.save(state_at(30), {})
-    assert checkpoints.header(30).meta == {"again": True}
-    assert names(checkpoints) == [f"000000{step}.safetensors" for step in (10, 20, 30)]
+    for step in (30, 40):
+        with pytest.raises(UserError) as caught:
+            checkpoints.save(state_at(step), {})
+        assert str(caught.value) == (
+            f"{run}/ckpt/000000{step}.safetensors: cannot save: No space left on device (about 104 bytes are needed, "
+            "12,345 bytes are free on that disk)"
+        )
+        assert contents(run) == before and checkpoints.header(30).meta == {"again": True}
 
 
 # What is refused
@@ -249,46 +251,31 @@ def test_every_flipped_bit_and_every_cut_is_refused(tmp_path):
                 reader(path)
 
 
-@pytest.mark.parametrize("fault", [flip, lambda path: flip(path, 8 * 650), lambda path: os.truncate(path, 650)])
-def test_the_one_before_is_used_instead_of_a_damaged_one(run, fault):
-    said = []
-    fault(Checkpoints(run).path(30))
-    assert Checkpoints(run).newest(said.append) == 20
-    (line,) = said
-    assert line.startswith(f"{run}/ckpt: goes back to step 20; skipped step 30: ")
-    with pytest.raises(UserError, match="00000030.safetensors: cannot restore: "):
-        Checkpoints(run).restore(30, state_at(0), DEVICE)
-
-
-def replaced(path: Path, by: str, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"
-    path.rename(moved)
-    if by == "link":
-        path.symlink_to(moved)
-    elif by == "pipe":
-        os.mkfifo(path)
-    elif by == "folder":
-        path.mkdir()
-    elif by == "other step":
-        shutil.copy(path.with_name("00000020.safetensors"), path)
-    elif by == "empty":
-        path.touch()
+def moved(path: Path) -> Path:
+    return path.rename(path.parents[2] / "moved")
 
 
 @pytest.mark.parametrize(
-    ("by", "why"),
+    ("fault", "why"),
     [
-        ("link", "it is a link"),
-        ("pipe", "it is no file"),
-        ("folder", "it cannot be read: Is a directory"),
-        ("other step", "it was saved at step 20"),
-        ("empty", "a header of 0 bytes does not fit into its 0"),
+        (flip, "a header of .* bytes does not fit|its sha256 differs"),
+        (lambda path: flip(path, 8 * 650), "its sha256 differs"),
+        (lambda path: os.truncate(path, 650), "its sha256 differs|it became shorter"),
+        (lambda path: path.symlink_to(moved(path)), "it is a link"),
+        (lambda path: moved(path) and os.mkfifo(path), "it is no file"),  # and it is not waited for
+        (lambda path: moved(path) and path.mkdir(), "it cannot be read: Is a directory"),
+        (lambda path: shutil.copy(path.with_name("00000020.safetensors"), path), "it was saved at step 20"),
+        (lambda path: path.write_bytes(b""), "a header of 0 bytes does not fit into its 0"),
     ],
+    ids=["length", "bit", "cut", "link", "pipe", "folder", "other step", "empty"],
 )
-def test_what_is_no_checkpoint_of_its_step_is_refused(run, tmp_path, by, why):
-    replaced(Checkpoints(run).path(30), by, tmp_path)
-    assert Checkpoints(run).damage(30) == why  # and a pipe is not waited for
-    assert Checkpoints(run).newest(lambda _: None) == 20
+def test_the_one_before_is_used_instead_of_what_is_no_whole_checkpoint_of_its_step(run, fault, why):
+    fault(Checkpoints(run).path(30))
+    lines: list[str] = []
+    assert re.fullmatch(why, reason := str(Checkpoints(run).damage(30))) and Checkpoints(run).newest(lines.append) == 20
+    assert lines == [f"{run}/ckpt: goes back to step 20; skipped step 30: {reason}"]
+    with pytest.raises(UserError, match="00000030.safetensors: cannot restore: "):
+        Checkpoints(run).restore(30, state_at(0), DEVICE)
 
 
 def test_other_files_in_the_folder_do_no_harm(run):
@@ -301,6 +288,13 @@ def test_other_files_in_the_folder_do_no_harm(run):
     assert Checkpoints(run).steps() == [10, 20, 30] and Checkpoints(run).newest() == 30
     Checkpoints(run).save(state_at(40), {})
     assert Checkpoints(run).steps() == [20, 30, 40] and (folder / "notes.txt").exists()
+
+
+def handmade(path: Path, header: bytes) -> Path:
+    """A file with this header, 16 bytes of arrays, and the right digest."""
+    content = len(header).to_bytes(8, "little") + header + bytes(16)
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    return path
 
 
 @pytest.mark.parametrize(
@@ -319,10 +313,7 @@ def test_other_files_in_the_folder_do_no_harm(run):
     ],
 )
 def test_a_header_of_nonsense_is_refused_even_if_its_digest_is_right(run, header, why):
-    import hashlib
-
-    content = len(header).to_bytes(8, "little") + header
-    Checkpoints(run).path(30).write_bytes(content + hashlib.sha256(content).digest())
+    handmade(Checkpoints(run).path(30), header)
     assert str(Checkpoints(run).damage(30)).startswith(why)
 
 
@@ -340,13 +331,8 @@ def test_a_header_of_nonsense_is_refused_even_if_its_digest_is_right(run, header
     ids=str,
 )
 def test_arrays_that_do_not_fit_are_refused_even_if_the_digest_is_right(tmp_path, entry):
-    import hashlib
-
-    header = json.dumps({"a": entry}).encode()
-    content = len(header).to_bytes(8, "little") + header + bytes(16)
-    (tmp_path / "x").write_bytes(content + hashlib.sha256(content).digest())
     with pytest.raises(Damaged, match="its header describes no arrays"):
-        tensors.read(tmp_path / "x")
+        tensors.read(handmade(tmp_path / "x", json.dumps({"a": entry}).encode()))
 
 
 def test_when_none_is_whole_that_is_an_error(run):
@@ -400,31 +386,6 @@ def test_newer_checkpoints_are_set_aside_and_leftovers_removed(run):
     assert names(checkpoints) == [".00000030.safetensors.aside", "00000010.safetensors", "00000020.safetensors"]
     checkpoints.save(state_at(25), {})
     assert names(checkpoints) == [f"000000{step}.safetensors" for step in (10, 20, 25)]
-
-
-def test_variants_without_a_whole_step_in_common_go_on_apart(saved, tiny, tmp_path):
-    variants = tiny({"runs_dir": str(tmp_path), "sweep": {"seed": [0, 1, 2]}}).variants
-    for variant in variants:
-        shutil.copytree(saved, directory_of(variant))
-    zero, one, two = (directory_of(variant) for variant in variants)
-    assert resumable_parts(variants) == [tuple(variants)]
-    flip(Checkpoints(zero).path(30))
-    assert resumable_parts(variants) == [tuple(variants)]  # all have 20
-    flip(Checkpoints(one).path(20))
-    assert resumable_parts(variants) == [(variants[1], variants[2]), (variants[0],)]
-    done = {
-        "variant": two.name,
-        "steps": variants[2].config.train.steps,
-        "exit_reason": "done",
-        "first_nonfinite_step": None,
-        "verdict": None,
-    }
-    write_json(two / "summary.json", done)
-    assert resumable_parts(variants)[0] == (variants[2],)
-    flip(Checkpoints(two).path(30))
-    assert finished_run(variants[2]) is None  # its last part is trained again
-    shutil.rmtree(two / "ckpt")
-    assert finished_run(variants[2]) is not None  # its checkpoints are not needed
 
 
 # No pickle

@@ -6,18 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data.files import sync_folder
-from train import disk
 from train.cli import main
-from train.core.state import State
-from train.disk import free_bytes, refusal, write_json
-from train.errors import UserError
+from train.disk import write_json
+from train.errors import UserError, free_bytes, refusal
 from train.log.console import Console
 from train.log.writer import Tracker
-from train.store.checkpoint import Checkpoints
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -26,7 +22,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def free(monkeypatch):
     """A disk that has 12,345 bytes left."""
     usage = shutil.disk_usage("/")._replace(free=12345)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -60,35 +56,13 @@ def test_what_is_free_is_asked_of_a_folder_that_exists(tmp_path):
     assert elsewhere is not None and abs(elsewhere - there) < 2**30
 
 
-def small(step: int) -> State:
-    return State({"w": np.full(8, step, np.float32)}, (), np.int32(step))
-
-
-def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, monkeypatch, free):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(small(1), {})
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    def full(*_):
-        raise FULL
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError) as caught:
-        checkpoints.save(small(2), {})
-    assert str(caught.value) == (
-        f"{tmp_path}/ckpt/00000002.safetensors: cannot save: No space left on device (about 36 bytes are needed, "
-        "12,345 bytes are free on that disk)"
-    )
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
 def test_a_file_that_does_not_fit_is_as_it_was(tmp_path, monkeypatch, free):
     write_json(tmp_path / "a.json", {"x": 1})
 
     def full(*_):
         raise FULL
 
-    monkeypatch.setattr(disk.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"a\.json: cannot write: No space left.*about 12 bytes.*12,345 bytes are free"):
         write_json(tmp_path / "a.json", {"x": 2})
     assert (tmp_path / "a.json").read_text() == '{\n "x": 1\n}\n'

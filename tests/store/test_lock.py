@@ -7,8 +7,10 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,31 +19,60 @@ from train.cli import main
 from train.errors import UserError
 from train.store.lock import NAME, locked
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no flock")
-
+fcntl = pytest.importorskip("fcntl")
+# At a line of input it takes the lock, at another it ends.
 HOLDS = """
-import sys, time
+import sys
 from pathlib import Path
 from train.store.lock import locked
+sys.stdin.readline()
 with locked([Path(sys.argv[1])], print):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.readline()
 """
+
+
+def starting(directory: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", HOLDS, str(directory)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1)
+
+
+def told(child: subprocess.Popen) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
 
 
 def no_warning(line: str) -> None:
     raise AssertionError(line)
 
 
+def refused(directory: Path, match: str, *more: Path) -> None:
+    with pytest.raises(UserError, match=match), locked([directory, *more], no_warning):
+        raise AssertionError
+
+
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of tmp_path."""
-    child = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None and child.stdout.readline() == "held\n"
-    yield child
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    with starting(tmp_path) as child:
+        told(child)
+        assert child.stdout is not None and child.stdout.readline() == "held\n"
+        yield child
+        child.kill()
+
+
+@pytest.fixture
+def flock(monkeypatch):
+    """A function that makes the file system answer every request for a lock with an error."""
+
+    def refuse(number: int) -> None:
+        def answer(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", answer)
+
+    return refuse
 
 
 def test_a_second_writer_is_told_who_the_first_is(holder, tmp_path):
@@ -55,8 +86,7 @@ def test_a_second_writer_is_told_who_the_first_is(holder, tmp_path):
     assert re.fullmatch(expected, str(caught.value))
     assert (tmp_path / NAME).read_bytes() == text
     holder.send_signal(signal.SIGSTOP)  # a stopped one keeps it
-    with pytest.raises(UserError, match=f"process {holder.pid}"), locked([tmp_path], no_warning):
-        raise AssertionError
+    refused(tmp_path, f"process {holder.pid}")
 
 
 def test_what_a_killed_writer_leaves_is_no_obstacle(holder, tmp_path):
@@ -72,9 +102,7 @@ def test_one_process_cannot_have_it_twice(tmp_path):
     """Two variants whose folders are one, by a link within runs_dir."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(UserError, match=f"is written by process {os.getpid()} on"):
-        with locked([tmp_path / "a", tmp_path / "b"], no_warning):
-            raise AssertionError
+    refused(tmp_path / "a", f"is written by process {os.getpid()} on", tmp_path / "b")
     assert not (tmp_path / "a" / NAME).exists()
     with locked([tmp_path / "a"], no_warning):
         assert (tmp_path / "a" / NAME).exists()
@@ -102,44 +130,28 @@ def test_a_link_or_folder_in_its_place_is_one_line(tmp_path):
     target = tmp_path / "target"
     target.write_text("kept")
     (tmp_path / NAME).symlink_to(target)
-    with pytest.raises(UserError, match="cannot lock"), locked([tmp_path], no_warning):
-        raise AssertionError
+    refused(tmp_path, "cannot lock")
     assert target.read_text() == "kept"
     (tmp_path / NAME).unlink()
     (tmp_path / NAME).mkdir()
-    with pytest.raises(UserError, match="cannot lock: Is a directory"), locked([tmp_path], no_warning):
-        raise AssertionError
+    refused(tmp_path, "cannot lock: Is a directory")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_warned_about_once(tmp_path, monkeypatch, number):
-    import fcntl
-
-    def unsupported(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+def test_a_file_system_without_locks_is_warned_about_once(tmp_path, flock, number):
+    flock(number)
     lines = []
     with locked([tmp_path / "a", tmp_path / "b"], lines.append):
         (tmp_path / "a" / "config.yaml").touch()
     (line,) = lines
     assert line.startswith(f"{tmp_path}: no file locks here ({os.strerror(number)}); ")
-    monkeypatch.setattr(fcntl, "flock", lambda *_: unsupported_otherwise())
-    with pytest.raises(UserError, match="cannot lock: Input/output error"), locked([tmp_path / "a"], no_warning):
-        raise AssertionError
+    flock(errno.EIO)
+    refused(tmp_path / "a", "cannot lock: Input/output error")
 
 
-def unsupported_otherwise():
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def test_a_training_goes_on_where_there_are_no_locks_and_no_fsync_of_folders(trained, tmp_path, monkeypatch, capsys):
-    import fcntl
-    import stat
-
-    def no_flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
+def test_a_training_goes_on_where_there_are_no_locks_and_no_fsync_of_folders(
+    trained, tmp_path, monkeypatch, flock, capsys
+):
     fsync = os.fsync
 
     def files_only(descriptor):
@@ -147,12 +159,13 @@ def test_a_training_goes_on_where_there_are_no_locks_and_no_fsync_of_folders(tra
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         fsync(descriptor)
 
-    monkeypatch.setattr(fcntl, "flock", no_flock)
+    flock(errno.ENOSYS)
     monkeypatch.setattr(os, "fsync", files_only)
-    assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "train.steps=20"]) == 0
+    keys = ["model={layers: 1, width: 8, heads: 1}", "train.steps=5", "watch.every=0", "train.eval_batches=1"]
+    assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", *keys]) == 0
     out, err = capsys.readouterr()
     assert (out + err).count("no file locks here") == 1
-    assert len(list(tmp_path.glob("tiny/*/ckpt/00000020.safetensors"))) == 2
+    assert len(list(tmp_path.glob("tiny/*/ckpt/00000005.safetensors"))) == 2
 
 
 def _in_child(directory: Path, results) -> None:
@@ -163,18 +176,10 @@ def _in_child(directory: Path, results) -> None:
         results.put(str(error))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside JAX's threads
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_without_locks_the_text_of_one_keeps_a_second_writer_out(holder, tmp_path, monkeypatch):
+def test_without_locks_the_text_of_one_keeps_a_second_writer_out(holder, tmp_path, flock):
     """As far as one machine goes: the holder lives, and then it does not."""
-    import fcntl
-
-    def unsupported(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(UserError, match=f"is written by process {holder.pid} "), locked([tmp_path], no_warning):
-        raise AssertionError
+    flock(errno.ENOSYS)
+    refused(tmp_path, f"is written by process {holder.pid} ")
     holder.kill()
     holder.wait()
     warnings: list[str] = []
@@ -201,14 +206,12 @@ def test_a_forked_child_neither_holds_nor_removes_it(tmp_path):
 
 
 def test_one_of_many_that_start_at_once_gets_it(tmp_path):
-    ready = "import time; time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-    code = HOLDS.replace("with locked", f"{ready}with locked").replace("time.sleep(60)", "time.sleep(3)")
-    import time
-
-    start = str(time.time() + 4)
-    command = [sys.executable, "-c", code, str(tmp_path), start]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
-    results = [child.communicate(timeout=60) for child in children]
+    children = [starting(tmp_path) for _ in range(6)]
+    for child in children:
+        told(child)
+    while sum(child.poll() is not None for child in children) < 5:
+        time.sleep(0.05)
+    results = [child.communicate("\n", timeout=60) for child in children]
     assert sorted(out for out, _ in results) == ["", "", "", "", "", "held\n"]
     assert sum("is written by" in err for _, err in results) == 5
 
@@ -225,18 +228,14 @@ def test_directories_that_stay_empty_are_removed(tmp_path):
 
 
 def test_a_second_training_changes_nothing_and_names_the_first(trained, tmp_path, capsys):
-    root = tmp_path / "elsewhere"
-    directory = root / "tiny" / "with"
+    directory = tmp_path / "tiny" / "with"
     directory.mkdir(parents=True)
-    command = [sys.executable, "-c", HOLDS, str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stdout.readline() == "held\n"
-        before = sorted(root.rglob("*"))
-        assert main(["train", str(trained[0]), f"runs_dir={root}"]) == 1
+    with locked([directory], no_warning):
+        before = sorted(tmp_path.rglob("*"))
+        assert main(["train", str(trained[0]), f"runs_dir={tmp_path}"]) == 1
         err = capsys.readouterr().err
-        assert f"{directory}: is written by process {child.pid} on " in err and err.count("\n") == 1
-        assert sorted(root.rglob("*")) == before
-        child.kill()
+        assert f"{directory}: is written by process {os.getpid()} on " in err and err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_lock_is_no_part_of_a_run(trained, tmp_path, capsys):

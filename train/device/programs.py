@@ -92,9 +92,9 @@ def model_flops(network: Network, batch: int) -> float:
     return float((6 * weights + attention + 3 * rule_of(network.config).flops) * batch * network.context)
 
 
-def shapes_of(feed: BatchInput, *lead: int) -> BatchInput:
-    """Returns shapes and dtypes of host arrays, with the first len(lead) axes replaced by `lead`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[len(lead) :]), leaf.dtype), feed)
+def with_steps(batches: BatchInput, steps: int) -> BatchInput:
+    """Returns shapes and dtypes of batches [steps, B, ...] like these of another number of steps."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), batches)
 
 
 @dataclass
@@ -169,48 +169,42 @@ class Programs:
         return self.prepare("init", self._init, (self._hp(0),), once=True)
 
     def prepare_dispatch(self, batches: BatchInput, watched: bool) -> Future:
-        """Prepares the dispatch program for one call's batches, given by shapes and dtypes."""
-        config = self.group.config
-        every = config.watch.every if watched else 0
-        function = partial(run_dispatch, self.group.network, config, every)
-        arguments = (self.abstract_state, self._hp(0), self.corpus, batches)
-        mapped = self._mapped(function, (0, 0, None, 0))
-        return self.prepare(
-            ("dispatch", tuple(leaf.shape for leaf in jax.tree.leaves(batches)), watched),
-            mapped,
-            arguments,
-            donate=(0,),
-        )
+        """Prepares a dispatch of as many steps as one variant's `batches` have: [K, B, ...], or shapes and dtypes."""
+        every = self.group.config.watch.every if watched else 0
+        key = ("dispatch", *(leaf.shape for leaf in jax.tree.leaves(batches)), watched)
+        function = partial(run_dispatch, self.group.network, self.group.config, every)
+        return self._prepare_on_batches(key, function, batches, donate=(0,))
 
-    def dispatch(self, states: Sequence[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
+    def dispatch(self, states: list[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
         """Runs a dispatch of every variant. Returns the new states and the measurements, both still on the device.
 
         batches: leaves [K, B, ...], one entry a variant. `states` are donated. Here and in the methods below a state
         of None is skipped and its measurement is None.
         """
-        if self.group.vmapped:
-            batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
-        after, measurements = [], []
-        for index, (state, batch) in enumerate(zip(states, batches, strict=True)):
-            results = None
-            if state is not None:
-                program = self.prepare_dispatch(shapes_of(batch), watched).result()
-                state, *results = program(state, self._hp(index), self.corpus, jax.device_put(batch))
-            after.append(state)
-            measurements.append(results)
-        return after, measurements
+        results = self._called(self.prepare_dispatch(batches[0], watched).result(), states, batches)
+        return [None if each is None else each[0] for each in results], [each and each[1:] for each in results]
 
     def prepare_instrument(self, name: str, batches: BatchInput) -> Future:
-        """Prepares an instrument for one call's batches, given by shapes and dtypes, [instrument's batches, B, ...]."""
+        """Prepares an instrument for one variant's batches, [instrument's batches, B, ...], or shapes and dtypes."""
         function = partial(read, name, self.group.network, self.group.config)
-        mapped = self._mapped(function, (0, 0, None, 0))
-        return self.prepare(("instrument", name), mapped, (self.abstract_state, self._hp(0), self.corpus, batches))
+        return self._prepare_on_batches(("instrument", name), function, batches)
 
     def instrument(self, name: str, states: list[Any], batches: list[BatchInput]) -> list[Any]:
         """Returns an instrument's readings of every variant, still on the device; `batches` as for `dispatch`."""
+        return self._called(self.prepare_instrument(name, batches[0]).result(), states, batches)
+
+    def _prepare_on_batches(
+        self, key: Any, function: Callable, batches: BatchInput, donate: tuple[int, ...] = ()
+    ) -> Future:
+        """Prepares a function of (state, numbers, corpus, batches); `batches` are those of one variant."""
+        lead = (len(self.group.variants),) if self.group.vmapped else ()
+        feed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), batches)
+        arguments = (self.abstract_state, self._hp(0), self.corpus, feed)
+        return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, donate)
+
+    def _called(self, program: Callable, states: list[Any], batches: list[BatchInput]) -> list[Any]:
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
-        program = self.prepare_instrument(name, shapes_of(batches[0])).result()
         return [
             None if state is None else program(state, self._hp(index), self.corpus, jax.device_put(batch))
             for index, (state, batch) in enumerate(zip(states, batches, strict=True))

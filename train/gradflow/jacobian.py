@@ -39,8 +39,10 @@ class Jacobians(NamedTuple):
     stack: Spectrum
 
 
-def jacobians(anatomy: Anatomy, key: Key[Array, ""], iterations: int = 24, probes: int = 8) -> Jacobians:
-    """Returns the spectra of a model on one example: exact up to n = 1024, estimated above.
+def jacobians(
+    anatomy: Anatomy, key: Key[Array, ""], iterations: int = 24, probes: int = 8, exact: int = EXACT
+) -> Jacobians:
+    """Returns the spectra of a model on one example: exact up to n = `exact`, estimated above.
 
     Estimates are the largest singular value by power iteration with jvp and vjp, a lower bound whose accuracy the
     residual tells, and the rms from random probes (Hutchinson 1990), accurate to about 1 / sqrt(2 probes). Vectors are
@@ -48,7 +50,7 @@ def jacobians(anatomy: Anatomy, key: Key[Array, ""], iterations: int = 24, probe
     """
     entered = carries(anatomy)
     size = sum(leaf[0].size for leaf in jax.tree.leaves(entered))
-    if size <= EXACT:
+    if size <= exact:
         return _exact(anatomy, entered)
     depth = jax.tree.leaves(anatomy.blocks)[0].shape[0]
 

@@ -23,7 +23,7 @@ from ..core.batch import BatchInput
 from ..device import process
 from ..device.memory import Budget
 from ..device.platform import Platform, agreed, environment
-from ..device.programs import Programs, VariantGroup, shapes_of
+from ..device.programs import Programs, VariantGroup, with_steps
 from ..device.signals import Stop
 from ..gradflow.norms import named
 from ..log.charts_layout import chart_layout
@@ -261,18 +261,12 @@ class GroupRun:
         self.programs = programs = Programs(group, train)
         check_dtypes(programs.abstract_single)  # of a user's own optimizer
         budget = Budget.of(programs, (train, val), self.platform)
-        lead = (len(group.variants),) if group.vmapped else ()
-
-        def one_call(batches: list[BatchInput]) -> BatchInput:
-            return jax.tree.map(lambda leaf: leaf[None], batches[0]) if lead else batches[0]
-
         if not self.start.step:
             programs.prepare_init()
         for length, watched in dispatch_shapes(config, self.start.step, self.start.K):
-            programs.prepare_dispatch(shapes_of(one_call(self.batches(0, 1)), *lead, length), watched)
+            programs.prepare_dispatch(with_steps(self.batches(0, 1)[0], length), watched)
         for name in self.instruments:
-            some = self.batches(0, INSTRUMENTS[name].batches(config.watch))
-            programs.prepare_instrument(name, shapes_of(one_call(some), *lead))
+            programs.prepare_instrument(name, self.batches(0, INSTRUMENTS[name].batches(config.watch))[0])
         programs.prepare_evaluation(*self.heldout)
         return budget
 
