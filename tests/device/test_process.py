@@ -56,7 +56,7 @@ import numpy as np
 from train.device.process import tune
 tune()
 from train.report import charts
-figure = charts.heatmap(np.arange(3), np.zeros((3, 2)), "t", charts.SMALL)
+figure = charts.heatmaps([charts.Field("t", np.arange(3), np.zeros((3, 2)))], 1, charts.SMALL)
 print(charts.to_rgb(figure).shape)
 """
 
