@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.faults.injection import Killed
 from train.config.load import load
@@ -119,3 +120,9 @@ def write_run(
 def groups_of(*folders: Path) -> list[Group]:
     """The groups of a report on run directories and experiments."""
     return compare(folders).groups
+
+
+def events_of(directory: Path) -> EventAccumulator:
+    """Returns all that TensorBoard reads of a run."""
+    events = EventAccumulator(str(directory), {"scalars": 0, "histograms": 0, "images": 0, "tensors": 0})
+    return events.Reload()

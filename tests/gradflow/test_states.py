@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runs import events_of
 from train.cli import main
 from train.config.schema import STATES
 from train.gradflow.advice import advice_for
@@ -85,9 +85,7 @@ def test_states_of_a_run(run, state):
     lines = out.splitlines()
     at = lines.index(f"{state}: {state}: {verdict['why']}")
     assert lines[at + 1] == f"  try {verdict['try']}"
-    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
-    events.Reload()
-    (text,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("verdict"))
+    (text,) = (event.tensor_proto.string_val[0].decode() for event in events_of(directory).Tensors("verdict"))
     assert text.startswith(f"**{state}**: {verdict['why']}") and text.endswith(f"Try {verdict['try']}")
 
 
@@ -98,9 +96,10 @@ def test_a_spike_is_told_when_it_is_seen(run):
     told = [line for line in out.splitlines() if "loss spike at step" in line]
     assert told and len(told) <= 5 and all(line.startswith("warning: unstable: loss spike at step ") for line in told)
     assert out.index(told[0]) < out.index("states: results")
-    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
-    events.Reload()
-    texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors("verdict/spike")]
+    texts = [
+        (event.step, event.tensor_proto.string_val[0].decode())
+        for event in events_of(directory).Tensors("verdict/spike")
+    ]
     assert [f"warning: unstable: {text.splitlines()[0]}" for _, text in texts] == told
     for step, text in texts:
         assert text.startswith(f"loss spike at step {step}, ") and "Try optimizer.lr: 3.0 (it is 10.0)" in text

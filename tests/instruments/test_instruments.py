@@ -15,6 +15,7 @@ from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network
 from problems import lines
+from runs import events_of
 from train.cli import main
 from train.config.instruments import INSTRUMENTS
 from train.core.state import State, hparams_of
@@ -130,14 +131,6 @@ def test_vmapped_variants_measure_what_single_ones_do(folder, corpus):
     late = ["delta_without/norm_log10/layer_000", "update/ratio_log10/layer_001", "split/skip_log10/layer_001"]
     for tag in early + late:
         assert (np.abs(one[tag][1] - two[tag][1])[tag in late :] > 1e-3).all(), tag
-
-
-def events_of(directory):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(directory), size_guidance={"histograms": 0, "images": 0})
-    events.Reload()
-    return events
 
 
 def test_histograms_and_pictures_reach_tensorboard(whole):
