@@ -239,7 +239,7 @@ def test_the_logged_update_is_what_the_optimizer_added(x64, make):
     np.testing.assert_allclose(value(seen.update["layer"]), whole, rtol=1e-12)
 
 
-def test_the_steps_of_a_window_are_logged_as_each_alone(x64, make):
+def test_the_steps_of_a_dispatch_are_logged_as_each_alone(x64, make):
     network, config, hp, state, windows = make(ADAM, "float64")
     seen = []
     for _ in range(3):
