@@ -16,12 +16,12 @@ from model.residual import numbers_of
 from networks import WINDOWS, B, D, L, T, changed, dense_loss, network, parameters, tapped, untapped
 from train.core.loss import tapped_loss
 from train.gradflow import delta
-from train.gradflow.delta import flow, head_table, mean_of_microbatches, true_gradients
+from train.gradflow.delta import flow, head_table, mean_of_microbatches
 from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, log10, named, value
 from train.gradflow.verdict import judge, qk_rounded
 
-jitted_flow, dots_of = jax.jit(flow), jax.jit(weight_dot_grad)
+jitted_flow, dots_of, true_gradients = map(jax.jit, (flow, weight_dot_grad, delta.true_gradients))
 OFFSETS = (L + 1, B * T, D)
 
 

@@ -20,11 +20,12 @@ from networks import EACH_RULE, FEW_RULES, TOKENS, B, D, L, T, V, changed, logit
 from reference import Reference
 from train.core.dispatch import run_dispatch
 from train.core.state import hparams_of, initial_state
-from train.gradflow.delta import true_gradients
+from train.gradflow import delta
 from train.gradflow.norms import log10, value
 
 # Every token apart, so that the gradient of the embedding's table is delta_0, row by row.
 DISTINCT: Any = np.random.default_rng(1).permutation(V)[: B * T].reshape(B, T).astype(np.int32)
+true_gradients = jax.jit(delta.true_gradients)
 APART = np.concatenate([DISTINCT, TOKENS[:, :1]], axis=1)
 
 
