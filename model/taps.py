@@ -8,6 +8,7 @@ scaled by known powers of two; train/gradflow/delta.py multiplies them back.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +35,8 @@ def tap(
     return _tap(carry, exponent, slot, stream)
 
 
-def _identity(carry, exponent, slot, stream):
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _tap(carry, exponent, slot, stream):
     del slot, stream
     return carry, exponent
 
@@ -73,5 +75,4 @@ def _backward(stream, _, cotangents):
     return jax.tree.map(lambda leaf: scaled(leaf, -k), delta), e, jnp.stack([mantissa, e.astype(mantissa.dtype)])
 
 
-_tap: Any = jax.custom_vjp(_identity, nondiff_argnums=(3,))
 _tap.defvjp(_forward, _backward)
