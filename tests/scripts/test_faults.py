@@ -171,7 +171,7 @@ def test_how_a_run_ends_on_a_full_disk_is_judged(code, output, broken):
 @pytest.mark.parametrize("module", ["damage", "configs"])
 def test_the_sweep_holds_in_small(module):
     rows, lines = rows_of(module, 0.01, 1)
-    assert len(rows) >= 3 and sum(row.trials for row in rows) > 75
+    assert len(rows) >= 3 and sum(row.trials for row in rows) > 50
     assert [row for row in rows if row.held != row.trials] == [], lines
 
 
@@ -222,7 +222,7 @@ def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, monkeypatch, name
 
 def test_a_wrong_exit_code_is_noticed(tmp_path, monkeypatch):
     assert configs.commanded(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
-    monkeypatch.setattr(configs.cli, "main", lambda _: 1)
+    monkeypatch.setattr(configs.cli, "main", lambda _: print("deltaflow: x", file=sys.stderr) or 1)
     with pytest.raises(Broken, match="exit code 1"):
         configs.commanded(tmp_path / "a.yaml", b"name: 1\n")
 
