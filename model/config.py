@@ -187,7 +187,7 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     """Cross-field checks as (key, what is wrong), all at once; empty when the model can be built."""
     wrong = []
     if config.width % config.heads:
-        wrong.append(("heads", f"expected a divisor of width {config.width} {_divisors(config.width, config.heads)}"))
+        wrong.append(("heads", f"expected a divisor of width {config.width} {divisors(config.width, config.heads)}"))
     elif config.positions == "rope" and config.head_width % 2:
         wrong.append(("positions", f"rope turns pairs, so width/heads must be even, got {config.head_width}"))
     if config.heads % config.value_heads:
@@ -216,7 +216,7 @@ def _base_problems(config: ModelConfig) -> list[tuple[str, str]]:
             return [("base_width", f"expected a multiple of heads {config.heads} (or set base_heads), got {base}")]
         return []
     if base % heads:
-        return [("base_heads", f"expected a divisor of base_width {base} {_divisors(base, heads)}")]
+        return [("base_heads", f"expected a divisor of base_width {base} {divisors(base, heads)}")]
     # Else keys and values would have a width that does not grow with the model's.
     group, left = divmod(config.heads, config.value_heads)
     if not left and heads % group:
@@ -224,7 +224,8 @@ def _base_problems(config: ModelConfig) -> list[tuple[str, str]]:
     return []
 
 
-def _divisors(number: int, got: int) -> str:
+def divisors(number: int, got: int) -> str:
     """`(nearest: 3, 4, 6), got 5`"""
-    near = sorted((n for n in range(1, number + 1) if number % n == 0), key=lambda n: (abs(n - got), n))[:3]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    near = sorted({*small, *(number // n for n in small)}, key=lambda n: (abs(n - got), n))[:3]
     return f"(nearest: {', '.join(map(str, sorted(near)))}), got {got}"

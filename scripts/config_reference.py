@@ -4,16 +4,14 @@ python scripts/config_reference.py docs/config.md
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from data.config import KINDS
 from model.rules import RULES
 from model.traced import Traced
-from train.config.fields import expected, section_of
+from train.config.fields import expected, section_of, walk
 from train.config.schema import ExperimentConfig
 from train.config.yaml import dump, show
 
@@ -34,29 +32,23 @@ The best possible loss is logged as `loss/floor`, others as `loss/floor_NAME`.
 """
 
 
-def _rows(section: type[BaseModel], prefix: str) -> list[str]:
-    rows = []
-    for name, field in section.model_fields.items():
-        if section_of(field):
-            continue
-        default = (
-            "required"
-            if field.default is PydanticUndefined
-            else f"`{show(field.default) if isinstance(field.default, float) else dump(field.default)}`"
-        )
-        meaning = (field.description or "").replace("|", "\\|")
-        meaning += "; traced" if any(isinstance(mark, Traced) for mark in field.metadata) else ""
-        rows.append(f"| `{prefix}{name}` | {expected(field)} | {default} | {meaning} |")
-    return rows
+def _row(key: str, field: FieldInfo) -> str:
+    default = show(field.default) if isinstance(field.default, float) else dump(field.default)
+    meaning = (field.description or "").replace("|", "\\|")
+    meaning += "; traced" if any(isinstance(mark, Traced) for mark in field.metadata) else ""
+    return f"| `{key}` | {expected(field)} | {'required' if field.is_required() else f'`{default}`'} | {meaning} |"
 
 
 def reference() -> str:
     """The whole page."""
-    header = ["| key | values | default | meaning |", "|---|---|---|---|"]
-    parts = [HEAD, "## Top level\n", "\n".join(header + _rows(ExperimentConfig, "")), ""]
-    for name, section in _sections(ExperimentConfig, ""):
-        doc = " ".join((section.__doc__ or "").split())
-        parts += [f"## {name}\n", doc + "\n", "\n".join(header + _rows(section, f"{name}.")), ""]
+    sections = {key: section for key, field in walk(ExperimentConfig) if (section := section_of(field))}
+    parts = [HEAD]
+    for key, section in {"": ExperimentConfig, **sections}.items():
+        doc = [" ".join((section.__doc__ or "").split()) + "\n"] if key else []
+        fields = {name: field for name, field in section.model_fields.items() if not section_of(field)}
+        rows = [_row(f"{key}.{name}".lstrip("."), field) for name, field in fields.items()]
+        header = ["| key | values | default | meaning |", "|---|---|---|---|"]
+        parts += [f"## {key or 'Top level'}\n", *doc, "\n".join(header + rows), ""]
     parts += ["## Residual rules\n", RULES_HEAD, "| rule | skip scale | what it is |", "|---|---|---|"]
     for name, rule in RULES.items():
         doc = rule.meaning or " ".join(rule.implementation().__doc__.split())
@@ -67,13 +59,6 @@ def reference() -> str:
             doc = " ".join((kind.opener().__doc__ or "").split())
             parts.append(f"| `{name}` | {doc.replace('|', chr(92) + '|')} |")
     return "\n".join(parts) + "\n"
-
-
-def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    for name, field in section.model_fields.items():
-        if inner := section_of(field):
-            yield prefix + name, inner
-            yield from _sections(inner, f"{prefix}{name}.")
 
 
 if __name__ == "__main__":

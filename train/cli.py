@@ -18,8 +18,7 @@ from model.rules import DeclarationError
 
 from .device.process import tune
 from .device.signals import Stop, Stopped, listening
-from .disk import refusal
-from .errors import UserError, out_of_memory
+from .errors import UserError, out_of_memory, refusal
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
 COMMANDS = {

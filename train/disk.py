@@ -1,18 +1,13 @@
-"""JSON and text written atomically, and messages about disks that refuse a write."""
+"""JSON and text written atomically, and JSON read back."""
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data.files import json_of, replacing
 
-from .errors import UserError, first_line
-
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+from .errors import UserError, refusal
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -43,29 +38,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: cannot read: expected a mapping")
     return value
-
-
-def refusal(error: BaseException, where: Path, needed: int | None = None) -> str:
-    """The reason why a write of `needed` bytes below `where` failed, on one line; the free bytes when the disk is full.
-
-    >>> refusal(OSError(errno.EIO, "Input/output error"), Path("."))
-    'Input/output error'
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    reason = first_line(error)[:300] if number is None else os.strerror(number)
-    if number not in _FULL:
-        return reason
-    free = free_bytes(where)
-    parts = [] if needed is None else [f"about {needed:,} bytes are needed"]
-    parts += [] if free is None else [f"{free:,} bytes are free on that disk"]
-    return f"{reason} ({', '.join(parts)})" if parts else reason
-
-
-def free_bytes(where: Path) -> int | None:
-    """Free bytes of the disk that holds a path, or would hold it; None where the system does not tell."""
-    for folder in (where, *where.absolute().parents):
-        try:
-            return shutil.disk_usage(folder).free
-        except OSError:
-            continue
-    return None

@@ -1,5 +1,10 @@
 """Errors that the user caused or can mend: one clear line, an exit code, and no traceback."""
 
+import errno
+import os
+import shutil
+from pathlib import Path
+
 
 class UserError(Exception):
     """An error that is printed without a traceback.
@@ -31,3 +36,32 @@ def out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of a library's error; its type where the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def refusal(error: BaseException, where: Path, needed: int | None = None) -> str:
+    """The reason why a write of `needed` bytes below `where` failed, on one line; the free bytes when the disk is full.
+
+    >>> refusal(OSError(errno.EIO, "Input/output error"), Path("."))
+    'Input/output error'
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    reason = first_line(error)[:300] if number is None else os.strerror(number)
+    if number not in _FULL:
+        return reason
+    free = free_bytes(where)
+    parts = [] if needed is None else [f"about {needed:,} bytes are needed"]
+    parts += [] if free is None else [f"{free:,} bytes are free on that disk"]
+    return f"{reason} ({', '.join(parts)})" if parts else reason
+
+
+def free_bytes(where: Path) -> int | None:
+    """Free bytes of the disk that holds a path, or would hold it; None where the system does not tell."""
+    for folder in (where, *where.absolute().parents):
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None

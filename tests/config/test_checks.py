@@ -1,11 +1,13 @@
 """Warnings for valid but suspicious configs; they train all the same."""
 
+import numpy as np
 import pytest
 
 from train.cli import main
 from train.config.checks import warnings_for
-from train.config.load import from_mapping
-from train.report.read import read_run
+from train.config.instruments import INSTRUMENTS
+from train.config.load import from_mapping, load
+from train.core.schedule import learning_rate
 
 LR, WARMUP = "optimizer.lr 0 ", "optimizer.warmup {} is not over within train.steps 10: "
 SLOW = "{}: no number of steps above 1 divides all of them"
@@ -42,12 +44,21 @@ def test_suspicious_settings_are_named_with_their_variants(entries, expected):
     assert len(lines) == len(expected) and all(map(str.startswith, lines, expected)), lines
 
 
-def test_the_learning_rate_is_as_the_warning_says(trained, tmp_path, capsys):
-    overrides = (f"runs_dir={tmp_path}", "variants={}", "train.eval_every=5", "optimizer.warmup=199")
-    assert main(["train", str(trained[0]), *overrides]) == 0
+@pytest.mark.parametrize(("rule", "expected"), [("pre_ln", True), ("none", True), ("attnres", False)])
+def test_twins_are_for_rules_with_a_skip_scale(rule, expected):
+    config = from_mapping({"name": "a", "model.residual": rule, "watch.instruments.twins": 1}).variants[0].config
+    assert INSTRUMENTS["twins"].applies(config) == expected
+
+
+def test_the_learning_rate_is_as_the_printed_warning_says(tmp_path, corpus, capsys):
+    path = tmp_path / "a.yaml"
+    keys = ["train: {steps: 40}", f"data: {{path: {corpus}}}", "optimizer: {lr: 1e-2, warmup: 199, freeze: [nosuch]}"]
+    path.write_text("\n".join(["name: a", f"runs_dir: {tmp_path}", *keys]))
+    assert main(["train", str(path)]) == 2  # for the pattern, which is compared with the parameters after the warning
     warning = (
         "warning: main: optimizer.warmup 199 is not over within train.steps 40: the last step's learning rate is 0.2"
     )
     assert warning in " ".join(capsys.readouterr().out.split())
-    _, rates = read_run(tmp_path / "tiny/main").steps["optim/lr"]
-    assert float(rates[-1]) == pytest.approx(0.2 * 1e-2, rel=1e-6)
+    optimizer = load(path).variants[0].config.optimizer
+    rate = learning_rate(optimizer, np.float32(optimizer.lr), np.float32(optimizer.min_lr), np.int32(39), 40)
+    assert float(rate) == pytest.approx(0.2 * 1e-2, rel=1e-6)

@@ -62,11 +62,25 @@ def test_any_structure_is_a_config_or_config_errors(tmp_path_factory, mapping, o
     configs.loaded(path, content, given)
 
 
-@given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")))
+PIECES = st.sampled_from(
+    [
+        *(b": ", b"- ", b"? ", b"[", b"]", b"{", b"}", b"\n", b"  ", b"&a ", b"*a", b"!!int ", b"<<: ", b"'", b'"'),
+        *(b"|", b">-", b"---\n", b"...\n", b"...", b"%YAML ", b"\\U", b"\t", b"1" * 30, b"\xff", b"null", b"\xc2\x85"),
+        *(b"name", b".", b"\r"),
+    ]
+)
+
+
+@given(
+    st.binary(max_size=300)
+    | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    | st.lists(PIECES | st.binary(max_size=3), max_size=30).map(b"".join),
+    st.lists(st.text(max_size=20) | st.tuples(KEYS, st.text(max_size=20)).map("=".join), max_size=2),
+)
 @QUIET
-def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content):
+def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content, overrides):
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
-    configs.loaded(path, content)
+    configs.loaded(path, content, overrides)
 
 
 def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path):

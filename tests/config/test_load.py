@@ -22,13 +22,6 @@ def test_many_problems_are_counted_not_all_printed():
     assert len(str(caught.value).splitlines()) == 51 and str(caught.value).endswith("\nand 20 more")
 
 
-def test_a_default_that_no_longer_fits_is_called_one(tmp_path):
-    (line,) = lines(tmp_path, "name: a", "optimizer.lr=1e-5")
-    assert line.endswith("got 0.0001 (its default): set both")
-    (line,) = lines(tmp_path, "name: a\noptimizer: {min_lr: 1e-3}", "optimizer.lr=1e-5")
-    assert line.endswith("got 0.001")
-
-
 def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\ndata: {corpus: shakespeare}")
@@ -181,51 +174,3 @@ def test_to_yaml_reads_back_as_the_same_config(tmp_path_factory, text, lr, seed,
     path = tmp_path_factory.getbasetemp() / "back.yaml"
     path.write_text(to_yaml(config), encoding="utf-8", newline="\n")
     assert load(path).variants[0].config == config
-
-
-SEED = b"""name: a
-model: {layers: 2, residual: "none"}
-optimizer:
-  lr: 3e-4
-  betas: [0.9, 0.99]
-variants:
-  with: {}
-  without: {model.residual: none}
-sweep: {seed: [0, 1], optimizer.lr: [1e-4]}
-expect: {with: {loss/val: [1.5, 2.1], verdict: healthy}}
-"""
-PIECES = st.binary(max_size=3) | st.sampled_from(
-    [
-        *(b": ", b"- ", b"? ", b"[", b"]", b"{", b"}", b"\n", b"  ", b"&a ", b"*a", b"!!int ", b"<<: ", b"'", b'"'),
-        *(b"|", b">-", b"---\n", b"...\n", b"...", b"%YAML ", b"\\U", b"\t", b"1" * 30, b"\xff", b"null", b"\xc2\x85"),
-        *(b"name", b".", b"\r"),
-    ]
-)
-
-
-@given(
-    st.binary(max_size=200) | st.lists(PIECES, max_size=30).map(b"".join), st.text(max_size=20), st.text(max_size=20)
-)
-@QUIET
-def test_random_bytes_raise_nothing_but_config_errors(tmp_path_factory, content, key, text):
-    _survives(tmp_path_factory, content, [f"{key}={text}", text])
-
-
-@given(st.lists(st.tuples(st.integers(0, len(SEED)), st.integers(0, 6), PIECES), min_size=1, max_size=4))
-@QUIET
-def test_a_mutated_file_raises_nothing_but_config_errors(tmp_path_factory, edits):
-    content = SEED
-    for at, cut, piece in edits:
-        content = content[:at] + piece + content[at + cut :]
-    _survives(tmp_path_factory, content, [])
-
-
-def _survives(factory: pytest.TempPathFactory, content: bytes, overrides: list[str]) -> None:
-    path = factory.getbasetemp() / "fuzz.yaml"
-    path.write_bytes(content)
-    try:
-        load(path, overrides)
-    except ConfigError as error:
-        assert error.problems
-        assert str(error).encode("utf-8")
-        assert all(str(problem).isprintable() for problem in error.problems)

@@ -4,15 +4,15 @@ import errno
 import io
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from data.files import sync_folder
-from train import disk
 from train.cli import main
-from train.disk import free_bytes, refusal, write_json
-from train.errors import UserError
+from train.disk import write_json
+from train.errors import UserError, free_bytes, refusal
 from train.log.console import Console
 from train.log.writer import Tracker
 
@@ -23,7 +23,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def free(monkeypatch):
     """A disk that has 12,345 bytes left."""
     usage = shutil.disk_usage("/")._replace(free=12345)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -63,7 +63,7 @@ def test_a_file_that_does_not_fit_is_as_it_was(tmp_path, monkeypatch, free):
     def full(*_):
         raise FULL
 
-    monkeypatch.setattr(disk.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"a\.json: cannot write: No space left.*about 12 bytes.*12,345 bytes are free"):
         write_json(tmp_path / "a.json", {"x": 2})
     assert (tmp_path / "a.json").read_text() == '{\n "x": 1\n}\n'
@@ -97,7 +97,7 @@ def test_the_names_of_logs_are_synced(tmp_path, monkeypatch):
     """Or a power cut could take the whole file, whose bytes are safe."""
     synced: list[Path] = []
     monkeypatch.setattr("train.log.append.sync_folder", synced.append)
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         run.log(0, {"x": 1.0})
         assert run.drain()
         run.log(1, {"x": 1.0})

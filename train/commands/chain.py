@@ -5,8 +5,8 @@ import itertools
 import json
 import time
 
-from ..config.load import ConfigError, Problem, load
-from ..config.yaml import Place
+from ..config.load import load
+from ..errors import UserError
 from .types import new_file
 
 
@@ -44,7 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         claims = selected(parsed.only)
     except ValueError as error:
-        raise ConfigError([Problem(Place("command line"), "--only", str(error))]) from None
+        raise UserError(f"--only: {error}", "command line", 2) from None
     versions = platforms.versions()
     about = {"platform": platform.label, "dtype": "float64", "versions": versions, "model": subject.note}
     numbers = ", ".join(f"{name} {number}" for name, number in versions.items())

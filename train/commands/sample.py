@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..config.load import ConfigError, Problem
-from ..config.yaml import Place
+from ..errors import UserError
 from .types import integer, prompt
 from .types import temperature as number_of
 
@@ -23,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints the prompt and its continuation, or a table of probabilities. Raises DataError, UserError, ConfigError."""
+    """Prints the prompt and its continuation, or a table of probabilities. Raises DataError, UserError."""
     from ..log.console import Console, printable
     from ..run.sample import Generator
 
@@ -31,7 +30,7 @@ def run(parsed: argparse.Namespace) -> int:
         for option, value in (("--temperature", parsed.temperature), ("--top-k", parsed.top_k)):
             if value is not None:
                 wrong = "not with --top, whose probabilities are the model's own"
-                raise ConfigError([Problem(Place("command line"), option, wrong)])
+                raise UserError(f"{option}: {wrong}", "command line", 2)
     generator = Generator(Path(parsed.run_directory))
     if parsed.top is not None:
         likely = generator.likeliest(parsed.prompt, parsed.top)

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, first_line
 from .types import integer
 
 FIRST_PORT, PORTS = 6006, 100
@@ -36,16 +37,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM. Raises ConfigError for a host that is not loopback, else UserError."""
-    from ..config.load import ConfigError, Problem
-    from ..config.yaml import Place
-    from ..errors import UserError
-
+    """Serves until SIGINT or SIGTERM. Raises UserError."""
     folder = Path(parsed.run_directory)
     if not loopback(parsed.host):
         public = shlex.join(["tensorboard", "--logdir", str(folder), "--bind_all", *SAMPLES])
         message = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {public}"
-        raise ConfigError([Problem(Place("command line"), "--host", message)])
+        raise UserError(f"--host: {message}", "command line", 2)
     if not folder.is_dir():
         raise UserError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
@@ -91,8 +88,6 @@ def free_port(host: str, wanted: int | None) -> int | None:
 
 def board() -> Any:
     """Returns the package's server. Raises UserError if it is missing or does not start with these versions."""
-    from ..errors import UserError, first_line
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its dependencies

@@ -3,15 +3,14 @@
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING
 
 import data.config
 import model.config
 
 from . import instruments
-from .schema import RunConfig
+from .schema import RunConfig, leaves
+from .variants import unsafe
 from .yaml import show
 
 if TYPE_CHECKING:
@@ -27,12 +26,14 @@ Fault = tuple[str, str]  # (dotted key, message); a message names the other keys
 
 def problems(config: RunConfig) -> list[Fault]:
     """All broken rules; empty for a config that can run."""
-    rules = (_paths, _model, _task, _range, _optimizer, _dispatches, instruments.problems, _dtype)
-    found = [fault for rule in rules for fault in rule(config)]
-    return [*found, *((f"data.{key}", message) for key, message in data.config.problems(config.data))]
+    rules = (_paths, _model, _task, _precision, _optimizer, _dispatches, instruments.problems)
+    broken = [fault for rule in rules for fault in rule(config)]
+    return [*broken, *((f"data.{key}", message) for key, message in data.config.problems(config.data))]
 
 
 def _paths(config: RunConfig) -> Iterator[Fault]:
+    if reason := unsafe(config.name):
+        yield "name", reason
     path = os.fsencode(config.runs_dir)
     longest = max(path.split(b"/"), key=len)
     if len(longest) > 255:
@@ -66,27 +67,19 @@ def _task(config: RunConfig) -> Iterator[Fault]:
                 yield f"task.{key}", f"regression has no classes, got {show(value)}"
 
 
-def _range(config: RunConfig) -> Iterator[Fault]:
+def _precision(config: RunConfig) -> Iterator[Fault]:
     """Numbers that are inputs of a program would become 0 or infinite outside float32's normal range."""
     if config.train.dtype == "float64":
+        if config.train.device not in ("auto", "cpu"):
+            yield "train.dtype", f"float64 needs train.device auto or cpu, got {config.train.device}"
         return
-    for section in ("model", "optimizer", "task"):
-        for key, value in _numbers(getattr(config, section), section):
-            if key != "model.mlp_ratio" and value and not FLOAT32_LEAST <= abs(value) < FLOAT32_BEYOND:
-                size = f"a size from 1.2e-38 to 3.4e38 with train.dtype {config.train.dtype}"
-                yield key, f"expected 0 or {size}, got {show(value)}"
-
-
-def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    """The floats of a section, those of lists and mappings under the key that holds them."""
-    if isinstance(value, BaseModel):
-        for name, inner in value:
-            yield from _numbers(inner, f"{key}.{name}")
-    elif isinstance(value, float):
-        yield key, value
-    elif isinstance(value, Mapping | list | tuple):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(inner, key)
+    size = f"a size from 1.2e-38 to 3.4e38 with train.dtype {config.train.dtype}"
+    for key, value in leaves(config):
+        if key == "model.mlp_ratio" or not key.startswith(("model.", "optimizer.", "task.")):
+            continue
+        for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,):
+            if isinstance(each, float) and each and not FLOAT32_LEAST <= abs(each) < FLOAT32_BEYOND:
+                yield key, f"expected 0 or {size}, got {show(each)}"
 
 
 def _optimizer(config: RunConfig) -> Iterator[Fault]:
@@ -110,14 +103,9 @@ def _optimizer(config: RunConfig) -> Iterator[Fault]:
             f"expected null with optimizer.name {optimizer.name}, whose updates have no known factors "
             f"(optimizer.lr_factors can give them some), got {config.model.base_width}",
         )
-    if batch % (parts := optimizer.accumulate):
-        below = [n for n in range(min(parts, batch), max(parts - 10_000, 0), -1) if batch % n == 0]
-        above = [n for n in range(parts + 1, min(batch, parts + 10_000) + 1) if batch % n == 0]
-        near = ", ".join(map(str, [*below[:1], *above[:1]]))
-        yield (
-            "optimizer.accumulate",
-            f"expected a divisor of data.batch {batch}{f' (nearest: {near})' if near else ''}, got {parts}",
-        )
+    if batch % optimizer.accumulate:
+        nearest = model.config.divisors(batch, optimizer.accumulate)
+        yield "optimizer.accumulate", f"expected a divisor of data.batch {batch} {nearest}"
 
 
 def _dispatches(config: RunConfig) -> Iterator[Fault]:
@@ -152,11 +140,6 @@ def strides(config: RunConfig, most: int) -> list[int]:
     shared, every = math.gcd(*dispatch_ends(config).values()), config.watch.every
     up_to = range(1, min(shared, most) + 1)
     return [k for k in up_to if shared % k == 0 and (every == 0 or k % every == 0 or every % k == 0)]
-
-
-def _dtype(config: RunConfig) -> Iterator[Fault]:
-    if config.train.dtype == "float64" and config.train.device not in ("auto", "cpu"):
-        yield "train.dtype", f"float64 needs train.device auto or cpu, got {config.train.device}"
 
 
 def mixed(first: RunConfig, other: RunConfig) -> Iterator[Fault]:

@@ -1,12 +1,11 @@
 """The keys of a config: what each expects, in words, and the nearest valid key to one that does not exist."""
 
 import difflib
-import types
-import typing
-from collections.abc import Collection, Iterator
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .schema import ExperimentConfig, RunConfig
@@ -21,16 +20,17 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """The dotted keys of a config's class, each section before the keys in it."""
     for name, field in model.model_fields.items():
         yield prefix + name, field
         if section := section_of(field):
-            yield from _walk(section, f"{prefix}{name}.")
+            yield from walk(section, f"{prefix}{name}.")
 
 
-FIELDS: dict[str, FieldInfo] = {key: field for key, field in _walk(RunConfig) if not section_of(field)}
+FIELDS: dict[str, FieldInfo] = {key: field for key, field in walk(RunConfig) if not section_of(field)}
 SECTIONS: dict[str, list[str]] = {"": [*RunConfig.model_fields, *SPECIAL]} | {
-    key: list(section.model_fields) for key, field in _walk(RunConfig) if (section := section_of(field))
+    key: list(section.model_fields) for key, field in walk(RunConfig) if (section := section_of(field))
 }
 
 # Sections that a single value stands for: `residual: rezero` is `residual: {rule: rezero}`.
@@ -88,94 +88,89 @@ def suggestions(key: str) -> list[str]:
     """The keys that may be meant by a dotted key that does not exist; empty when none is close."""
     section, _, last = key.rpartition(".")
     homes = sorted((home for home in (*SHORT, *FIELDS) if home.rpartition(".")[2] == last), key=len)
-    by_last = {home.rpartition(".")[2]: home for home in reversed(FIELDS)}
-    meant = None if homes else _SYNONYMS.get(last.lower())
-    if meant is None and section not in SECTIONS:
-        meant = nearest(key, FIELDS)
-    if meant is None and homes:
+    if not homes and (meant := _SYNONYMS.get(last.lower())):
+        return [meant]
+    if section not in SECTIONS and (meant := nearest(key, FIELDS)):
+        return [meant]
+    if homes:
         return homes
-    if meant is None and (sibling := nearest(last, SECTIONS.get(section, ()))):
-        meant = f"{section}.{sibling}" if section else sibling
-    if meant is None:
-        meant = by_last.get(nearest(last, by_last) or "")
-    return [] if meant is None else [meant]
+    if sibling := nearest(last, SECTIONS.get(section, ())):
+        return [f"{section}.{sibling}" if section else sibling]
+    by_last = {home.rpartition(".")[2]: home for home in reversed(FIELDS)}
+    near = nearest(last, by_last)
+    return [] if near is None else [by_last[near]]
 
 
-def choices(field: FieldInfo) -> list[Any]:
-    """The literal values a field allows, null included when others are."""
-    members = _members(field.annotation)
-    names = [name for kind in members if typing.get_origin(kind) is Literal for name in typing.get_args(kind)]
-    return [*names, None] if names and types.NoneType in members else names
+@cache
+def _members(field: FieldInfo) -> list[dict[str, Any]]:
+    """The JSON schemas of the types that a field may have."""
+    schema = TypeAdapter(field.rebuild_annotation()).json_schema()
+    return schema.get("anyOf", [schema])
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation itself."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [inner for member in typing.get_args(annotation) for inner in _members(member)]
-    return [annotation]
+def _literals(members: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The values that a field lists, null included when others are."""
+    names = [name for member in members for name in member.get("enum", [member["const"]] if "const" in member else [])]
+    return [*names, None] if names and {"type": "null"} in members else names
 
 
 def expected(field: FieldInfo) -> str:
     """The values a field takes, in words with their bounds: `a number >= 0`, `one of adamw, sgd`."""
-    limits = {
-        name: getattr(mark, name)
-        for mark in field.metadata
-        for name in ("ge", "gt", "le", "lt", "min_length", "max_length")
-        if hasattr(mark, name)
-    }
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = " and ".join(f"{sign} {show(limits[name])}" for name, sign in signs.items() if name in limits)
-    names = [name if isinstance(name, str) else show(name) for name in choices(field)]
+    return _in_words(_members(field))
+
+
+_TYPES = {
+    **{"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "text"},
+    **{"array": "a list", "object": "a mapping", "null": "null"},
+}
+_SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _in_words(members: Sequence[Mapping[str, Any]]) -> str:
+    names = [name if isinstance(name, str) else show(name) for name in _literals(members)]
     parts = [f"one of {', '.join(names)}"] if len(names) > 1 else [*names]
-    for kind in _members(field.annotation):
-        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-        if kind is bool:
-            parts.append("true or false")
-        elif kind in (int, float):
-            parts.append(f"a {'whole ' if kind is int else ''}number {bounds}".rstrip())
-        elif kind is str and limits:
-            most = f"to {limits['max_length']}" if "max_length" in limits else "or more"
-            parts.append(f"text of {limits.get('min_length', 0)} {most} characters")
-        elif kind is str:
-            parts.append("text")
-        elif origin is Annotated:
-            inner = FieldInfo.from_annotation(kind)
-            parts.append(inner.description or expected(inner))
-        elif origin in (tuple, list, dict):
-            inner = FieldInfo.from_annotation(arguments[origin is dict])
-            size = f" of {len(arguments)}" if origin is tuple and ... not in arguments else ""
-            start = "a mapping, each value" if origin is dict else f"a list{size}, each"
-            parts.append(start.partition(",")[0] if inner.annotation is Any else f"{start} {expected(inner)}")
-        elif kind is types.NoneType and not names:
-            parts.append("null")
+    for member in members:
+        if "enum" in member or "const" in member or (names and member == {"type": "null"}):
+            continue
+        words = _TYPES[member["type"]]
+        if bounds := " and ".join(f"{sign} {show(member[name])}" for name, sign in _SIGNS.items() if name in member):
+            words += f" {bounds}"
+        if "pattern" in member:
+            words = member["description"]
+        elif "minLength" in member:
+            most = f"to {member['maxLength']}" if "maxLength" in member else "or more"
+            words += f" of {member['minLength']} {most} characters"
+        elif items := member.get("prefixItems"):
+            words += f" of {len(items)}, each {_in_words(items[:1])}"
+        elif items := member.get("items"):
+            words += f", each {_in_words([items])}"
+        elif isinstance(values := member.get("additionalProperties"), dict):
+            words += f", each value {_in_words([values])}"
+        parts.append(words)
     return " or ".join(parts)
 
 
-def exact(key: str, value: Any) -> bool:
-    """False for a field that takes literals alone and has none of this type and value (to pydantic, true is 1)."""
-    members = _members(FIELDS[key].annotation)
-    literal = all(typing.get_origin(kind) is Literal or kind is types.NoneType for kind in members)
-    return not literal or any(type(name) is type(value) and name == value for name in choices(FIELDS[key]))
-
-
-def _takes(field: FieldInfo, value: Any) -> bool:
-    try:
-        create_model("Lone", value=(cast(Any, field.annotation), field))(value=value)
-    except ValidationError:
-        return False
-    return True
+def exact(field: FieldInfo, value: Any) -> bool:
+    """False for a value of another type than the literal it equals: to pydantic, true and 1.0 are 1."""
+    suspect = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    return not suspect or all(type(name) is type(value) for name in _literals(_members(field)) if name == value)
 
 
 def mismatch(field: FieldInfo, value: Any) -> str:
     """`expected ..., got ...` for a value that a field refuses, with the nearest name it would take."""
-    names = [name for name in choices(field) if isinstance(name, str)]
-    hint = ""
+    members, hint = _members(field), ""
     if isinstance(value, str):
+        names = [name for name in _literals(members) if isinstance(name, str)]
         name = _VALUES.get(value.lower())
         hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
-    elif isinstance(value, float) and value.is_integer() and _takes(field, int(value)):
-        hint = f"; write {int(value)}"
-    if not hint and str in _members(field.annotation) and isinstance(value, int | float):
+    elif isinstance(value, float) and value.is_integer():
+        try:
+            TypeAdapter(field.rebuild_annotation()).validate_python(int(value), strict=True)
+            hint = f"; write {int(value)}"
+        except ValidationError:
+            pass
+    text = any(member["type"] == "string" and not member.keys() & {"enum", "const", "pattern"} for member in members)
+    if not hint and text and isinstance(value, int | float):
         hint = "; put quotes around it"
     size = f" ({len(value)} characters)" if isinstance(value, str) and len(value) > 60 else ""
     got = show(value)

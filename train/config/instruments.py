@@ -67,25 +67,6 @@ def problems(config: "RunConfig") -> Iterator[tuple[str, str]]:
             yield f"watch.instruments.{name}", message
 
 
-def _no_skip_scale(config: "RunConfig") -> str | None:
-    return None if config.model.rule.additive else f"needs a skip scale, residual.rule {config.model.residual.rule}"
-
-
-def _no_parts(config: "RunConfig") -> str | None:
-    batch = config.data.batch
-    return None if batch > 1 else f"compares parts of a batch: expected data.batch of at least 2, got {batch}"
-
-
-def _no_adam(config: "RunConfig") -> str | None:
-    if config.optimizer.name not in ("adam", "adamw"):
-        return f"is for optimizer.name adam and adamw, got {config.optimizer.name}"
-    return "needs optimizer.freeze []: adam knows no scale of what is frozen" if config.optimizer.freeze else None
-
-
-def _curvature_batches(watch: "WatchConfig") -> int:
-    return watch.curvature_batches
-
-
 INSTRUMENTS: dict[str, Instrument] = {
     "attention": Instrument(
         ".blocks:attention",
@@ -171,7 +152,9 @@ INSTRUMENTS: dict[str, Instrument] = {
             ),
         ),
         (("cosine of the gradients with and without skip, by block and all", f"cosine/without_skip/({LAYER}|all)"),),
-        unmet=_no_skip_scale,
+        unmet=lambda config: (
+            None if config.model.rule.additive else f"needs a skip scale, residual.rule {config.model.residual.rule}"
+        ),
         optional=True,
     ),
     "successive": Instrument(
@@ -206,7 +189,11 @@ INSTRUMENTS: dict[str, Instrument] = {
         ),
         batches=lambda watch: 8,
         long=True,
-        unmet=_no_parts,
+        unmet=lambda config: (
+            None
+            if config.data.batch > 1
+            else f"compares parts of a batch: expected data.batch of at least 2, got {config.data.batch}"
+        ),
     ),
     "sharpness": Instrument(
         ".curvature:sharpness",
@@ -232,7 +219,7 @@ INSTRUMENTS: dict[str, Instrument] = {
             ),
         ),
         (("Hessian: ends of its spectrum and threshold", "sharpness/(top|bottom|threshold)"),),
-        batches=_curvature_batches,
+        batches=lambda watch: watch.curvature_batches,
         precise=True,
         long=True,
     ),
@@ -252,11 +239,17 @@ INSTRUMENTS: dict[str, Instrument] = {
             ),
         ),
         (("Hessian as Adam sees it: ends of its spectrum and threshold", "sharpness_adam/(top|bottom|threshold)"),),
-        batches=_curvature_batches,
+        batches=lambda watch: watch.curvature_batches,
         optimizer=True,
         precise=True,
         long=True,
-        unmet=_no_adam,
+        unmet=lambda config: (
+            f"is for optimizer.name adam and adamw, got {config.optimizer.name}"
+            if config.optimizer.name not in ("adam", "adamw")
+            else "needs optimizer.freeze []: adam knows no scale of what is frozen"
+            if config.optimizer.freeze
+            else None
+        ),
     ),
     "jacobian": Instrument(
         ".blocks:jacobian",

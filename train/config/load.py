@@ -1,7 +1,8 @@
 """Experiments from YAML files and command lines, with all problems of a config reported at once.
 
-The layers of a config (file, command line, variants, points of the sweep) are trees. Each is checked alone by pydantic;
-if all are clean they are merged, and the rules between keys (`checks`) are applied to each variant.
+The layers of a config (file, command line, variants, points of the sweep) map dotted keys to values and their places.
+Each is checked alone by pydantic; if all are clean they are merged, and each variant is held to the rules between keys
+(`checks`).
 """
 
 import os
@@ -12,30 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from data import DataError
 from data.files import beside, content_of, foreign
 
 from ..errors import UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
-from .schema import RunConfig
+from .schema import RunConfig, leaves
 from .settings import Draft, Settings, config_of, faults, merged
-from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises, unsafe
+from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
 from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
-
-__all__ = [
-    "ConfigError",
-    "Experiment",
-    "Problem",
-    "Variant",
-    "find_config",
-    "flatten",
-    "from_mapping",
-    "load",
-    "to_yaml",
-]
 
 MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
@@ -126,19 +113,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     """
     path = find_config(path)
     source = clean(os.fsdecode(path), 1000)
-    root, problems = read(_text(path, source), Place(source, 1))
-    draft = _draft(root, problems, Place(source))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
-            draft.problems.append(Problem(_COMMAND_LINE, "", message))
-            continue
-        node, problems = read(text, _COMMAND_LINE, key)
-        draft.problems.extend(problems)
-        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
-    return _experiment(draft)
+    return _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
@@ -152,20 +127,15 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experim
         text = dump(mapping)
     except RecursionError:
         raise ConfigError([Problem(place, "", "expected values that do not hold themselves")]) from None
-    return _experiment(_draft(*read(text, place), place))
+    return _experiment(place, read(text, place))
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
     """Dotted key -> bool, int, float, str or None, in the order of the schema; anything else becomes its YAML text."""
-
-    def values(section: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
-        for name, value in section:
-            if isinstance(value, BaseModel):
-                yield from values(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value if isinstance(value, bool | int | float | str | None) else dump(value)
-
-    return dict(values(config, ""))
+    return {
+        key: value if isinstance(value, bool | int | float | str | None) else dump(value)
+        for key, value in leaves(config)
+    }
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -202,23 +172,34 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
     raise ConfigError([Problem(Place(source, line), "", message)])
 
 
-def _draft(root: Node | None, problems: list[Problem], source: Place) -> Draft:
+def _experiment(
+    source: Place, document: tuple[Node | None, list[Problem]], overrides: Sequence[str] = ()
+) -> Experiment:
+    """Checks the keys of every layer, then the rules between keys for every variant."""
+    root, problems = document
     if root is None or root.value is BAD:
         raise ConfigError(problems)
     if not isinstance(root.value, dict):
         got = "nothing" if root.value is None else show(root.plain)
         raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
-    return Draft(root.value, source, problems)
-
-
-def _experiment(draft: Draft) -> Experiment:
-    """Checks the keys of every layer, then the rules between keys for every variant."""
-    base, problems = draft.base, draft.problems
+    draft, reshaped = Draft(root.value, source, problems), False
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
+            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
+            problems.append(Problem(_COMMAND_LINE, "", message))
+            continue
+        node, unreadable = read(text, _COMMAND_LINE, key)
+        problems += unreadable
+        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+        reshaped |= key.partition(".")[0] in ("variants", "sweep")
+    base = draft.base
     problems += faults(base)
     if "name" not in base:
-        problems.append(Problem(draft.source, "name", f"missing; expected {expected(FIELDS['name'])}"))
-    variants = [Point(name, name, *written) for name, written in draft.variants.items()]
-    variants = variants or [Point("main", "main", draft.source, {})]
+        problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
+    variants = [Point(name, name, *written) for name, written in draft.named["variants"].items()]
+    variants = variants or [Point("main", "main", source, {})]
     if len(variants) > MAX_VARIANTS:
         message = f"expected at most {MAX_VARIANTS} variants, got {len(variants)}"
         problems.append(Problem(variants[MAX_VARIANTS].place, "variants", message))
@@ -229,30 +210,27 @@ def _experiment(draft: Draft) -> Experiment:
         for key in axes.keys() & variant.settings.keys():
             problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
     spread = points(variants, axes)
-    runs = [] if problems else _runs(draft, base, spread)
-    name = base["name"].plain if "name" in base else None
-    if isinstance(name, str) and name and (reason := unsafe(name)):
-        problems.append(base["name"].problem(reason))
-    problems += indistinct(variants)
-    if axes and all(unsafe(variant.name) is None for variant in variants):
-        problems += indistinct(spread)
+    runs = [] if problems else _runs(base, spread, draft.sweep, source, problems)
+    problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
-    for key, node in draft.expect.items():
-        taken_away = draft.reshaped and node.place.source == draft.source.source  # variants of the file may be
-        if key in names:
-            problems += promises(node)
-        elif len(axes) == len(draft.sweep) and not taken_away:
-            problems.append(node.problem(f"no such variant{did_you_mean(key, names)}"))
+    expect = draft.named["expect"]
+    for name, (place, tags) in expect.items():
+        if name in names:
+            problems += promises(tags)
+        elif len(axes) == len(draft.sweep) and not (reshaped and place.source == source.source):
+            problems.append(Problem(place, clean(f"expect.{name}"), f"no such variant{did_you_mean(name, names)}"))
     if problems:
         unique = dict.fromkeys(problems)
-        raise ConfigError(sorted(unique, key=lambda p: (p.place.source != draft.source.source, p.place.line or 0)))
-    plain = {key: node.plain for key, node in draft.expect.items()}
-    expect = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
-    return Experiment(str(name), tuple(runs), {name: tags for name, tags in expect.items() if tags})
+        raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
+    plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
+    return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in promised.items() if tags})
 
 
-def _runs(draft: Draft, base: Settings, spread: Sequence[Point]) -> list[Variant]:
-    """The variants of layers without faults; broken rules between their keys go to the draft's problems."""
+def _runs(
+    base: Settings, spread: Sequence[Point], sweep: Settings, source: Place, problems: list[Problem]
+) -> list[Variant]:
+    """The variants of layers without faults; broken rules between their keys go to `problems`."""
     in_base = set(checks.problems(config_of(base)))
     runs: list[Variant] = []
     broken: dict[Problem, list[str]] = {}  # and the variants it is true of, where its place does not tell
@@ -260,21 +238,21 @@ def _runs(draft: Draft, base: Settings, spread: Sequence[Point]) -> list[Variant
         keys = merged(base, point.settings)
         config = config_of(keys)
         for fault in checks.problems(config):
-            problem, other = _located(fault, {} if fault in in_base else point.settings, base, draft.source)
+            problem, other = _located(fault, {} if fault in in_base else point.settings, base, source)
             names = broken.setdefault(problem, [])
             if other is not None:
-                names.append(point.name if other in draft.sweep else point.variant)
+                names.append(point.name if other in sweep else point.variant)
         if config.data.seed is None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
         runs.append(Variant(point.name, config, keys))
         for key, message in checks.mixed(runs[0].config, config):
             node = point.settings.get(key) or spread[0].settings.get(key)
-            draft.problems.append(Problem(point.place if node is None else node.place, key, message))
+            problems.append(Problem(point.place if node is None else node.place, key, message))
     for problem, names in broken.items():
         first, *others = dict.fromkeys(names) or [""]
         more = f" and {len(others)} more" if others else ""
         suffix = f" (variant {clean(first)}{more})" if first else ""
-        draft.problems.append(Problem(problem.place, problem.key, f"{problem.message}{suffix}"))
+        problems.append(Problem(problem.place, problem.key, f"{problem.message}{suffix}"))
     return runs
 
 

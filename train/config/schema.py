@@ -3,10 +3,11 @@
 No JAX here: a config is loaded and checked before JAX starts.
 """
 
+from collections.abc import Iterator
 from os.path import expanduser
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model
 
 from data.config import DataConfig
 from model.config import ModelConfig, Section
@@ -38,6 +39,7 @@ else:
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Folder = Annotated[str, Field(min_length=1), AfterValidator(expanduser)]
 AutoOrCount = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -157,17 +159,12 @@ class TaskConfig(Section):
     )
 
 
-def _at_home(path: str | None) -> str | None:
-    return None if path is None else expanduser(path)
-
-
 class TrainConfig(Section):
     """Length, intervals, device and precision of the training."""
 
     steps: int = Field(default=2000, ge=1, lt=2**31, description="optimizer steps")
-    init_from: Annotated[str | None, AfterValidator(_at_home)] = Field(
+    init_from: Folder | None = Field(
         default=None,
-        min_length=1,
         description="run directory (runs/NAME/VARIANT) whose newest checkpoint gives the initial parameters, as far as "
         "paths and shapes agree; what matched is printed; null = fresh ones",
     )
@@ -202,15 +199,12 @@ class TrainConfig(Section):
     )
 
 
-def _instruments_section() -> type[Section]:
-    """One key an instrument (train/config/instruments.py): the steps between its measurements."""
-    fields: dict[str, Any] = {
-        name: (int, Field(default=0, ge=0, description=instrument.meaning)) for name, instrument in INSTRUMENTS.items()
-    }
-    return create_model("InstrumentsSection", __base__=Section, **fields)
+_MEASURED: Any = {
+    name: (int, Field(default=0, ge=0, description=instrument.meaning)) for name, instrument in INSTRUMENTS.items()
+}
 
 
-class InstrumentsConfig(_instruments_section()):
+class InstrumentsConfig(create_model("InstrumentsSection", __base__=Section, **_MEASURED)):
     """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
     batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
 
@@ -246,9 +240,7 @@ class RunConfig(Section):
 
     name: str = Field(min_length=1, max_length=100, description="runs go to runs_dir/name/variant")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of init and dropout")
-    runs_dir: Annotated[str, AfterValidator(expanduser)] = Field(
-        default="runs", min_length=1, description="where runs go, relative to the current folder"
-    )
+    runs_dir: Folder = Field(default="runs", description="where runs go, relative to the current folder")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
@@ -266,3 +258,12 @@ class ExperimentConfig(RunConfig):
     expect: dict[str, dict[str, Any]] = Field(
         default={}, description="variant -> tag -> [low, high], or verdict: state; checked after the run"
     )
+
+
+def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a config and their values, in the order of the schema."""
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

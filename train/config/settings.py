@@ -74,7 +74,8 @@ def config_of(layer: Settings) -> RunConfig:
 def faults(layer: Settings) -> list[Problem]:
     """The problems of the single keys of a layer."""
     values = {key: node.plain for key, node in layer.items()}
-    wrong = [key for key, value in values.items() if value is not BAD and key in FIELDS and not exact(key, value)]
+    clean = {key: value for key, value in values.items() if value is not BAD}
+    wrong = [key for key, value in clean.items() if key in FIELDS and not exact(FIELDS[key], value)]
     try:
         config_of(layer)
     except ValidationError as error:
@@ -83,28 +84,29 @@ def faults(layer: Settings) -> list[Problem]:
             wrong.append(next(key for n in range(len(parts)) if (key := ".".join(parts[: n + 1])) in FIELDS))
     messages = {key: mismatch(FIELDS[key], values[key]) for key in wrong}
     for key, value in values.items():
-        if key in SECTIONS and value is not BAD:
-            messages[key] = f"expected a mapping of keys, got {show(value)}"
-        elif key not in FIELDS and key not in SECTIONS:
+        if key not in FIELDS and key not in SECTIONS:
             messages[key] = unknown(key)
+        elif key in SECTIONS and value is not BAD:
+            messages[key] = f"expected a mapping of keys, got {show(value)}"
     return [layer[key].problem(message) for key, message in messages.items()]
 
 
 class Draft:
     """A config as written: its layers, values not checked yet. Problems gather in `problems`."""
 
+    _CONTENTS = {"variants": "names and their overrides", "expect": "variants and their results"}
+
     def __init__(self, root: dict[str, Node], source: Place, problems: list[Problem]):
-        self.source, self.problems = source, problems
-        self.variants: dict[str, tuple[Place, Settings]] = {}
+        self.problems = problems
         self.sweep: Settings = {}
-        self.expect: dict[str, Node] = {}
         self.commands: Settings = {}
+        # By the name of a variant, where it is set and what: keys; tags and their expected values.
+        self.named: dict[str, dict[str, tuple[Place, Settings]]] = {"variants": {}, "expect": {}}
         rest = {key: child for key, child in root.items() if key not in SPECIAL}
         self.file = settings(Node(rest, source, ""), problems)
         for key in SPECIAL:
             if key in root:
                 self.assign(key, root[key])
-        self.reshaped = False  # variants or sweep were changed after the file was read
 
     @property
     def base(self) -> Settings:
@@ -114,39 +116,27 @@ class Draft:
     def assign(self, key: str, node: Node) -> None:
         """Sets one dotted key. A mapping for a section sets the keys it names and leaves the others."""
         first, _, rest = key.partition(".")
-        if first in ("variants", "sweep"):
-            self.reshaped = True
         if first not in SPECIAL:
             self.commands |= settings(Node({key: node}, node.place, ""), self.problems)
         elif first == "sweep":
             inner = Node({rest: node}, node.place, "sweep") if rest else node
             layer = settings(inner, self.problems, "keys and their values", fixed=True)
             self.sweep = self.sweep | layer if rest else layer
-        elif not rest and first == "variants":
-            self.variants = {}
-            for name, child in mapping(node, self.problems, "names and their overrides").items():
-                self._assign_variant(name, "", child)
         elif not rest:
-            self.expect = dict(mapping(node, self.problems, "variants and their results"))
+            members = mapping(node, self.problems, self._CONTENTS[first])
+            self.named[first] = {name: (child.place, self._layer(first, child)) for name, child in members.items()}
         else:
-            names = self.variants if first == "variants" else self.expect  # names may hold dots: the longest wins
-            name = max((n for n in names if f"{rest}.".startswith(f"{n}.")), key=len, default=rest.partition(".")[0])
-            inner = rest[len(name) + 1 :]
-            if first == "variants":
-                self._assign_variant(name, inner, node)
-            elif inner:
-                old = self.expect[name].value if name in self.expect else {}
-                tags = {**(old if isinstance(old, dict) else {}), inner: node}
-                self.expect[name] = Node(tags, node.place, f"expect.{name}")
+            named = self.named[first]  # names may hold dots: the longest wins
+            name = max((n for n in named if f"{rest}.".startswith(f"{n}.")), key=len, default=rest.partition(".")[0])
+            if not (inner := rest[len(name) + 1 :]):
+                named[name] = node.place, self._layer(first, node)
+            elif first == "variants" and name not in named:
+                self.problems.append(node.problem(f"no such variant{did_you_mean(name, named)}"))
             else:
-                self.expect[name] = node
+                place, old = named[name] if first == "variants" else (node.place, named.get(name, (None, {}))[1])
+                named[name] = place, merged(old, self._layer(first, Node({inner: node}, node.place, "")))
 
-    def _assign_variant(self, name: str, key: str, node: Node) -> None:
-        if not key:
-            self.variants[name] = node.place, settings(node, self.problems, "overrides", fixed=True)
-        elif name not in self.variants:
-            self.problems.append(node.problem(f"no such variant{did_you_mean(name, self.variants)}"))
-        else:
-            place, old = self.variants[name]
-            above = settings(Node({key: node}, node.place, ""), self.problems, fixed=True)
-            self.variants[name] = place, merged(old, above)
+    def _layer(self, first: str, node: Node) -> Settings:
+        if first == "expect":
+            return mapping(node, self.problems, "tags to [low, high]")
+        return settings(node, self.problems, "overrides", fixed=True)

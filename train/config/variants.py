@@ -130,21 +130,17 @@ def label(value: Any) -> str:
     return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9_.+-]+", "-", text))
 
 
-def promises(node: Node) -> Iterable[Problem]:
-    """Problems with what is expected of one variant: a mapping of tags to [low, high], and of verdict to a state."""
-    if not isinstance(node.value, dict):
-        if node.value is not BAD:
-            yield node.problem(f"expected a mapping of tags to [low, high], got {show(node.plain)}")
-        return
-    for tag, child in node.value.items():
-        value = child.plain
+def promises(tags: Mapping[str, Node]) -> Iterable[Problem]:
+    """Problems with what is expected of one variant: tags with [low, high], and verdict with a state."""
+    for tag, node in tags.items():
+        value = node.plain
         if value is BAD:
             continue
         if tag == "verdict":
             if value not in STATES:
                 hint = did_you_mean(value, STATES) if isinstance(value, str) else ""
-                yield child.problem(f"expected one of {', '.join(STATES)}, got {show(value)}{hint}")
+                yield node.problem(f"expected one of {', '.join(STATES)}, got {show(value)}{hint}")
         elif not (isinstance(value, list) and len(value) == 2 and all(type(x) in (int, float) for x in value)):
-            yield child.problem(f"expected [low, high], two numbers, got {show(value)}")
+            yield node.problem(f"expected [low, high], two numbers, got {show(value)}")
         elif not (-math.inf < value[0] <= value[1] < math.inf):
-            yield child.problem(f"expected finite numbers, low <= high, got {show(value)}")
+            yield node.problem(f"expected finite numbers, low <= high, got {show(value)}")

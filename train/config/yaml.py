@@ -190,14 +190,6 @@ class _Reader:
         """The place of a line counted from 0."""
         return self.start if self.start.line is None else Place(self.start.source, min(line, self.lines - 1) + 1)
 
-    def count(self, place: Place, depth: int) -> None:
-        """Counts one value more, within the limits."""
-        self.values += 1
-        if depth > MAX_DEPTH or self.values > MAX_VALUES:
-            what = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
-            self.report(place, self.path, f"expected at most {what}")
-            raise _Stop
-
     def document(self, text: str) -> Node:
         if bad := _CONTROL.search(text):
             place = self.place(len((text[: bad.start()] + ".").splitlines()) - 1)
@@ -216,7 +208,11 @@ class _Reader:
         return node
 
     def node(self, event: Any, path: str, place: Place, depth: int) -> Node:
-        self.count(self.place(event.start_mark.line), depth)
+        self.values += 1
+        if depth > MAX_DEPTH or self.values > MAX_VALUES:
+            most = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
+            self.report(self.place(event.start_mark.line), self.path, f"expected at most {most}")
+            raise _Stop
         name, problems = clean(event.anchor or "", 30), len(self.problems)
         value: Any = BAD
         if isinstance(event, yaml.AliasEvent):

@@ -23,8 +23,7 @@ from data.files import replacing, sync_folder
 
 from ..config.schema import RunConfig
 from ..core.state import State
-from ..disk import refusal
-from ..errors import UserError
+from ..errors import UserError, refusal
 from . import tensors
 from .tensors import Damaged
 

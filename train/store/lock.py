@@ -18,8 +18,7 @@ from filelock import FileLock, Timeout
 
 from data.files import sync_folder
 
-from ..disk import refusal
-from ..errors import UserError
+from ..errors import UserError, refusal
 
 NAME = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
