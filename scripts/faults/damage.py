@@ -33,12 +33,12 @@ def sweeps(seed: int) -> Iterator[Sweep]:
         path = checkpoints.path(STEPS[-1])
         whole, size = path.read_bytes(), path.stat().st_size
 
-        def linked(_: int) -> None:
+        def link(_: int) -> None:
             path.rename(path.parent.parent / "copy")
             path.symlink_to(path.parent.parent / "copy")
 
         faults = {
-            "every bit flipped": (range(8 * size), lambda bit: path.write_bytes(flipped(whole, bit))),
+            "every bit flipped": (range(8 * size), lambda bit: path.write_bytes(flip(whole, bit))),
             "cut at every byte": (range(size), lambda end: path.write_bytes(whole[:end])),
             "bytes added": (range(1, 5001, 100), lambda more: path.write_bytes(whole + draw.randbytes(more))),
             # As a power cut leaves blocks that were not written.
@@ -47,10 +47,10 @@ def sweeps(seed: int) -> Iterator[Sweep]:
                 lambda at: path.write_bytes(whole[:at] + bytes(len(whole[at : at + 64])) + whole[at + 64 :]),
             ),
             "the oldest under its name": ([0], lambda _: path.write_bytes(checkpoints.path(STEPS[0]).read_bytes())),
-            "a link to its own copy": ([0], linked),
+            "a link to its own copy": ([0], link),
         }
 
-        def damaged(damage, place: int) -> tuple[str, float]:
+        def try_damage(damage, place: int) -> tuple[str, float]:
             try:
                 damage(place)
                 lines: list[str] = []
@@ -66,29 +66,29 @@ def sweeps(seed: int) -> Iterator[Sweep]:
             return HELD
 
         for name, (places, damage) in faults.items():
-            yield Sweep(f"the newest checkpoint: {name}", PROMISE, places, partial(damaged, damage))
+            yield Sweep(f"the newest checkpoint: {name}", PROMISE, places, partial(try_damage, damage))
 
-        def all_flipped(bit: int) -> None:
+        def flip_all(bit: int) -> None:
             for each in map(checkpoints.path, STEPS):
-                each.write_bytes(flipped(each.read_bytes(), bit))
+                each.write_bytes(flip(each.read_bytes(), bit))
 
-        def all_damaged(bit: int) -> tuple[str, float]:
-            all_flipped(bit)
+        def try_all(bit: int) -> tuple[str, float]:
+            flip_all(bit)
             try:
                 raise Broken(f"step {checkpoints.newest(lambda _: None)} is taken for whole")
             except UserError as error:
                 if "\n" in str(error) or not all(f"step {step}: " in str(error) for step in STEPS):
                     raise Broken(str(error)) from error
             finally:
-                all_flipped(bit)
+                flip_all(bit)
             return HELD
 
         promise = "an error in one line that names each; never starts over by itself"
         bits = [draw.randrange(8 * size) for _ in range(100)]
-        yield Sweep("one bit flipped in every checkpoint", promise, bits, all_damaged)
+        yield Sweep("one bit flipped in every checkpoint", promise, bits, try_all)
 
 
-def flipped(content: bytes, bit: int) -> bytes:
+def flip(content: bytes, bit: int) -> bytes:
     changed = bytearray(content)
     changed[bit // 8 % len(content)] ^= 1 << bit % 8
     return bytes(changed)

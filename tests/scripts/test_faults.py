@@ -13,7 +13,7 @@ from data import files
 from scripts.faults import calls, configs, damage
 from scripts.faults.__main__ import MODULES
 from scripts.faults.injection import Disk, Fault, Killed, injected
-from scripts.faults.sweep import HELD, Broken, Row, Sweep, markdown, rows_of, tried
+from scripts.faults.sweep import HELD, Broken, Row, Sweep, markdown, row_of, rows_of
 from scripts.faults.tiny import bench, differing
 from train.config.load import ConfigError, Place, Problem
 from train.store import tensors
@@ -118,9 +118,9 @@ def renames(tiny):
 @pytest.mark.parametrize(
     ("trial", "fault"),
     [
-        (calls.killed, lambda renames: Fault(renames[1])),
+        (calls.kill, lambda renames: Fault(renames[1])),
         (calls.cut, lambda renames: (Fault(renames[1] + 2), False)),
-        (calls.refused, lambda renames: Fault(renames[3], errno.ENOSPC, True, True)),
+        (calls.refuse, lambda renames: Fault(renames[3], errno.ENOSPC, True, True)),
     ],
 )
 def test_calls_hold_in_small(tiny, renames, trial, fault):
@@ -194,7 +194,7 @@ def test_damage_that_is_not_verified_is_noticed(monkeypatch, careless):
     else:
         digest = SimpleNamespace(digest=lambda: Equal(32), digest_size=32, update=lambda _: None)
         monkeypatch.setattr(tensors.hashlib, "sha256", lambda *_: digest)
-    row = tried(next(damage.sweeps(1)), 0.01)
+    row = row_of(next(damage.sweeps(1)), 0.01)
     assert row.fault == "the newest checkpoint: every bit flipped" and row.held < row.trials
 
 
@@ -216,15 +216,17 @@ def fails(error):
 )
 def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, monkeypatch, name, stand_in, broken):
     monkeypatch.setattr(configs, name, stand_in)
-    (line,) = tried(Sweep("", "", [b"name: x\n"], lambda content: configs.loaded(tmp_path / "a.yaml", content))).broken
+    (line,) = row_of(
+        Sweep("", "", [b"name: x\n"], lambda content: configs.check_load(tmp_path / "a.yaml", content))
+    ).broken
     assert broken in line
 
 
 def test_a_wrong_exit_code_is_noticed(tmp_path, monkeypatch):
-    assert configs.commanded(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
+    assert configs.check_command(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
     monkeypatch.setattr(configs.cli, "main", lambda _: print("deltaflow: x", file=sys.stderr) or 1)
     with pytest.raises(Broken, match="exit code 1"):
-        configs.commanded(tmp_path / "a.yaml", b"name: 1\n")
+        configs.check_command(tmp_path / "a.yaml", b"name: 1\n")
 
 
 def test_a_sweep_is_a_row_and_one_that_breaks_keeps_what_it_has(monkeypatch):
@@ -248,5 +250,5 @@ def test_a_sweep_is_a_row_and_one_that_breaks_keeps_what_it_has(monkeypatch):
         "    broken: RuntimeError: x",
     ]
     assert markdown(rows[:1]).splitlines()[2] == f"| a fault | a promise of 7 | 8 | 7 | {note} |"
-    assert [tried(next(sweeps(0)), 0.5, shift).held for shift in (0.0, 0.99)] == [4, 3]
+    assert [row_of(next(sweeps(0)), 0.5, shift).held for shift in (0.0, 0.99)] == [4, 3]
     assert "ModuleNotFoundError" in rows_of("no_such_module", 1, 0)[1][-1]
