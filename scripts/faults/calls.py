@@ -25,7 +25,7 @@ def sweeps(seed: int) -> Iterator[Sweep]:
         places = range(1, len(one.calls) + 1)
         writes = [at for at in places if one.calls[at - 1].operation == "write"]
         kills = [Fault(at) for at in places] + [Fault(at, half=True) for at in writes]
-        yield _sweep(one, "kill -9 at every call, and in the middle of every write", UNBROKEN, kills, killed)
+        yield _sweep(one, "kill -9 at every call, and in the middle of every write", UNBROKEN, kills, kill)
         cuts = [(Fault(at), names_survive) for at in places for names_survive in (False, True)]
         yield _sweep(one, "power cut at every call: new names lost, and kept", SYNCED, cuts, cut)
         for code, where, faulty in (
@@ -37,54 +37,54 @@ def sweeps(seed: int) -> Iterator[Sweep]:
             once = [index % 2 == 1 and code != errno.EROFS for index in range(len(faulty))]
             faults = [Fault(at, code, half=not o, persistent=not o) for at, o in zip(faulty, once, strict=True)]
             ways = "in turn once and from then on" if any(once) else "from then on"
-            yield _sweep(one, f"{errno.errorcode[code]} at {where}, {ways}", REFUSED, faults, refused)
+            yield _sweep(one, f"{errno.errorcode[code]} at {where}, {ways}", REFUSED, faults, refuse)
     with bench(*TWO) as two:
         renames = [Fault(at) for at, call in enumerate(two.calls, 1) if call.operation == "rename"]
-        yield _sweep(two, "kill -9 at every rename of 2 variants", UNBROKEN, renames, killed)
+        yield _sweep(two, "kill -9 at every rename of 2 variants", UNBROKEN, renames, kill)
 
 
-def _sweep(made: Bench, fault: str, promise: str, places: Sequence, trial: Callable) -> Sweep:
-    def cleared(place) -> tuple[str, float]:
+def _sweep(tiny: Bench, fault: str, promise: str, places: Sequence, trial: Callable) -> Sweep:
+    def trial_and_clear(place) -> tuple[str, float]:
         try:
-            return trial(made, place)
+            return trial(tiny, place)
         finally:
-            made.clear()
+            tiny.clear()
 
-    return Sweep(fault, promise, places, cleared)
+    return Sweep(fault, promise, places, trial_and_clear)
 
 
-def killed(made: Bench, fault: Fault) -> tuple[str, float]:
-    disk = Disk(str(made.runs), fault)
-    if made.train(disk)[0] != -9:
+def kill(tiny: Bench, fault: Fault) -> tuple[str, float]:
+    disk = Disk(str(tiny.runs), fault)
+    if tiny.train(disk)[0] != -9:
         return NOT_REACHED
-    made.again(saved(disk.calls, len(made.whole), synced=False))
+    tiny.again(saved_step(disk.calls, len(tiny.whole), synced=False))
     return HELD
 
 
-def cut(made: Bench, place: tuple[Fault, bool]) -> tuple[str, float]:
+def cut(tiny: Bench, place: tuple[Fault, bool]) -> tuple[str, float]:
     fault, names_survive = place
-    made.runs.mkdir()
-    disk = Disk(str(made.runs), fault)
-    if made.train(disk)[0] != -9:
+    tiny.runs.mkdir()
+    disk = Disk(str(tiny.runs), fault)
+    if tiny.train(disk)[0] != -9:
         return NOT_REACHED
     disk.cut(names_survive)
-    made.again(saved(disk.calls, len(made.whole), synced=True))
+    tiny.again(saved_step(disk.calls, len(tiny.whole), synced=True))
     return HELD
 
 
-def refused(made: Bench, fault: Fault) -> tuple[str, float]:
+def refuse(tiny: Bench, fault: Fault) -> tuple[str, float]:
     """The fault is met by a run that has saved three times, or by its beginning."""
 
     def checkpoints() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in made.runs.rglob("[!.]*.safetensors")}
+        return {str(path): path.read_bytes() for path in tiny.runs.rglob("[!.]*.safetensors")}
 
-    first = next(at for at, call in enumerate(made.calls, 1) if "00000008" in call.path)
+    first = next(at for at, call in enumerate(tiny.calls, 1) if "00000008" in call.path)
     before: dict[str, bytes] = {}
     if fault.at >= first:
-        made.train(Disk(str(made.runs), Fault(first)))
+        tiny.train(Disk(str(tiny.runs), Fault(first)))
         before = checkpoints()
         fault = fault._replace(at=fault.at - first + 1)
-    code, output = made.train(Disk(str(made.runs), fault))
+    code, output = tiny.train(Disk(str(tiny.runs), fault))
     ends_well(code, output, full=fault.code == errno.ENOSPC)
     after = checkpoints()
     if damaged := [path for path, content in before.items() if after.get(path, content) != content]:
@@ -92,11 +92,11 @@ def refused(made: Bench, fault: Fault) -> tuple[str, float]:
     if len(after) < len(before):
         raise Broken("there are fewer checkpoints than before")
     if code:
-        made.again()
+        tiny.again()
         return HELD
     # TensorBoard may lack values where the run has said so; metrics.jsonl may not.
     lacking = "TensorBoard" in output
-    if different := [what for what in differing(made.whole, made.runs) if not (lacking and "TensorBoard's" in what)]:
+    if different := [what for what in differing(tiny.whole, tiny.runs) if not (lacking and "TensorBoard's" in what)]:
         raise Broken("; ".join(different))
     return HELD
 
@@ -112,7 +112,7 @@ def ends_well(code: int | str, output: str, full: bool) -> None:
         raise Broken(f"does not say what is free: {lines[0]}")
 
 
-def saved(calls: Sequence[Call], variants: int, synced: bool) -> int:
+def saved_step(calls: Sequence[Call], variants: int, synced: bool) -> int:
     """Returns the newest step that every variant has saved: the file had its name, and if `synced` its folder was
     synced after that."""
     named: dict[str, int] = {}

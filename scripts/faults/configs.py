@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scripts.faults.hostile import crafted, mutated, override
+from scripts.faults.hostile import crafted, mutate, override
 from scripts.faults.sweep import Broken, Sweep
 from train import cli
 from train.config.load import MAX_LINES, ConfigError, load, to_yaml
@@ -28,11 +28,17 @@ def sweeps(seed: int) -> Iterator[Sweep]:
     files = crafted()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.yaml"
-        yield Sweep("a config file was damaged", PROMISE, range(10_000), lambda trial: loaded(path, *case(seed, trial)))
+        yield Sweep(
+            "a config file was damaged", PROMISE, range(10_000), lambda trial: check_load(path, *case(seed, trial))
+        )
         crafts = list(files)
-        yield Sweep("a config file was crafted to break its reader", PROMISE, crafts, lambda n: loaded(path, files[n]))
+        yield Sweep(
+            "a config file was crafted to break its reader", PROMISE, crafts, lambda n: check_load(path, files[n])
+        )
         trials = range(10_000, 10_100)
-        yield Sweep("the same, through the command line", PROMISE, trials, lambda n: commanded(path, *case(seed, n)))
+        yield Sweep(
+            "the same, through the command line", PROMISE, trials, lambda n: check_command(path, *case(seed, n))
+        )
 
 
 def case(seed: int, trial: int) -> tuple[bytes, list[str]]:
@@ -40,11 +46,11 @@ def case(seed: int, trial: int) -> tuple[bytes, list[str]]:
     draw = random.Random(f"{seed} {trial}")
     content = draw.choice(ORIGINALS)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 5))):
-        content = mutated(draw, content)
+        content = mutate(draw, content)
     return content, [override(draw) for _ in range(draw.choice((0, 0, 1, 3)))]
 
 
-def loaded(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[str, float]:
+def check_load(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[str, float]:
     """Loads `content`. Returns a label and the seconds of processor time. Raises Broken, or what the loader raised."""
     path.write_bytes(content)
     began, variants, lines = time.process_time(), (), ["-"]
@@ -64,9 +70,9 @@ def loaded(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[s
     return "of use" if variants else "refused", seconds
 
 
-def commanded(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[str, float]:
+def check_command(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[str, float]:
     """Gives a config that is refused to the command line; one that is not would be trained."""
-    label, _ = loaded(path, content, overrides)
+    label, _ = check_load(path, content, overrides)
     if label == "refused":
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

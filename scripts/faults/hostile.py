@@ -37,7 +37,7 @@ def override(draw: random.Random) -> str:
     return f"{key}={value(draw)}".replace("\0", "")  # which no command line can hold
 
 
-def mutated(draw: random.Random, content: bytes) -> bytes:
+def mutate(draw: random.Random, content: bytes) -> bytes:
     """One stretch of bytes, a value, or a line, gives way to another piece, which may be empty; or all is recoded."""
     lines = content.splitlines(keepends=True) or [b""]
     where = draw.randrange(4)

@@ -172,17 +172,12 @@ def injected(disk: Disk) -> Iterator[Disk]:
         try:
             yield disk
         finally:
-            if disk.dead:
+            if disk.dead:  # what it has left open leads to nowhere: its locks are let go, its buffers are lost
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                for name in os.listdir("/proc/self/fd"):
+                    with suppress(OSError):
+                        if _path_of(int(name)).startswith(f"{disk.root}/"):
+                            os.dup2(nowhere, int(name))
+                os.close(nowhere)
                 for raw in raw_files:
-                    raw._fd = -1  # what is in a buffer has nowhere to go
-                _close_all(disk.root)
-
-
-def _close_all(root: str) -> None:
-    """Turns what a killed run has left open below `root` to nowhere, which lets go of its locks."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith(f"{root}/"):
-                os.dup2(nowhere, int(name))
-    os.close(nowhere)
+                    raw._fd = -1  # or it would warn, as it is forgotten, of not being closed

@@ -18,13 +18,13 @@ def shared() -> Iterator[None]:
 
     All else is as it is: the runs are traced no more, and nothing but the compiler is left out.
     """
-    known: dict[Any, Any] = {}
+    programs: dict[Any, Any] = {}
 
     def once_each(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
         key = (_key(function), str(jax.tree.map(_shape, arguments)), donate, once)
-        if key not in known:
-            known[key] = compiled(function, arguments, donate, once)
-        return known[key]
+        if key not in programs:
+            programs[key] = compiled(function, arguments, donate, once)
+        return programs[key]
 
     with patch("train.device.programs.compiled", once_each):
         yield

@@ -36,34 +36,36 @@ Place = Sequence[tuple[signal.Signals, float]]  # signals, and shares of the lif
 
 def sweeps(seed: int) -> Iterator[Sweep]:
     draw = random.Random(seed)
-    with bench(*OVERRIDES) as made:
-        lives = [life_of(made, report) for report in (False, True)]
+    with bench(*OVERRIDES) as tiny:
+        lives = [life_of(tiny, report) for report in (False, True)]
         once = [[(draw.choice(STOPS), draw.random())] for _ in range(100)]
-        yield Sweep("SIGTERM or SIGINT at a random moment, in one process", PROMISE, once, partial(sent, made, lives))
+        yield Sweep(
+            "SIGTERM or SIGINT at a random moment, in one process", PROMISE, once, partial(signal_run, tiny, lives)
+        )
         at = [draw.random() for _ in range(20)]
         twice = [[(signal.SIGINT, share), (signal.SIGINT, share + draw.uniform(0, 0.3))] for share in at]
-        yield Sweep("SIGINT twice, in one process", PROMISE, twice, partial(sent, made, lives))
+        yield Sweep("SIGINT twice, in one process", PROMISE, twice, partial(signal_run, tiny, lives))
     with TemporaryDirectory(prefix="deltaflow-signals-") as name:
         folder = Path(name).resolve()
         prepare(folder)
         process(folder, "first")  # fills the cache of compiled programs
         _, life = process(folder, "whole")
-        trial = partial(sent_to_processes, folder, snapshots(folder / "whole"), life)
+        trial = partial(signal_processes, folder, snapshots(folder / "whole"), life)
         stops = [[(draw.choice(STOPS), draw.uniform(0.05, 1))] for _ in range(10)]
         yield Sweep("SIGTERM or SIGINT at a random moment, whole processes", PROMISE, stops, trial)
         kills = [[(signal.SIGKILL, draw.uniform(0.4, 1)) for _ in range(2)] for _ in range(12)]
         yield Sweep("kill -9 at random moments, twice, whole processes", UNBROKEN, kills, trial)
 
 
-def life_of(made: Bench, report: bool) -> float:
+def life_of(tiny: Bench, report: bool) -> float:
     """Seconds of an unbroken run."""
     began = time.monotonic()
-    made.train(report=report)
-    made.clear()
+    tiny.train(report=report)
+    tiny.clear()
     return time.monotonic() - began
 
 
-def sent(made: Bench, lives: Sequence[float], place: Place) -> tuple[str, float]:
+def signal_run(tiny: Bench, lives: Sequence[float], place: Place) -> tuple[str, float]:
     report = place[0][1] < 0.25
     last = began = time.monotonic()
 
@@ -78,24 +80,24 @@ def sent(made: Bench, lives: Sequence[float], place: Place) -> tuple[str, float]
     before = {number: signal.signal(number, lambda *_: None) for number in STOPS}  # of one after the end of the run
     try:
         sender.start()
-        code, _ = made.train(report=report)
+        code, _ = tiny.train(report=report)
         took = time.monotonic() - last
         sender.join()
-        label = judged(code, place[-1][0], took)
-        made.again()
+        label = check_end(code, place[-1][0], took)
+        tiny.again()
     finally:
-        made.clear()
+        tiny.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
     return label, max(took, 0.0)
 
 
-def sent_to_processes(folder: Path, whole: dict, life: float, place: Place) -> tuple[str, float]:
+def signal_processes(folder: Path, whole: dict, life: float, place: Place) -> tuple[str, float]:
     """One process after another gets its signal, and a last one none."""
     slowest, labels = 0.0, []
     for number, share in place:
         code, took = process(folder, "runs", number, share * life)
-        labels.append(judged(128 + number if code == -number else code, number, took))  # it had no handlers yet
+        labels.append(check_end(128 + number if code == -number else code, number, took))  # it had no handlers yet
         slowest = max(slowest, took)
     if code := process(folder, "runs")[0]:
         raise Broken(f"the last command ended with {code}")
@@ -105,7 +107,7 @@ def sent_to_processes(folder: Path, whole: dict, life: float, place: Place) -> t
     return labels[-1], slowest
 
 
-def judged(code: int | str, number: signal.Signals, took: float) -> str:
+def check_end(code: int | str, number: signal.Signals, took: float) -> str:
     """Returns a label for a run that was over, or all but over. Raises Broken for another end, or a late one."""
     if code not in (0, 128 + number):
         raise Broken(f"ended with {code}")

@@ -39,7 +39,7 @@ class Row(NamedTuple):
     broken: tuple[str, ...] = ()
 
 
-def tried(sweep: Sweep, scale: float = 1.0, shift: float = 0.0) -> Row:
+def row_of(sweep: Sweep, scale: float = 1.0, shift: float = 0.0) -> Row:
     """Tries every place, or a share of them that is spread evenly; `shift` in [0, 1) selects another share."""
     count = max(1, round(min(scale, 1.0) * len(sweep.places)))
     labels, slowest, broken = Counter(), 0.0, []
@@ -65,7 +65,7 @@ def rows_of(name: str, scale: float, seed: int) -> tuple[list[Row], list[str]]:
     began, rows, shift = time.monotonic(), [], np.random.default_rng(seed).random()
     try:
         for sweep in importlib.import_module(f"scripts.faults.{name}").sweeps(seed):
-            rows.append(tried(sweep, scale, shift))
+            rows.append(row_of(sweep, scale, shift))
     except BaseException as error:
         rows.append(Row(f"the sweep {name} itself", "ends", 1, 0, broken=(f"{type(error).__name__}: {error}",)))
     lines = [f"{name}: {time.monotonic() - began:.0f} s"]

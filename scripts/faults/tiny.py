@@ -98,13 +98,13 @@ def bench(*overrides: str) -> Iterator[Bench]:
         stack.callback(os.chdir, Path.cwd())
         os.chdir(folder)
         stack.enter_context(shared())
-        made = Bench(folder, overrides, [], {})
-        code, output = made.train(Disk(str(made.runs), calls=made.calls))
+        tiny = Bench(folder, overrides, [], {})
+        code, output = tiny.train(Disk(str(tiny.runs), calls=tiny.calls))
         if code:
             raise RuntimeError(f"the unbroken run ended with {code}: {output[-500:]}")
-        made.whole.update(snapshots(made.runs))
-        made.clear()
-        yield made
+        tiny.whole.update(snapshots(tiny.runs))
+        tiny.clear()
+        yield tiny
 
 
 def prepare(folder: Path) -> None:
@@ -141,16 +141,16 @@ def _snapshot(run: Path) -> dict[str, str]:
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart that it sees
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     saved = open_pretrained(run)
-    things: dict[str, object] = {"step": saved.step}
+    values: dict[str, object] = {"step": saved.step}
     for path, leaf in saved.params.items():
-        things[f"parameter {path}"] = f"{leaf.dtype} {leaf.shape} {hashlib.sha256(leaf.tobytes()).hexdigest()}"
+        values[f"parameter {path}"] = f"{leaf.dtype} {leaf.shape} {hashlib.sha256(leaf.tobytes()).hexdigest()}"
     for number, line in enumerate((run / "metrics.jsonl").read_bytes().decode("utf-8").splitlines(), 1):
-        things[f"line {number} of metrics.jsonl"] = _timeless(json.loads(line))
+        values[f"line {number} of metrics.jsonl"] = _timeless(json.loads(line))
     for name, value in _timeless(json.loads((run / "summary.json").read_text(encoding="utf-8"))).items():
-        things[f"summary.json, {name}"] = value
+        values[f"summary.json, {name}"] = value
     for tag in [tag for tag in events.Tags()["scalars"] if not tag.startswith(CLOCK)]:
-        things[f"TensorBoard's {tag}"] = [(event.step, event.value) for event in events.Scalars(tag)]
-    return {name: json.dumps(value) for name, value in things.items()}
+        values[f"TensorBoard's {tag}"] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return {name: json.dumps(value) for name, value in values.items()}
 
 
 def _timeless(values: dict) -> dict:

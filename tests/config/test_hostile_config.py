@@ -22,7 +22,7 @@ QUIET = settings(
 
 def test_every_mutation_changes_something_and_the_seed_decides():
     content = b"name: x\nmodel: {layers: 2, width: 8}\ndata:\n  context: 4\n"
-    made = [hostile.mutated(random.Random(n), content) for n in range(100)]
+    made = [hostile.mutate(random.Random(n), content) for n in range(100)]
     assert sum(each != content for each in made) > 80 and len(set(made)) > 80
     assert configs.case(0, 5) == configs.case(0, 5) != configs.case(1, 5)
 
@@ -59,7 +59,7 @@ def test_any_structure_is_a_config_or_config_errors(tmp_path_factory, mapping, o
     path = tmp_path_factory.getbasetemp() / "structure.yaml"
     content = yaml.safe_dump({"name": "x"} | mapping, allow_unicode=True).encode("utf-8", "surrogatepass")
     given = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides]
-    configs.loaded(path, content, given)
+    configs.check_load(path, content, given)
 
 
 PIECES = st.sampled_from(
@@ -80,11 +80,11 @@ PIECES = st.sampled_from(
 @QUIET
 def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content, overrides):
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
-    configs.loaded(path, content, overrides)
+    configs.check_load(path, content, overrides)
 
 
 def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path):
-    assert configs.loaded(tmp_path / "a.yaml", hostile.exploding().encode())[0] == "refused"
+    assert configs.check_load(tmp_path / "a.yaml", hostile.exploding().encode())[0] == "refused"
     with pytest.raises(ConfigError, match=r"sweep: expected at most 1000 variants, got 1 \* 1000 \* 1000 \* 1000 = 10"):
         path = tmp_path / "b.yaml"
         path.write_text(hostile.exploding(), encoding="utf-8")
