@@ -48,7 +48,7 @@ def single(experiment: Path, target: Path) -> None:
     charts.save(figure, target / "loss_val.png")
     for key, run in runs.items():
         steps, values = depth_series(run, "delta/norm_log10")
-        figure = charts.heatmap(steps, values, f"|δ|: {VARIANTS[key]}")
+        figure = charts.heatmaps([charts.Field(f"|δ|: {VARIANTS[key]}", steps, values)], 1, (8.0, 4.5))
         charts.save(figure, target / f"heatmap_{key}.png")
 
 

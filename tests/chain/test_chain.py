@@ -18,7 +18,7 @@ from pages import Reader
 from train.chain import by_hand, descent, loss, optimizer, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
 from train.chain.run import judged, selected
-from train.chain.subject import BUILT_IN, subject_of
+from train.chain.subject import subject_of
 from train.chain.transformer import STEPS, slopes
 from train.cli import main
 from train.config.load import from_mapping
@@ -145,7 +145,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_claim_that_is_not_borne_out_is_named(name):
     claim, status, reason = BAD[name]
-    result = judged(claim, subject_of(BUILT_IN, "built-in"))
+    result = judged(claim, transformer.tiny())
     assert (result["status"], result["good"]) == (status, False)
     assert complaint(result).startswith("scalar/made_up: ") and reason in complaint(result)
 
@@ -199,7 +199,7 @@ def test_a_broken_rule_is_seen(id, x64, checked, monkeypatch):
     (claim,) = selected(id)
     transformer.tiny_pass.cache_clear()
     monkeypatch.setattr(module, name, broken)
-    assert judged(claim, subject_of(BUILT_IN, "built-in"))["status"] == "fails"
+    assert judged(claim, transformer.tiny())["status"] == "fails"
     transformer.tiny_pass.cache_clear()
 
 

@@ -35,8 +35,8 @@ print(faults(), faults(), faults())
 def test_a_large_block_of_memory_is_kept_for_the_next(tuned):
     """As XLA:CPU asks for one at every call of a program: only the first is new to the kernel, which zeroes pages."""
     command = [sys.executable, "-c", FAULTS, "tuned" if tuned else "as it is"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    first, *later = map(int, found.split())
+    faults = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    first, *later = map(int, faults.split())
     assert first >= 16  # however large the pages are
     assert max(later) <= 2 if tuned else min(later) > first / 2
 
@@ -56,7 +56,7 @@ import numpy as np
 from train.device.process import tune
 tune()
 from train.report import charts
-figure = charts.heatmap(np.arange(3), np.zeros((3, 2)), "t", charts.SMALL)
+figure = charts.heatmaps([charts.Field("t", np.arange(3), np.zeros((3, 2)))], 1, charts.SMALL)
 print(charts.to_rgb(figure).shape)
 """
 

@@ -15,7 +15,6 @@ from train.report.charts import (
     Guide,
     Panel,
     canvas,
-    heatmap,
     heatmaps,
     line_charts,
     loss_along,
@@ -63,6 +62,10 @@ def fields(count, layers=8):
     return [Field(f"variant_{i},seed={i}: same weights, skips removed " * 3, STEPS, grid(layers)) for i in range(count)]
 
 
+def heatmap(steps, values, title="t"):
+    return heatmaps([Field(title, steps, values)], 1, SMALL)
+
+
 GUIDE = Guide("ideal: gain 0.9 a block", np.arange(9), np.log10(0.9) * np.arange(9))
 PICTURES = {
     "1100: delta": lambda: by_depth({"with": slope(8, 0.01), "none": slope(8, -1)}),
@@ -85,12 +88,10 @@ PICTURES = {
     "1100: heatmaps without values": lambda: heatmaps(
         [Field("$", STEPS, np.nan * grid(8)), Field("b", STEPS[:0], np.zeros((0, 0)), "not measured")]
     ),
-    "800: heatmap": lambda: heatmap(STEPS, grid(8), "t"),
-    "800: 1 layer, 1 step": lambda: heatmap(STEPS[:1], grid(1, STEPS[:1]), "t"),
-    "800: 100 layers": lambda: heatmap(np.arange(5000), grid(100, np.arange(5000)), "t " * 200),
-    "800: NaN": lambda: heatmap(STEPS, np.nan * grid(8), "t"),
-    "800: no step": lambda: heatmap(STEPS[:0], grid(8)[:0], "t"),
-    "500: small heatmap": lambda: heatmap(STEPS, np.where(grid(8) > -5, grid(8), np.nan), "t " * 50, SMALL),
+    "500: 1 layer, 1 step": lambda: heatmap(STEPS[:1], grid(1, STEPS[:1])),
+    "500: 100 layers": lambda: heatmap(np.arange(5000), grid(100, np.arange(5000)), "t " * 200),
+    "500: some NaN": lambda: heatmap(STEPS, np.where(grid(8) > -5, grid(8), np.nan)),
+    "500: no step": lambda: heatmap(STEPS[:0], grid(8)[:0]),
     "500: along": lambda: loss_along(np.linspace(-5, 15, 21), np.linspace(-5, 15, 21) ** 2 + 0.1, "long name " * 12),
     "500: along: flat": lambda: loss_along(np.linspace(-1, 1, 21), np.full(21, 2.5), "t"),
     "500: along: NaN": lambda: loss_along(np.linspace(-1, 1, 9), NAN, "t"),
@@ -176,18 +177,18 @@ def test_values_that_are_not_finite_are_gaps_and_named():
 def test_heatmap_puts_the_embedding_at_the_top_and_steps_where_they_are():
     steps = np.array([0, 10, 20, 25])
     values = np.array([[-8.0, -7.0, -6.0], [-5.0, -4.0, -3.0], [-2.0, np.nan, 0.0], [-np.inf, 2.0, 3.0]])
-    figure = heatmap(steps, values, "t")
+    figure = heatmap(steps, values)
     axes = axes_of(figure)
     (mesh,) = axes.collections
     np.testing.assert_array_equal(mesh.get_array().filled(9), [[-8, -5, -2, 9], [-7, -4, 9, 2], [-6, -3, 0, 3]])
     np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [-5, 5, 15, 22.5, 27.5])
     np.testing.assert_array_equal(mesh.get_coordinates()[:, 0, 1], [-0.5, 0.5, 1.5, 2.5])
     assert axes.get_ylim() == (2.5, -0.5)
-    assert "top" in axes.get_ylabel() and "grey" in axes.get_xlabel()
+    assert "top" in figure.get_supylabel() and "grey" in figure.get_supxlabel()
     assert mesh.get_clim() == (-8, 1)
     pixels = to_rgb(figure)
     left, bottom, right, top = axes.get_window_extent().extents.round().astype(int)
-    drawn = [pixels[450 - bottom - 20, left + 20], pixels[450 - top + 20, left + 20], pixels[450 - top + 20, right - 5]]
+    drawn = [pixels[340 - bottom - 20, left + 20], pixels[340 - top + 20, left + 20], pixels[340 - top + 20, right - 5]]
     viridis = matplotlib.colormaps["viridis"]
     expected = [*viridis([2 / 9, 0.0], bytes=True)[:, :3].tolist(), [191, 191, 191]]  # depth 2 is at the bottom
     np.testing.assert_allclose(np.array(drawn, float), np.array(expected, float), atol=2)
@@ -197,12 +198,9 @@ def test_heatmap_puts_the_embedding_at_the_top_and_steps_where_they_are():
     ("low", "high", "extend"), [(-9, 2, "both"), (-8, 2, "max"), (-9, 1, "min"), (-8, 1, "neither")]
 )
 def test_the_bar_is_pointed_where_values_are_beyond_the_scale(low, high, extend):
-    for figure in (
-        heatmap(STEPS[:2], np.array([[low, high]] * 2), "t"),
-        heatmaps([Field("t", STEPS[:1], np.array([[low, high]]))]),
-    ):
-        mesh = axes_of(figure).collections[0]
-        assert mesh.get_clim() == (-8, 1) and mesh.colorbar.extend == extend
+    fields = [Field("t", STEPS[:1], np.array([[at, at]])) for at in (low, high)]
+    mesh = axes_of(heatmaps(fields)).collections[0]
+    assert mesh.get_clim() == (-8, 1) and mesh.colorbar.extend == extend
 
 
 def test_long_labels_are_folded_at_a_comma():
@@ -266,6 +264,6 @@ def test_heatmaps_are_on_one_scale_with_one_bar():
 
 
 def test_one_step_is_one_cell_and_no_name_is_left_out_of_the_legend():
-    (mesh,) = axes_of(heatmap(np.array([7]), np.zeros((1, 2)), "t")).collections
+    (mesh,) = axes_of(heatmap(np.array([7]), np.zeros((1, 2)))).collections
     np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [6.5, 7.5])
     assert [text.strip() for text in legend_of(by_depth({"_x": slope(2, 1)}))] == ["_x"]

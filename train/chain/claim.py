@@ -88,7 +88,8 @@ def claim(source: str, how: str, **options: Any) -> Callable:
 
     def register(measure: Any) -> Any:
         id = f"{measure.__module__.rpartition('.')[2]}/{measure.__name__}"
-        CLAIMS.append(Claim(id, " ".join(measure.__doc__.split()), source, how, measure, **options))
+        statement = measure.__doc__ or "(python -OO drops the statements)"
+        CLAIMS.append(Claim(id, " ".join(statement.split()), source, how, measure, **options))
         return measure
 
     return register

@@ -89,7 +89,7 @@ def same_as_project(source: str, decay: float = 0.0) -> Callable[[Rule], Rule]:
         def measure() -> Pair:
             return Pair(by_hand(rule, decay), moved(rule.__name__, decay))
 
-        measure.__name__, measure.__doc__ = rule.__name__, f"{rule.__name__}: {rule.__doc__}"
+        measure.__name__, measure.__doc__ = rule.__name__, rule.__doc__ and f"{rule.__name__}: {rule.__doc__}"
         claim(source, f"the rule in numpy, {STEPS} steps; the project's `transformation`, blocks stacked")(measure)
         return rule
 

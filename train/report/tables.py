@@ -216,7 +216,15 @@ def final_table(groups: Sequence[Group]) -> Table:
     seeded = any(len(group.runs) > 1 for group in groups)
     figures: dict[str, list[str]] = {}
     for title, figure in FIGURES.items():
-        figures[title] = [_cell(group, figure) for group in groups]
+        figures[title] = cells = []
+        for group in groups:
+            values = [value for run in group.shown if (value := figure(run)) is not None]
+            if len(values) < len(group.shown):
+                cells.append(MISSING)
+            elif len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
+                cells.append(f"not finite in {bad} of {len(values)}")
+            else:
+                cells.append(number(float(np.mean(values))) if figure in _ALIKE else _interval(values))
         if title == "loss/val":
             figures[ABOVE] = above_best(groups)
     figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
@@ -250,15 +258,6 @@ def above_best(groups: Sequence[Group]) -> list[str]:
             continue
         cells.append(_interval([each[seed] - losses[best][seed] for seed in shared]))
     return cells if any("±" in cell for cell in cells) else []
-
-
-def _cell(group: Group, figure: Callable[[Run], float | None]) -> str:
-    values = [value for run in group.shown if (value := figure(run)) is not None]
-    if len(values) < len(group.shown):
-        return MISSING
-    if len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
-        return f"not finite in {bad} of {len(values)}"
-    return number(float(np.mean(values))) if figure in _ALIKE else _interval(values)
 
 
 def _interval(values: Sequence[float]) -> str:

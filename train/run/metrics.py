@@ -220,7 +220,7 @@ class RunMetrics:
             if not steps.size:
                 continue
             title = f"{self.variant.name}: {title}"
-            figure = charts.heatmap(steps, values, title, charts.SMALL)
+            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, charts.SMALL)
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
 
 

@@ -1,18 +1,14 @@
-"""The canvas of every picture: matplotlib's file backends without windows or global state, and reproducible bytes.
-
-Colours: Okabe and Ito's set without its yellow, told apart by colour-blind readers, with a marker for each line so
-that nothing rests on colour alone.
-"""
+"""The canvas of every picture: matplotlib's file backends without windows or global state, and reproducible bytes."""
 
 from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,11 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-SIZE = (8.0, 4.5)  # inches; at DPI, what a README shows without scaling
 SMALL = (5.0, 3.4)  # for TensorBoard, which shows pictures at three quarters of their size
 DPI = 100
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#7F7F7F")
-MARKERS = "osD^vPX<>*hp"
 LABEL = 28  # characters on a line of the legend
 
 
@@ -65,7 +58,6 @@ def styled() -> Iterator[None]:
         "figure.dpi": DPI,
         "savefig.dpi": DPI,
         "font.size": 10,
-        "axes.titlesize": 12,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": False,
@@ -80,23 +72,6 @@ def styled() -> Iterator[None]:
 def wrapped(title: str, letters: int) -> str:
     """Returns a title in at most two lines, without its middle where it is too long."""
     return "\n".join(textwrap.wrap(plain(title, 2 * letters), letters))
-
-
-def look(index: int, points: int) -> dict[str, Any]:
-    """Returns colour and marker of the variant `index`, the same on every picture."""
-    return {
-        "color": COLORS[index % len(COLORS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "markersize": 5,
-        "markevery": max(1, points // 12),
-        "linewidth": 1.8,
-    }
-
-
-def ruled(axes: Axes) -> None:
-    """Draws faint horizontal lines behind everything."""
-    axes.grid(True, axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def folded(label: str) -> list[str]:
@@ -116,23 +91,6 @@ def whole(axis: Axis, most: int = 9) -> None:
     axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
-def powers_of_ten(axes: Axes, values: Sequence[np.ndarray]) -> None:
-    """Sets a y axis for log10 values, labelled 10^k and at least two decades high, so that a flat line looks flat."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter
-
-    numbers = np.concatenate([gaps(each) for each in values] or [np.zeros(0)])
-    low, high = (np.nanmin(numbers), np.nanmax(numbers)) if np.isfinite(numbers).any() else (0.0, 1.0)
-    margin = max(0.05 * (high - low), (2.0 - (high - low)) / 2)
-    axes.set_ylim(low - margin, high + margin)
-    whole(axes.yaxis)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
-    bottom, top = axes.get_ylim()
-    if top - bottom < 7:
-        powers = np.arange(np.floor(bottom), np.ceil(top))
-        fine = np.add.outer(powers, np.log10(np.arange(2, 10))).ravel()
-        axes.yaxis.set_minor_locator(FixedLocator(fine[(bottom <= fine) & (fine <= top)].tolist()))
-
-
 def plain(text: str, limit: int) -> str:
     """Returns text that matplotlib takes literally, on one line, without its middle where it is too long."""
     text = " ".join(text.split())
@@ -144,9 +102,3 @@ def plain(text: str, limit: int) -> str:
 
 def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, color="0.25")
-
-
-def gaps(values: np.ndarray) -> np.ndarray:
-    """Returns values with NaN, which matplotlib leaves out, in place of infinities."""
-    values = np.asarray(values, float)
-    return np.where(np.isfinite(values), values, np.nan)

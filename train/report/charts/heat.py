@@ -20,8 +20,8 @@ NO_VALUE = "0.75"
 DELTA_UNIT = r"$\log_{10}\Vert\delta_\ell\Vert$"
 # log10: the ends of the colour scale of every picture of delta, so that a colour means the same on all of them.
 DELTA_SCALE = (-8.0, 1.0)
-_WIDE, _ROW = 11.0, 2.3  # inches, of several heatmaps: the picture's width, the height of a row
-_NAME = 52  # characters over one of two heatmaps side by side
+SIZE = (11.0, 3.05)  # inches, of a picture of one row
+_NAME = 52  # characters over a heatmap
 
 
 @dataclass(frozen=True)
@@ -34,55 +34,22 @@ class Field:
     missing: str = "no finite values"
 
 
-def heatmap(
-    steps: Int[np.ndarray, " S"],
-    values: Float[np.ndarray, "S layers"],
-    title: str,
-    size: tuple[float, float] = canvas.SIZE,
-) -> Figure:
-    """One heatmap of log10 delta with the embedding's output at the top, grey where there is no finite value.
+def heatmaps(fields: Sequence[Field], columns: int = 2, size: tuple[float, float] = SIZE) -> Figure:
+    """Heatmaps of log10 delta in rows, in the order given, grey where there is no finite value.
 
-    `size`: width and height in inches.
+    `size`: inches, of a picture of one row; each further row makes it higher by as much as the maps are.
     """
     with canvas.styled():
         from matplotlib.figure import Figure
 
+        rows = -(-len(fields) // columns)
+        wide, high = size[0], rows * (size[1] - 0.75) + 0.75
+        figure = Figure((wide, high))
         # A fixed layout: one that measures every text takes three times as long to draw.
-        wide, high = size
-        figure = Figure(size)
-        axes = figure.add_subplot()
-        title = canvas.wrapped(title, int(8.6 * wide))
-        axes.set_title(title, loc="left")
-        lines = title.count("\n") + 1
-        left, right = 0.72 / wide, 0.84 / wide  # right of the map: the bar, its numbers and its unit
-        top = 1 - (0.14 + 0.225 * lines) / high
-        # The bar begins after 85 % of the room that it shares with the map.
-        figure.subplots_adjust(left=left, right=left + (1 - right - left) / 0.85, bottom=0.54 / high, top=top)
-        shown = _finite(values)
-        mesh = _mesh(axes, steps, values)
-        canvas.whole(axes.xaxis)
-        canvas.whole(axes.yaxis)
-        axes.set_xlabel("training step")
-        axes.set_ylabel(r"depth $\ell$  (top: the embedding's output)")
-        figure.colorbar(mesh, ax=axes, label=DELTA_UNIT, extend=_beyond([shown]), pad=0.02)
-        if not shown.count():
-            canvas.say(axes, "no finite values")
-        elif shown.count() < shown.size:
-            axes.set_xlabel("training step  (grey: zero, not finite, not measured)")
-    return figure
-
-
-def heatmaps(fields: Sequence[Field]) -> Figure:
-    """Several heatmaps of log10 delta, two in a row in the order given."""
-    with canvas.styled():
-        from matplotlib.figure import Figure
-
-        rows = -(-len(fields) // 2)
-        high = rows * _ROW + 0.75
-        figure = Figure((_WIDE, high))
-        figure.subplots_adjust(left=0.06, right=0.9, top=1 - 0.35 / high, bottom=0.55 / high, hspace=0.42, wspace=0.12)
-        everything = figure.subplots(rows, 2, squeeze=False).ravel()
-        meshes = []
+        left, right, top, bottom = 0.66 / wide, 1 - 1.1 / wide, 1 - 0.35 / high, 0.55 / high
+        figure.subplots_adjust(left=left, right=right, top=top, bottom=bottom, hspace=0.42, wspace=0.12)
+        everything = figure.subplots(rows, columns, squeeze=False).ravel()
+        meshes, grey = [], False
         for axes, field in zip(everything, fields, strict=False):
             shown = _finite(field.values)
             meshes.append(_mesh(axes, field.steps, field.values))
@@ -93,16 +60,20 @@ def heatmaps(fields: Sequence[Field]) -> Figure:
                 axes.set_xticks([])
                 axes.set_yticks([])
                 canvas.say(axes, field.missing)
+            grey = grey or 0 < shown.count() < shown.size
         for axes in everything[len(fields) :]:
             axes.set_axis_off()
-        figure.supxlabel("training step", y=0.12 / high, fontsize=10)
-        figure.supylabel(r"depth $\ell$  (top: the embedding's output)", x=0.005, fontsize=10)
-        beyond = _beyond([_finite(field.values) for field in fields])
+        note = "  (grey: zero, not finite, not measured)" if grey else ""
+        figure.supxlabel(f"training step{note}", y=0.12 / high, fontsize=10)
+        figure.supylabel(r"depth $\ell$  (top: the embedding's output)", x=0.055 / wide, fontsize=10)
         # As high as two rows at most: on a tall picture the arrows at its ends would grow with it.
         share = min(1.0, 2 / rows)
-        top, bottom = figure.subplotpars.top, figure.subplotpars.bottom
-        place = figure.add_axes((0.92, top - share * (top - bottom), 0.015, share * (top - bottom)))
-        figure.colorbar(meshes[0], cax=place, label=DELTA_UNIT, extend=beyond)
+        place = figure.add_axes((1 - 0.88 / wide, top - share * (top - bottom), 0.165 / wide, share * (top - bottom)))
+        low, high = DELTA_SCALE
+        values = np.ma.concatenate([_finite(field.values).ravel() for field in fields])
+        beyond = {(True, False): "min", (False, True): "max", (True, True): "both"}
+        ends = beyond.get((bool((values < low).any()), bool((values > high).any())), "neither")
+        figure.colorbar(meshes[0], cax=place, label=DELTA_UNIT, extend=ends)
     return figure
 
 
@@ -129,10 +100,3 @@ def _mesh(axes: Axes, steps: np.ndarray, values: np.ndarray):
 def _finite(values: np.ndarray) -> np.ma.MaskedArray:
     """Returns values as [layers, S], masked where they are not finite."""
     return np.ma.masked_invalid(np.asarray(values, float).T)
-
-
-def _beyond(shown: Sequence[np.ma.MaskedArray]) -> str:
-    """Returns the ends of the colour scale that some values are beyond, as matplotlib calls them."""
-    low, high = DELTA_SCALE
-    outside = (any((each < low).any() for each in shown), any((each > high).any() for each in shown))
-    return {(True, False): "min", (False, True): "max", (True, True): "both"}.get(outside, "neither")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 SIZE = (11.0, 4.0)  # inches, without the legend
 _LEGEND_ROW = 0.34
 _COLUMNS = 4  # of the legend
+# Okabe and Ito's colours without their yellow, told apart by colour-blind readers, and a marker for each line so that
+# nothing rests on colour alone.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B", "#7F7F7F")
+_MARKERS = "osD^vPX<>*hp"
 _DASHES = ((0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
@@ -26,7 +30,7 @@ _DASHES = ((0, (1, 1.5)), (0, (5, 2, 1, 2)))
 class Curve:
     """A line, with a band of `half` above and below it; the legend leaves it out without a label.
 
-    `index` gives colour and marker (`canvas.look`): a group has the same on every chart of a page. None is a thin grey
+    `index` gives colour and marker: a group has the same on every chart of a page. None is a thin grey
     line without a name, one of many that show the spread. With `predicted`, that is the line and y are the markers.
     """
 
@@ -84,7 +88,8 @@ def line_charts(
             axes.set_xlabel(xlabel)
             if all(np.array_equal(curve.x, np.round(curve.x)) for curve in chart.curves):
                 canvas.whole(axes.xaxis, max(4, 12 // len(charts)))
-            canvas.ruled(axes)
+            axes.grid(True, axis="y", color="0.9", linewidth=0.8)
+            axes.set_axisbelow(True)
             for curve in sorted(chart.curves, key=lambda curve: curve.index is not None):  # the grey ones behind
                 drawn = _draw(axes, curve)
                 if curve.index is None:
@@ -120,28 +125,57 @@ def loss_along(at: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], title
 
 def _draw(axes: Axes, curve: Curve):
     """Draws a curve with gaps where a value is not finite; the legend says when none is."""
-    y = canvas.gaps(curve.y)
+    y = _gaps(curve.y)
     if curve.index is None:
         return axes.plot(curve.x, y, color="0.8", linewidth=0.9, zorder=1.5)[0]
-    look = canvas.look(curve.index, len(y))
+    color, marker = _COLORS[curve.index % len(_COLORS)], _MARKERS[curve.index % len(_MARKERS)]
     if curve.half is not None:
-        low, high = canvas.gaps(curve.y - curve.half), canvas.gaps(curve.y + curve.half)
-        axes.fill_between(curve.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        low, high = _gaps(curve.y - curve.half), _gaps(curve.y + curve.half)
+        axes.fill_between(curve.x, low, high, color=color, alpha=0.2, linewidth=0)
     if curve.predicted is not None:
-        axes.plot(curve.x, canvas.gaps(curve.predicted), color=look["color"], linewidth=1.2)
-        look["linestyle"] = "none"
+        axes.plot(curve.x, _gaps(curve.predicted), color=color, linewidth=1.2)
     note = [] if np.isfinite(y).any() else ["(no finite values)"]
-    return axes.plot(curve.x, y, label="\n".join([*canvas.folded(curve.label), *note]), **look)[0]
+    return axes.plot(
+        curve.x,
+        y,
+        label="\n".join([*canvas.folded(curve.label), *note]),
+        color=color,
+        marker=marker,
+        markersize=5,
+        markevery=max(1, len(y) // 12),
+        linewidth=1.8,
+        linestyle="-" if curve.predicted is None else "none",
+    )[0]
+
+
+def _gaps(values: np.ndarray) -> np.ndarray:
+    """Returns values with NaN, which matplotlib leaves out, in place of infinities."""
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _scale(axes: Axes, curves: Sequence[Curve], guides: Sequence[Guide], ylabel: str, powers: bool) -> None:
+    """Scales the y axis; with `powers` at least two decades high, so that a flat line looks flat."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
     axes.set_ylabel(ylabel)
+    drawn = [np.asarray(curve.y, float) for curve in curves]
     if powers:
-        ends = [curve.y + sign * curve.half for curve in curves if curve.half is not None for sign in (-1, 1)]
-        canvas.powers_of_ten(axes, [*(curve.y for curve in curves), *ends, *(guide.y for guide in guides)])
-        return
-    values = np.concatenate([np.asarray(curve.y, float) for curve in curves] or [np.zeros(0)])
+        drawn += [curve.y + sign * curve.half for curve in curves if curve.half is not None for sign in (-1, 1)]
+        drawn += [guide.y for guide in guides]
+    values = np.concatenate([*drawn, np.zeros(0)])
     values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0 and values.max() > 50 * values.min():
-        axes.set_yscale("log", nonpositive="mask")
-        axes.set_ylabel(f"{ylabel}, logarithmic")
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    if not powers:
+        if low > 0 and high > 50 * low:
+            axes.set_yscale("log", nonpositive="mask")
+            axes.set_ylabel(f"{ylabel}, logarithmic")
+        return
+    margin = max(0.05 * (high - low), (2.0 - (high - low)) / 2)
+    axes.set_ylim(low - margin, high + margin)
+    canvas.whole(axes.yaxis)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
+    bottom, top = axes.get_ylim()
+    if top - bottom < 7:
+        decades = np.arange(np.floor(bottom), np.ceil(top))
+        fine = np.add.outer(decades, np.log10(np.arange(2, 10))).ravel()
+        axes.yaxis.set_minor_locator(FixedLocator(fine[(bottom <= fine) & (fine <= top)].tolist()))
