@@ -58,7 +58,7 @@ _Row = Annotated[tuple[float, ...], Field(strict=False)]
 _Own = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:Class")]
 
 
-def kind_of(config: "DataConfig") -> Kind:
+def declaration_of(config: "DataConfig") -> Kind:
     """The declaration of a config's kind; a user's class may read all options, and its task is unknown."""
     return Kind(".custom:CustomSource", (), task=None) if ":" in config.kind else KINDS[config.kind]
 
@@ -136,7 +136,7 @@ class DataConfig(BaseModel):
     @model_validator(mode="after")
     def _fixed_length(self) -> Self:
         """Sets the context of kinds whose options determine it."""
-        fixed = kind_of(self).context
+        fixed = declaration_of(self).context
         if fixed is not None and "context" not in self.model_fields_set:
             object.__setattr__(self, "context", fixed(self))  # frozen
         return self
@@ -144,7 +144,7 @@ class DataConfig(BaseModel):
 
 def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
     """Cross-field checks as (key, message), all at once."""
-    name, kind, context, batch = config.kind, kind_of(config), config.context, config.batch
+    name, kind, context, batch = config.kind, declaration_of(config), config.context, config.batch
     for option in dict.fromkeys(option for each in KINDS.values() for option in each.options):
         default = DataConfig.model_fields[option].default
         if getattr(config, option) != default and option not in kind.options and ":" not in name:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from . import DataError
 from .batches import spread
-from .config import DataConfig, kind_of, problems
+from .config import DataConfig, declaration_of, problems
 from .tokenizer import Tokenizer
 
 
@@ -107,4 +107,4 @@ def open_source(config: DataConfig) -> Source:
     """The data that the config names. Raises DataError for whatever can go wrong."""
     for key, message in problems(config):
         raise DataError(f"data.{key}: {message}")
-    return kind_of(config).opener()(config)
+    return declaration_of(config).opener()(config)

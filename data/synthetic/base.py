@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import DataError
 from ..batches import Draws
-from ..config import DataConfig, kind_of
+from ..config import DataConfig, declaration_of
 from ..floors import prior
 from ..source import Batch, DataSpec, Whole, tiled
 
@@ -62,7 +62,7 @@ class Synthetic(Whole, ABC):
     @property
     def sha256(self) -> str:
         """Hash of the options that the task reads, and of the held-out rows; other kinds' options change nothing."""
-        keys = {*kind_of(self.config).options, "kind", "context", "val_fraction", "task_seed"}
+        keys = {*declaration_of(self.config).options, "kind", "context", "val_fraction", "task_seed"}
         config = json.dumps(self.config.model_dump(mode="json", include=keys), sort_keys=True)
         parts = [np.ascontiguousarray(leaf).tobytes() for leaf in self.heldout if leaf is not None]
         return hashlib.sha256(b"".join([config.encode(), *parts])).hexdigest()

@@ -58,7 +58,7 @@ def _model(config: RunConfig) -> Iterator[Fault]:
 
 def _task(config: RunConfig) -> Iterator[Fault]:
     kind, task = config.data.kind, config.task
-    purpose = data.config.kind_of(config.data).task
+    purpose = data.config.declaration_of(config.data).task
     if purpose and task.kind and task.kind not in data.config.SERVES[purpose]:
         yield "task.kind", f"data.kind {kind} is for {purpose}, got {task.kind}"
     if (task.kind or purpose) == "regression":
