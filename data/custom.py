@@ -53,14 +53,12 @@ def imported(key: str, spec: str) -> Callable[..., Any]:
 
 
 class OwnSource(Whole):
-    """Base class for data sets of users; only `form`, `train_batches` and `heldout_batches` have no default."""
+    """Base class for data sets of users, which add `form`, `train_batches` and `heldout_batches` (see Source)."""
+
+    form: Any  # a DataSpec, as an attribute or a property
 
     def __init__(self, config: DataConfig):
         self.config = config
-
-    @property
-    def form(self) -> DataSpec:
-        raise NotImplementedError
 
     @property
     def source(self) -> str:
@@ -83,12 +81,6 @@ class OwnSource(Whole):
     @property
     def floors(self) -> dict[str, float]:
         return {}
-
-    def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Batch:
-        raise NotImplementedError
-
-    def heldout_batches(self, batch: int, batches: int | None) -> tuple[Batch, np.ndarray]:
-        raise NotImplementedError
 
 
 class CustomSource:
@@ -232,7 +224,7 @@ class CustomSource:
             raise DataError(f"{self._label}: {one_line(error)} {where}") from error
 
     def _refuse(self, place: str, expected: str, got: Any) -> NoReturn:
-        raise DataError(f"{self._label}: {place}: expected {expected}, got {got}")
+        raise DataError(f"{self._label}: {place}: expected {expected}, got {got}") from None
 
 
 def _kind(value: Any) -> str:

@@ -1,17 +1,14 @@
 """Tokenizers: characters, bytes or merged bytes as token ids, and back. Each is a frozen value that JSON can hold."""
 
-import json
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import DataError, reason
+from . import DataError
 
 CHAR_LIMIT = 65_536
 _SLICE = 1 << 18  # characters encoded at a time: the work arrays stay in the processor's cache
@@ -89,7 +86,7 @@ class CharTokenizer:
         return {"kind": "char", "vocab": self.vocab}
 
 
-class _OfBytes:
+class BytesTokenizer:
     """Common part of tokenizers whose tokens are sequences of bytes."""
 
     _tokens: Sequence[bytes]  # in the order of their ids
@@ -112,7 +109,7 @@ class _OfBytes:
 
 
 @dataclass(frozen=True)
-class ByteTokenizer(_OfBytes):
+class ByteTokenizer(BytesTokenizer):
     """One token a byte of the text's UTF-8 form; 256 of them whatever the corpus.
 
     >>> ByteTokenizer().encode("aé").tolist()
@@ -128,128 +125,6 @@ class ByteTokenizer(_OfBytes):
         return {"kind": "byte"}
 
 
-@dataclass(frozen=True)
-class BpeTokenizer(_OfBytes):
-    """Byte-pair encoding of UTF-8 (Sennrich et al. 2016, 1508.07909), by the package `tokenizers` (extra `[bpe]`).
-
-    As in GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.2), text is first
-    cut into words, a space going with the word behind it, and no token spans two words; tokens are written in an
-    alphabet of one character a byte (a space is Ġ).
-
-    `data` is the package's own JSON (`Tokenizer.to_str`, tokenizer.json of Hugging Face): byte-level BPE without
-    normalization, special tokens or dropout. Raises DataError for another one.
-    """
-
-    data: dict[str, Any]
-
-    @staticmethod
-    def of(merges: Iterable[tuple[str, str]]) -> "BpeTokenizer":
-        """The tokenizer of merges in the order in which they apply. Each byte is its own id, the first merge is 256."""
-        package, merges = hf_tokenizers(), list(merges)
-        vocab = {character: byte for byte, character in enumerate(ALPHABET)}
-        for left, right in merges:
-            vocab.setdefault(left + right, len(vocab))  # two merges may make the same token
-        library = package.Tokenizer(package.models.BPE(vocab, merges))
-        library.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        library.decoder = package.decoders.ByteLevel()
-        return BpeTokenizer(json.loads(library.to_str()))
-
-    def __post_init__(self) -> None:
-        _ = self._tokens  # which checks them
-
-    @cached_property
-    def _tokens(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        match self.data:
-            case {
-                "truncation": None,
-                "padding": None,
-                "added_tokens": [],
-                "normalizer": None,
-                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-                "post_processor": None,
-                "model": {
-                    "type": "BPE",
-                    "dropout": None,
-                    "continuing_subword_prefix": None,
-                    "end_of_word_suffix": None,
-                    "vocab": dict(vocab),
-                    "merges": list(),
-                },
-            } if set(ALPHABET) <= vocab.keys() and "" not in vocab:
-                by_id = {index: token for token, index in vocab.items() if type(index) is int}
-                try:
-                    return [bytes(map(ALPHABET.index, by_id[index])) for index in range(len(vocab))]
-                except (KeyError, ValueError):
-                    pass
-        raise DataError(
-            "tokenizer: expected byte-level BPE, with an id for each byte and without gaps, special tokens or dropout, "
-            f"got {str(self.data)[:100]!r}"
-        )
-
-    @cached_property
-    def library(self) -> Any:
-        """The package's tokenizer. Raises DataError without the package, or for merges that it refuses."""
-        try:
-            return hf_tokenizers().Tokenizer.from_str(json.dumps(self.data))
-        except DataError:
-            raise
-        except Exception as error:  # the package has no class for it
-            raise DataError(f"tokenizer: {reason(error)}") from None
-
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        utf8(text)
-        dtype = token_dtype(self.vocab_size)
-        parts = self.library.encode_batch_fast(list(pieces([text], PIECE)))
-        return np.concatenate([np.empty(0, dtype), *(np.array(part.ids, dtype) for part in parts)])
-
-    def to_json(self) -> dict[str, Any]:
-        return self.data
-
-
-_SHOWN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-_OTHERS = iter(range(0x100, 0x200))
-# GPT-2's: byte b is written ALPHABET[b], itself where that is printable.
-ALPHABET = "".join(chr(byte if byte in _SHOWN else next(_OTHERS)) for byte in range(256))
-PIECE = 1 << 16  # characters that the package gets at a time: its own records of them are many times as large
-# The last end of a word in sight. To Python \x1c to \x1f are spaces too, to GPT-2's pattern they are not.
-_WORD_END = re.compile(r".*\S(?=[^\S\x1c-\x1f])", re.DOTALL)
-
-
-def pieces(texts: Iterable[str], size: int) -> Iterator[str]:
-    """A text in pieces of at most `size` characters, which are encoded apart as they would be together.
-
-    They do not depend on the parts in which the text comes. They end where a word does and space follows: no word of
-    GPT-2's pattern continues there, and none looks back. Only a stretch of `size` characters without such a place is
-    cut elsewhere.
-
-    >>> list(pieces(["one t", "wo  three"], 8))
-    ['one two', '  three']
-    """
-    rest = ""
-    for text in texts:
-        rest += text
-        start = 0
-        while len(rest) - start > size:
-            match = _WORD_END.match(rest, start, start + size + 1)
-            end = match.end() if match else start + size
-            yield rest[start:end]
-            start = end
-        rest = rest[start:]
-    if rest:
-        yield rest
-
-
-def hf_tokenizers() -> Any:
-    """The package `tokenizers`. Raises DataError without it."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise DataError(
-            "data.tokenizer: bpe needs tokenizers; install it with pip install tokenizers, or -e '.[bpe]'"
-        ) from None
-    return tokenizers
-
-
 def from_json(data: Any) -> Tokenizer:
     """The tokenizer that `to_json` wrote. Raises DataError for anything else."""
     match data:
@@ -258,6 +133,8 @@ def from_json(data: Any) -> Tokenizer:
         case {"kind": "byte", **rest} if not rest:
             return ByteTokenizer()
         case {"model": _}:
+            from .bpe import BpeTokenizer
+
             return BpeTokenizer(data)
     raise DataError(
         "tokenizer: expected a char tokenizer with its vocab, a byte tokenizer, or the tokenizer.json of a byte-level "

@@ -47,7 +47,7 @@ def parameters(network: Network, scale: float = 0.4) -> dict[str, Any]:
 
 
 def changed(params: dict[str, Any], path: str, change: Callable[[Any], Any]) -> dict[str, Any]:
-    """`params` with change(entry) in place of the entry at a path such as `blocks/attn/q`."""
+    """Returns `params` with change(entry) in place of the entry at a path such as `blocks/attn/q`."""
     name, _, rest = path.partition("/")
     return params | {name: changed(params[name], rest, change) if rest else change(params[name])}
 
@@ -82,7 +82,7 @@ def untapped(net: Network, params: Any, numbers: Any = None, windows: Any = WIND
 
 
 def dense_loss(net: Network, params: Any, head: Any, offsets: Any, numbers: Any = None, windows: Any = WINDOWS) -> Any:
-    """The mean loss by the blocks one by one, without scan or taps, with an offset to the stream at each depth.
+    """Returns the mean loss, block by block without scan or taps, with an offset to the stream at each depth.
 
     head: the table of the logits. Delta is the gradient of `offsets` [L+1, N, D] ([L+1, n, N, D] of n streams) at 0.
     """

@@ -29,4 +29,5 @@ def refused(**config: Any) -> str:
     with pytest.raises(DataError) as error:
         opened(**config).train_batches(1, 0, 0, 1)
     assert "\n" not in str(error.value)
+    assert error.value.__suppress_context__ or error.value.__context__ is None
     return str(error.value)

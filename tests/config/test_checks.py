@@ -5,6 +5,7 @@ import pytest
 
 from train.cli import main
 from train.config.checks import warnings_for
+from train.config.instruments import INSTRUMENTS
 from train.config.load import from_mapping, load
 from train.core.schedule import learning_rate
 
@@ -41,6 +42,12 @@ def test_suspicious_settings_are_named_with_their_variants(entries, expected):
     base = {"name": "a", "train": {"steps": 10}, "optimizer": {"warmup": 0}}
     lines = warnings_for(from_mapping(base | entries).variants)
     assert len(lines) == len(expected) and all(map(str.startswith, lines, expected)), lines
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("pre_ln", True), ("none", True), ("attnres", False)])
+def test_twins_are_for_rules_with_a_skip_scale(rule, expected):
+    config = from_mapping({"name": "a", "model.residual": rule, "watch.instruments.twins": 1}).variants[0].config
+    assert INSTRUMENTS["twins"].applies(config) == expected
 
 
 def test_the_learning_rate_is_as_the_printed_warning_says(tmp_path, corpus, capsys):

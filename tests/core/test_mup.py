@@ -128,25 +128,25 @@ POOLED = {"task": "classification", "outputs": 3, "pooled": True}
 
 @pytest.mark.parametrize(
     ("model", "ends", "apart"),
-    [({}, {}, False), ({"tied_head": False, "logit_cap": 0.3}, {}, False), ({}, POOLED, False), ({}, {}, True)],
-    ids=["tied", "untied, capped", "pooled", "a head given apart"],
+    [
+        ({}, {}, False),
+        ({"tied_head": False, "logit_cap": 0.3}, {}, False),
+        ({"attention_scale": 0.7}, {}, False),  # one's own is kept
+        ({}, POOLED, False),
+        ({}, {}, True),
+    ],
+    ids=["tied", "untied, capped", "attention scale", "pooled", "a head given apart"],
 )
 def test_logits_are_a_quarter_and_attention_is_flatter(x64, model, ends, apart):
     """sqrt(base K) / K = sqrt(2) / 8 with two heads of 8; the cap comes after the factor."""
     wide = network("float64", ends, base_width=4, **model)
-    plain = network("float64", ends, attention_scale=math.sqrt(2) / 8, **(model | {"logit_cap": None}))
+    plain = network("float64", ends, **({"attention_scale": math.sqrt(2) / 8} | model | {"logit_cap": None}))
     params = parameters(wide)
     head = jnp.asarray(np.random.default_rng(2).normal(size=(V, 16))) if apart else None
     wanted = np.asarray(logits(plain, params, head)) / 4
     if cap := model.get("logit_cap"):
         wanted = cap * np.tanh(wanted / cap)
     np.testing.assert_allclose(logits(wide, params, head), wanted, rtol=1e-12)
-
-
-def test_a_scale_of_one_s_own_is_kept(x64):
-    params = parameters(network("float64"))
-    found = logits(network("float64", base_width=4, attention_scale=0.7), params)
-    np.testing.assert_allclose(found, np.asarray(logits(network("float64", attention_scale=0.7), params)) / 4)
 
 
 # --- factors of the updates ---

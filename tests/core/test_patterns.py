@@ -13,14 +13,16 @@ import pytest
 from test_optimizers import applied, decays, leaves, numbers, tree
 
 from model.network import Network, path_of
+from networks import parameters
 from problems import lines
 from train.cli import main
 from train.config.load import from_mapping, load, to_yaml
 from train.config.schema import OptimizerConfig
-from train.core.clipping import by_matrix, clip_factor, clipped
+from train.core import clipping
+from train.core.clipping import clip_factor, clipped
 from train.core.optimizer import FUNCTIONS, averaged, check
 from train.core.patterns import decayed, unfrozen, unmatched
-from train.core.state import hparams_of, initial_state, program_structure
+from train.core.state import hparams_of, program_structure, state_at
 from train.core.step import train_step
 from train.errors import UserError
 from train.gradflow.norms import Norm, parameter_norms, total_norm, value
@@ -30,12 +32,14 @@ def global_norm(x) -> float:
     return math.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(x)))
 
 
-def clip(grads, params, **limits):
-    @jax.jit
-    def clip(grads, params, limits):
-        return clipped(grads, params, total_norm(parameter_norms(grads), grads), limits)[0]
+by_matrix = jax.jit(clipping.by_matrix)
+clip_by = jax.jit(
+    lambda grads, params, limits: clipped(grads, params, total_norm(parameter_norms(grads), grads), limits)
+)
 
-    return clip(grads, params, jax.tree.map(np.float64, limits))
+
+def clip(grads, params, **limits):
+    return clip_by(grads, params, jax.tree.map(np.float64, limits))[0]
 
 
 # Clipping
@@ -175,7 +179,7 @@ def test_what_is_frozen_has_no_part_in_the_norm_that_is_clipped(tiny):
     net, hp = Network(config.model, 24, 8), hparams_of(config)
     windows = np.random.default_rng(0).integers(0, 24, size=(4, 9)).astype(np.int32)
     step: Any = jax.jit(lambda state: train_step(net, config, state, hp, windows, True))
-    watched = step(jax.jit(initial_state, static_argnums=(0, 1))(net, config, hp))[2]
+    watched = step(state_at(config, hp, parameters(net)))[2]
     whole, frozen = (float(value(norm)) for norm in (watched.grad_global, watched.flow.grad["embed"]))
     assert frozen > 0.1 * whole
     assert float(watched.clip_factor) == pytest.approx(1e-3 / math.sqrt(whole**2 - frozen**2), rel=1e-4)

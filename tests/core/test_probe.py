@@ -7,22 +7,24 @@ import pytest
 
 from model.network import Network
 from model.residual import numbers_of
+from networks import changed, parameters
 from train.core.probe import as_json, measure
 
 
 @pytest.mark.parametrize("rule", ["mhc", "hyper_connections"])
 def test_what_acts_through_the_skip_alone_has_a_gradient_of_exactly_zero_without_it(rule, tiny):
     """Also where a weight is so small (1e-7 after a step from zero) that other zeros are in doubt."""
-    residual = {"rule": rule} | ({"dynamic": True} if rule == "hyper_connections" else {})
-    config = tiny({"model.residual": residual, "model.layers": 2}).variants[0].config
+    residual = {"rule": rule, "streams": 2} | ({"dynamic": True} if rule == "hyper_connections" else {})
+    config = tiny({"model.residual": residual}).variants[0].config
     network = Network(config.model, 7, 4)
-    params = jax.jit(lambda: network.init(0))()
-    own = params["blocks"]["residual"]
-    own = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.full_like(leaf, 1e-8) if path[-1].key == "kernel" else leaf, own
-    )
-    params["blocks"]["residual"] = own
-    params["blocks"]["mlp"]["out"]["kernel"] = jnp.zeros_like(params["blocks"]["mlp"]["out"]["kernel"])
+
+    def tiny_kernels(own):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.full_like(leaf, 1e-8) if path[-1].key == "kernel" else leaf, own
+        )
+
+    params = changed(parameters(network, 0.1), "blocks/residual", tiny_kernels)
+    params = changed(params, "blocks/mlp/out/kernel", jnp.zeros_like)
     windows = np.random.default_rng(0).integers(0, 7, (2, 5)).astype(np.int32)
     probe = jax.jit(lambda params: measure(network, params, windows, numbers_of(config.model)))(params)
     without = as_json(config, network, params, jax.device_get(probe))["grad_without"]

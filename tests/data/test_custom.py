@@ -133,6 +133,11 @@ def test_what_a_class_says_is_checked(own, body, message):
         ("own_exit", "import os\nos.nothing", "AttributeError: module 'os' has no attribute 'nothing' on import"),
         ("own_exit", "x = y", "NameError: name 'y' is not defined on import"),
         ("own_exit", "class X:\n  def __init__(self, config): ...", "X has no form, source, details, "),
+        (
+            "own_exit",
+            "from data.custom import OwnSource as X",
+            "OwnSource has no form, train_batches, heldout_batches; ",
+        ),
         ("own_exit", "class Xs: pass", "module own_exit has no class or function X; did you mean Xs?"),
         ("own_lost", "import nowhere", "ModuleNotFoundError: No module named 'nowhere' on import"),
         ("own_lost", None, "no module own_lost in the current folder "),

@@ -1,15 +1,17 @@
 """Two processes of one training, one of which gets a signal: both save the same step and end alike."""
 
-import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from runs import summary
 from train.device.platform import agreed
+from train.store.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 CONFIG = """
 name: t
 model: {layers: 1, width: 8, heads: 1}
@@ -17,28 +19,17 @@ data: {kind: copy, context: 8, batch: 2}
 train: {steps: 40, eval_every: 40, eval_batches: 1, checkpoint_every: 40, steps_per_call: 2, unroll: 1}
 watch: {every: 0}
 """
-# Where a checkpoint of several processes lies is another question, so what would be saved is noted.
+# Where a checkpoint of several processes lies is another question, so each has its own runs_dir.
 PROGRAM = """
-import json, os, signal, sys
+import os, sys
 import jax
 index, port, number = map(int, sys.argv[1:])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
-from train.cli import main
-from train.log.console import Console
-from train.run.loop import GroupRun
-saved = []
-GroupRun.save = lambda self, step, eval_pending=False: saved.append(step)
-progress = Console.progress
-
-def signalled(self, variant, step, *rest):
-    progress(self, variant, step, *rest)
-    if index == 1 and step == 6:
-        os.kill(os.getpid(), number)
-
-Console.progress = signalled
-code = main(["train", "t.yaml", f"runs_dir=runs{index}"])
-print(json.dumps([jax.process_count(), code, saved]), flush=True)
+from runs import train_until
+step = 6 if index == 1 else 10**9
+train_until(step, "t.yaml", f"runs_dir=runs{index}", action=lambda stop: setattr(stop, "signal", number))
+print(jax.process_count(), flush=True)
 os._exit(0)  # the other may be gone already, and to wait for it at the end would be an error
 """
 
@@ -52,25 +43,20 @@ def test_all_processes_save_the_same_step(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", PROGRAM]
-    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
-    started = [
-        subprocess.Popen(
-            [*command, str(index), str(port), str(int(signal.SIGTERM))],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+    path = f"{TESTS.parent}{os.pathsep}{TESTS}"
+    environment = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
+    processes = []
+    for index in range(2):
+        command = [sys.executable, "-c", PROGRAM, str(index), str(port), str(int(signal.SIGTERM))]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True))
     try:
-        said = [process.communicate(timeout=120) for process in started]
+        printed = [process.communicate(timeout=120) for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    ended = [json.loads(out.strip().splitlines()[-1]) for out, _ in said]
-    saved = ended[0][2]
-    assert ended == [[2, 143, saved], [2, 143, saved]]
-    assert len(saved) == 1 and 6 < saved[0] < 12
+    assert [out.strip().splitlines()[-1] for out, _ in printed] == ["2", "2"], printed
+    runs = [tmp_path / f"runs{index}" / "t" / "main" for index in range(2)]
+    assert [summary(run)["exit_reason"] for run in runs] == [f"signal {signal.SIGTERM}"] * 2
+    steps = [Checkpoints(run).steps() for run in runs]
+    assert steps[0] == steps[1] and len(steps[0]) == 1 and 6 < steps[0][0] < 12

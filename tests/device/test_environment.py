@@ -1,6 +1,5 @@
 """The same numbers in any environment: variables that set JAX's own options do not reach a run."""
 
-import json
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from runs import rows
 from train.config.schema import TrainConfig
 from train.device import platform
 
@@ -50,14 +50,13 @@ HARMLESS = {
 }
 
 
-def losses(folder: Path, **variables: str) -> list[dict]:
+def losses(folder: Path, **variables: str) -> dict[int, dict]:
     folder.mkdir()
     (folder / "e.yaml").write_text(CONFIG)
     environment = {key: value for key, value in os.environ.items() if key not in OTHERS} | variables
     command = [sys.executable, "-m", "train", "train", str(folder / "e.yaml"), f"runs_dir={folder}"]
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=600)
-    lines = (folder / "e" / "main" / "metrics.jsonl").read_text().splitlines()
-    return [{tag: x for tag, x in json.loads(line).items() if not tag.startswith("perf/")} for line in lines]
+    return rows(folder / "e" / "main")
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def test_auto_is_the_fastest_dtype_that_the_device_has(kind, capability, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "platform", "capability", "said"),
+    ("dtype", "platform", "capability", "message"),
     [
         (
             "bfloat16",
@@ -51,11 +51,11 @@ def test_auto_is_the_fastest_dtype_that_the_device_has(kind, capability, dtype):
         ("float64", "tpu", None, "float64 runs on cpu only"),
     ],
 )
-def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, capability, said):
+def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, capability, message):
     updates = []
     monkeypatch.setattr(jax, "local_devices", lambda backend=None: [device(platform, capability)])
     monkeypatch.setattr(jax.config, "update", lambda *item: updates.append(item))
-    with pytest.raises(UserError, match=f"train.dtype: {said}"):
+    with pytest.raises(UserError, match=f"train.dtype: {message}"):
         select(TrainConfig(dtype=dtype))
     assert "jax_default_device" not in dict(updates)
 

@@ -35,8 +35,8 @@ print(faults(), faults(), faults())
 def test_a_large_block_of_memory_is_kept_for_the_next(tuned):
     """As XLA:CPU asks for one at every call of a program: only the first is new to the kernel, which zeroes pages."""
     command = [sys.executable, "-c", FAULTS, "tuned" if tuned else "as it is"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    first, *later = map(int, found.split())
+    faults = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    first, *later = map(int, faults.split())
     assert first >= 16  # however large the pages are
     assert max(later) <= 2 if tuned else min(later) > first / 2
 

@@ -33,9 +33,9 @@ def _listener():
 @contextlib.contextmanager
 def counting():
     """A list that holds, after the `with`, the number of programs that XLA compiled during it."""
-    before, found = len(_compiles), []
-    yield found
-    found.append(len(_compiles) - before)
+    before, count = len(_compiles), []
+    yield count
+    count.append(len(_compiles) - before)
 
 
 # Grouping
@@ -246,43 +246,42 @@ def test_twins_see_the_same_batches(twins):
 # Compiling, and keeping the device busy
 
 
+class Spied(GroupRun):
+    """A run in which nothing may be transferred unasked; calls and fetches are noted in their order."""
+
+    def train(self) -> None:
+        self.events: list[str] = []
+
+        def spied(owner, name: str, event: str) -> None:
+            original = getattr(owner, name)
+            patch.setattr(owner, name, lambda *args: (self.events.append(event), original(*args))[1])
+
+        with pytest.MonkeyPatch.context() as patch, counting() as self.compiled, jax.transfer_guard("disallow"):
+            spied(self.programs, "dispatch", "call")
+            spied(self.programs, "evaluate", "call")
+            spied(jax, "device_get", "fetch")
+            super().train()
+
+
 @pytest.fixture(scope="module")
 def watched_run(tiny, tmp_path_factory):
-    """A whole run in which nothing may be transferred unasked: (compilations, calls and fetches in their order)."""
+    """A whole run: (compilations, those while it trains, calls and fetches)."""
     keys = {"watch.every": 20, "train.eval_every": 30, "train.checkpoint_every": 30, "train.steps_per_call": K}
-    keys |= {"model.norm": "none"}
     keys |= {"variants": {"with": {}, "without": {"model.residual": "none"}}, "watch.counterfactual": False}
-    experiment = tiny(keys | {"runs_dir": str(tmp_path_factory.mktemp("runs"))})
+    keys |= {"model.norm": "none", "runs_dir": str(tmp_path_factory.mktemp("runs"))}
+    experiment = tiny(keys)
     config = experiment.variants[0].config
     dataset = open_text(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
-    run = GroupRun(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop())
-    events: list[str] = []
-    with pytest.MonkeyPatch.context() as patch, counting() as compiled:
-
-        def spy(owner, name, event):
-            original = getattr(owner, name)
-            patch.setattr(owner, name, lambda *args: (events.append(event), original(*args))[1])
-
-        spy(Programs, "dispatch", "call")
-        spy(Programs, "evaluate", "call")
-        spy(jax, "device_get", "fetch")
-        train = GroupRun.train
-        calls = []
-
-        def guarded(*args):
-            with counting() as during, jax.transfer_guard("disallow"):
-                train(*args)
-            calls.extend(during)
-
-        patch.setattr(GroupRun, "train", guarded)
+    run = Spied(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop())
+    with counting() as compiled:
         run.run()
-    return compiled[0], calls[0], events
+    return compiled[0], run.compiled[0], run.events
 
 
 def test_each_program_is_compiled_once_and_before_the_first_step(watched_run):
-    """Two variants share: init, a watched window, a plain one, the evaluation. And nothing is compiled on the way."""
+    """Two variants share: init, a watched dispatch, a plain one, the evaluation. And nothing is compiled on the way."""
     assert watched_run[:2] == (4, 0)
 
 

@@ -65,11 +65,13 @@ def runs_dir(folder, monkeypatch, request):
 
 
 @pytest.fixture(autouse=True)
-def from_a_terminal():
-    """Where the suite itself runs under nohup, SIGHUP is ignored, here and in every child."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+def handlers():
+    """Those before each test, and afterwards too. Under nohup SIGHUP would be ignored, here and in children."""
+    sighup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield before
+    assert [signal.getsignal(number) for number in SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+    signal.signal(signal.SIGHUP, sighup)
 
 
 def kill(number: int = signal.SIGTERM) -> None:
@@ -213,41 +215,36 @@ def test_a_deferred_signal_is_noted_and_another_is_not():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_handlers_are_put_back_when_a_signal_comes_at_that_very_moment(monkeypatch, number):
-    before = [signal.getsignal(each) for each in SIGNALS]
-    real, stop, sent = signal.set_wakeup_fd, Stop(), []
+    real, stop = signal.set_wakeup_fd, Stop()
 
     def put_back(fd, **more):
         if not more:
-            sent.append(number)
             kill(number)
             kill(signal.SIGINT)
         return real(fd, **more)
 
-    monkeypatch.setattr(signal, "set_wakeup_fd", put_back)
-    with listening(stop):
-        pass
-    assert [signal.getsignal(each) for each in SIGNALS] == before
-    assert stop.signal == number and sent == [number]
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "set_wakeup_fd", put_back)
+        with listening(stop):
+            pass
+    assert stop.signal == number
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_handlers_are_put_back_when_a_signal_comes_as_the_first_one_is_set(monkeypatch, number):
-    before = [signal.getsignal(each) for each in SIGNALS]
-    real, stop, sent = signal.signal, Stop(), []
+    real, stop = signal.signal, Stop()
 
     def set_up(which, handler):
-        found = real(which, handler)
-        if which == number and not sent:
-            sent.append(number)
+        former = real(which, handler)
+        if which == number and stop.signal is None:
             os.kill(os.getpid(), number)
-        return found
+        return former
 
-    monkeypatch.setattr(signal, "signal", set_up)
-    with pytest.raises(Stopped), listening(stop):
-        raise AssertionError("the signal was not heard")
-    monkeypatch.undo()
-    assert [signal.getsignal(each) for each in SIGNALS] == before
-    assert stop.signal == number and signal.set_wakeup_fd(-1) == -1
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", set_up)
+        with pytest.raises(Stopped), listening(stop):
+            raise AssertionError("the signal was not heard")
+    assert stop.signal == number
 
 
 def test_what_is_lost_in_a_finalizer_is_raised_by_the_next_check_and_not_printed(capfd):
@@ -265,23 +262,19 @@ def test_what_is_lost_in_a_finalizer_is_raised_by_the_next_check_and_not_printed
     assert capfd.readouterr().err == ""
 
 
-def test_handlers_and_the_wakeup_file_are_put_back_also_where_they_cannot_be_set():
-    before = [signal.getsignal(number) for number in SIGNALS]
-    count = threading.active_count()
-    with listening(Stop()):
-        assert signal.getsignal(signal.SIGTERM) != before[1]
-    assert [signal.getsignal(number) for number in SIGNALS] == before
-    assert signal.set_wakeup_fd(-1) == -1 and threading.active_count() == count
-    seen = []
+def test_no_handler_is_set_in_another_thread_and_no_thread_is_left(handlers):
+    count, elsewhere = threading.active_count(), []
 
-    def elsewhere():
+    def listen() -> None:
         with listening(Stop()):
-            seen.append(signal.getsignal(signal.SIGTERM))
+            elsewhere.append(signal.getsignal(signal.SIGTERM))
 
-    thread = threading.Thread(target=elsewhere)
+    with listening(Stop()):
+        assert signal.getsignal(signal.SIGTERM) != handlers[1]
+    thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert seen == [before[1]]
+    assert elsewhere == [handlers[1]] and threading.active_count() == count
 
 
 FINALIZER = """class Dropped:
@@ -334,15 +327,12 @@ def test_a_process_ends_that_does_not_get_round_to_it():
             assert child.stderr is not None and message in child.stderr.read().decode()
 
 
-def test_under_nohup_a_closed_terminal_is_not_heard():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with listening(Stop()):
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+def test_under_nohup_a_closed_terminal_is_not_heard(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with listening(Stop()):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        assert signal.getsignal(signal.SIGTERM) != handlers[1]
+    assert signal.signal(signal.SIGHUP, signal.SIG_DFL) == signal.SIG_IGN
 
 
 CUT_SHORT = """

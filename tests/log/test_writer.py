@@ -6,7 +6,7 @@ import math
 import os
 import re
 import resource
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -43,7 +43,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 
 def test_scalars_are_one_event_a_step_and_one_line(tmp_path):
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         run.log(0, {"loss/train": 4.5, "gain/layer_000": 0.5, "loss/val": None})
         run.log(int(np.int64(10)), {"loss/train": float(np.float32(0.1))})
         assert run.drain()
@@ -59,7 +59,7 @@ def test_scalars_are_one_event_a_step_and_one_line(tmp_path):
 def test_rows_with_the_same_tags_and_with_others_keep_their_own_values(tmp_path):
     """An event is filled in again when the same tags come back, and there may be more sets of tags than are kept."""
     logged = {}
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         for step in range(3 * TAG_SETS):
             others = {f"tag_{i}": float(step + i) for i in range(1 + step // 2)}
             logged[step] = {"a": -float(step), "b": None if step % 3 else step / 4} | others
@@ -73,7 +73,7 @@ def test_rows_with_the_same_tags_and_with_others_keep_their_own_values(tmp_path)
 
 
 def test_values_that_are_not_finite(tmp_path):
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         run.log(3, {"a": math.nan, "b": -math.inf, "c": 1.0, "d": 1e300})
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert rows(tmp_path) == [{"step": 3, "a": None, "b": None, "c": 1.0, "d": 1e300, "nonfinite": ["a", "b"]}]
@@ -83,12 +83,12 @@ def test_values_that_are_not_finite(tmp_path):
 
 
 def test_resume_replaces_what_was_logged_from_first_step_on(tmp_path):
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         for step in range(5):
             run.log(step, {"loss": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step":1,"loss":')
-    with Tracker(tmp_path, first_step=3) as run:
+    with closing(Tracker(tmp_path, first_step=3)) as run:
         run.log(3, {"loss": 30.0})
     expected = [(0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0)]
     assert points(tmp_path, "loss") == expected
@@ -97,14 +97,14 @@ def test_resume_replaces_what_was_logged_from_first_step_on(tmp_path):
 
 def test_a_fresh_start_replaces_everything(tmp_path):
     for loss in (1.0, 2.0):
-        with Tracker(tmp_path) as run:
+        with closing(Tracker(tmp_path)) as run:
             run.log(0, {"loss": loss})
     assert points(tmp_path, "loss") == [(0, 2.0)]
     assert rows(tmp_path) == [{"step": 0, "loss": 2.0}]
 
 
 def test_two_writers_at_once_have_two_files(tmp_path):
-    with Tracker(tmp_path) as first, Tracker(tmp_path) as second:
+    with closing(Tracker(tmp_path)) as first, closing(Tracker(tmp_path)) as second:
         first.log(0, {"a": 1.0})
         second.log(0, {"b": 2.0})
     files = sorted(tmp_path.glob("events.out.tfevents.*"))
@@ -114,7 +114,7 @@ def test_two_writers_at_once_have_two_files(tmp_path):
 def test_config_text_and_image(tmp_path):
     rgb = np.zeros((4, 6, 3), np.uint8)
     rgb[1, 2] = (255, 128, 7)
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         run.config("model:\n  width: 8\n```\n", {"model.width": 8})
         run.image("picture", 7, rgb)
         with pytest.raises(ValueError, match=r"picture: expected uint8 \[H, W, 3\], got float64 \[4, 6, 3\]"):
@@ -193,7 +193,7 @@ def test_each_tag_is_on_one_chart():
 
 
 def test_layout_reaches_tensorboard(tmp_path):
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         run.layout(chart_layout(["attn_q"]))
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])  # pyright: ignore[reportAttributeAccessIssue]
@@ -298,7 +298,7 @@ def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):
     log = tmp_path / "metrics.jsonl"
     whole = b'{"step":1,"loss":2.0}\n{"step":2,"loss":1.0}\n'
     log.write_bytes(whole + torn)
-    with Tracker(tmp_path, first_step=7) as run:
+    with closing(Tracker(tmp_path, first_step=7)) as run:
         assert log.read_bytes() == whole
         run.log(7, {"loss": 0.25})
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 7]

@@ -35,7 +35,7 @@ def network(residual: Any, dtype="float64", unroll=1, **model: Any) -> Network:
 
 
 def started(net: Network) -> dict[str, Any]:
-    """Returns generic parameters, but for the rule's own, which are as they start."""
+    """Returns generic parameters, but for the rule's own, which have their initial values."""
     own = jax.jit(lambda: net.init(0)["blocks"].get("residual", {}))()
     return changed(parameters(net), "blocks", lambda blocks: blocks | ({"residual": own} if own else {}))
 
@@ -91,7 +91,7 @@ def test_delta_and_gradients_are_those_of_the_dense_definition(x64, rule):
 
 @pytest.mark.parametrize("rule", ["mhc", "value_residual"])
 def test_gradients_behind_taps_are_jax_s(x64, rule):
-    """Of the rules whose dense definition is long to compile."""
+    """Rules whose dense definition takes long to compile."""
     net = network(rule)
     params = parameters(net)
     loss, result = tapped(net, params, None, APART)
@@ -204,7 +204,7 @@ DYNAMIC = {"rule": "hyper_connections", "dynamic": True}
     ],
 )
 def test_rules_that_start_as_pre_ln(x64, residual, own):
-    """And those that are it at other values of their own parameters; with a key, at keep = 1, in training too."""
+    """Each is pre_ln at these values of its own parameters, or its initial ones; at keep = 1 in training too."""
     net, usual = network(residual), network("pre_ln")
     params, key = started(net), jax.random.key(0) if isinstance(residual, dict) and "keep" in residual else None
     for name, number in own.items():

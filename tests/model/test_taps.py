@@ -83,6 +83,20 @@ def test_a_power_of_two_takes_the_upper_exponent():
         assert power_of_two(jnp.asarray([0.0, x], jnp.float32)) == k
 
 
+def test_parts_of_a_carry_share_the_exponent_of_the_largest():
+    small, large = jnp.asarray([3.0, 4.0], jnp.float32) * 2.0**-60, jnp.asarray([2.0**40], jnp.float32)
+
+    def loss(carry, exponent, slot):
+        (x, y), _ = tap(carry, exponent, slot, lambda carry: carry[0])
+        return jnp.sum(small * x) + jnp.sum(large * y)
+
+    carry = (jnp.ones((2,), jnp.float32), jnp.ones((1,), jnp.float32))
+    (x, y), exponent, slot = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(carry, ZERO, empty())
+    assert exponent == 41 and y == 0.5
+    np.testing.assert_array_equal(x, small * 2.0**-41)
+    assert log10(Norm(slot[0], slot[1])) == pytest.approx(np.log10(5) - 60 * np.log10(2), abs=1e-6)
+
+
 def test_exponents_add_up_from_tap_to_tap():
     # By hand, with factors 1/32 and then 4: the cotangent 3 is 12 = 3/4 * 2^4 at the upper tap, and 12/32 = 3/4 * 2^-1
     # at the lower one. Rows of a scan's input stay apart; closed over, they add up.

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_the_folder_above_names_its_runs(run_directory):
 def test_what_the_tracker_writes_is_read_back(tmp_path):
     from train.log.writer import Tracker
 
-    with Tracker(tmp_path) as tracker:
+    with closing(Tracker(tmp_path)) as tracker:
         tracker.log(0, {"delta/norm_log10/layer_000": -400.5, "delta/norm_log10/layer_001": math.nan, "x": None})
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     run = read_run(tmp_path)

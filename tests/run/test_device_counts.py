@@ -3,7 +3,6 @@
 The program computes on one device today, so what changes is how XLA's threads are shared out among devices.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runs import rows
 from train.store.checkpoint import Checkpoints
 
+TESTS = Path(__file__).parents[1]
 CHAIN = (1, 2, 4, 1)
 EACH = 4  # steps a process
 CONFIG = f"""
@@ -26,39 +27,22 @@ watch: {{every: 0}}
 """
 RUN = """
 import sys
-from train.config.load import load
-from train.device.signals import Stop
-from train.log.console import Console
-from train.run.experiment import train
-
-class Until(Console):
-    def progress(self, variant, step, *rest):
-        super().progress(variant, step, *rest)
-        if step >= int(sys.argv[1]):
-            stop.signal = 15
-
-stop = Stop()
-train(load("tiny.yaml", ["runs_dir=" + sys.argv[2]]), Until(), stop)
+from runs import train_until
+train_until(int(sys.argv[1]), "tiny.yaml", "runs_dir=" + sys.argv[2], action=lambda stop: setattr(stop, "signal", 15))
 """
 
 
 def trained(folder: Path, devices: int, until: int, runs_dir: str) -> str:
     """Trains up to a step in a process with that many devices; returns what was printed."""
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
     }
     command = [sys.executable, "-c", RUN, str(until), runs_dir]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
-
-
-def rows(run: Path) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
 
 
 @pytest.mark.slow
@@ -70,11 +54,12 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     for old, new, text in zip(CHAIN, CHAIN[1:], printed[1:], strict=False):
         assert text.count(f"device count {old} then, {new} now") == 1
     whole, chain = (tmp_path / name / "tiny" / "main" for name in ("whole", "chain"))
-    assert [row["step"] for row in rows(chain)] == [row["step"] for row in rows(whole)]
-    for one, other in zip(rows(chain), rows(whole), strict=True):
-        assert one.keys() == other.keys()
-        for tag in (tag for tag in other if tag.startswith("loss/")):
-            np.testing.assert_allclose(one[tag], other[tag], rtol=1.3e-7)
+    logged, expected_rows = rows(chain), rows(whole)
+    assert [*logged] == [*expected_rows]
+    for step, row in expected_rows.items():
+        assert logged[step].keys() == row.keys()
+        for tag in (tag for tag in row if tag.startswith("loss/")):
+            np.testing.assert_allclose(logged[step][tag], row[tag], rtol=1.3e-7)
     expected = Checkpoints(whole).arrays(steps)
     for path, array in Checkpoints(chain).arrays(steps).items():
         if path.startswith("params/"):

@@ -12,6 +12,7 @@ import pytest
 from runs import arrays, contents, killed_at, rows, summary, train_until
 from train.cli import main
 from train.config.load import load
+from train.device.signals import Stop
 from train.report.read import Run, read_run
 from train.run.summary import unmet
 from train.store.checkpoint import Checkpoints
@@ -207,9 +208,15 @@ def interrupted(trained, tmp_path_factory, shared_programs):
     root, saved = tmp_path_factory.mktemp("interrupted"), []
     begin = (trained[0], f"runs_dir={root}")
 
+    def stop_it(stop: Stop) -> None:
+        assert [*rows(root / "tiny" / "with")] == [
+            0
+        ]  # the log of a dispatch is in the file when the next one has ended
+        stop.signal = signal.SIGTERM
+
     def stopped() -> None:
-        stopped = train_until(10, *begin, action=lambda stop: setattr(stop, "signal", signal.SIGTERM))
-        assert {end["exit_reason"] for end in stopped.summaries} == {f"signal {signal.SIGTERM}"}
+        outcome = train_until(10, *begin, action=stop_it)
+        assert {end["exit_reason"] for end in outcome.summaries} == {f"signal {signal.SIGTERM}"}
 
     for trial in (stopped, lambda: killed_at(30, *begin), lambda: main(["train", *map(str, begin)])):
         trial()

@@ -130,11 +130,11 @@ def test_stop_ends_one_variant_and_leaves_the_others_alone(train, folder, alone,
 def test_a_stopped_run_goes_bad_again_at_the_same_step_and_may_then_skip(train, folder, capsys):
     assert train("stormy") == 1
     run = folder / "runs" / "stormy" / "main"
-    first, kept = rows(run), arrays(run)
+    first, state = rows(run), arrays(run)
     assert max(first) == 10 and Checkpoints(run).steps() == [4, 8]
     assert "main: step 10: the forward pass went bad first: the logits or the loss" in capsys.readouterr().out
     assert train("stormy") == 1
-    assert rows(run) == first and arrays(run) == kept
+    assert rows(run) == first and arrays(run) == state
     # Killed before it was noticed, and gone on with.
     killed_at(8, "n.yaml", "name=stormy_killed")
     assert train("stormy_killed") == 1

@@ -1,4 +1,4 @@
-"""Fine-tuning from another run: what matches is taken, the rest is fresh, and both are said."""
+"""Fine-tuning from another run: what matches is taken, the rest is fresh, and both are printed."""
 
 import json
 
@@ -57,8 +57,8 @@ def test_a_run_goes_on_from_another_s_loss(trained, tmp_path, capsys, group):
     keys = [f"runs_dir={tmp_path}", f"train.init_from={run}", "optimizer.ema=0.5", f"train.group={group}"]
     keys += ["train.steps=5", "watch.every=0", "variants={low: {optimizer.lr: 2e-3}, high: {optimizer.lr: 4e-3}}"]
     assert main(["train", str(config), *keys]) == 0
-    said = capsys.readouterr().out
-    assert "step 40" in said and "matched" in said and "left out" in said
+    printed = capsys.readouterr().out
+    assert "step 40" in printed and "matched" in printed and "left out" in printed
     end = json.loads((run / "summary.json").read_text(encoding="utf-8"))["loss_val"]
     for variant in ("low", "high"):
         row = first_row(tmp_path / "tiny" / variant)
@@ -69,9 +69,9 @@ def test_a_run_goes_on_from_another_s_loss(trained, tmp_path, capsys, group):
 def test_a_folder_that_is_no_run_is_one_line(trained, tmp_path, capsys):
     config, run = trained
     assert main(["train", str(config), f"runs_dir={tmp_path}", f"train.init_from={tmp_path}"]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("deltaflow: command line: train.init_from: ")
-    assert said.endswith("not a run directory (no config.yaml in it)")
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("deltaflow: command line: train.init_from: ")
+    assert printed.endswith("not a run directory (no config.yaml in it)")
 
 
 def test_parameters_are_read_without_knowing_the_model(trained):

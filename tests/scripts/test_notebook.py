@@ -31,7 +31,8 @@ print("CELL\\n" + result.result.data)
 def test_on_a_cpu_it_names_the_device_keeps_jax_and_ends_with_the_table_of_all_variants(tmp_path):
     settings = {"DELTAFLOW_HOME": str(ROOT), "DELTAFLOW_SMOKE": "1", "DELTAFLOW_RUNS": str(tmp_path / "runs")}
     # One CPU device, as a user has: the suite's own flags make several.
-    settings |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "IPYTHONDIR": str(tmp_path)}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1")
+    settings |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "IPYTHONDIR": str(tmp_path)}
     command = [sys.executable, "-c", SHELL]
     done = subprocess.run(
         command, input=json.dumps(SOURCES), env=os.environ | settings, capture_output=True, text=True, timeout=300

@@ -160,13 +160,13 @@ def test_a_file_is_synced_and_read_back_before_it_has_its_name(run, monkeypatch)
 
 
 def test_the_newest_three_and_the_best_are_kept(tmp_path):
-    kept = []
+    after = []
     for step, loss in enumerate([2.0, 1.0, 1.5, 1.0, None, float("nan"), 1.2, 0.5, 3.0], 1):
         # Each by another process, which has to look up the losses.
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(state_at(step), {"row": {} if loss is None else {"loss/val": loss}})
-        kept.append(checkpoints.steps())
-    assert kept[3] == [2, 3, 4] and kept[4:] == [[2, 3, 4, 5], [2, 4, 5, 6], [2, 5, 6, 7], [6, 7, 8], [7, 8, 9]]
+        after.append(checkpoints.steps())
+    assert after[3] == [2, 3, 4] and after[4:] == [[2, 3, 4, 5], [2, 4, 5, 6], [2, 5, 6, 7], [6, 7, 8], [7, 8, 9]]
     assert names(checkpoints) == [f"0000000{step}.safetensors" for step in (7, 8, 9)]
 
 
@@ -340,9 +340,9 @@ def test_when_none_is_whole_that_is_an_error(run):
         flip(Checkpoints(run).path(step), 700)
     with pytest.raises(UserError) as caught:
         Checkpoints(run).newest()
-    said = str(caught.value)
-    assert said.startswith(f"{run}/ckpt: no checkpoint can be used (step 30: its sha256 differs; step 20: ")
-    assert "delete what is there to start the run over" in said
+    lines = str(caught.value)
+    assert lines.startswith(f"{run}/ckpt: no checkpoint can be used (step 30: its sha256 differs; step 20: ")
+    assert "delete what is there to start the run over" in lines
     shutil.rmtree(run / "ckpt")
     assert Checkpoints(run).newest() is None
 
@@ -363,12 +363,12 @@ def test_other_shapes_dtypes_and_names_are_listed(saved):
 def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_path):
     runs = [Path(shutil.copytree(saved, tmp_path / name)) for name in ("a", "b")]
     both = [Checkpoints(run) for run in runs]
-    said: list[str] = []
-    assert newest_common(both, said.append) == 30 and not said
+    lines: list[str] = []
+    assert newest_common(both, lines.append) == 30 and not lines
     flip(both[0].path(30))
     flip(both[1].path(20))
-    assert newest_common(both, said.append) == 10
-    assert "goes back to step 10; skipped a, step 30: " in said[0] and "; b, step 20: " in said[0]
+    assert newest_common(both, lines.append) == 10
+    assert "goes back to step 10; skipped a, step 30: " in lines[0] and "; b, step 20: " in lines[0]
     flip(both[1].path(10))
     with pytest.raises(UserError, match=r"ckpt and of 1 more: no checkpoint can be used \(a, step 30"):
         newest_common(both)

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_the_names_of_logs_are_synced(tmp_path, monkeypatch):
     """Or a power cut could take the whole file, whose bytes are safe."""
     synced: list[Path] = []
     monkeypatch.setattr("train.log.append.sync_folder", synced.append)
-    with Tracker(tmp_path) as run:
+    with closing(Tracker(tmp_path)) as run:
         run.log(0, {"x": 1.0})
         assert run.drain()
         run.log(1, {"x": 1.0})

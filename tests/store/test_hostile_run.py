@@ -105,29 +105,29 @@ EDITED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), EDITED, ids=lambda x: str(x)[:30])
-def test_a_summary_with_other_values_is_named(run, capsys, change, said):
+@pytest.mark.parametrize(("change", "message"), EDITED, ids=lambda x: str(x)[:30])
+def test_a_summary_with_other_values_is_named(run, capsys, change, message):
     config, directory = run
     path = directory / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(summary | change), encoding="utf-8")
     for command in READERS["summary.json"]:
         code, err = call(capsys, *commands(config, directory)[command])
-        assert code == 1 and f"{path}: {said}" in err
+        assert code == 1 and f"{path}: {message}" in err
 
 
 def test_a_summary_that_is_gone_or_another_variant_s_is_written_anew(run, capsys):
     config, directory = run
     path = directory / "summary.json"
-    known = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(known | {"variant": "without_skip"}), encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(before | {"variant": "without_skip"}), encoding="utf-8")
     code, err = call(capsys, "train", config)
     assert code == 1 and "variant: expected with; without that file the same command writes it again" in err
     path.unlink()
     assert call(capsys, "train", config)[0] == 0
     again = json.loads(path.read_text(encoding="utf-8"))
     assert {key: again[key] for key in ("variant", "steps", "loss_train", "loss_val")} == {
-        key: known[key] for key in ("variant", "steps", "loss_train", "loss_val")
+        key: before[key] for key in ("variant", "steps", "loss_train", "loss_val")
     }
 
 

@@ -38,7 +38,7 @@ def starting(directory: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1)
 
 
-def told(child: subprocess.Popen) -> None:
+def let_go(child: subprocess.Popen) -> None:
     assert child.stdin is not None
     child.stdin.write("\n")
 
@@ -56,7 +56,7 @@ def refused(directory: Path, match: str, *more: Path) -> None:
 def holder(tmp_path):
     """A process that holds the lock of tmp_path."""
     with starting(tmp_path) as child:
-        told(child)
+        let_go(child)
         assert child.stdout is not None and child.stdout.readline() == "held\n"
         yield child
         child.kill()
@@ -208,7 +208,7 @@ def test_a_forked_child_neither_holds_nor_removes_it(tmp_path):
 def test_one_of_many_that_start_at_once_gets_it(tmp_path):
     children = [starting(tmp_path) for _ in range(6)]
     for child in children:
-        told(child)
+        let_go(child)
     while sum(child.poll() is not None for child in children) < 5:
         time.sleep(0.05)
     results = [child.communicate("\n", timeout=60) for child in children]

@@ -152,8 +152,8 @@ def _in_words(members: Sequence[Mapping[str, Any]]) -> str:
 
 def exact(field: FieldInfo, value: Any) -> bool:
     """False for a value of another type than the literal it equals: to pydantic, true and 1.0 are 1."""
-    names = _literals(_members(field)) if isinstance(value, bool | float) else []
-    return all(type(name) is type(value) for name in names if name == value)
+    suspect = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    return not suspect or all(type(name) is type(value) for name in _literals(_members(field)) if name == value)
 
 
 def mismatch(field: FieldInfo, value: Any) -> str:

@@ -120,6 +120,10 @@ class Programs:
             self.feeds[key] = arguments[3:]
         return self._compiled[key]
 
+    def run(self, key: Any, function: Callable, *arguments: Any, once: bool = True) -> Any:
+        """Returns `function(*arguments)`, compiled at the first call with this key."""
+        return self.prepare(key, function, arguments, once=once).result()(*arguments)
+
     def wait(self) -> None:
         """Waits until all prepared programs are compiled."""
         for future in self._compiled.values():

@@ -62,8 +62,8 @@ def noise_scale(snapshot: Snapshot) -> dict[str, Reading]:
 def noise_parts(batch: int) -> int:
     """The number of parts that a batch is cut into: the largest divisor up to 8, or the smallest beyond.
 
-    >>> noise_parts(16), noise_parts(12), noise_parts(11), noise_parts(1)
-    (8, 6, 11, 1)
+    >>> [noise_parts(batch) for batch in (16, 12, 7, 22, 11, 121, 1)]
+    [8, 6, 7, 2, 11, 11, 1]
     """
     few = max(parts for parts in range(1, min(8, batch) + 1) if batch % parts == 0)
     return few if few > 1 else next((parts for parts in range(9, batch + 1) if batch % parts == 0), 1)

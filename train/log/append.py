@@ -104,7 +104,7 @@ def keep_rows_before(path: Path, first_step: int) -> None:
             os.fsync(file.fileno())
         return
     with replacing(path) as file:
-        file.writelines(line for line, kept in zip(lines, keep, strict=True) if kept)
+        file.writelines(line for line, whole in zip(lines, keep, strict=True) if whole)
 
 
 def event_file_name() -> str:

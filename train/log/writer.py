@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ class Tracker:
     """One variant's event file and metrics.jsonl.
 
     Records reach the files at `flush`, `drain` and `close`. Nothing here stops a training run: when the disk refuses a
-    record, `warn` is called once, and the record waits in memory for a later flush (train/log/append.py). A context
-    manager that closes both files.
+    record, `warn` is called once, and the record waits in memory for a later flush (train/log/append.py).
 
     Args:
       directory: the variant's run directory, made if missing.
@@ -141,14 +139,6 @@ class Tracker:
         self._closed = True
         self._rows.close()
         self._events.close()
-
-    def __enter__(self) -> "Tracker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         if not values:

@@ -1,9 +1,8 @@
 """Probe of the variants of an experiment: one forward and backward pass without training."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..core.optimizer import HParams
 from ..core.probe import as_json, measure
 from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
-from ..device.programs import VariantGroup, compiled, grouped
+from ..device.programs import Programs, VariantGroup, grouped
 from ..errors import UserError
 from ..instruments.readings import json_of
 from ..instruments.snapshot import read
@@ -53,78 +52,60 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
                     "else; probe it on the text it was trained on"
                 )
             step = step or Checkpoints(checkpoint).only_newest()
-        bench = _Bench(build_group(members, source.form, platform), source, platform, checkpoint, step)
-        for index, variant in enumerate(members):
-            results[variant.name] = bench.result(index, instruments)
+        group = build_group(members, source.form, platform)
+        programs = Programs(group, None if source.resident is None else jnp.asarray(source.resident[0]))
+        for variant, hp in zip(group.variants, group.hparams, strict=True):
+            if checkpoint is None:
+                # The same program as in training, so that both have the same weights to the last bit.
+                state = programs.run("init", partial(initial_state, group.network, group.config), hp)
+            else:
+                whole = any(INSTRUMENTS[name].optimizer for name in instruments)
+                state = restored_state(group, variant, hp, checkpoint, step, platform, whole)
+            results[variant.name] = {
+                "variant": variant.name,
+                "config": variant.config.model_dump(mode="json"),
+                "platform": platform.label,
+                **measured(programs, source, variant, hp, state, instruments),
+            }
     return [results[variant.name] for variant in experiment.variants]
 
 
-@dataclass
-class _Bench:
-    """The programs of one group, each compiled once."""
+def measured(
+    programs: Programs, source: Source, variant: Variant, hp: HParams, state: State, instruments: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the figures of one backward pass, and the readings of the instruments, as JSON values."""
+    config, network, corpus = variant.config, programs.group.network, programs.corpus
+    rolled = dataclasses.replace(network, unroll=1)  # shorter to compile, and it runs a few times only
+    batches = partial(source.train_batches, config.data.batch, config.data.seed or 0, 0)
+    batch = batch_of(jax.tree.map(lambda leaf: leaf[0], batches(1)), corpus, config.data.context)
+    flow = jax.device_get(programs.run("probe", partial(measure, rolled), state.params, batch, hp.model))
+    result = as_json(config, network, state.params, flow)
+    absent, readings = not_for(config, instruments), {}
+    for name in (name for name in instruments if name not in absent):
+        program = partial(read, name, rolled, programs.group.config)
+        feeds = batches(INSTRUMENTS[name].batches(config.watch))
+        values = programs.run(name, program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
+        readings |= json_of(jax.device_get(values))
+    return result | ({"instruments": readings} if instruments else {})
 
-    group: VariantGroup
-    source: Source
-    platform: Platform
-    checkpoint: Path | None
-    step: int  # of the checkpoint
-    _programs: dict[str, Any] = field(default_factory=dict)
 
-    def result(self, index: int, instruments: Sequence[str]) -> dict[str, Any]:
-        variant, hp, network = self.group.variants[index], self.group.hparams[index], self.group.network
-        rolled = dataclasses.replace(network, unroll=1)  # shorter to compile, and it runs a few times only
-        state = self._state(variant, hp, any(INSTRUMENTS[name].optimizer for name in instruments))
-        data = variant.config.data
-        first = jax.tree.map(lambda leaf: leaf[0], self._feeds(variant, 1))
-        batch = batch_of(first, self._corpus, data.context)
-        measured = jax.device_get(self._run("probe", partial(measure, rolled), state.params, batch, hp.model))
-        result = {
-            "variant": variant.name,
-            "config": variant.config.model_dump(mode="json"),
-            "platform": self.platform.label,
-            **as_json(variant.config, network, state.params, measured),
-        }
-        if instruments:
-            result["instruments"] = {}
-        for name in instruments:
-            if name in not_for(variant.config, instruments):
-                continue
-            feeds = self._feeds(variant, INSTRUMENTS[name].batches(variant.config.watch))
-            program = partial(read, name, rolled, self.group.config)
-            readings = self._run(name, program, state, hp, self._corpus, feeds, once=not INSTRUMENTS[name].long)
-            result["instruments"] |= json_of(jax.device_get(readings))
-        return result
+def restored_state(
+    group: VariantGroup, variant: Variant, hp: HParams, directory: Path, step: int, platform: Platform, whole: bool
+) -> State:
+    """Returns the state of a run's checkpoint; `whole`: the optimizer's too, not the parameters alone.
 
-    def _run(self, name: str, function: Callable, *arguments: Any, once: bool = True) -> Any:
-        if name not in self._programs:
-            self._programs[name] = compiled(function, arguments, once=once)
-        return self._programs[name](*arguments)
-
-    def _state(self, variant: Variant, hp: HParams, whole: bool) -> State:
-        """Returns the state to probe. `whole`: restore the optimizer's state too, not the parameters alone."""
-        group = self.group
-        if self.checkpoint is None:
-            # The same program as in training, so that both have the same weights to the last bit.
-            return self._run("init", partial(initial_state, group.network, group.config), hp)
-        params = restored(group, variant, self.checkpoint, self.step, self.platform)
-        if not whole:
-            return State(params, None, jnp.asarray(self.step, jnp.int32))
-        changed = [key for key in differences(read_config(self.checkpoint), variant.config) if "optimizer." in key]
-        if changed:
-            raise UserError(
-                f"{self.checkpoint}: its optimizer differs from that of variant {variant.name} in "
-                f"{', '.join(changed)}, and some of the instruments read the optimizer's state"
-            )
-        like = jax.eval_shape(partial(state_at, group.config, hp), params)
-        return Checkpoints(self.checkpoint).restore(self.step, like, self.platform.device)
-
-    def _feeds(self, variant: Variant, steps: int) -> Any:
-        data = variant.config.data
-        return self.source.train_batches(data.batch, data.seed or 0, 0, steps)
-
-    @cached_property
-    def _corpus(self) -> Any:
-        return None if self.source.resident is None else jnp.asarray(self.source.resident[0])
+    Raises UserError if it is that of another model or optimizer.
+    """
+    params = restored(group, variant, directory, step, platform)
+    if not whole:
+        return State(params, None, jnp.asarray(step, jnp.int32))
+    if changed := [key for key in differences(read_config(directory), variant.config) if "optimizer." in key]:
+        raise UserError(
+            f"{directory}: its optimizer differs from that of variant {variant.name} in {', '.join(changed)}, and some "
+            "of the instruments read the optimizer's state"
+        )
+    like = jax.eval_shape(partial(state_at, group.config, hp), params)
+    return Checkpoints(directory).restore(step, like, platform.device)
 
 
 def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:
@@ -144,17 +125,14 @@ def restored(group: VariantGroup, variant: Variant, directory: Path, step: int, 
     checkpoints = Checkpoints(directory)
     same_config(checkpoints.path(step), checkpoints.header(step), saved)
     params, shapes = checkpoints.params(step), group.network.shapes()
-    there, here = (_sizes(tree) for tree in (params, shapes))
+    leaves = (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, shapes))
+    there, here = ({path_of(keys): list(leaf.shape) for keys, leaf in tree} for tree in leaves)
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             got = f"{there.get(path, 'missing')} in {directory}"
             raise UserError(f"variant {variant.name}: expected {path} {here.get(path, 'missing')}, got {got}")
     cast = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes)
     return jax.device_put(cast, platform.device)
-
-
-def _sizes(params: Any) -> dict[str, list[int]]:
-    return {path_of(keys): list(leaf.shape) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def _shape(config: RunConfig) -> ModelConfig:

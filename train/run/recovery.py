@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 
-from ..config.schema import RunConfig
-from ..core.batch import BatchInput, batch_of
+from ..core.batch import batch_of
 from ..core.nonfinite_cause import Cause, cause_of, examine
-from ..core.optimizer import HParams
 from ..core.state import State
 from ..device.programs import Programs, called_once
 from ..errors import UserError, first_line
@@ -98,14 +97,11 @@ def find_cause(
             if not metrics.finite[0]:
                 break
         before = programs.each(jax.device_get(before))[index]
+        network, config = group.network, group.variants[index].config
         feed = jax.tree.map(lambda leaf: leaf[0], batches(step, step + 1)[index])
-        config, hp = group.variants[index].config, group.hparams[index]
-
-        def replay(state: State, hp: HParams, corpus: Any, feed: BatchInput, config: RunConfig = config) -> Any:
-            return examine(group.network, config, state, hp, batch_of(feed, corpus, group.network.context))
-
-        found = jax.device_get(called_once(replay, before, hp, programs.corpus, feed))
-        return step + 1, cause_of(found, group.network.param_dtype)
+        batch = batch_of(feed, programs.corpus, network.context)
+        examined = called_once(partial(examine, network, config), before, group.hparams[index], batch)
+        return step + 1, cause_of(jax.device_get(examined), network.param_dtype)
     raise AssertionError("no dispatch holds the bad step")
 
 
@@ -125,10 +121,10 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int) -> bool:
         else:
             good = programs.each(jax.device_get(run.initial(None)))[index]
         replayed = dispatches(since, config.train.steps, run.start.K, config.watch.every)
-        found = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
+        origin = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
         cause = "a signal came before it was known where"
-        if found is not None:
-            step, cause = found[0], str(found[1])
+        if origin is not None:
+            step, cause = origin[0], str(origin[1])
     except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
         cause = f"it could not be taken again: {first_line(error)[:200]}"
     metrics.nonfinite = metrics.nonfinite.diagnosed(step, cause)
@@ -141,8 +137,8 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int) -> bool:
             warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
             return False
         why, step = f", {MOST_SKIPPED} in a row skipped", end  # rows up to there have been written
-    kept = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
-    warn(f"{name}: stops at step {step}{why}; {kept}")
+    standing = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
+    warn(f"{name}: stops at step {step}{why}; {standing}")
     metrics.end(step)
     run.console.over(name)
     return True

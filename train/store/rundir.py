@@ -72,10 +72,10 @@ def data_record(
     allow: the run may go on with other text of the same tokens; data.json then holds the `step` from which it did, and
     the line says so. Raises UserError when the run was trained on other text, or the same text has other tokens now.
     """
-    path, kept = directory / "data.json", directory / "tokenizer.json"
+    path, tokens = directory / "data.json", directory / "tokenizer.json"
     if not path.exists() or not has_begun(directory):
         record: dict[Path, Mapping[str, Any]] = {path: {"sha256": sha256, "source": source}}
-        return record if tokenizer is None else {kept: tokenizer, **record}, None
+        return record if tokenizer is None else {tokens: tokenizer, **record}, None
     recorded = read_json(path)
     other = recorded.get("sha256") != sha256
     if other and not allow:
@@ -84,7 +84,7 @@ def data_record(
             "; bring the old data back, go on all the same with --allow-data-change, choose another name (name=...) or "
             "delete that folder"
         )
-    if tokenizer is not None and kept.exists() and read_json(kept) != json.loads(json.dumps(tokenizer)):
+    if tokenizer is not None and tokens.exists() and read_json(tokens) != json.loads(json.dumps(tokenizer)):
         if other:
             raise UserError(
                 f"{directory}: was trained on other data, whose tokens mean something else than those of {source}: "
