@@ -255,6 +255,13 @@ def test_bands_guides_and_grey_lines():
     assert axes.get_ylim()[0] < edge.min()
 
 
+def test_the_axis_has_room_for_guides():
+    far = Guide("far", np.arange(9), np.full(9, -50.0))
+    for powers in (True, False):
+        figure = line_charts([Panel("t", curves(1))], "x", "y", [far], powers)
+        assert axes_of(figure).get_ylim()[0] < -50
+
+
 def test_heatmaps_are_on_one_scale_with_one_bar():
     figure = heatmaps([Field("a", STEPS, grid(8)), Field("b", STEPS, grid(8) - 30)])
     meshes = [axes.collections[0] for axes in figure.axes[:2]]

@@ -1,7 +1,6 @@
 """Evaluation of claims."""
 
 import difflib
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,12 +16,12 @@ MODULES = (scalar, backprop, transformer, loss, optimizer, descent, cost)
 POINTS = (16, 256)  # least and most points of a curve that is drawn
 
 
-def selected(pattern: str | None, claims: Sequence[Claim] = CLAIMS) -> list[Claim]:
+def selected(pattern: str | None) -> list[Claim]:
     """Returns the claims whose id or group matches a shell pattern, all for None, by group.
 
     Raises ValueError when there is none.
     """
-    claims = [claim for group in GROUPS for claim in claims if claim.group == group]
+    claims = [claim for group in GROUPS for claim in CLAIMS if claim.group == group]
     if pattern is None:
         return claims
     matching = [claim for claim in claims if fnmatchcase(claim.id, pattern) or fnmatchcase(claim.group, pattern)]

@@ -93,15 +93,13 @@ def _natural(name: str) -> list[tuple[int, float, str]]:
 def names_of(runs: Sequence[Run]) -> list[str]:
     """Returns a name for each run: its folder's, with as many of those above it as tell the runs apart.
 
-    Runs of several experiments have the experiment in their names.
+    Runs of several experiments have the experiment in their names. The folders are different ones.
     """
     parts = [run.directory.resolve().parts for run in runs]
     together = len({path[:-1] for path in parts}) == 1
-    for length in range(1 if together else 2, max(map(len, parts)) + 1):
-        names = ["/".join(path[-length:]) for path in parts]
-        if len(set(names)) == len(names):
-            return [clean(name, 200) for name in names]
-    raise ValueError("expected runs of different folders")
+    lengths = range(1 if together else 2, max(map(len, parts)) + 1)
+    candidates = (["/".join(path[-length:]) for path in parts] for length in lengths)
+    return [clean(name, 200) for name in next(names for names in candidates if len(set(names)) == len(names))]
 
 
 @dataclass(frozen=True)
