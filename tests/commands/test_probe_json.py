@@ -11,9 +11,8 @@ from jsonschema import Draft202012Validator
 from model.network import Network
 from model.residual import RULES
 from train.core.loss import tapped_loss
-from train.core.probe import _delta, _sizes, finite, numbers
-from train.gradflow.delta import Flow, backward
-from train.gradflow.gradients import weight_dot_grad
+from train.core.probe import _delta, finite, measure, numbers
+from train.gradflow.delta import Flow
 from train.gradflow.norms import Norm, named, value
 from train.gradflow.verdict import number
 
@@ -186,12 +185,14 @@ def test_weights_and_their_products_with_gradients_are_named_alike(x64, tiny):
     network = Network(config.model, 11, 8, "float64")
     params = jax.jit(network.init)(np.uint32(0), {"init_std": np.float64(0.3)})
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)  # no bias at zero
-    loss = tapped_loss(network, np.random.default_rng(0).integers(0, 11, (2, 9)), None, None)
+    windows, numbers = np.random.default_rng(0).integers(0, 11, (2, 9)), {"skip_scale": np.float64(1)}
+    loss = tapped_loss(network, windows, numbers, None)
 
     @jax.jit
     def both(params):
-        ours = _sizes(params), weight_dot_grad(params, backward(loss, params, 2)[1])
-        return ours, jax.grad(lambda p, head: loss(p, head, None)[0], (0, 1))(params, params["embed"])
+        probe = measure(network, params, windows, numbers)
+        plain = jax.grad(lambda p, head: loss(p, head, None)[0], (0, 1))(params, params["embed"])
+        return (probe.weight, probe.dot), plain
 
     (sizes, dots), (grads, head) = jax.device_get(both(params))
     embed, lookup, slopes = params["embed"], grads["embed"], named(grads["blocks"])
