@@ -220,7 +220,7 @@ def test_differences_know_a_slope_and_how_well():
 
 
 def test_slopes_that_differences_cannot_tell_from_zero_are_against_the_largest():
-    predicted = Slopes(np.array([0.0, 1.0, 1e-9, 1e-9]), np.array([1e-12, 1e-12, 1e-12, 1e-20]))
+    predicted = Slopes(np.array([0.0, 1.0, 1e-9, 1e-9]), np.array([0.0, 1e-12, 1e-12, 1e-20]))
     pairs, note = grouped("abcd", [1, 1, 1, 1], predicted, np.array([1e-17, 1.0, 1e-9, 1e-9]), "four")
     assert [(pair.label, pair.size) for pair in pairs] == [("b", None), ("d", None), ("a", 1.0), ("c", 1.0)]
     assert note == "four. Too small for differences, so their errors are against the largest slope: a; c"
