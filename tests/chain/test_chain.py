@@ -19,7 +19,7 @@ from train.chain import by_hand, descent, loss, optimizer, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
 from train.chain.run import judged, selected
 from train.chain.subject import subject_of
-from train.chain.transformer import STEPS, slopes
+from train.chain.transformer import STEPS, Slopes, grouped, slopes
 from train.cli import main
 from train.config.load import from_mapping
 from train.report.chain import complaint
@@ -217,6 +217,13 @@ def test_differences_know_a_slope_and_how_well():
         assert off < close and off <= 10 * estimate.doubt[0], name
     flat = slopes(np.full((1, 2, len(h)), 3.0), np.ones(1))
     assert flat.value[0] == 0 and 0 < flat.doubt[0] < 1e-10  # not certain: the values are rounded
+
+
+def test_slopes_that_differences_cannot_tell_from_zero_are_against_the_largest():
+    predicted = Slopes(np.array([0.0, 1.0, 1e-9, 1e-9]), np.array([0.0, 1e-12, 1e-12, 1e-20]))
+    pairs, note = grouped("abcd", [1, 1, 1, 1], predicted, np.array([1e-17, 1.0, 1e-9, 1e-9]), "four")
+    assert [(pair.label, pair.size) for pair in pairs] == [("b", None), ("d", None), ("a", 1.0), ("c", 1.0)]
+    assert note == "four. Too small for differences, so their errors are against the largest slope: a; c"
 
 
 def config(**keys):
