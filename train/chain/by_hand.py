@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 Array = np.ndarray
 Parameters = Mapping[str, Any]  # nested, as model/network.py has them; blocks in a list
-STEP = 1e-100  # of `jacobian`: its square is nothing beside 1, and no product of a few entries with it underflows
+STEP = 1e-100  # of `jacobian`: its square is negligible next to 1, and no product of a few entries with it underflows
 
 
 def sigmoid(x: Array) -> Array:

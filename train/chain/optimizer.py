@@ -127,7 +127,7 @@ def adam(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) ->
 
 @same_as_project(f"{DECOUPLED}, algorithm 2", DECAY)
 def adamw(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
-    """Adam's step, and beside it w ← w - η λ w"""
+    """Adam's step, and apart from it w ← w - η λ w"""
     return adam(memory, g, w, 0 * decay, t) + LR * decay * w
 
 
@@ -175,7 +175,7 @@ def adam_l2_is_adamw() -> Pair:
 @claim(
     "Kingma & Ba 2015, 1412.6980, section 2.1",
     "both rules in numpy with g; the project's with 1000 g",
-    tolerance=Tolerance(1e-5, "Adam's ε = 1e-8 beside a √v̂ that can be as small as 1e-3"),
+    tolerance=Tolerance(1e-5, "Adam's ε = 1e-8 next to a √v̂ that can be as small as 1e-3"),
 )
 def loudness() -> Evidence:
     """Adam and Lion take the same steps with gradients 1000 times as large: their norm does not say who learns"""
