@@ -35,7 +35,7 @@ def _shape(leaf: Any) -> str:
 
 
 def _key(function: Any) -> tuple:
-    """What a partial function, vmapped or not, is and holds; names and folders of a config decide on no program."""
+    """Returns the identity of a partial function, vmapped or not: its arguments, less names and folders of a config."""
     inner = getattr(function, "__wrapped__", function)
     assert isinstance(inner, partial), function
     held = [

@@ -1,4 +1,4 @@
-"""Claims about cost in FLOPs, counted by XLA in the programs: no clock, so nothing that can flake."""
+"""Claims about cost in FLOPs, counted by XLA in the programs: without a clock, so that they are deterministic."""
 
 import dataclasses
 from collections.abc import Callable

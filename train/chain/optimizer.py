@@ -1,6 +1,6 @@
 """Claims about the update rules: the project's transformations against the rules written out in numpy.
 
-Compared is the distance of the parameters from their start after each of a few steps: one row a step, the last first.
+The distance of the parameters from their start is compared after each of a few steps: one row a step, the last first.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def flat(tree: Any) -> Vector:
 
 @cache
 def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1.0) -> Moved:
-    """Returns the way that the project's rule takes; gradients are times `loudness`."""
+    """Returns the path of the project's rule, with gradients multiplied by `loudness`."""
     settings = {"lr": LR, "weight_decay": decay, "momentum": MOMENTUM, "betas": BETAS, "eps": EPS, "decay": kind}
     config = OptimizerConfig.model_validate({"name": name, "schedule": "constant", "warmup": 0} | settings)
     hp = jax.tree.map(np.float64, numbers(config))
@@ -70,7 +70,7 @@ def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1
 
 
 def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
-    """Returns the way that a rule of numpy takes. Matrices and tables decay, gains do not."""
+    """Returns the path of a rule in numpy. Matrices and tables decay, gains do not."""
     start, grads = problem()
     decays = jax.tree_util.tree_map_with_path(
         lambda path, x: np.full(x.shape, decay * ("gain" not in str(path))), start
