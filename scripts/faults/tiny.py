@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import jax
+
 from scripts.faults.injection import Call, Disk, Killed, injected
 from scripts.faults.programs import shared
 from scripts.faults.sweep import Broken
@@ -60,6 +62,8 @@ class Bench:
         """
         output = StringIO()
         with redirect_stdout(output), redirect_stderr(output), ExitStack() as stack:
+            # A signal inside a trace may leave it open in this process, for the runs that follow.
+            stack.enter_context(jax.core.eval_context())
             if not report:
                 stack.enter_context(patch("train.run.summary.write_report", lambda *_: None))
             stack.enter_context(patch("train.run.metrics.RunMetrics.draw", lambda _: None))
