@@ -136,7 +136,7 @@ def test_an_interrupt_during_set_up_stays_one_when_the_run_is_damaged(run, capsy
 
     with pytest.raises(KeyboardInterrupt):
         experiment.train(load("tiny.yaml"), Interrupted(), Stop())
-    assert capsys.readouterr().out == "nothing saved: main not usable (damaged)\n"
+    assert capsys.readouterr().out == "nothing saved: main cannot be resumed\n"
 
 
 def test_a_finished_run_whose_checkpoints_were_deleted_is_finished(run, train, capsys):
@@ -332,6 +332,17 @@ def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, trai
         assert train("name=auto", "train.steps_per_call=auto", *keys)[0] == 0
         assert json.loads(choices.read_text()) == {"steps_per_call": expected}
     assert [*rows(Path("runs/auto/main"))] == [0, 4, 8, 12, 16, 18, 20]
+
+
+def test_a_variant_that_goes_on_without_its_group_keeps_the_steps_of_a_dispatch(run, train):
+    keys = ["name=pair", "sweep={seed: [0, 1]}"]
+    assert train(*keys)[0] == 0
+    cut_back(Path("runs/pair/main,seed=1"))
+    intervals = ["train.eval_every=12", "train.checkpoint_every=12", "watch.every=12"]
+    assert train(*keys, "train.steps_per_call=auto", *intervals)[0] == 0
+    assert [json.loads((path / "choices.json").read_text()) for path in Path("runs/pair").glob("main,seed=*")] == [
+        {"steps_per_call": 4}
+    ] * 2
 
 
 def test_no_watched_step_is_missed_where_a_run_goes_on_with_other_dispatches(run, train):

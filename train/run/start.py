@@ -72,8 +72,8 @@ def begin(
     of its checkpoints is whole; it is beyond `train.steps` already; a file of it cannot be read.
     """
     variants, config = group.variants, group.config
-    recorded = filter(None, (recorded_steps_per_call(directory, config) for directory in directories))
-    K = next(recorded, None) or steps_per_call(config, assumed_step_seconds(group, config.data.batch, kind))
+    K = recorded_steps_per_call(directories[0], config)  # those that go on together have the same
+    K = K or steps_per_call(config, assumed_step_seconds(group, config.data.batch, kind))
     finished = [summary for variant in variants if (summary := finished_run(variant))]
     over = len(finished) == len(variants)
     all_checkpoints = [Checkpoints(directory) for directory in directories]
@@ -195,7 +195,7 @@ def resume_points(variants: Sequence[Variant]) -> str:
                 state = f"at step {step}"
             saved = saved or state != "not begun"
         except UserError:  # the next command says why
-            state = "not usable (damaged)"
+            state = "cannot be resumed"
         by_state.setdefault(state, []).append(variant.name)
     where = "; ".join(f"{', '.join(names)} {state}" for state, names in by_state.items())
     return f"{'saved' if saved else 'nothing saved'}: {where}"
