@@ -1,5 +1,6 @@
 """Run directories: trained and stopped on purpose, read back, or written by hand for what reads them."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,13 @@ from train.report.groups import Group
 from train.report.page import compare
 from train.run.experiment import Outcome, train
 from train.store.checkpoint import Checkpoints
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class At(Console):

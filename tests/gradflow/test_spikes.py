@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from train.gradflow.spikes import BEFORE, FEWEST, LATEST, SHARE, Watch, follow
+from train.gradflow.spikes import BEFORE, FEWEST, LATEST, SHARE, SpikeDetector, follow
 
 STEPS = 400
 
@@ -17,7 +17,7 @@ def quiet(seed: int = 0, noise: float = 0.1, steps: int = STEPS) -> np.ndarray:
 
 
 def heights(losses: np.ndarray) -> np.ndarray:
-    return follow(Watch(), losses)[1]
+    return follow(SpikeDetector(), losses)[1]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.1, 0.3])
@@ -58,7 +58,7 @@ def test_limits_on_both_sides():
 
 def test_where_a_loss_stays_up_the_spike_stays_open_until_half_of_it_is_left():
     up = np.append(np.full(100, 2.0), np.full(500, 3.0))
-    watch, found = follow(Watch(), up)
+    watch, found = follow(SpikeDetector(), up)
     assert found[-1] == 1.0 and watch.level == 2.0 and watch.before == (2.0,) * BEFORE
     _, still = follow(watch, np.full(50, 2.0 + 0.6 * watch.limit))
     assert still[-1] > 0
@@ -77,7 +77,7 @@ def test_before_there_is_something_to_compare_with_nothing_is_said():
 def test_what_is_not_finite_is_infinitely_high():
     losses = quiet()
     losses[200:] = np.nan
-    watch, found = follow(Watch(), losses)
+    watch, found = follow(SpikeDetector(), losses)
     assert np.isposinf(found[-1]) and not np.isnan(found).any() and watch.level == pytest.approx(2.4, abs=0.1)
     assert not heights(np.full(100, np.nan)).any()  # of which nothing was ever usual
 
@@ -87,10 +87,10 @@ def test_it_does_not_matter_how_the_steps_are_cut_nor_whether_a_run_was_resumed(
     losses = quiet()
     losses[200:260] += 2.0
     losses[310:] = np.inf
-    whole_watch, whole = follow(Watch(), losses)
-    watch, parts = Watch(), []
+    whole_watch, whole = follow(SpikeDetector(), losses)
+    watch, parts = SpikeDetector(), []
     for start in range(0, STEPS, window):
-        watch = Watch.from_json(json.loads(json.dumps(watch.as_json())))
+        watch = SpikeDetector.from_json(json.loads(json.dumps(watch.as_json())))
         watch, found = follow(watch, losses[start : start + window])
         parts.append(found)
     np.testing.assert_array_equal(np.concatenate(parts), whole)

@@ -4,12 +4,8 @@ import io
 import math
 from itertools import count
 
+from runs import Terminal
 from train.log.console import Console
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_plain_progress_is_rare_and_ends_with_the_last():
@@ -64,3 +60,18 @@ def test_a_terminal_is_redrawn_at_most_four_times_a_second(monkeypatch):
             out.progress("with", step, 100, None, math.nan, math.inf)
             drawn += [step] if stream.tell() > before else []
     assert drawn == [*range(0, 100, 8), 100]
+
+
+def test_the_bars_of_a_terminal_end_with_the_last_that_trains(monkeypatch):
+    """Also when that one stops before its end: what is printed next follows them, and is not above them."""
+    monkeypatch.setenv("TERM", "linux")
+    stream = Terminal()
+    out = Console(stream, clock=iter([0.0, 0.1, 0.2]).__next__)
+    for variant, step in (("with", 5), ("without", 5), ("without", 10)):
+        out.progress(variant, step, 10, 2.5)
+    assert "\x1b[?25h" not in stream.getvalue()  # the cursor is shown again at the end
+    out.stopped("with")
+    bars = stream.getvalue()
+    assert bars.endswith("\x1b[?25h") and "step 10/10" in bars
+    out.note("next")
+    assert stream.getvalue() == f"{bars}next\n"

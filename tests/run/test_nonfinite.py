@@ -55,6 +55,10 @@ class Stormy(Calm):
 
 class Ever(Calm):
     bad = range(9, 1000)
+
+
+class Always(Calm):
+    bad = range(1000)
 """
 CONFIG = """
 name: n
@@ -107,7 +111,7 @@ def test_stop_ends_one_variant_and_leaves_the_others_alone(train, folder, alone,
     step = ended["first_nonfinite_step"]
     assert ended["exit_reason"] == "nonfinite" and 1 <= step <= 3 and ended["steps"] == step
     assert f"bad: step {step}: the " in out and "pass went bad first" in out and ended["nonfinite"] in out
-    assert f"bad: stops at step {step}; no checkpoint was there yet" in out
+    assert f"bad: stops at step {step}; there was no checkpoint yet" in out
     report = as_markdown(compare([root]))
     assert ended["nonfinite"] in report and f"the run stopped at step {step}" in report
     (event,) = EventAccumulator(str(root / "bad")).Reload().Tensors("verdict/nonfinite")
@@ -163,12 +167,28 @@ def test_skip_leaves_out_one_update_and_counts_the_step(train, folder):
     assert all(again[key] == ended[key] for key in ("skipped_steps", "first_nonfinite_step", "nonfinite", "verdict"))
 
 
-@pytest.mark.slow
-def test_a_run_that_skipped_too_often_ends_with_its_rows_in_order(train, folder):
-    more = ["train.on_nonfinite=skip", "data.kind=stormy_batches:Ever", "train.steps=160", "train.steps_per_call=20"]
-    assert train("stuck", *more, "train.eval_every=40", "train.checkpoint_every=40", "watch.every=5") == 1
-    run = folder / "runs" / "stuck" / "main"
-    assert rows(run) and summary(run)["exit_reason"] == "nonfinite"
+def test_updates_that_were_skipped_count_under_the_other_policy_too(train, folder, capsys):
+    killed_at(16, "n.yaml", "name=changed", "train.on_nonfinite=skip")
+    assert train("changed") == 0
+    assert summary(folder / "runs" / "changed" / "main")["skipped_steps"] == 1
+    assert "main: 1 updates were left out; the first that was not finite was step 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "K", "every", "last"),
+    [pytest.param("Ever", 20, 5, 120, marks=pytest.mark.slow), ("Always", 100, 10, 100)],
+)
+def test_a_run_that_skipped_too_often_ends_with_its_rows_in_order(train, folder, kind, K, every, last):
+    keys = [f"data.kind=stormy_batches:{kind}", f"train.steps_per_call={K}", f"watch.every={every}"]
+    keys += [
+        "train.on_nonfinite=skip",
+        "train.steps=200",
+        f"train.eval_every={2 * K}",
+        f"train.checkpoint_every={2 * K}",
+    ]
+    assert train(f"stuck_{kind}", *keys) == 1
+    run = folder / "runs" / f"stuck_{kind}" / "main"
+    assert max(rows(run)) == last and summary(run)["exit_reason"] == "nonfinite"
 
 
 def test_the_memory_of_bad_steps():

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runs import arrays, contents, flip, rows, summary
+from runs import Terminal, arrays, contents, flip, rows, summary
 from train.cli import main
 from train.config.load import load
 from train.core.state import State
 from train.device import memory
 from train.device import platform as platforms
+from train.device.signals import Stop
 from train.disk import write_json
-from train.run import loop
+from train.log.console import Console
+from train.run import experiment, loop
+from train.run.dispatches import Throughput
 from train.run.start import finished_run, resumable_parts
 from train.store import tensors
 from train.store.checkpoint import Checkpoints
@@ -94,7 +98,7 @@ def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, whole, 
     code, out, err = train()
     assert (code, err) == (0, "") and "resuming at step 8 of 12" in out
     assert re.search(r"\n  memory +estimated [\d.]+ [kM]B( of .*)?\n", out)
-    assert out.count("\nwarning: runs/tiny/main/ckpt: goes back to step 8; skipped step 12: ") == 1
+    assert out.count("\nwarning: runs/tiny/main/ckpt: resuming from step 8; skipped step 12: ") == 1
     assert same(run, whole)
     assert [path.name[:8] for path in sorted((run / "ckpt").iterdir())] == ["00000004", "00000008", "00000012"]
     assert "finished before; nothing to do" in train()[1]
@@ -121,6 +125,20 @@ def test_a_run_is_never_started_over_when_all_is_damaged(run, train):
     assert before == contents(run)
 
 
+def test_an_interrupt_during_set_up_stays_one_when_the_run_is_damaged(run, capsys):
+    (run / "summary.json").unlink()
+    for step in (4, 8, 12):
+        damage(run, step)
+
+    class Interrupted(Console):
+        def block(self, title, rows) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(load("tiny.yaml"), Interrupted(), Stop())
+    assert capsys.readouterr().out == "nothing saved: main cannot be resumed\n"
+
+
 def test_a_finished_run_whose_checkpoints_were_deleted_is_finished(run, train, capsys):
     shutil.rmtree(run / "ckpt")
     before = contents(run)
@@ -130,9 +148,15 @@ def test_a_finished_run_whose_checkpoints_were_deleted_is_finished(run, train, c
     code, _, err = train("train.steps=20")
     assert code == 1 and "was finished at step 12, and has no checkpoint to go on from" in err
     assert contents(run) == before
+    (run / "metrics.jsonl").unlink()
+    before = contents(run)
+    code, out, _ = train()
+    assert code == 0 and "finished before; nothing to do" in out and contents(run) == before
+    code, _, err = train("model.width=16")
+    assert code == 1 and "holds a run of another config (model.width: 8 there, 16 here)" in err
 
 
-def test_the_log_of_a_run_without_a_checkpoint_begins_anew(run, whole, train):
+def test_the_log_of_a_run_without_a_checkpoint_starts_over(run, whole, train):
     """Killed before its first save."""
     cut_back(run)
     shutil.rmtree(run / "ckpt")
@@ -310,6 +334,17 @@ def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, trai
     assert [*rows(Path("runs/auto/main"))] == [0, 4, 8, 12, 16, 18, 20]
 
 
+def test_a_variant_that_goes_on_without_its_group_keeps_the_steps_of_a_dispatch(run, train):
+    keys = ["name=pair", "sweep={seed: [0, 1]}"]
+    assert train(*keys)[0] == 0
+    cut_back(Path("runs/pair/main,seed=1"))
+    intervals = ["train.eval_every=12", "train.checkpoint_every=12", "watch.every=12"]
+    assert train(*keys, "train.steps_per_call=auto", *intervals)[0] == 0
+    assert [json.loads((path / "choices.json").read_text()) for path in Path("runs/pair").glob("main,seed=*")] == [
+        {"steps_per_call": 4}
+    ] * 2
+
+
 def test_no_watched_step_is_missed_where_a_run_goes_on_with_other_dispatches(run, train):
     keys = ["name=rewatched", "watch.every=2", "train.eval_every=8", "train.checkpoint_every=8"]
     assert train(*keys, "train.steps=1", "train.steps_per_call=1")[0] == 0
@@ -392,7 +427,7 @@ def of_steps(variant, steps, reason: str | None = None) -> None:
         # One save apart go on together; further apart they do not.
         ([([4, 8],), ([4],), ([12, 16, 20],), ([],)], [], [[2], [0, 1], [3]]),
         ([([4, 8],), ([4], "signal 2"), ([12, 16, 20],), ([12], "done")], [], [[3], [2], [0, 1]]),
-        # One that a bad step stopped without a checkpoint, beside one that is to go on with more steps and other saves.
+        # One that a bad step stopped without a checkpoint, and one that is to go on with more steps and other saves.
         (
             [([8], "done"), ([], "nonfinite")],
             ["train.steps=80", "train.checkpoint_every=40", "train.eval_every=40"],
@@ -429,7 +464,21 @@ def test_variants_without_a_whole_step_in_common_go_on_apart(run):
 # The console and the summary
 
 
-def test_training_goes_on_when_nobody_reads_what_it_prints(run):
+def test_the_bars_of_a_run_that_a_signal_stops_end_before_its_results(run, monkeypatch):
+    monkeypatch.setenv("TERM", "linux")
+    stream, stop = Terminal(), Stop()
+
+    class Signalled(Console):
+        def progress(self, *arguments, **more) -> None:
+            super().progress(*arguments, **more)
+            stop.signal = signal.SIGTERM
+
+    with Signalled(stream) as console:
+        experiment.train(load("tiny.yaml", ["name=signalled"]), console, stop)
+    assert stream.getvalue().index("\x1b[?25h") < stream.getvalue().index("signalled: results")
+
+
+def test_training_goes_on_without_a_reader_of_its_output(run):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     children = []
     for name, errors in (("stdout", subprocess.PIPE), ("both", subprocess.STDOUT)):
@@ -452,6 +501,13 @@ def test_a_closed_output_is_no_error(run):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_speed_is_that_of_one_variant_while_it_has_the_device():
+    """Two are called in turn until one of them has stopped."""
+    throughput = Throughput(clock=iter([0.0, 8.0, 16.0, 18.0]).__next__)
+    assert [throughput.dispatch(4, calls) for calls in (2, 2, 2, 1)] == [None, 1.0, 1.0, 2.0]
+    assert throughput.recent == throughput.call == 1.0
 
 
 def test_the_share_of_the_peak_that_a_long_training_reached(run, train, monkeypatch):

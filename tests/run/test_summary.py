@@ -1,4 +1,4 @@
-"""What a training leaves beside its runs: the report, and means over seeds for TensorBoard."""
+"""Files of an experiment apart from its runs: the report, and means over seeds for TensorBoard."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def scalars_of(folder: Path) -> dict[str, dict[int, float]]:
 
 @pytest.fixture
 def sweep(tmp_path):
-    root = tmp_path / "sweep"
+    root = tmp_path / "the sweep"
     for seed in range(3):
         write_run(root, f"with,seed={seed}", seed, loss=2 + seed / 10)
     write_run(root, "alone", width=8)
@@ -46,7 +46,7 @@ def test_means_over_seeds_are_runs_of_tensorboard(sweep):
     assert low["delta/norm_log10/layer_000"] == high["delta/norm_log10/layer_000"]
 
 
-def test_means_are_written_anew_and_those_of_no_group_go(sweep):
+def test_means_are_rewritten_and_those_of_no_group_go(sweep):
     groups = compare([sweep]).groups
     write_means(sweep, groups)
     (sweep / "mine@mean").mkdir()
@@ -93,7 +93,7 @@ def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
     assert out.startswith("warning: no report: ") and "summary.json: cannot read" in out and out.count("\n") == 1
     monkeypatch.setattr(summary, "MAX_BYTES", 10)
     summary.write_report(sweep, Console())
-    assert f"deltaflow compare {sweep} --html {sweep}/report.html" in capsys.readouterr().out
+    assert f"deltaflow compare '{sweep}' --html '{sweep}/report.html'" in capsys.readouterr().out
     assert not (sweep / "report.html").exists()
 
 

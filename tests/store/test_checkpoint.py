@@ -64,7 +64,7 @@ def run(saved, tmp_path) -> Path:
 
 
 def names(checkpoints: Checkpoints) -> list[str]:
-    return sorted(path.name for path in checkpoints.directory.iterdir())
+    return sorted(path.name for path in checkpoints.folder.iterdir())
 
 
 # What is written
@@ -273,13 +273,13 @@ def test_the_one_before_is_used_instead_of_what_is_no_whole_checkpoint_of_its_st
     fault(Checkpoints(run).path(30))
     lines: list[str] = []
     assert re.fullmatch(why, reason := str(Checkpoints(run).damage(30))) and Checkpoints(run).newest(lines.append) == 20
-    assert lines == [f"{run}/ckpt: goes back to step 20; skipped step 30: {reason}"]
+    assert lines == [f"{run}/ckpt: resuming from step 20; skipped step 30: {reason}"]
     with pytest.raises(UserError, match="00000030.safetensors: cannot restore: "):
         Checkpoints(run).restore(30, state_at(0), DEVICE)
 
 
 def test_other_files_in_the_folder_do_no_harm(run):
-    folder = Checkpoints(run).directory
+    folder = Checkpoints(run).folder
     others = (".DS_Store", "notes.txt", "²²²²²²²².safetensors", f"{'1' * 23}.safetensors", "0000040.safetensors")
     for name in (*others, "000000040.safetensors", "00000040.safetensors.tmp", "x00000040.safetensors"):
         (folder / name).write_text("x")
@@ -368,7 +368,7 @@ def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_pat
     flip(both[0].path(30))
     flip(both[1].path(20))
     assert newest_common(both, lines.append) == 10
-    assert "goes back to step 10; skipped a, step 30: " in lines[0] and "; b, step 20: " in lines[0]
+    assert "resuming from step 10; skipped a, step 30: " in lines[0] and "; b, step 20: " in lines[0]
     flip(both[1].path(10))
     with pytest.raises(UserError, match=r"ckpt and of 1 more: no checkpoint can be used \(a, step 30"):
         newest_common(both)
@@ -378,7 +378,7 @@ def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_pat
 
 def test_newer_checkpoints_are_set_aside_and_leftovers_removed(run):
     checkpoints = Checkpoints(run)
-    leftover = checkpoints.directory / ".00000040.safetensors.0a1b2c3d.tmp"
+    leftover = checkpoints.folder / ".00000040.safetensors.0a1b2c3d.tmp"
     leftover.write_bytes(b"x")
     flip(checkpoints.path(30))
     checkpoints.go_on_from(20)
@@ -432,7 +432,7 @@ def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
     flip(Checkpoints(copied / "with").path(40), 700)
     assert main(["sample", str(copied / "with"), "--top", "3"]) == 0
     out = capsys.readouterr()
-    assert f"warning: {copied}/with/ckpt: goes back to step 20; skipped step 40: its sha256 differs" in out.err
+    assert f"warning: {copied}/with/ckpt: resuming from step 20; skipped step 40: its sha256 differs" in out.err
     assert out.err.count("\n") == 1
     flip(Checkpoints(copied / "with").path(20), 700)
     # The other variant is not touched, and nothing is begun before all is looked at.

@@ -116,7 +116,7 @@ def test_a_summary_with_other_values_is_named(run, capsys, change, message):
         assert code == 1 and f"{path}: {message}" in err
 
 
-def test_a_summary_that_is_gone_or_another_variant_s_is_written_anew(run, capsys):
+def test_a_summary_that_is_gone_or_another_variant_s_is_rewritten(run, capsys):
     config, directory = run
     path = directory / "summary.json"
     before = json.loads(path.read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ NOISE = 3.0
 SHARE = 0.05  # of the initial loss
 
 
-class Watch(NamedTuple):
+class SpikeDetector(NamedTuple):
     """State of the detector. `level` and `limit` belong to the current spike."""
 
     before: tuple[float, ...] = ()
@@ -37,44 +37,44 @@ class Watch(NamedTuple):
         return [list(self.before), list(self.latest), self.first, self.level, self.limit]
 
     @classmethod
-    def from_json(cls, state: Sequence) -> "Watch":
+    def from_json(cls, state: Sequence) -> "SpikeDetector":
         before, latest, *rest = state
         return cls(tuple(before), tuple(latest), *rest)
 
 
-def follow(watch: Watch, losses: Float[np.ndarray, " K"]) -> tuple[Watch, Float[np.ndarray, " K"]]:
+def follow(detector: SpikeDetector, losses: Float[np.ndarray, " K"]) -> tuple[SpikeDetector, Float[np.ndarray, " K"]]:
     """Returns the state after the losses of K steps, and the height above `level` after each, 0 outside a spike.
 
     Non-finite losses count as infinite.
     """
     heights = np.zeros(len(losses))
     for index, loss in enumerate(np.where(np.isfinite(losses), losses, math.inf).tolist()):
-        watch = _after(watch, loss)
-        if watch.level is not None:
-            heights[index] = _median(watch.latest) - watch.level
-    return watch, heights
+        detector = _after(detector, loss)
+        if detector.level is not None:
+            heights[index] = _median(detector.latest) - detector.level
+    return detector, heights
 
 
-def _after(watch: Watch, loss: float) -> Watch:
-    latest = (*watch.latest, loss)
+def _after(detector: SpikeDetector, loss: float) -> SpikeDetector:
+    latest = (*detector.latest, loss)
     if len(latest) > LATEST:
-        if watch.level is None:  # the losses of a spike do not enter the baseline
-            watch = watch._replace(before=(*watch.before, latest[0])[-BEFORE:])
+        if detector.level is None:  # the losses of a spike do not enter the baseline
+            detector = detector._replace(before=(*detector.before, latest[0])[-BEFORE:])
         latest = latest[1:]
-    watch = watch._replace(latest=latest)
-    if watch.first is None:
-        return watch if len(latest) < LATEST else watch._replace(first=_median(latest))
-    if watch.level is not None:
-        has_ended = _median(latest) - watch.level <= watch.limit / 2
-        return watch._replace(level=None, limit=0.0) if has_ended else watch
-    if len(watch.before) < FEWEST:
-        return watch
-    level, height = _median(watch.before), _median(latest) - _median(watch.before)
-    least = SHARE * abs(watch.first)
+    detector = detector._replace(latest=latest)
+    if detector.first is None:
+        return detector if len(latest) < LATEST else detector._replace(first=_median(latest))
+    if detector.level is not None:
+        has_ended = _median(latest) - detector.level <= detector.limit / 2
+        return detector._replace(level=None, limit=0.0) if has_ended else detector
+    if len(detector.before) < FEWEST:
+        return detector
+    level, height = _median(detector.before), _median(latest) - _median(detector.before)
+    least = SHARE * abs(detector.first)
     if not height > least:  # nearly always, which saves computing the spread
-        return watch
-    limit = max(NOISE * 1.4826 * _median([abs(loss - level) for loss in watch.before]), least)
-    return watch._replace(level=level, limit=limit) if height > limit else watch
+        return detector
+    limit = max(NOISE * 1.4826 * _median([abs(loss - level) for loss in detector.before]), least)
+    return detector._replace(level=level, limit=limit) if height > limit else detector
 
 
 def _median(values: Sequence[float]) -> float:

@@ -97,24 +97,28 @@ class Console:
                 self._print("  ".join(text for text in (f"{variant}:", *texts) if text))
                 self._next[variant] = now + PLAIN_S * max(1, len(self._running))
         elif not self._running:
-            self._draw()
             self.close()
         elif now >= self._next.get("", 0.0):
             self._draw()
             self._next[""] = now + LIVE_S
 
-    def over(self, variant: str) -> None:
-        """Marks a variant that stopped before its end: it makes no more progress."""
+    def stopped(self, variant: str) -> None:
+        """Ends the progress of a variant that stopped before its last step."""
         self._running.discard(variant)
+        if not self._running:
+            self.close()
 
     def close(self) -> None:
         """Ends the live lines, leaving their last state on the screen."""
+        if self._rich is not None and self._bars:
+            self._draw()
         if self._live is not None:
             with suppress(OSError):
                 self._live.stop()
             self._live = None
             atexit.unregister(self.close)
         self._bars.clear()
+        self._running.clear()
 
     def __enter__(self) -> "Console":
         return self
@@ -169,7 +173,7 @@ def printable(text: str, stream: TextIO) -> str:
 
 
 def unread(stream: TextIO) -> TextIO:
-    """Returns a sink in place of a pipe without a reader; says so once on stderr."""
+    """Returns a sink to replace a pipe without a reader, and prints one line about it on stderr."""
     nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     os.dup2(nowhere.fileno(), stream.fileno())  # the rest of the stream's buffer is flushed at exit
     try:

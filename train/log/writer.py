@@ -1,4 +1,4 @@
-"""Metrics of a run: a TensorBoard event file, and metrics.jsonl beside it."""
+"""Log files of a run: TensorBoard events and metrics.jsonl."""
 
 import json
 import logging
@@ -62,7 +62,7 @@ class Tracker:
         self.text("config", self._step, "".join(f"    {line}\n" for line in yaml_text.splitlines()))
 
     def layout(self, categories: Layout) -> None:
-        """Custom scalars, as train/log/charts_layout.py makes them."""
+        """Logs the chart layout of train/log/charts_layout.py, for TensorBoard's custom scalars."""
         from tensorboardX.summary import custom_scalars
 
         self._event(self._step, custom_scalars(dict(categories)))

@@ -1,7 +1,7 @@
 """Dispatches of training, (start, end): their steps, those that are watched, and the throughput."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -33,7 +33,7 @@ def dispatches(start_step: int, steps: int, K: int, every: int = 0) -> Iterator[
 
 
 def watched_steps(start: int, end: int, every: int) -> range:
-    """The watched steps of a dispatch: its first, if that is a multiple of `every`, and each `every`-th after it.
+    """Returns the watched steps of a dispatch: its first, if a multiple of `every`, and each `every`-th after it.
 
     train/core/dispatch.py watches the same steps of a dispatch whose program is watched.
 
@@ -44,7 +44,7 @@ def watched_steps(start: int, end: int, every: int) -> range:
 
 
 def dispatch_shapes(config: RunConfig, start_step: int, K: int) -> set[tuple[int, bool]]:
-    """(length, watched) of the dispatches to come: they repeat after `watch.every` steps, up to the last one."""
+    """Returns (length, watched) of the dispatches to come, which repeat every `watch.every` steps up to the last."""
     every, steps = config.watch.every, config.train.steps
     some = list(islice(dispatches(start_step, steps, K, every), 3 + every // K))
     last = steps - 1
@@ -53,8 +53,8 @@ def dispatch_shapes(config: RunConfig, start_step: int, K: int) -> set[tuple[int
 
 
 def steps_per_call(config: RunConfig, step_seconds: float) -> int:
-    """K: the most steps of a dispatch of at most about a second that divide the intervals of evaluations, checkpoints
-    and instruments, and fit `watch.every`."""
+    """Returns K, the most steps of a dispatch of at most about a second that divide the intervals of evaluations,
+    checkpoints and instruments, and fit `watch.every`."""
     if config.train.steps_per_call != "auto":
         return config.train.steps_per_call
     most = max(1, min(100, int(1.0 / step_seconds), config.train.steps))
@@ -62,7 +62,7 @@ def steps_per_call(config: RunConfig, step_seconds: float) -> int:
 
 
 def assumed_step_seconds(group: VariantGroup, batch: int, kind: str) -> float:
-    """A guess of the seconds a step takes on a device of this kind (cpu, gpu, tpu), before anything has run."""
+    """Returns a guess of the seconds per step on a device of this kind (cpu, gpu, tpu), before anything has run."""
     count = len(group.variants) if group.vmapped else 1
     return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
 
@@ -70,34 +70,33 @@ def assumed_step_seconds(group: VariantGroup, batch: int, kind: str) -> float:
 class Throughput:
     """Seconds a step, from the times between dispatches in which nothing else was done.
 
-    Args:
-        calls: variants that take turns in one step; vmapped ones are one call.
+    Variants that take turns are a call each; vmapped ones are one call.
     """
 
-    def __init__(self, calls: int) -> None:
-        self.calls = calls
-        self._seconds: list[float] = []  # a step of all calls
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: list[float] = []  # a step of one call
         self._since: float | None = None
 
     def pause(self) -> None:
-        """Leaves the time until the next dispatch out: it is not one of training."""
+        """Excludes the time up to the next dispatch, in which something other than training was done."""
         self._since = None
 
-    def dispatch(self, steps: int) -> float | None:
+    def dispatch(self, steps: int, calls: int) -> float | None:
         """Counts a dispatch that has just ended; returns one variant's steps per second while it has the device."""
-        now, since = time.perf_counter(), self._since
+        now, since = self._clock(), self._since
         self._since = now
         if since is None:
             return None
-        self._seconds.append((now - since) / steps)
-        return self.calls / self._seconds[-1]
+        self._seconds.append((now - since) / steps / calls)
+        return 1.0 / self._seconds[-1]
 
     @property
     def recent(self) -> float | None:
-        """Seconds a step of all calls, the median of the last dispatches."""
+        """Seconds a step of one call, the median of the last dispatches."""
         return float(np.median(self._seconds[-_RECENT:])) if self._seconds else None
 
     @property
     def call(self) -> float | None:
         """Seconds a step of one call, the median of all dispatches."""
-        return float(np.median(self._seconds)) / self.calls if self._seconds else None
+        return float(np.median(self._seconds)) if self._seconds else None

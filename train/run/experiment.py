@@ -39,7 +39,7 @@ class Outcome:
 
 
 def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
-    """The data of every variant by `data_key`, each corpus read once. Starts no JAX. Raises UserError."""
+    """Returns the data of every variant by `data_key`, each corpus read once. Starts no JAX. Raises UserError."""
     sources: dict[str, Source] = {}
     for variant in variants:
         key = data_key(variant.config)
@@ -50,19 +50,19 @@ def open_all(variants: Sequence[Variant]) -> dict[str, Source]:
 
 
 def data_key(config: RunConfig) -> str:
-    """A text that is equal for variants that read the same tokens; batch size and seed only draw from them."""
+    """Returns a key that variants share if they read the same tokens; batch size and seed only draw from them."""
     return config.data.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
 
 
 def device_of(experiment: Experiment) -> Platform:
-    """The device that all variants name, with JAX started on it. Raises UserError when there is none."""
+    """Starts JAX and returns the device that all variants name. Raises UserError when there is none."""
     first = experiment.variants[0]
     with first.placing():
         return platforms.select(first.config.train)
 
 
 def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform) -> VariantGroup:
-    """Variants of one structure with their network.
+    """Returns variants of one structure with their network.
 
     Raises ConfigError when the data or the optimizer does not fit the config; UserError for what users bring along.
     """
@@ -103,7 +103,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         stop.doing = "the start of JAX"
         platform = device_of(experiment)
         show_start(experiment, sources, platform, console)
-        groups = []  # all of them first: what is wrong with one is said before another has trained
+        groups = []  # all of them first, so that an error in one is reported before another has trained
         for members in grouped(experiment.variants):
             source = sources[data_key(members[0].config)]
             groups += [(source, build_group(part, source.form, platform)) for part in resumable_parts(members)]

@@ -39,12 +39,12 @@ from .summary import close, performance
 from .transfer import started_from
 
 _PICTURES_EVERY_S = 30.0
-_WORTH_A_PEAK_S = 30.0  # of a shorter training the device's peak is not measured, which takes about a second
+_WORTH_A_PEAK_S = 30.0  # a shorter run skips the measurement of the device's peak, which takes about a second
 
 
 class Hook(NamedTuple):
-    """A function that is called with the step after each dispatch that ends at a multiple of `every`; `at_end`: and
-    after the last step."""
+    """A function called with the step after each dispatch that ends at a multiple of `every`; with `at_end`, also after
+    the last step."""
 
     every: int
     function: Callable[[int], None]
@@ -73,7 +73,7 @@ class GroupRun:
         self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
-        self.throughput = Throughput(1 if group.vmapped else len(group.variants))
+        self.throughput = Throughput()
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
         self.start: Start
         self.programs: Programs
@@ -109,7 +109,7 @@ class GroupRun:
                     saved = checkpoints.header(start.step).meta if start.step else None
                     checkpoints.go_on_from(start.step)
                     dtype, warn = group.network.dtype, self.console.warn
-                    metrics = RunMetrics(variant, checkpoints.run, dtype, start.step, saved, warn)
+                    metrics = RunMetrics(variant, checkpoints.run_directory, dtype, start.step, saved, warn)
                     stack.callback(metrics.tracker.close)
                     self.metrics.append(metrics)
                 compile_s = time.perf_counter() - started
@@ -163,6 +163,7 @@ class GroupRun:
                 if not self.live():
                     break
             self.settle()
+        self.console.close()  # a signal may have come before the last step
 
     def settle(self, leave: int = 0) -> None:
         """Fetches and logs the pending results, but for the newest `leave`."""
@@ -171,7 +172,7 @@ class GroupRun:
             log(self.programs.each(jax.device_get(measured)))
 
     def live(self) -> list[tuple[int, RunMetrics]]:
-        """The variants that still train, by index."""
+        """Returns the variants that still train, with their indices."""
         return [(index, metrics) for index, metrics in enumerate(self.metrics) if metrics.ended is None]
 
     def batches(self, start: int, end: int) -> list[BatchInput]:
@@ -184,7 +185,7 @@ class GroupRun:
     # -- hooks
 
     def evaluate(self, step: int) -> None:
-        """Held-out scores of the weights, and of their moving averages where there are any."""
+        """Queues the held-out scores of the weights, and of their moving averages if there are any."""
         task = self.group.network.task
 
         def log(split: str, results: list[Any]) -> None:
@@ -198,7 +199,7 @@ class GroupRun:
             self.pending.append((scores, partial(log, "val_ema")))
 
     def measure(self, name: str, step: int) -> None:
-        """The readings of an instrument, on the batches that come next."""
+        """Queues the readings of an instrument on the next batches."""
 
         def log(results: list[Any]) -> None:
             self.throughput.pause()
@@ -213,7 +214,7 @@ class GroupRun:
         self.pending.append((self.programs.instrument(name, self.states, batches), log))
 
     def save(self, step: int, eval_pending: bool = False) -> None:
-        """A checkpoint of every live variant, with all its rows on the disk."""
+        """Saves a checkpoint of every live variant, once all its rows are on the disk."""
         self.settle()
         singles = self.programs.each([jax.device_get(state) for state in self.states])
         for index, metrics in self.live():
@@ -222,7 +223,7 @@ class GroupRun:
         self.throughput.pause()
 
     def draw(self, step: int) -> None:
-        """The heatmaps, now and then."""
+        """Rewrites the heatmaps if the last ones are more than _PICTURES_EVERY_S old."""
         if time.perf_counter() - self.drawn_at > _PICTURES_EVERY_S:
             for _, metrics in self.live():
                 metrics.draw()
@@ -232,27 +233,29 @@ class GroupRun:
     # -- results
 
     def log_dispatch(self, start: int, end: int, results: list[Any]) -> None:
-        """Logs a dispatch of every live variant, shows the progress, and looks after steps that are not finite."""
-        config, rate, bad = self.config, self.throughput.dispatch(end - start), {}
+        """Logs a dispatch of every live variant, shows the progress, and handles non-finite steps."""
+        config, bad = self.config, {}
+        calls = 1 if self.group.vmapped else sum(each is not None for each in results)
+        rate = self.throughput.dispatch(end - start, calls)
         for index, metrics in self.live():
             if (step := metrics.add_dispatch(start, results[index][0], results[index][1], rate)) is not None:
                 bad[index] = step
         seconds, tokens = self.throughput.recent, config.data.batch * config.data.context
-        speed = None if seconds is None else self.throughput.calls * tokens / seconds
-        left = None if seconds is None else seconds * (config.train.steps - end)
+        speed = None if seconds is None else tokens / seconds
+        left = None if seconds is None else seconds * calls * (config.train.steps - end)
         for index, metrics in self.live():
             if index not in bad or config.train.on_nonfinite == "skip":
                 self.console.progress(metrics.variant.name, end, config.train.steps, metrics.last_loss, speed, left)
             metrics.tracker.flush()
         for index, step in bad.items():
             self.throughput.pause()
-            if handle_nonfinite(self, index, step) and not self.group.vmapped:
+            if handle_nonfinite(self, index, step, end) and not self.group.vmapped:
                 self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
     # -- before the first dispatch and after the last
 
     def compile(self) -> Budget:
-        """Starts to compile everything that will run. Raises UserError when not even the states have room."""
+        """Starts compiling every program of the run. Raises UserError when the states alone do not fit into memory."""
         group, config, data = self.group, self.config, self.config.data
         train, val = None, None  # tokens on the device; None where batches arrive whole
         if self.source.resident is not None:
@@ -271,7 +274,7 @@ class GroupRun:
         return budget
 
     def initial(self, console: Console | None) -> list[Any]:
-        """The states after 0 steps, with the parameters taken over from `train.init_from`; says so on the console."""
+        """Returns the states after 0 steps, with the parameters of `train.init_from`; prints which ones matched."""
         states, pretrained = self.programs.init(), self.start.pretrained
         if pretrained is None:
             return states
@@ -284,7 +287,7 @@ class GroupRun:
         return self.programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
 
     def resumed(self) -> list[Any]:
-        """The states that were saved at the step of the start."""
+        """Returns the states saved at the step of the start."""
         step, like, device = self.start.step, self.programs.abstract_single, self.platform.device
         self.console.note(f"resuming at step {step} of {self.config.train.steps}")
         return self.programs.joined([checkpoints.restore(step, like, device) for checkpoints in self.checkpoints])

@@ -1,6 +1,5 @@
 """Metrics of one variant as it trains: open rows, verdicts, loss spikes, and the series behind its summary."""
 
-import logging
 import math
 import re
 from array import array
@@ -25,7 +24,7 @@ from ..gradflow.delta import underflows
 from ..gradflow.gradients import Histogram, edges
 from ..gradflow.loss_history import Series, loss_history_of
 from ..gradflow.norms import log10
-from ..gradflow.spikes import Watch, follow
+from ..gradflow.spikes import SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import Curve, Reading, scalars_of
 from ..log.writer import Tracker
@@ -33,8 +32,6 @@ from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
 from .dispatches import watched_steps
 from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
-
-log = logging.getLogger(__name__)
 
 SPIKE_WARNINGS = 5  # a variant; the rest are in the log
 # Tags whose history the summary, the verdict and the pictures need; kept in memory, so that no log is read back.
@@ -56,7 +53,7 @@ class RunMetrics:
         dtype: of compute, which decides how far gradients can be trusted.
         start_step: the step from which training starts or resumes.
         saved: at a resumption, what `meta` returned at that step.
-        warn: called with one line about what a person should know.
+        warn: called with one line a warning.
 
     Raises UserError when the log cannot be opened or read.
     """
@@ -66,16 +63,16 @@ class RunMetrics:
         variant: Variant,
         directory: Path,
         dtype: str,
-        start_step: int = 0,
-        saved: Mapping[str, Any] | None = None,
-        warn: Callable[[str], None] = log.warning,
+        start_step: int,
+        saved: Mapping[str, Any] | None,
+        warn: Callable[[str], None],
     ) -> None:
         self.variant, self.directory, self.dtype, self.warn = variant, directory, dtype, warn
         self.open_rows: dict[int, Scalars] = {}
         self.first_verdict: Verdict | None = None  # of the first watched step
         self.last_verdict: Verdict | None = None  # of the last one so far
         self.last_watched = 0
-        self.spike_watch, self.spikes = Watch(), 0
+        self.spike_detector, self.spikes = SpikeDetector(), 0
         self.last_loss = math.nan
         self.nonfinite = NonfiniteSteps()
         self.ended: int | None = None  # the step at which a step that is not finite ended the variant
@@ -87,7 +84,7 @@ class RunMetrics:
             self.open_rows[start_step] = dict(saved["row"])
             self.first_verdict, self.last_verdict = (None if v is None else Verdict(*v) for v in saved["verdicts"])
             self.last_watched, self.spikes = saved["last_watched"], saved["spikes"]
-            self.spike_watch = Watch.from_json(saved["spike_watch"])
+            self.spike_detector = SpikeDetector.from_json(saved["spike_watch"])
             self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["eval_pending"]
             for tag, (steps, values) in read_run(directory).steps.items():
                 if _KEPT.fullmatch(tag):
@@ -95,12 +92,12 @@ class RunMetrics:
         self.tracker.config(to_yaml(variant.config), flatten(variant.config))
 
     def meta(self, step: int, eval_pending: bool) -> dict[str, Any]:
-        """The part of a checkpoint of `step` that lets a resumed run log and judge the same; JSON can hold it."""
+        """Returns the JSON part of a checkpoint of `step`, from which a resumed run logs and judges the same."""
         return {
             "row": self.open_rows.get(step, {}),
             "verdicts": [None if v is None else list(v) for v in (self.first_verdict, self.last_verdict)],
             "last_watched": self.last_watched,
-            "spike_watch": self.spike_watch.as_json(),
+            "spike_watch": self.spike_detector.as_json(),
             "spikes": self.spikes,
             "nonfinite": vars(self.nonfinite),
             "eval_pending": eval_pending,
@@ -113,7 +110,7 @@ class RunMetrics:
     def add_dispatch(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
         """Logs a dispatch of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
 
-        Returns the step (counted from 1) that is not finite and wants a diagnosis, if there is one. Rows after a step
+        Returns the step (counted from 1) that is not finite and needs a diagnosis, if there is one. Rows after a step
         that ends the variant are not logged.
         """
         config = self.variant.config
@@ -149,8 +146,8 @@ class RunMetrics:
 
     def _add_losses(self, start: int, losses: Float[np.ndarray, " K"], updated: Bool[np.ndarray, " K"]) -> None:
         """The mean is over the steps whose update was made, if there are any."""
-        end, was_in_spike = start + len(losses), self.spike_watch.level is not None
-        self.spike_watch, heights = follow(self.spike_watch, losses)
+        end, was_in_spike = start + len(losses), self.spike_detector.level is not None
+        self.spike_detector, heights = follow(self.spike_detector, losses)
         self.last_loss = float(np.mean(losses[updated] if updated.any() else losses, dtype=np.float64))
         self.add(end, {"loss/train": self.last_loss, "loss/spike": float(np.max(heights))})
         began = np.flatnonzero((heights > 0) & ~np.append(was_in_spike, heights[:-1] > 0)).tolist()
@@ -203,7 +200,7 @@ class RunMetrics:
         return {tag: (np.array(steps, np.int64), np.array(values)) for tag, (steps, values) in self._series.items()}
 
     def verdict(self) -> Verdict | None:
-        """The verdict on the run so far; None when no step was watched."""
+        """Returns the verdict on the run so far; None when no step was watched."""
         if self.first_verdict is None or self.last_verdict is None:
             return None
         history, config = loss_history_of(self.series), self.variant.config
@@ -225,9 +222,9 @@ class RunMetrics:
 
 
 def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dict[str, float | None]:
-    """The tags of an evaluation; `split` is val, or val_ema for the averaged weights.
+    """Returns the tags of an evaluation; `split` is val, or val_ema for the averaged weights.
 
-    The best possible losses of the data, where they are known for this task, come along as flat lines.
+    Includes the best possible losses of the data, if known for this task: flat lines in a chart.
     """
     loss = float(scores.loss)
     row: dict[str, float | None] = {f"loss/{split}": loss}

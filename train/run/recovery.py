@@ -1,4 +1,4 @@
-"""Steps that are not finite: what is remembered of them, and their cause, found by replaying the steps before."""
+"""Non-finite steps: the record of them in a run, and their cause by a replay from the last good state."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ from .dispatches import dispatches, watched_steps
 if TYPE_CHECKING:
     from .loop import GroupRun
 
-# Steps in a row that may be skipped: a run that has skipped more stands still, and is stopped.
+# Consecutive steps that may be skipped; a run that skips more makes no progress and is stopped.
 MOST_SKIPPED = 100
 
 
 @dataclass(frozen=True)
 class NonfiniteSteps:
-    """A variant's memory of steps that were not finite; in each checkpoint, so that a resumed run goes on the same.
+    """Record of a variant's non-finite steps, stored in each checkpoint so that a resumed run continues it.
 
     Steps are counted from 1: step n leads from the weights after n - 1 updates to those after n.
     """
@@ -37,7 +37,7 @@ class NonfiniteSteps:
     in_a_row: int = 0  # of them, up to the last step
 
     def skipping(self, finite: Bool[np.ndarray, " K"], start: int) -> "NonfiniteSteps":
-        """The memory after a dispatch from `start` on whose bad updates were left out."""
+        """Returns the record after a dispatch from `start` on whose bad updates were skipped."""
         bad = np.flatnonzero(~finite)
         if not bad.size:
             return replace(self, in_a_row=0)
@@ -46,12 +46,12 @@ class NonfiniteSteps:
         return replace(self, skipped=self.skipped + bad.size, in_a_row=row)
 
     def diagnosed(self, step: int, cause: str) -> "NonfiniteSteps":
-        """The memory after a diagnosis; only the first one is kept."""
+        """Returns the record after a diagnosis; only the first one is stored."""
         return self if self.cause is not None else replace(self, first=step, cause=cause)
 
 
 def first_nonfinite(finite: Bool[np.ndarray, " K"], start: int) -> int | None:
-    """The first step, counted from 1, of a dispatch from `start` on that is not finite."""
+    """Returns the first non-finite step, counted from 1, of a dispatch from `start` on; None without any."""
     bad = np.flatnonzero(~np.asarray(finite))
     return start + int(bad[0]) + 1 if bad.size else None
 
@@ -65,7 +65,7 @@ def find_cause(
     bad: int,
     stopping: Callable[[], bool],
 ) -> tuple[int, Cause] | None:
-    """Replays one variant from its last good state up to the bad step, and takes that step apart.
+    """Replays one variant from its last good state up to the bad step, and examines that step.
 
     Args:
         index: of the variant in its group.
@@ -105,15 +105,19 @@ def find_cause(
     raise AssertionError("no dispatch holds the bad step")
 
 
-def handle_nonfinite(run: "GroupRun", index: int, step: int) -> bool:
-    """Says what went wrong with a variant at a step (counted from 1); ends it as `train.on_nonfinite` asks.
+def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
+    """Reports the cause of a variant's non-finite step; ends the variant if `train.on_nonfinite` asks for it.
+
+    Args:
+        step: the non-finite one, counted from 1.
+        end: of its dispatch.
 
     Returns true if the variant has ended.
     """
     metrics, checkpoints, warn = run.metrics[index], run.checkpoints[index], run.console.warn
     name, config, programs = metrics.variant.name, metrics.variant.config, run.programs
-    warn(f"{name}: step {step} is not finite; its steps since the last good state are taken again")
-    since, end = max(checkpoints.steps(), default=0), step
+    warn(f"{name}: step {step} is not finite; replaying from the last good state to find the cause")
+    since, at, cause = max(checkpoints.steps(), default=0), step, "interrupted before the cause was found"
     try:
         since = checkpoints.newest(warn) or 0
         if since:
@@ -122,23 +126,22 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int) -> bool:
             good = programs.each(jax.device_get(run.initial(None)))[index]
         replayed = dispatches(since, config.train.steps, run.start.K, config.watch.every)
         origin = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
-        cause = "a signal came before it was known where"
-        if origin is not None:
-            step, cause = origin[0], str(origin[1])
+        if origin is not None:  # perhaps earlier: single steps may round differently
+            at, cause = origin[0], str(origin[1])
     except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
-        cause = f"it could not be taken again: {first_line(error)[:200]}"
-    metrics.nonfinite = metrics.nonfinite.diagnosed(step, cause)
-    warn(f"{name}: step {step}: {cause}")
+        cause = f"the replay failed: {first_line(error)[:200]}"
+    metrics.nonfinite = metrics.nonfinite.diagnosed(at, cause)
+    warn(f"{name}: step {at}: {cause}")
     advice = advice_for("unstable", config)
-    metrics.tracker.text("verdict/nonfinite", step, f"step {step}: {cause}\n\nTry {advice}")
+    metrics.tracker.text("verdict/nonfinite", at, f"step {at}: {cause}\n\nTry {advice}")
     why = ""
     if config.train.on_nonfinite == "skip":
         if metrics.nonfinite.in_a_row < MOST_SKIPPED:
             warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
             return False
-        why, step = f", {MOST_SKIPPED} in a row skipped", end  # rows up to there have been written
-    standing = f"the checkpoint of step {since} is kept" if since else "no checkpoint was there yet"
+        why, step = f", {MOST_SKIPPED} in a row skipped", end  # its rows are written up to there
+    standing = f"the checkpoint of step {since} is kept" if since else "there was no checkpoint yet"
     warn(f"{name}: stops at step {step}{why}; {standing}")
     metrics.end(step)
-    run.console.over(name)
+    run.console.stopped(name)
     return True

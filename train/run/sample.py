@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from data.files import json_of
 from data.source import DataSpec
 from data.tokenizer import Tokenizer, from_json
 from model.network import draw, next_token_logits
 
 from ..config.load import Variant
 from ..device import platform as platforms
+from ..disk import read_json
 from ..errors import UserError
 from ..store.checkpoint import Checkpoints
 from ..store.rundir import read_config
@@ -73,8 +73,6 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     """Returns the tokenizer that a run was trained with. Raises UserError."""
     path = directory / "tokenizer.json"
     try:
-        return from_json(json_of(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror or error}") from None
+        return from_json(read_json(path))
     except ValueError as error:
         raise UserError(f"{path}: cannot read: {error}") from None

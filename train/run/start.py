@@ -72,7 +72,7 @@ def begin(
     of its checkpoints is whole; it is beyond `train.steps` already; a file of it cannot be read.
     """
     variants, config = group.variants, group.config
-    K = recorded_steps_per_call(directories[0], config)
+    K = recorded_steps_per_call(directories[0], config)  # those that go on together have the same
     K = K or steps_per_call(config, assumed_step_seconds(group, config.data.batch, kind))
     finished = [summary for variant in variants if (summary := finished_run(variant))]
     over = len(finished) == len(variants)
@@ -118,7 +118,7 @@ def begin(
     if over:
         console.note(f"{', '.join(variant.name for variant in variants)}: finished before; nothing to do")
     else:
-        files[directories[0] / "choices.json"] = {"steps_per_call": K}
+        files |= {directory / "choices.json": {"steps_per_call": K} for directory in directories}
     return Start(step, K, finished if over else None, pretrained, files)
 
 
@@ -185,13 +185,20 @@ def newest(variant: Variant) -> int:
 def resume_points(variants: Sequence[Variant]) -> str:
     """Returns where each variant can go on from, grouped: `saved: a, b at step 4; c not begun`."""
     by_state: dict[str, list[str]] = {}
+    saved = False
     for variant in variants:
-        step = newest(variant)
-        state = f"at step {step}" if step else "not begun"
-        state = "finished" if finished_run(variant) else state
+        state = "not begun"
+        try:
+            if finished_run(variant):
+                state = "finished"
+            elif step := newest(variant):
+                state = f"at step {step}"
+            saved = saved or state != "not begun"
+        except UserError:  # the next command says why
+            state = "cannot be resumed"
         by_state.setdefault(state, []).append(variant.name)
     where = "; ".join(f"{', '.join(names)} {state}" for state, names in by_state.items())
-    return f"{'nothing saved' if set(by_state) == {'not begun'} else 'saved'}: {where}"
+    return f"{'saved' if saved else 'nothing saved'}: {where}"
 
 
 def finished_run(variant: Variant) -> dict[str, Any] | None:

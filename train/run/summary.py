@@ -1,6 +1,7 @@
 """The end of a run: summary.json, the report of an experiment, and the promises of `expect:`."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: 
 def performance(
     group: VariantGroup, platform: Platform, throughput: Throughput, wall_s: float, measure_peak: bool
 ) -> dict[str, Any]:
-    """The speed, memory and platform of a group for its summaries; `measure_peak`: of matmuls too, for the mfu."""
+    """Returns speed, memory and platform of a group for its summaries; `measure_peak`: also of matmuls, for mfu."""
     config, network, seconds = group.config, group.network, throughput.call
     mfu = None
     if seconds is not None and measure_peak:
@@ -76,7 +77,7 @@ def performance(
 
 
 def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """The content of summary.json (docs/tags.md); `reason`: done, nonfinite, or `signal N`."""
+    """Returns the content of summary.json (docs/tags.md); `reason`: done, nonfinite, or `signal N`."""
     series, config = metrics.series, metrics.variant.config
 
     def values(tag: str) -> list[float]:
@@ -96,7 +97,7 @@ def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> d
     finite = [v for v in losses if math.isfinite(v)]
     final = {tag: last(tag) if evaluated == steps else None for tag in ("loss/val", "loss/val_ema", "accuracy/val")}
     verdict, first, end = metrics.verdict(), metrics.first_verdict, metrics.last_verdict
-    skipped = {"skipped_steps": metrics.nonfinite.skipped} if config.train.on_nonfinite == "skip" else {}
+    skipped = metrics.nonfinite.skipped  # perhaps under another policy, before a resumption
     return {
         "variant": metrics.variant.name,
         "steps": steps,
@@ -110,7 +111,7 @@ def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> d
         "floors": {tag.removeprefix("loss/"): last(tag) for tag in series if tag.startswith("loss/floor")},
         "first_nonfinite_step": metrics.nonfinite.first,
         "nonfinite": metrics.nonfinite.cause,
-        **skipped,
+        **({"skipped_steps": skipped} if skipped or config.train.on_nonfinite == "skip" else {}),
         **timing,
         "verdict": None if verdict is None else verdict.as_json(),
         "verdict_start": None if first is None else first.as_json(),
@@ -120,7 +121,7 @@ def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> d
 
 
 def write_report(root: Path, console: Console) -> None:
-    """Writes report.html, report.md and the means over seeds of all runs in `root`, and says where the report is.
+    """Writes report.html, report.md and the means over seeds of all runs in `root`, and prints where the report is.
 
     Whatever fails is a warning: training is done.
     """
@@ -128,7 +129,8 @@ def write_report(root: Path, console: Console) -> None:
     try:
         size = sum(log.stat().st_size for log in root.glob("*/metrics.jsonl"))
         if size > MAX_BYTES:
-            console.note(f"no report yet ({size / 1e6:.0f} MB of logs): deltaflow compare {root} --html {page}")
+            command = shlex.join(["deltaflow", "compare", str(root), "--html", str(page)])
+            console.note(f"no report yet ({size / 1e6:.0f} MB of logs): {command}")
             return
         comparison = compare([root])
         for line in comparison.left_out:

@@ -27,7 +27,7 @@ from ..errors import UserError, refusal
 from . import tensors
 from .tensors import Damaged
 
-KEEP = 3  # newest checkpoints, beside the best by held-out loss
+KEEP = 3  # newest checkpoints, in addition to the best by held-out loss
 SUFFIX = ".safetensors"
 _FORMAT = "1"
 _ASIDE = ".aside"  # ending of superseded checkpoints, which the next save removes
@@ -74,26 +74,26 @@ class Checkpoints:
     def __init__(
         self, directory: Path, config: RunConfig | None = None, provenance: Mapping[str, Any] | None = None
     ) -> None:
-        self.run, self.config, self.provenance = directory, config, dict(provenance or {})
-        self.directory = directory / "ckpt"
+        self.run_directory, self.config, self.provenance = directory, config, dict(provenance or {})
+        self.folder = directory / "ckpt"
         self._losses: dict[int, float | None] = {}  # of checkpoints that this process has saved or verified
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, whole or damaged, in ascending order."""
-        if not self.directory.is_dir():
+        if not self.folder.is_dir():
             return []
-        names = (entry.name for entry in self.directory.iterdir())
+        names = (entry.name for entry in self.folder.iterdir())
         matches = (re.fullmatch(rf"([0-9]{{8,19}}){SUFFIX}", name) for name in names)
         return sorted(step for match in matches if match and self.path(step := int(match[1])).name == match[0])
 
     def of_earlier_versions(self) -> bool:
         """Returns true if there are checkpoints of the former format: a folder a step."""
-        if not self.directory.is_dir():
+        if not self.folder.is_dir():
             return False
-        return any(re.fullmatch("[0-9]{8,19}", entry.name) and entry.is_dir() for entry in self.directory.iterdir())
+        return any(re.fullmatch("[0-9]{8,19}", entry.name) and entry.is_dir() for entry in self.folder.iterdir())
 
     def path(self, step: int) -> Path:
-        return self.directory / f"{step:08d}{SUFFIX}"
+        return self.folder / f"{step:08d}{SUFFIX}"
 
     def save(self, state: State, meta: Mapping[str, Any]) -> None:
         """Writes `state` under its step, then removes all but the newest KEEP checkpoints and the best.
@@ -104,13 +104,13 @@ class Checkpoints:
         config = None if self.config is None else self.config.model_dump(mode="json")
         header = Header(step, dict(meta), config, self.provenance)
         try:
-            if not self.directory.exists():
-                self.directory.mkdir(parents=True)
-                sync_folder(self.directory.parent)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                sync_folder(self.folder.parent)
             with replacing(self.path(step), tensors.read_metadata) as file:
                 tensors.write(file, arrays, header.as_text())
         except OSError as error:
-            why = refusal(error, self.directory, sum(array.nbytes for array in arrays.values()))
+            why = refusal(error, self.folder, sum(array.nbytes for array in arrays.values()))
             raise UserError(f"{self.path(step)}: cannot save: {why}") from None
         except Damaged as error:
             raise UserError(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
@@ -128,7 +128,7 @@ class Checkpoints:
         losses = {saved: loss for saved in steps if (loss := self._losses.get(saved)) is not None}
         best = min(losses, key=lambda saved: (losses[saved], saved), default=step)
         old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
-        for path in [*old, *self.directory.glob(f".*{SUFFIX}{_ASIDE}")]:
+        for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
             with suppress(OSError):  # what cannot be removed now is removed after the next save
                 path.unlink()
 
@@ -138,13 +138,13 @@ class Checkpoints:
         Newer ones are damaged, or the other variants of the group do not have them. Raises UserError.
         """
         try:
-            for leftover in self.directory.glob(f".*{SUFFIX}.*.tmp"):
+            for leftover in self.folder.glob(f".*{SUFFIX}.*.tmp"):
                 leftover.unlink()
             for newer in (saved for saved in self.steps() if saved > step):
                 path = self.path(newer)
                 os.replace(path, path.with_name(f".{path.name}{_ASIDE}"))
         except OSError as error:
-            raise UserError(f"{error.filename}: cannot be changed: {refusal(error, self.directory)}") from None
+            raise UserError(f"{error.filename}: cannot be changed: {refusal(error, self.folder)}") from None
 
     def _header(self, step: int) -> Header:
         """Raises Damaged."""
@@ -176,7 +176,7 @@ class Checkpoints:
         """Returns `newest`, for readers of a run. Raises UserError also when there is no checkpoint."""
         step = self.newest()
         if step is None:
-            raise UserError(f"{self.run}: no checkpoint in {self.directory}")
+            raise UserError(f"{self.run_directory}: no checkpoint in {self.folder}")
         return step
 
     def header(self, step: int) -> Header:
@@ -254,16 +254,16 @@ def newest_common(all_checkpoints: Sequence[Checkpoints], warn: Callable[[str], 
     if not all(steps):
         return None
     more = len(all_checkpoints) - 1
-    where = str(all_checkpoints[0].directory) + (f" and of {more} more" if more else "")
+    where = str(all_checkpoints[0].folder) + (f" and of {more} more" if more else "")
     skipped = []
     for step in sorted(set.intersection(*steps), reverse=True):
         damaged = next(((c, why) for c in all_checkpoints if (why := c.damage(step)) is not None), None)
         if damaged is None:
             if skipped:
-                line = f"{where}: goes back to step {step}; skipped {'; '.join(skipped)}"
+                line = f"{where}: resuming from step {step}; skipped {'; '.join(skipped)}"
                 print(f"warning: {line}", file=sys.stderr) if warn is None else warn(line)
             return step
-        whose = f"{damaged[0].run.name}, " if more else ""
+        whose = f"{damaged[0].run_directory.name}, " if more else ""
         skipped.append(f"{whose}step {step}: {damaged[1]}")
     raise UserError(
         f"{where}: no checkpoint can be used ({'; '.join(skipped) or 'they share no step'}); bring back a copy of one, "

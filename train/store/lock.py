@@ -27,7 +27,7 @@ _WAIT_S = 0.2  # a lock that is being released, or whose text is being written
 
 @contextmanager
 def locked(directories: Sequence[Path], warn: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock of every directory; they are made, and what of them is still empty afterwards is removed.
+    """Makes every directory and holds its lock; removes those that are still empty afterwards.
 
     Raises UserError, and holds none, when one of them is held by another process. A file system without locks, and a
     lock that a process of another machine has left, are warned about and used.
@@ -91,7 +91,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """Returns what a lock's file says of its holder, None without anything readable."""
+    """Returns the holder named in a lock's file, None if it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:

@@ -1,4 +1,4 @@
-"""Provenance of a run: the config, data, versions and device that it depends on besides its step, and their changes."""
+"""Provenance of a run: config, data, versions and device, and their changes at a resumption."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

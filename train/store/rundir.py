@@ -58,10 +58,15 @@ def clear_failed_start(directory: Path) -> None:
 
 
 def has_begun(directory: Path) -> bool:
-    """Returns true if something was logged or saved in a run directory."""
-    log, checkpoints = directory / "metrics.jsonl", directory / "ckpt"
+    """Returns true if something was logged or saved in a run directory, or if the run was finished there.
+
+    Raises UserError when summary.json cannot be read.
+    """
+    log, checkpoints, summary = directory / "metrics.jsonl", directory / "ckpt", directory / "summary.json"
     saved = checkpoints.is_dir() and any(not entry.name.startswith(".") for entry in checkpoints.iterdir())
-    return (log.exists() and log.stat().st_size > 0) or saved
+    if saved or (log.exists() and log.stat().st_size > 0):
+        return True
+    return summary.exists() and read_json(summary).get("exit_reason") == "done"
 
 
 def data_record(
