@@ -125,6 +125,8 @@ def open_tokens(config: DataConfig) -> Windows:
     path = located(config.path, label, "an .npy or .bin file of token ids")
     tokens, vocab_size = _binary(path, label) if path.suffix == ".bin" else (_npy(path, label), None)
     n_train = split(config, label, len(tokens), "tokens")
+    if vocab_size is not None and vocab_size > _MOST_IDS:
+        raise DataError(f"{label}: its header says vocab_size {vocab_size:,}, at most {_MOST_IDS:,} ids fit an int32")
     digest, largest = hashlib.sha256(), 0
     for start in range(0, len(tokens), _CHUNK):
         part = np.ascontiguousarray(tokens[start : start + _CHUNK])

@@ -89,10 +89,17 @@ def test_a_config_without_variants_gives_an_object_and_a_table(probe, probed):
     result, out = probe("variants={}")
     assert result == dict(probed[0], variant="main")  # the same numbers, too
     title, columns, *rows, verdict = out.splitlines()
-    assert title == f"main: loss {result['loss']:.4f} nats" and columns.split()[:2] == ["l", "|δ_l|"]
+    assert title == f"main: loss {result['loss']:.4f} nats per token" and columns.split()[:2] == ["l", "|δ_l|"]
     assert [row.split()[0] for row in rows] == ["0", "1", "2"]
     assert [float(row.split()[1]) for row in rows] == pytest.approx(result["delta"]["norm"], rel=1e-2)
     assert verdict == f"main: {result['verdict']['state']}: {result['verdict']['why']}"
+
+
+def test_the_unit_of_a_loss_is_that_of_its_task(probe):
+    keys = ("data.kind=linear_regression", "data.dimensions=3", "data.path=null", "data.tokenizer=char")
+    result, out = probe("variants={}", *keys)
+    assert result["task"] == "regression"
+    assert out.splitlines()[0] == f"main: loss {result['loss']:.4f} squared error"
 
 
 def test_lengths_and_figures_of_a_probe_agree_with_each_other(probed):

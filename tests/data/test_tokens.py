@@ -84,6 +84,7 @@ def test_ids_in_the_other_order_of_bytes(placement):
         (".npy", np.array([1] * 20), {}, "is too short"),
         (".npy", np.array([2**31] * 200), {}, "has the id 2147483648, at most 2,147,483,647 fits an int32"),
         (".bin", IDS, {"vocab_size": 10}, "has the id 10, but its header says vocab_size 10"),
+        (".bin", IDS, {"vocab_size": 2**31 + 1}, "says vocab_size 2,147,483,649, at most 2,147,483,648 ids fit an int32"),
         (".bin", IDS, {"dtype": "float32"}, "got dtype 'float32', vocab_size 11"),
         (".bin", IDS, {"vocab_size": "11"}, "got dtype 'uint16', vocab_size '11'"),
         (".bin", np.arange(3, dtype=np.uint8), {"dtype": "uint16"}, "has 3 bytes, expected a multiple of 2 (uint16)"),

@@ -111,6 +111,7 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
     skip_only = [f"residual_{pattern}" for pattern in network.config.rule.skip_only]
     return {
         "dtype": network.dtype,
+        "task": network.task,
         "loss": finite(np.asarray(probe.loss)),
         "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),

@@ -14,7 +14,7 @@ from .read import Run, depth_series
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
 
-_UNITS = {"lm": "nats per token", "classification": "nats per target", "regression": "squared error"}
+UNITS = {"lm": "nats per token", "classification": "nats per target", "regression": "squared error"}  # by task
 ABOVE = "above best, by seed"
 
 
@@ -305,4 +305,4 @@ def verdict_table(groups: Sequence[Group]) -> Table:
 def loss_unit(groups: Sequence[Group]) -> str:
     """Returns the unit of the losses where all runs have the same one, else ""."""
     tasks = {(run.summary or {}).get("task") for group in groups for run in group.runs} - {None}
-    return _UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""
+    return UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""
