@@ -5,7 +5,7 @@
     python scripts/bench --only jax,torch --rounds 3 --seconds 1  # a quick look
     python scripts/bench --watch --rounds 30 --seconds 1          # the cost of watching, in one process
     python scripts/bench --depth                                  # compile time at 96 blocks over 8
-    python scripts/bench --cold                                   # process start to the end of the first window
+    python scripts/bench --cold                                   # process start to the end of the first dispatch
 
 PyTorch is optional: without it its rows are empty. Close other programs first; every figure is a median over rounds in
 which all contestants take a turn, and ratios are taken within a round.
@@ -109,7 +109,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--watch", action="store_true", help="the cost of watching: the project's rows in one process")
     mode.add_argument("--depth", action="store_true", help="compile time at 96 blocks over 8, of the project's step")
-    mode.add_argument("--cold", action="store_true", help="seconds from process start to the end of the first window")
+    mode.add_argument("--cold", action="store_true", help="seconds from process start to the end of the first dispatch")
     options = parser.parse_args(argv)
     if options.rounds < 1 or not options.seconds > 0:
         parser.error("--rounds and --seconds: expected more than 0")

@@ -14,7 +14,7 @@ from train.core.loss import tapped_loss
 from train.core.probe import _delta, finite, measure, numbers
 from train.gradflow.delta import Flow
 from train.gradflow.norms import Norm, named, value
-from train.gradflow.verdict import number
+from train.gradflow.verdict import float_or_zero
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "probe.schema.json").read_text(encoding="utf-8"))
@@ -228,7 +228,7 @@ def test_an_exact_zero_is_zero_and_nothing_else_is():
     assert delta["rms_weighted"] == [1.0, 0.0, None, None, None, None]
     assert numbers(Norm(np.float64(0.0), np.float64(0.0))) == 0.0
     assert numbers(Norm(np.float64(-0.75), np.float64(3.0))) == -6.0
-    assert number(-np.inf) == 0.0 and number(-400.0) is None
+    assert float_or_zero(-np.inf) == 0.0 and float_or_zero(-400.0) is None
     assert finite(np.array([1.0, np.inf, np.nan])) == [1.0, None, None]
     json.dumps([delta, finite(np.array(-np.inf))], allow_nan=False)
 

@@ -20,7 +20,7 @@ from ..errors import UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
 from .schema import RunConfig, leaves
-from .settings import Draft, Settings, config_of, faults, merged
+from .settings import Draft, Settings, config_of, key_problems, merged
 from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
 from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
 
@@ -195,7 +195,7 @@ def _experiment(
         draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
         reshaped |= key.partition(".")[0] in ("variants", "sweep")
     base = draft.base
-    problems += faults(base)
+    problems += key_problems(base)
     if "name" not in base:
         problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
     variants = [Point(name, name, *written) for name, written in draft.named["variants"].items()]
@@ -206,7 +206,7 @@ def _experiment(
         variants = variants[:MAX_VARIANTS]
     axes = grid(draft.sweep, len(variants), problems)
     for variant in variants:
-        problems += faults(variant.settings)
+        problems += key_problems(variant.settings)
         for key in axes.keys() & variant.settings.keys():
             problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
     spread = points(variants, axes)

@@ -205,8 +205,8 @@ _MEASURED: Any = {
 
 
 class InstrumentsConfig(create_model("InstrumentsSection", __base__=Section, **_MEASURED)):
-    """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
-    batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
+    """Steps between the measurements of each instrument; 0 = never. Each runs between two dispatches of training, on
+    the batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
 
 
 class WatchConfig(Section):

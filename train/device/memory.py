@@ -48,7 +48,7 @@ def need(programs: Programs, resident: Any) -> Need:
         if analysis is not None:
             results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
             passing += int(analysis.temp_size_in_bytes + results)
-        if key == "init":
+        if key == ("init",):
             measuring = max(measuring, passing - state)  # its result is a state, which is held
         elif key[0] == "dispatch":
             training = max(training, passing)
