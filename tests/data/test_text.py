@@ -79,7 +79,7 @@ def test_both_placements_give_the_same_tokens_and_batches(tokenizer, source):
                 array[0] = 1
     starts = window_starts(len(device.train), 64, 16, seed=5, first_step=7, steps=3)
     np.testing.assert_array_equal(gather(device.train, starts, 64), gather(host.train, starts, 64))
-    assert (device.tokenizer, device.sha256, device.source) == (host.tokenizer, host.sha256, host.source)
+    assert (device.tokenizer, device.sha256, device.name) == (host.tokenizer, host.sha256, host.name)
 
 
 def test_auto_is_the_device_up_to_a_size(monkeypatch):

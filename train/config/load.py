@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data import DataError
-from data.files import beside, content_of, foreign
+from data.files import content_of, foreign, similar_path
 
 from ..errors import UserError
 from . import checks
@@ -158,7 +158,7 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
     try:
         return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
-        near = beside(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
+        near = similar_path(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
         hint = f"; did you mean {clean(str(near), 1000)}?" if near else ""
         message = foreign(os.fsdecode(path)) or f"no such file{hint}"
     except OSError as error:

@@ -39,7 +39,7 @@ def need(programs: Programs, resident: Any) -> Need:
     """Returns what the prepared programs need, by XLA's own analysis; waits until they are compiled.
 
     Args:
-      resident: arrays on the device besides the states.
+      resident: arrays on the device apart from the states.
     """
     state = bytes_of(programs.abstract_state)
     training = measuring = 0

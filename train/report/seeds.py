@@ -1,4 +1,4 @@
-"""Means over seeds as TensorBoard runs beside the variants: `with@mean`, `with@low`, `with@high`.
+"""Means over seeds as TensorBoard runs next to the variants: `with@mean`, `with@low`, `with@high`.
 
 No variant's name has an @ (train/config/variants.py), and these folders have no config.yaml, so that TensorBoard alone
 takes them for runs.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.files import beside
+from data.files import similar_path
 
 from ..config.load import Variant, flatten, load
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
@@ -158,7 +158,7 @@ def read_config(directory: Path) -> RunConfig:
 def no_run(folder: Path, lacks: str) -> str:
     """Returns the message about a folder without the file that a run has, or that does not exist."""
     if not folder.exists():
-        near = beside(folder, Path.is_dir)
+        near = similar_path(folder, Path.is_dir)
         return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
     if run := checkpoint_of(folder, lacks):
         return f"{folder}: not a run directory, but part of one; did you mean {run}?"
