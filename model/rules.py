@@ -172,7 +172,7 @@ def options() -> dict[str, dict[str, Option]]:
 
 
 def meanings(rules: Mapping[str, Option]) -> str:
-    """An option in words, rules that mean the same by it together: `rezero, skipinit: alpha at the start; null = 0`."""
+    """Returns an option in words, once for rules that share them: `rezero, skipinit: alpha at the start; null = 0`."""
     by_text: dict[str, list[str]] = {}
     for name, option in rules.items():
         shown = option.shown or (str(option.default).lower() if option.kind is bool else f"{option.default:g}")

@@ -1,11 +1,11 @@
-"""The two tables of docs/instruments.md: what the instruments measure, and what each costs.
+"""The two tables of docs/instruments.md: the measurements of the instruments, and their costs.
 
 python scripts/instruments.py [CONFIG] [key=value ...]
 python scripts/instruments.py --page docs/instruments.md
 
 The first prints the costs: it runs each instrument and a dispatch of ten plain steps in turn, several times, and gives
-the ratio of the medians; beside it the seconds of CPU that its program takes to compile. The second writes the table
-of what they measure, from their declarations (train/config/instruments.py), into the page.
+the ratio of the medians, and the seconds of CPU that its program takes to compile. The second writes the table
+of measurements, from the declarations (train/config/instruments.py), into the page.
 """
 
 import argparse

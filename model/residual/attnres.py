@@ -63,7 +63,7 @@ def mix(
 ) -> Float[Array, "N D"]:
     """The attention of one query over the first `count` sources: keys are normed, values are not."""
     seen_S = jnp.arange(sources.shape[0], dtype=count.dtype) < count
-    # What is still to come is zero, and a norm without epsilon would divide by that.
+    # Sources still to come are zero, and a norm without epsilon would divide by zero.
     keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
     scores_SN = jnp.einsum("snd,d->sn", keys, query)
     scores_SN = jnp.where(seen_S[:, None], scores_SN, jnp.finfo(scores_SN.dtype).min)

@@ -1,4 +1,4 @@
-"""One table: this project's training step beside PyTorch, Flax and plain JAX programs of the same shapes.
+"""One table: this project's training step next to PyTorch, Flax and plain JAX programs of the same shapes.
 
     python scripts/bench                                          # CPU or GPU, as JAX and PyTorch choose
     python scripts/bench --config configs/shakespeare_char.yaml

@@ -133,7 +133,7 @@ def _serve(pipe: Connection, entry: Entry, folder: Path, environment: dict[str, 
 
 
 class ColdStart:
-    """Seconds from the start of a new process to the end of its first window, as a contestant. Raises Ended."""
+    """Seconds from the start of a new process to the end of its first dispatch, as a contestant. Raises Ended."""
 
     def __init__(self, start: Callable[[], Worker]) -> None:
         self._start = start

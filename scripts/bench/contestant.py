@@ -62,7 +62,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Facts:
-    """The properties of a contestant that a table states beside its times."""
+    """The properties of a contestant that a table states next to its times."""
 
     versions: str
     device: str

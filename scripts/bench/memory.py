@@ -1,4 +1,4 @@
-"""Memory that a training step takes on a CPU, beside the estimate before it ran (docs/limits.md).
+"""Memory that a training step takes on a CPU, compared with the estimate before it ran (docs/limits.md).
 
     python -m scripts.bench.memory configs/shakespeare_char_cpu.yaml data.batch=512 train.steps_per_call=1
 

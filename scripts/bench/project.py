@@ -56,7 +56,7 @@ def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int]
     programs, variant, K = programs_of(config, *overrides, watch_every=watch_every)
     data = variant.config.data
     windows = jax.ShapeDtypeStruct((K, data.batch), np.int32)
-    programs.prepare_dispatch(windows, watch_every > 0)  # as the training loop does, beside the initial draws
+    programs.prepare_dispatch(windows, watch_every > 0)  # as the training loop does, along with the initial draws
     states = programs.init()
     step, dtype = 0, programs.group.network.dtype
     folder = tempfile.TemporaryDirectory(prefix="deltaflow-bench-")

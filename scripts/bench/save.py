@@ -3,7 +3,7 @@
     git worktree add /tmp/before COMMIT
     python -m scripts.bench.save . /tmp/before --megabytes 11 --rounds 20
 
-Each tree has processes of its own that import its own `train`; they take turns, so that load from elsewhere meets all.
+Each tree has processes of its own that import its own `train`; they take turns, so that other load affects all of them.
 They write to TMPDIR.
 """
 

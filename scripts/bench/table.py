@@ -17,7 +17,7 @@ def table(lanes: Sequence[Lane], wanted: str) -> tuple[list[str], list[list[str]
     """Returns the columns and a row for each lane, without columns that are empty.
 
     Times are divided by those of the lane called `wanted`, or else of the first that trains. Lanes without tokens are
-    starts or compilations, or beside lanes with tokens the matmul peaks.
+    starts or compilations, or, in a table that has lanes with tokens, the matmul peaks.
     """
     running = [(lane, lane.facts) for lane in lanes if lane.facts and not lane.trouble]
     against, measure = max(

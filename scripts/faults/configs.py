@@ -1,8 +1,8 @@
 """Configs that were damaged, or crafted to break their reader, through the validator and the whole command line.
 
-A trial loads a file in this process. It held when what came back is an experiment, which then goes to YAML and back
-unchanged, or a ConfigError whose every line can be printed, within LIMIT_S seconds of processor time. Anything else
-that is raised is a traceback to a user. Nothing is trained.
+A trial loads a file in this process. It holds if the result is an experiment, which then goes to YAML and back
+unchanged, or a ConfigError whose every line can be printed, within LIMIT_S seconds of processor time. Any other
+exception would be a traceback for a user. Nothing is trained.
 """
 
 import contextlib

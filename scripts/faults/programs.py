@@ -16,7 +16,7 @@ from train.device.programs import compiled
 def shared() -> Iterator[None]:
     """For the time of the `with`, a program that was compiled for a run is also that of later runs of its structure.
 
-    All else is as it is: the runs are traced no more, and nothing but the compiler is left out.
+    Those later runs are neither traced nor compiled; all else is unchanged.
     """
     programs: dict[Any, Any] = {}
 
@@ -35,7 +35,7 @@ def _shape(leaf: Any) -> str:
 
 
 def _key(function: Any) -> tuple:
-    """What a partial function, vmapped or not, is and holds; names and folders of a config decide on no program."""
+    """Returns the identity of a partial function, vmapped or not: its arguments, less names and folders of a config."""
     inner = getattr(function, "__wrapped__", function)
     assert isinstance(inner, partial), function
     held = [

@@ -93,7 +93,7 @@ def signal_run(tiny: Bench, lives: Sequence[float], place: Place) -> tuple[str, 
 
 
 def signal_processes(folder: Path, whole: dict, life: float, place: Place) -> tuple[str, float]:
-    """One process after another gets its signal, and a last one none."""
+    """Sends each process in turn its signal, and the last one none."""
     slowest, labels = 0.0, []
     for number, share in place:
         code, took = process(folder, "runs", number, share * life)

@@ -58,7 +58,7 @@ def row_of(sweep: Sweep, scale: float = 1.0, shift: float = 0.0) -> Row:
 
 
 def rows_of(name: str, scale: float, seed: int) -> tuple[list[Row], list[str]]:
-    """Returns the rows of a module beside this one with `sweeps(seed)`, and the lines to print.
+    """Returns the rows of a module of this package with `sweeps(seed)`, and the lines to print.
 
     An error in it is a broken row; other modules go on.
     """

@@ -122,7 +122,7 @@ def snapshots(runs: Path) -> dict[str, dict[str, str]]:
 
 
 def differing(whole: dict[str, dict[str, str]], runs: Path) -> list[str]:
-    """What in `runs` is not as in the unbroken run; empty when all is. NaN equals NaN."""
+    """Returns the differences between `runs` and the unbroken run. NaN equals NaN."""
     try:
         others = snapshots(runs)
     except Exception as error:

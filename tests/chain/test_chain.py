@@ -135,8 +135,8 @@ BAD = {
     "shapes": (made(Pair(np.ones(3), 1.0)), "error", "one shape, got (3,) and ()"),
     "no entry": (made(Pair([], [])), "error", "one shape, got (0,) and (0,)"),
     "no pair": (made(), "error", "nothing was compared"),
-    "a size that hides": (made(Pair(1, 2, "", 1e3)), "error", "nothing beside its size"),
-    "no size": (made(Pair(0, 1, "", np.inf)), "error", "nothing beside its size"),
+    "a size that hides": (made(Pair(1, 2, "", 1e3)), "error", "negligible compared with its size"),
+    "no size": (made(Pair(0, 1, "", np.inf)), "error", "negligible compared with its size"),
     "not as small": (made(Pair(0, 1e-3, "", 1.0)), "fails", "predicted 0, measured 0.001"),
     "raises": (Claim("scalar/made_up", "", "", "", lambda: Pair(1, 1 / 0)), "error", "ZeroDivisionError: division by"),
 }

@@ -1,4 +1,4 @@
-"""Formulas in numpy from which the claims predict, with their derivatives: without JAX, so that they are independent.
+"""Formulas in numpy from which the claims predict, with their derivatives: without JAX, and so independent of it.
 
 Axes as in model/__init__.py, one sequence: x [T, D]. Every function of x takes complex values too, for `jacobian`.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 Array = np.ndarray
 Parameters = Mapping[str, Any]  # nested, as model/network.py has them; blocks in a list
-STEP = 1e-100  # of `jacobian`: its square is nothing beside 1, and no product of a few entries with it underflows
+STEP = 1e-100  # of `jacobian`: its square is negligible next to 1, and no product of a few entries with it underflows
 
 
 def sigmoid(x: Array) -> Array:
@@ -41,8 +41,8 @@ def rms_norm(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
 def jacobian(function: Callable[[Array], Array], x: Float[Array, "..."]) -> Float[Array, "outputs inputs"]:
     """Returns the derivatives of every entry of f(x) by every entry of x, exact but for rounding.
 
-    Im f(x + ih) / h has no difference of two values, so that h may be as small as can be (Squire & Trapp 1998, SIAM
-    Review 40:110).
+    Im f(x + ih) / h is not a difference of two values, so h may be as small as the range permits (Squire & Trapp
+    1998, SIAM Review 40:110).
 
     >>> jacobian(np.exp, np.array([0.0, 1.0])).tolist() == np.diag(np.exp([0.0, 1.0])).tolist()
     True

@@ -123,7 +123,7 @@ def compare(pair: Pair, relation: Relation = "=", each: bool = False) -> tuple[f
         largest = float(np.abs(p).max())
         if not 0 < pair.size < np.inf or largest > NEGLIGIBLE * pair.size:
             sizes = f"{largest:g} and {pair.size:g}"
-            raise Unmeasured(f"{where}expected a prediction that is nothing beside its size, got {sizes}")
+            raise Unmeasured(f"{where}expected a prediction that is negligible compared with its size, got {sizes}")
         scale = pair.size
     elif not scale.any():
         raise Unmeasured(f"{where}prediction and measurement are zero everywhere, so nothing was measured")

@@ -1,4 +1,4 @@
-"""Claims about cost in FLOPs, counted by XLA in the programs: no clock, so nothing that can flake."""
+"""Claims about cost in FLOPs, counted by XLA in the programs: without a clock, so that they are deterministic."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SIZES, BATCH = (64, 96, 64, 8), 32
 SMALL, FEW = (3, 5, 4, 2), 6
 BOOK = "Griewank & Walther 2008, Evaluating Derivatives, sections 3.2 and 3.3"
 ELEMENTWISE = Tolerance(
-    0.1, "tanh, sums and differences are not in the prediction: a few operations beside each 2 x 64 of a product"
+    0.1, "tanh, sums and differences are not in the prediction: a few operations for each 2 x 64 of a product"
 )
 # FLOPs of the MLP's matrix products forward: of all layers, and of the first.
 _PRODUCTS = [2.0 * BATCH * a * b for a, b in zip(SIZES[:-1], SIZES[1:], strict=True)]

@@ -45,7 +45,9 @@ ANGLES, STRIDE = 36_000, 1e-4
 @claim(
     f"{BOOK}, section 2.2",
     f"the best of {ANGLES:,} directions, by the function's values alone; the angle and norm of jax.grad",
-    tolerance=Tolerance(5e-4, "directions are 1.7e-4 radians apart: up to half of that off, beside an angle of 0.3"),
+    tolerance=Tolerance(
+        5e-4, "directions are 1.7e-4 radians apart: the error is up to half of that, at an angle of 0.3"
+    ),
 )
 def steepest() -> Evidence:
     """The gradient points where the function rises fastest, and -∇f where it falls fastest"""
@@ -169,7 +171,7 @@ def saddle() -> Evidence:
     each=True,
 )
 def saddle_is_left() -> Pair:
-    """Gradient descent leaves a saddle: from 1e-8 beside it, y grows by 1 + η a step"""
+    """Gradient descent leaves a saddle: from 1e-8 next to it, y grows by 1 + η a step"""
     steps = np.arange(100, 0, -1)
     return Pair(NUDGE * (1 + SADDLE_RATE) ** steps, from_the_saddle(100)[steps, 1])
 

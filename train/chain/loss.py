@@ -79,7 +79,7 @@ def dropout_of_a_layer() -> Evidence:
 
 
 def of_scores(predicted: list[float], factors: list[float]) -> Evidence:
-    """The variance of q . k times a factor at each width, for normal q and k."""
+    """Returns the variance of q . k times a factor at each width, for normal q and k."""
     measured = []
     for width, factor in zip(WIDTHS, factors, strict=True):
         q, k = np.random.default_rng(width).normal(size=(2, SCORES, width))

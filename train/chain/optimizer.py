@@ -1,6 +1,6 @@
 """Claims about the update rules: the project's transformations against the rules written out in numpy.
 
-Compared is the distance of the parameters from their start after each of a few steps: one row a step, the last first.
+The distance of the parameters from their start is compared after each of a few steps: one row a step, the last first.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def flat(tree: Any) -> Vector:
 
 @cache
 def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1.0) -> Moved:
-    """Returns the way that the project's rule takes; gradients are times `loudness`."""
+    """Returns the path of the project's rule, with gradients multiplied by `loudness`."""
     settings = {"lr": LR, "weight_decay": decay, "momentum": MOMENTUM, "betas": BETAS, "eps": EPS, "decay": kind}
     config = OptimizerConfig.model_validate({"name": name, "schedule": "constant", "warmup": 0} | settings)
     hp = jax.tree.map(np.float64, numbers(config))
@@ -70,7 +70,7 @@ def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1
 
 
 def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
-    """Returns the way that a rule of numpy takes. Matrices and tables decay, gains do not."""
+    """Returns the path of a rule in numpy. Matrices and tables decay, gains do not."""
     start, grads = problem()
     decays = jax.tree_util.tree_map_with_path(
         lambda path, x: np.full(x.shape, decay * ("gain" not in str(path))), start
@@ -127,7 +127,7 @@ def adam(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) ->
 
 @same_as_project(f"{DECOUPLED}, algorithm 2", DECAY)
 def adamw(memory: dict[str, Any], g: Vector, w: Vector, decay: Vector, t: int) -> Vector:
-    """Adam's step, and beside it w ← w - η λ w"""
+    """Adam's step, and apart from it w ← w - η λ w"""
     return adam(memory, g, w, 0 * decay, t) + LR * decay * w
 
 
@@ -175,7 +175,7 @@ def adam_l2_is_adamw() -> Pair:
 @claim(
     "Kingma & Ba 2015, 1412.6980, section 2.1",
     "both rules in numpy with g; the project's with 1000 g",
-    tolerance=Tolerance(1e-5, "Adam's ε = 1e-8 beside a √v̂ that can be as small as 1e-3"),
+    tolerance=Tolerance(1e-5, "Adam's ε = 1e-8 next to a √v̂ that can be as small as 1e-3"),
 )
 def loudness() -> Evidence:
     """Adam and Lion take the same steps with gradients 1000 times as large: their norm does not say who learns"""

@@ -1,4 +1,4 @@
-"""The model that claims about the transformer are measured on: the config's own, made small."""
+"""The model for claims about the transformer: that of the config, reduced in size."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +53,7 @@ class Subject:
 
     @property
     def note(self) -> str:
-        """One line for people."""
+        """A description in one line."""
         smaller = f"; smaller than in the config: {', '.join(self.shrunk)}" if self.shrunk else ""
         model = self.network.config
         what = f"{model.layers} blocks ({model.residual.rule}), width {model.width}"
@@ -96,7 +96,7 @@ class Subject:
 def subject_of(config: RunConfig, name: str) -> Subject:
     """Returns the model of a config with sizes cut to the limits above, and its structure: rule, norms, heads, options.
 
-    Tokens are drawn: of the data only the spec matters, and no corpus is read. Raises DataError, UserError.
+    Tokens are drawn: of the data only sizes and task matter, and no corpus is read. Raises DataError, UserError.
     """
     if config.data.kind in ("text", "tokens"):
         spec = DataSpec("lm", config.data.context, VOCABULARY, VOCABULARY)

@@ -158,8 +158,8 @@ def grouped(
 ) -> Evidence:
     """One pair for each label, of the next `counts` entries.
 
-    A slope that differences cannot tell from zero, or not well, and that is small relative to the largest of all, is
-    measured against that one; the note names these, and they come last.
+    Errors of slopes that are small and that differences cannot resolve are relative to the largest of all; the note
+    names these slopes, and they come last.
     """
     ends, largest, pairs, small = np.cumsum(counts)[:-1], float(np.abs(predicted.value).max()), [], []
     columns = zip(*(np.split(each, ends) for each in (predicted.value, predicted.doubt, measured)), strict=True)

@@ -11,11 +11,11 @@ from ..gradflow.norms import Norm, frobenius, stacked_frobenius
 from .parameters import by_path, is_matrix
 from .update_rules import Numbers
 
-SMALLEST_WEIGHT = 1e-3  # the norm below which clip_matrix takes a matrix for this large, so that zeros can grow
+SMALLEST_WEIGHT = 1e-3  # least norm of a matrix that clip_matrix assumes, so that zeros can grow
 
 
 def clipped(grads: Any, params: Any, norm: Norm, hp: Numbers) -> tuple[Any, Float[Array, ""]]:
-    """The clipped gradient, and the factor of the global clip alone; `norm` is the gradient's."""
+    """Returns the clipped gradient, and the factor of the global clip alone; `norm` is the gradient's."""
     factor = clip_factor(norm, hp.get("clip"))
     if "clip" in hp:
         grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
@@ -28,7 +28,7 @@ def clipped(grads: Any, params: Any, norm: Norm, hp: Numbers) -> tuple[Any, Floa
 
 
 def clip_factor(norm: Norm, clip: Any) -> Float[Array, ""]:
-    """min(1, clip / norm) in the norm's dtype (Pascanu et al. 2013, 1211.5063); 1 for a zero or non-finite norm.
+    """Returns min(1, clip / norm) (Pascanu et al. 2013, 1211.5063), 1 for a zero or non-finite norm, in its dtype.
 
     A non-finite gradient must stay visible, not be scaled into something that looks healthy.
     """
@@ -48,10 +48,10 @@ def _log2(norm: Norm) -> Float[Array, "..."]:
 
 
 def by_matrix(grads: Any, params: Any, ratio: Any) -> Any:
-    """Every matrix's gradient, of each layer by itself, made no longer than `ratio` times the matrix.
+    """Returns gradients in which no matrix of a layer has a norm above `ratio` times that of its weights.
 
-    Adaptive gradient clipping (Brock et al. 2021, 2102.06171, eq. 3) with whole matrices for its units. Gains, biases
-    and scalars pass.
+    Adaptive gradient clipping (Brock et al. 2021, 2102.06171, eq. 3) with whole matrices as units. Gains, biases and
+    scalars are unchanged.
     """
 
     def one(path: str, grad: Array, weight: Array) -> Array:

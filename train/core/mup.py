@@ -1,10 +1,10 @@
 """Factors of the updates that make one learning rate right at every width: muP.
 
-Yang et al. 2022 (Tensor Programs V, 2203.03466), tables 3 and 8. m is the width over `model.base_width`. What is wanted
-is that every activation, and its change in a step, keeps its size as m grows. Seen by how much a parameter's fan-in and
-fan-out grow (a sum over n entries that agree in sign with what they multiply is n times one of them):
+Yang et al. 2022 (Tensor Programs V, 2203.03466), tables 3 and 8. m is the width over `model.base_width`. The goal
+is that every activation, and its change in a step, keeps its size as m grows. By the growth of a parameter's fan-in and
+fan-out (a sum over n entries that correlate with their factors is n times one of them):
 
-| growth | grows in | an entry of its gradient | wanted of its update |
+| growth | grows in | an entry of its gradient | required of its update |
 |---|---|---|---|
 | hidden | both | 1/m: the input's is 1, that of delta 1/m | 1/m: summed over the fan-in, m entries |
 | vector | the fan-out: a gain, a bias, a row of a table | 1/m: delta's | 1: each acts on one entry |
@@ -12,17 +12,17 @@ fan-out grow (a sum over n entries that agree in sign with what they multiply is
 | scalar | neither | 1: a sum over the width of delta's | 1 |
 
 The head's table grows as a vector, as logits have a factor 1/m (model/transformer.py): table 8's form, which a tied
-table needs. So the power of m in a factor is that of the wanted update less that of what a rule makes of a gradient,
-here for hidden, vector, readout and scalar:
+table needs. The power of m in a factor is that of the required update minus that of the rule's own update, here for
+hidden, vector, readout and scalar:
 
-- sgd, momentum, nesterov hand the gradient on: 0, +1, -1, 0 (table 8, row "SGD LR", and table 3's for readouts).
+- sgd, momentum, nesterov pass the gradient on: 0, +1, -1, 0 (table 8, row "SGD LR", and table 3's for readouts).
 - adam, adamw, lion, rmsprop, adagrad divide its size out: -1, 0, -1, 0 (table 8, "Adam LR", and table 3's).
-- adafactor makes steps of the parameter's own size (at least 1e-3). A hidden matrix starts at m^-1/2, so m^-1/2 is left
-  to do: -1/2. Readouts start at zero, and so from the 1e-3: -1. Vectors and scalars keep their size: 0.
-- muon's orthogonal matrices have a spectral norm of sqrt(max(1, fan-out / fan-in)) at any width, which is what keeps
-  activations in size (Yang et al. 2023, 2310.17813, condition 1): 0. All else is adam's.
+- adafactor makes steps of the parameter's own size (at least 1e-3). A hidden matrix starts at m^-1/2, so another m^-1/2
+  is needed: -1/2. Readouts start at zero, so their steps are 1e-3: -1. Vectors and scalars keep their size: 0.
+- muon's orthogonal matrices have a spectral norm of sqrt(max(1, fan-out / fan-in)) at any width, which keeps
+  the size of activations (Yang et al. 2023, 2310.17813, condition 1): 0. All other parameters are adam's.
 
-The factor comes before decoupled weight decay, so what decays in a step, lr * weight_decay, is the same at every width.
+The factor comes before decoupled weight decay, so the decay of a step, lr * weight_decay, is the same at every width.
 (The authors' package `mup` multiplies the decay of an Adam group by m for the same effect.)
 """
 
@@ -61,7 +61,7 @@ POWERS: dict[Size, dict[Growth, float]] = {
 
 
 def growth_of(path: str, rule: str) -> Growth:
-    """The growth of a parameter with the width, under a residual rule. Raises ValueError where none is declared.
+    """Returns the growth of a parameter with the width, under a residual rule. Raises ValueError if none is declared.
 
     >>> growth_of("blocks/residual/lambda_1", "layerscale"), growth_of("blocks/residual/lambda_1", "x0_lambda")
     ('vector', 'scalar')
@@ -74,7 +74,7 @@ def growth_of(path: str, rule: str) -> Growth:
 
 
 def exponent(optimizer: str, path: str, rule: str) -> float:
-    """The power of m in the factor of a parameter's update."""
+    """Returns the power of m in the factor of a parameter's update."""
     growth = growth_of(path, rule)
     return 0.0 if optimizer == "muon" and is_branch_matrix(path) else POWERS[OPTIMIZERS[optimizer].size][growth]
 

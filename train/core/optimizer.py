@@ -41,9 +41,9 @@ class HParams(NamedTuple):
 def transformation(
     config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int, model: ModelConfig | None = None
 ) -> optax.GradientTransformation:
-    """The update rule at `step`; the gradient it is given is clipped already. Raises UserError.
+    """Returns the update rule at `step`, which expects a gradient that is already clipped. Raises UserError.
 
-    `model` tells a rule of ours how wide the parameters are; None is the standard parametrization.
+    `model` gives the built-in rules the width of the parameters; None: the standard parametrization.
     """
     lr = rate(config, hp, step, steps)
     if ":" in config.name:
@@ -68,9 +68,9 @@ def rate(config: OptimizerConfig, hp: Numbers, step: Int[Array, ""], steps: int)
 
 
 def averaged(ema: Any, params: Any, decay: Any, count: Int[Array, ""]) -> Any:
-    """The exponential moving average of the parameters after each of `count` steps, this last one included.
+    """Returns the exponential moving average of the parameters after each of `count` steps, the current one included.
 
-    Debiased as Adam's averages are, so that the initial parameters have no weight: step k of t weighs
+    It is debiased like Adam's averages, so that the initial parameters have no weight: step k of t weighs
     decay^(t - k) (1 - decay) / (1 - decay^t).
     """
 
@@ -83,7 +83,7 @@ def averaged(ema: Any, params: Any, decay: Any, count: Int[Array, ""]) -> Any:
 
 
 def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
-    """Raises UserError when a pattern means no parameter (of these shapes), or the user's own rule fails."""
+    """Raises UserError if a pattern matches no parameter, or a user-defined rule fails on such parameters."""
     for key, message in unmatched(config, shapes):
         raise UserError(f"optimizer.{key}: {message}")
     if ":" not in config.name:
@@ -104,8 +104,10 @@ def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
 
 
 def user_rule(name: str, hp: Numbers, lr: Any) -> optax.GradientTransformation:
-    """The transformation that the user's function returns, given the traced numbers of the optimizer section and the
-    rate of this step. Raises UserError."""
+    """Returns the transformation of a user-defined rule. Raises UserError.
+
+    hp: traced numbers of the optimizer section. lr: the rate of this step.
+    """
     rule = called(name, lambda: FUNCTIONS[name](hp, lr))
     if not isinstance(rule, optax.GradientTransformation):
         raise UserError(f"{name}: expected an optax.GradientTransformation, got {type(rule).__name__}")
@@ -113,7 +115,7 @@ def user_rule(name: str, hp: Numbers, lr: Any) -> optax.GradientTransformation:
 
 
 def called(name: str, function: Callable[[], Any]) -> Any:
-    """The result of a call into the user's code; whatever it raises becomes a UserError."""
+    """Returns the result of a call into the user's code; any exception becomes a UserError."""
     try:
         return function()
     except UserError:

@@ -46,7 +46,7 @@ class Probe(NamedTuple):
 
 
 def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping[str, Any]) -> Probe:
-    """Forward and backward on one batch, dropout off. Pure; run it under jit."""
+    """Runs forward and backward on one batch, without dropout. Pure; run it under jit."""
     depth = network.config.layers
     loss, result, rms = backward(tapped_loss(network, feed, numbers, None), params, depth)
     without = None
@@ -59,14 +59,14 @@ def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping
 
 
 def numbers(norm: Norm) -> Any:
-    """The values of a norm for JSON: nested lists, or a float; null for a nonzero value outside float64's range."""
+    """Returns a norm's values for JSON: nested lists, or a float; null for a nonzero value out of float64's range."""
     exact, logs = value(norm), log10(norm)
     out = np.where(np.isneginf(logs) | in_range(logs), exact, np.nan)
     return jax.tree.map(lambda x: None if np.isnan(x) else x, out.tolist())
 
 
 def finite(values: ArrayLike) -> Any:
-    """Nested lists for JSON with null for what is not finite."""
+    """Returns nested lists for JSON, with null for values that are not finite."""
     return jax.tree.map(lambda x: x if np.isfinite(x) else None, np.asarray(values, np.float64).tolist())
 
 
@@ -86,7 +86,7 @@ def _norms(norms: Mapping[str, Norm]) -> dict[str, Any]:
 
 
 def _certain(norms: dict[str, Any], doubt: bool, zeros: Sequence[str] = ()) -> dict[str, Any]:
-    """Norms for JSON. In doubt a zero is null, but for the names that fit `zeros`: these are 0 by the equations."""
+    """Returns norms for JSON. With `doubt` a zero is null, unless its name matches `zeros`: 0 by the equations."""
 
     def one(name: str, norm: Any) -> Any:
         exact = any(fnmatchcase(name, pattern) for pattern in zeros)
@@ -96,9 +96,9 @@ def _certain(norms: dict[str, Any], doubt: bool, zeros: Sequence[str] = ()) -> d
 
 
 def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -> dict[str, Any]:
-    """The measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays.
+    """Returns the measured part of the JSON object of `deltaflow probe` (docs/probe.schema.json), from host arrays.
 
-    `config` is the variant's, for the size of its batch and for what to try.
+    `config` is the variant's, for the size of its batch and for the advice.
     """
     stream = probe.flow.stream
     assert stream is not None

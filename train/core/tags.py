@@ -20,13 +20,13 @@ def _names(prefix: str, count: int, suffix: str) -> tuple[str, ...]:
     return tuple(f"{prefix}/{layer(index)}{suffix}" for index in range(count))
 
 
-# Tags, and their values at several steps, [steps, tags]: many at once, since what the host does for a step takes cores
-# from the next one where the device is a CPU.
+# Tags, and their values [steps, tags] at several steps: many at once, since on a CPU the host's work competes with the
+# next step for cores.
 Columns: TypeAlias = list[tuple[tuple[str, ...], np.ndarray]]
 
 
 def rows(columns: Columns) -> list[Scalars]:
-    """One a step. None stands for a log10 of minus infinity: an exact zero, whose logarithm is not a number to draw."""
+    """Returns a row for each step. None stands for minus infinity, the log10 of an exact zero."""
     names = tuple(name for group, _ in columns for name in group)
     table = np.concatenate([np.asarray(values, np.float64) for _, values in columns], axis=1)
     return [dict(zip(names, [None if x == -math.inf else x for x in row], strict=True)) for row in table.tolist()]
@@ -38,7 +38,7 @@ def _depths(prefix: str, values: np.ndarray, suffix: str = "") -> Columns:
 
 
 def by_layer(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
-    """Columns of values by name: [steps, L] with a value a layer, or [steps]."""
+    """Returns columns of values by name: [steps, L] with a value a layer, or [steps]."""
     out: Columns = []
     for name, values in logs.items():
         if values.ndim == 1:
@@ -49,9 +49,9 @@ def by_layer(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
 
 
 def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
-    """Every tag of the watched steps of a dispatch, one entry a step, from host arrays [steps, ...].
+    """Returns all tags of the watched steps of a dispatch, one entry a step, from host arrays [steps, ...].
 
-    What spans decades is a base-10 logarithm. dtype: that the steps were computed in.
+    Quantities that span decades are base-10 logarithms. dtype: compute dtype of the steps.
     """
     flows = {"": watched.flow} | ({} if watched.without is None else {"_without": watched.without})
     weight, update = watched.weight.log10(), watched.update.log10()

@@ -17,10 +17,10 @@ Numbers = Mapping[str, Any]  # traced numbers of the optimizer section by key
 
 
 def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`rule` applied to each layer of the stacked blocks by itself, and to the other parameters as they are.
+    """Returns `rule` applied to each layer of the stacked blocks separately, and to the other parameters as they are.
 
-    For rules that look at more than one entry: to them a stack of gains is no matrix, and a stack of matrices is one
-    for each layer.
+    For rules that combine several entries, so that a stack of gains is not taken for a matrix, and a stack of matrices
+    is one matrix a layer.
     """
 
     def parts(tree: Any) -> tuple[Any, Any]:
@@ -79,8 +79,8 @@ def muon(hp: Numbers) -> optax.GradientTransformation:
     """Nesterov momentum of each layer's matrices, orthogonalised by five Newton-Schulz steps, times
     sqrt(max(1, columns / rows)) (Jordan et al. 2024, github.com/KellerJordan/Muon); Adam for all other parameters.
 
-    The matrices are attention's and the MLP's. A residual rule's own are gates and readouts of few columns that start
-    at zero: a step that moves all their directions alike would be noise in most of them.
+    The matrices are attention's and the MLP's. Those of a residual rule are gates and readouts of few columns that
+    start at zero: an equal step in all of their directions would be mostly noise.
     """
 
     def stacked(updates: Any) -> Any:

@@ -50,7 +50,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Guide:
-    """A reference line, the same on every panel: dotted, without a marker, behind the curves."""
+    """A reference line, the same on every panel: dotted or dash-dotted, without a marker, behind the curves."""
 
     label: str
     x: Shaped[np.ndarray, " S"]
