@@ -2,7 +2,7 @@
 
 
 class DataError(ValueError):
-    """Data that cannot be used as the config asks; one line, which begins with the config's key if one is to blame."""
+    """Data or user code that a config cannot use; one line, which begins with the config's key if one is to blame."""
 
 
 def reason(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 _WORDS = 4  # 64-bit words that Philox gives per count
-MOST_TOKENS = 2**31  # every position in a window fits an int32
+INT32_END = 2**31  # positions and ids below it fit an int32
 
 
 def window_starts(n_tokens: int, context: int, batch: int, seed: int, first_step: int, steps: int) -> NDArray[np.int32]:
@@ -80,7 +80,7 @@ def spread(n: int, batch: int, batches: int | None) -> tuple[NDArray[np.int64], 
 
 
 def _check_length(n_tokens: int, context: int) -> None:
-    if not context < n_tokens <= MOST_TOKENS:
+    if not context < n_tokens <= INT32_END:
         raise ValueError(f"expected context + 1 = {context + 1} to 2^31 tokens, got {n_tokens}")
 
 

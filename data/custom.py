@@ -19,10 +19,10 @@ import numpy as np
 
 from . import DataError, one_line
 from .config import SERVES, DataConfig
-from .source import Batch, DataSpec, Whole
+from .source import Batch, BatchSource, DataSpec
 from .tokenizer import from_json
 
-_NEEDED = ("form", "source", "details", "sha256", "tokenizer", "floors", "train_batches", "heldout_batches")
+_NEEDED = ("spec", "name", "details", "sha256", "tokenizer", "floors", "train_batches", "heldout_batches")
 
 
 def imported(key: str, spec: str) -> Callable[..., Any]:
@@ -52,21 +52,21 @@ def imported(key: str, spec: str) -> Callable[..., Any]:
     return value
 
 
-class OwnSource(Whole):
-    """Base class for data sets of users, which add `form`, `train_batches` and `heldout_batches` (see Source)."""
+class OwnSource(BatchSource):
+    """Base class for data sets of users, which add `spec`, `train_batches` and `heldout_batches` (see Source)."""
 
-    form: Any  # a DataSpec, as an attribute or a property
+    spec: Any  # a DataSpec, as an attribute or a property
 
     def __init__(self, config: DataConfig):
         self.config = config
 
     @property
-    def source(self) -> str:
+    def name(self) -> str:
         return self.config.kind
 
     @property
     def details(self) -> str:
-        return f"{self.form.context} tokens a window"
+        return f"{self.spec.context} tokens a window"
 
     @property
     def sha256(self) -> str:
@@ -99,20 +99,20 @@ class CustomSource:
         if missing := [name for name in _NEEDED if inspect.getattr_static(own, name, absent) is absent]:
             lacks = f"{factory.__name__} has no {', '.join(missing)}"
             raise DataError(f"{self._label}: {lacks}; inherit from data.custom.OwnSource")
-        self.form = self._form(self._read("form"))
-        texts = {name: self._read(name) for name in ("source", "details", "sha256")}
+        self.spec = self._spec(self._read("spec"))
+        texts = {name: self._read(name) for name in ("name", "details", "sha256")}
         for name, text in texts.items():
             if not isinstance(text, str):
                 self._refuse(name, "text", f"{text!r:.100}")
-        self.source, self.details, self.sha256 = (" ".join(text.split()) for text in texts.values())
+        self.name, self.details, self.sha256 = (" ".join(text.split()) for text in texts.values())
         self.tokenizer, floors = self._read("tokenizer"), self._read("floors")
         if self.tokenizer is not None:
             try:
                 size = from_json(self.tokenizer.to_json()).vocab_size
             except Exception:
                 self._refuse("tokenizer", "None or one of data.tokenizer", _kind(self.tokenizer))
-            if size != self.form.vocab_size:
-                self._refuse("tokenizer", f"a vocabulary of form.vocab_size {self.form.vocab_size}", size)
+            if size != self.spec.vocab_size:
+                self._refuse("tokenizer", f"a vocabulary of spec.vocab_size {self.spec.vocab_size}", size)
         if not isinstance(floors, Mapping) or not all(isinstance(name, str) for name in floors):
             self._refuse("floors", "a mapping of names to losses", f"{floors!r:.100}")
         for name, floor in floors.items():
@@ -143,18 +143,18 @@ class CustomSource:
             self._refuse(place, "weights of rows >= 0, and some above", "none above" if not rows.any() else rows.min())
         return self._batches(place, got[0], rows.shape, False), rows
 
-    def _form(self, form: Any) -> DataSpec:
-        if not isinstance(form, DataSpec) or form.task not in SERVES:
-            self._refuse("form", f"a data.source.DataSpec of {', '.join(SERVES)}", repr(form))
-        if (form.vocab_size is None) == (form.channels is None):
-            got = "neither" if form.channels is None else "both"
-            self._refuse("form", "vocab_size (of ids) or channels (real values a token)", got)
-        for name in ("context", "outputs", "vocab_size" if form.channels is None else "channels"):
-            size = getattr(form, name)
+    def _spec(self, spec: Any) -> DataSpec:
+        if not isinstance(spec, DataSpec) or spec.task not in SERVES:
+            self._refuse("spec", f"a data.source.DataSpec of {', '.join(SERVES)}", repr(spec))
+        if (spec.vocab_size is None) == (spec.channels is None):
+            got = "neither" if spec.channels is None else "both"
+            self._refuse("spec", "vocab_size (of ids) or channels (real values a token)", got)
+        for name in ("context", "outputs", "vocab_size" if spec.channels is None else "channels"):
+            size = getattr(spec, name)
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-                self._refuse("form", f"{name} to be a whole number >= 1", repr(size))
-            form = form._replace(**{name: int(size)})
-        return form._replace(pooled=bool(form.pooled))
+                self._refuse("spec", f"{name} to be a whole number >= 1", repr(size))
+            spec = spec._replace(**{name: int(size)})
+        return spec._replace(pooled=bool(spec.pooled))
 
     def _check_batches(self) -> None:
         """Checks the first batches, and that they do not depend on how many are asked for."""
@@ -172,27 +172,27 @@ class CustomSource:
         self.heldout_batches(2, 1)
 
     def _batches(self, place: str, got: Any, lead: tuple[int, int], training: bool) -> Any:
-        """`got`, if its leaves are of this form and start with the axes `lead`."""
-        form, size = self.form, self.form.vocab_size
-        if isinstance(got, np.ndarray) and form.next_tokens:
-            return self._array(place, "windows", got, [(*lead, form.context + 1)], size)
+        """`got`, if its leaves are of this spec and start with the axes `lead`."""
+        spec, size = self.spec, self.spec.vocab_size
+        if isinstance(got, np.ndarray) and spec.next_tokens:
+            return self._array(place, "windows", got, [(*lead, spec.context + 1)], size)
         if not isinstance(got, Batch):
             self._refuse(place, "a data.source.Batch", _kind(got))
-        channels = () if form.channels is None else (form.channels,)
-        inputs = self._array(place, "inputs", got.inputs, [(*lead, form.context, *channels)], size)
-        each = lead if form.pooled else (*lead, form.context)
+        channels = () if spec.channels is None else (spec.channels,)
+        inputs = self._array(place, "inputs", got.inputs, [(*lead, spec.context, *channels)], size)
+        each = lead if spec.pooled else (*lead, spec.context)
         weights = None if got.weights is None else self._array(place, "weights", got.weights, [each], None)
         if weights is not None and weights.min() < 0:
             self._refuse(place, "weights >= 0", weights.min())
         if weights is not None and training and not weights.reshape(len(weights), -1).any(axis=1).all():
             self._refuse(place, "a target of weight above 0 in every step", "none")
-        values = form.task == "regression"
-        shapes = [(*each, form.outputs)] if values else [each]
-        if values and form.outputs == 1:
+        values = spec.task == "regression"
+        shapes = [(*each, spec.outputs)] if values else [each]
+        if values and spec.outputs == 1:
             shapes.append(each)
-        high = None if values else form.outputs
+        high = None if values else spec.outputs
         targets = self._array(place, "targets", got.targets, shapes, high, None if weights is None else weights > 0)
-        return Batch(inputs, targets.reshape(each) if form.outputs == 1 else targets, weights)
+        return Batch(inputs, targets.reshape(each) if spec.outputs == 1 else targets, weights)
 
     def _array(self, place: str, name: str, leaf: Any, shapes: Any, high: int | None, counts: Any = None) -> np.ndarray:
         """`leaf` as int32 in [0, high), or finite float32 if `high` is None; `counts` masks the entries that matter."""

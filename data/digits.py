@@ -9,14 +9,14 @@ from . import DataError
 from .batches import Draws
 from .config import DataConfig
 from .floors import prior
-from .source import Batch, DataSpec, Whole, tiled
+from .source import Batch, BatchSource, DataSpec, tiled
 
 _SPLIT, _ORDER = 4, 5  # streams, see Draws
 _SIDE = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Digits(Whole):
+class Digits(BatchSource):
     """Images cut into square patches, one a token, each pixel in [-1, 1], and the class of each image.
 
     Alpaydin & Kaynak 1998, UCI "Optical Recognition of Handwritten Digits". `val_fraction` of the images, chosen by
@@ -25,12 +25,12 @@ class Digits(Whole):
 
     train: Batch  # inputs [N, T, patch^2], targets [N]
     val: Batch
-    form: DataSpec
+    spec: DataSpec
     details: str
     sha256: str
 
     @property
-    def source(self) -> str:
+    def name(self) -> str:
         return "digits"
 
     @property
@@ -63,10 +63,10 @@ def open_digits(config: DataConfig) -> Digits:
         raise DataError(f"data.val_fraction: {config.val_fraction} of {n} images leaves a split empty")
     rows = Batch(patches.astype(np.float32)[order], labels.astype(np.int32)[order])
     train, val = (Batch(*(leaf[part] for leaf in rows[:2])) for part in (slice(n_train), slice(n_train, None)))
-    form = DataSpec("classification", patches.shape[1], None, 10, channels=patches.shape[2], pooled=True)
+    spec = DataSpec("classification", patches.shape[1], None, 10, channels=patches.shape[2], pooled=True)
     digest = hashlib.sha256(rows.inputs.tobytes() + rows.targets.tobytes()).hexdigest()
-    details = f"{n_train:,} + {n - n_train:,} held-out images, {form.context} patches of {form.channels} pixels"
-    return Digits(train, val, form, details, digest)
+    details = f"{n_train:,} + {n - n_train:,} held-out images, {spec.context} patches of {spec.channels} pixels"
+    return Digits(train, val, spec, details, digest)
 
 
 def patches_of(images: np.ndarray, side: int) -> np.ndarray:

@@ -58,7 +58,7 @@ def json_of(path: Path, at_most: int = _MOST_JSON) -> Any:
         raise ValueError("lists or mappings nested too deeply") from None
 
 
-def beside(path: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | None:
+def similar_path(path: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | None:
     """The entry of the same folder that `fits` and has the name most like this one's; None if none comes close."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir() if fits(entry))[:1000]
@@ -84,7 +84,7 @@ def located(where: str, label: str, expected: str) -> Path:
             hint += f"; did you mean {slashes!r}?"
         elif not path.parent.is_dir():
             hint += f"; nor does its folder {str(path.parent)!r}"
-        elif near := beside(path):
+        elif near := similar_path(path):
             hint += f"; did you mean {str(near)!r}?"
         raise DataError(f"{label} does not exist{hint}") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a null character; no such user's home

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """Inputs of a network and its targets. Axes such as [steps] may stand in front of B."""
 
     inputs: Any  # tokens [B, T] int32, or real values [B, T, C] float32
-    targets: Any  # [B, T] one a token, or [B] one a window when the form is pooled; classes int32, or values float32
+    targets: Any  # [B, T] one a token, or [B] one a window when the spec is pooled; classes int32, or values float32
     weights: Any = None  # float32 in the shape of the targets: 0 = masked; None = all 1
 
 
@@ -36,8 +36,8 @@ class DataSpec(NamedTuple):
         return self.task == "lm" and self.outputs == self.vocab_size and not self.pooled
 
 
-class Whole:
-    """Base of sources without text, whose batches arrive whole: none of their data lives on the device."""
+class BatchSource:
+    """Base class of data sets without text, whose batches arrive whole: no data on the device."""
 
     tokenizer = None
     resident = None
@@ -47,10 +47,10 @@ class Source(Protocol):
     """Data for training. Everything is a pure function, so that a resumed run needs nothing but the step."""
 
     @property
-    def form(self) -> DataSpec: ...
+    def spec(self) -> DataSpec: ...
 
     @property
-    def source(self) -> str:
+    def name(self) -> str:
         """Its name, and what else distinguishes it."""
         ...
 

@@ -28,7 +28,7 @@ def open_text(config: DataConfig) -> Windows:
     corpus = find(config)
     unit = "bytes" if config.tokenizer == "byte" else "characters"
     sha256, n, vocab = _scan(corpus, config.tokenizer)
-    source, note, cut = f"{corpus.name} ({corpus.note}{n:,} {unit})", corpus.left_out, None
+    name, note, cut = f"{corpus.name} ({corpus.note}{n:,} {unit})", corpus.left_out, None
     if config.tokenizer == "bpe":
         # At the very character where tokenizer char splits, so that both hold out the same text.
         held_out = held_out_of(config, n)
@@ -48,7 +48,7 @@ def open_text(config: DataConfig) -> Windows:
     placement = placement_of(config, n * encoding.dtype.itemsize)
     tokens, mapped = encoding.on_host() if placement == "host" else (encoding.in_memory(), None)
     halves = (tokens[:n_train], tokens[n_train:])
-    return Windows(*halves, sha256, source, placement, config.context, tokenizer.vocab_size, mapped, tokenizer, note)
+    return Windows(*halves, sha256, name, placement, config.context, tokenizer.vocab_size, mapped, tokenizer, note)
 
 
 def _scan(corpus: Corpus, tokenizer: str) -> tuple[str, int, str]:

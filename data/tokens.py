@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import DataError, reason
-from .batches import MOST_TOKENS, gather, heldout_starts, window_starts
+from .batches import INT32_END, gather, heldout_starts, window_starts
 from .config import DataConfig
 from .files import MappedFile, json_of, located, mapped_npy
 from .floors import counts, unigram
@@ -21,7 +21,6 @@ from .tokenizer import Tokenizer
 DEVICE_BYTES = 256 * 2**20  # of tokens, up to which placement auto means device
 _CHUNK = 2**22
 _DTYPES = ("uint8", "uint16", "uint32")
-_MOST_IDS = 2**31
 _MOST_HEADER = 2**16  # bytes of the JSON of a .bin
 _LLMC_HEADER = 256 * 4  # bytes: 256 int32, the first three of which are magic number, version, count of tokens
 _LLMC_DTYPES = {20240520: "uint16", 20240801: "uint32"}  # by magic number: GPT-2's tokens, Llama 3's
@@ -34,7 +33,7 @@ class Windows:
     train: NDArray[np.unsignedinteger]  # [n]
     val: NDArray[np.unsignedinteger]  # [m], the last val_fraction of the corpus
     sha256: str  # of the corpus's bytes
-    source: str  # one line for people
+    name: str  # one line for people
     placement: str  # "device" or "host"; the arrays of the latter are memory-mapped
     context: int  # T
     vocab_size: int
@@ -43,7 +42,7 @@ class Windows:
     note: str = ""  # the end of the line for people
 
     @property
-    def form(self) -> DataSpec:
+    def spec(self) -> DataSpec:
         return DataSpec("lm", self.context, self.vocab_size, self.vocab_size)
 
     @property
@@ -101,9 +100,9 @@ def held_out_of(config: DataConfig, n: int) -> int:
 
 def check_lengths(config: DataConfig, label: str, n_train: int, n_val: int, unit: str, advice: str = "") -> None:
     """Raises DataError if a part is too short for a window, or both are too long for int32 positions."""
-    if n_train + n_val > MOST_TOKENS:
+    if n_train + n_val > INT32_END:
         n = n_train + n_val
-        raise DataError(f"{label} has {n:,} {unit}, at most {MOST_TOKENS:,} have positions that fit an int32")
+        raise DataError(f"{label} has {n:,} {unit}, at most {INT32_END:,} have positions that fit an int32")
     need, largest = config.context + 1, min(n_train, n_val) - 1
     if largest < config.context:
         limit = f"the largest context here is {largest:,}" if largest >= 1 else ""
@@ -125,6 +124,8 @@ def open_tokens(config: DataConfig) -> Windows:
     path = located(config.path, label, "an .npy or .bin file of token ids")
     tokens, vocab_size = _binary(path, label) if path.suffix == ".bin" else (_npy(path, label), None)
     n_train = split(config, label, len(tokens), "tokens")
+    if vocab_size is not None and vocab_size > INT32_END:
+        raise DataError(f"{label}: its header says vocab_size {vocab_size:,}, at most {INT32_END:,} ids fit an int32")
     digest, largest = hashlib.sha256(), 0
     for start in range(0, len(tokens), _CHUNK):
         part = np.ascontiguousarray(tokens[start : start + _CHUNK])
@@ -135,15 +136,15 @@ def open_tokens(config: DataConfig) -> Windows:
     vocab_size = largest + 1 if vocab_size is None else vocab_size
     if largest >= vocab_size:
         raise DataError(f"{label} has the id {largest}, but its header says vocab_size {vocab_size}")
-    if vocab_size > _MOST_IDS:
-        raise DataError(f"{label} has the id {largest}, at most {_MOST_IDS - 1:,} fits an int32")
+    if vocab_size > INT32_END:
+        raise DataError(f"{label} has the id {largest}, at most {INT32_END - 1:,} fits an int32")
     placement = placement_of(config, tokens.nbytes)
     mapped = MappedFile.of(label, path) if placement == "host" else None
     if placement == "device":
         tokens = np.array(tokens, tokens.dtype.newbyteorder("="))  # a device takes no other order of bytes
         tokens.flags.writeable = False
-    source = f"{config.path} ({tokens.dtype})"
-    parts = (tokens[:n_train], tokens[n_train:], digest.hexdigest(), source, placement)
+    name = f"{config.path} ({tokens.dtype})"
+    parts = (tokens[:n_train], tokens[n_train:], digest.hexdigest(), name, placement)
     return Windows(*parts, config.context, vocab_size, mapped)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from train.config.instruments import lines
 from train.report import charts
 from train.report.chain import curves_of
-from train.report.figures import figures
 from train.report.page import compare
+from train.report.pictures import pictures
 from train.report.read import depth_series, read_run
 
 VARIANTS = {
@@ -54,7 +54,7 @@ def single(experiment: Path, target: Path) -> None:
 
 def report(experiment: Path, target: Path, prefix: str) -> None:
     """Draws every picture of a report: PREFIX_loss.png, PREFIX_delta.png, ..."""
-    for each in figures(compare([experiment]).groups):
+    for each in pictures(compare([experiment]).groups):
         charts.save(each.figure, target / f"{prefix}_{each.key}.png")
 
 

@@ -56,7 +56,7 @@ def main(path: str, overrides: list[str]) -> None:
     sources, platform = open_all(experiment.variants), platforms.select(experiment.variants[0].config.train)
     members = grouped(experiment.variants)[0]
     source = sources[data_key(members[0].config)]
-    group = build_group(members[:1], source.form, platform)
+    group = build_group(members[:1], source.spec, platform)
     hp, data = group.hparams[0], group.config.data
     state = compiled(partial(initial_state, group.network, group.config), (hp,))(hp)
     corpus = None if source.resident is None else jnp.asarray(source.resident[0])

@@ -14,7 +14,7 @@ from .. import DataError
 from ..batches import Draws
 from ..config import DataConfig, declaration_of
 from ..floors import prior
-from ..source import Batch, DataSpec, Whole, tiled
+from ..source import Batch, BatchSource, DataSpec, tiled
 
 HELDOUT_ROWS = 4096  # of a task with endless rows
 _TRAIN, _HELDOUT, TASK = 1, 2, 3  # streams, see Draws
@@ -22,7 +22,7 @@ _TRIES = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class Synthetic(Whole, ABC):
+class Synthetic(BatchSource, ABC):
     """A task whose best possible loss is known. Raises DataError at construction."""
 
     config: DataConfig
@@ -32,7 +32,7 @@ class Synthetic(Whole, ABC):
         raise NotImplementedError
 
     @property
-    def form(self) -> DataSpec:
+    def spec(self) -> DataSpec:
         return DataSpec("lm", self.config.context, self.vocab_size, self.vocab_size)
 
     @abstractmethod
@@ -48,16 +48,16 @@ class Synthetic(Whole, ABC):
         return {"": 0.0}
 
     @property
-    def source(self) -> str:
+    def name(self) -> str:
         return self.config.kind
 
     @property
     def details(self) -> str:
         """Sizes of a window, and the losses that are known in advance."""
-        form, unit = self.form, "squared error" if self.form.task == "regression" else "nats"
-        size = f"{form.channels} values" if form.vocab_size is None else f"vocabulary {form.vocab_size}"
+        spec, unit = self.spec, "squared error" if self.spec.task == "regression" else "nats"
+        size = f"{spec.channels} values" if spec.vocab_size is None else f"vocabulary {spec.vocab_size}"
         floors = ", ".join(f"{name or 'best possible'} {floor:.4f}" for name, floor in self.floors.items())
-        return f"{form.context} tokens a window, {size}; loss floors ({unit}): {floors}"
+        return f"{spec.context} tokens a window, {size}; loss floors ({unit}): {floors}"
 
     @property
     def sha256(self) -> str:
@@ -76,7 +76,7 @@ class Synthetic(Whole, ABC):
     def floors(self) -> dict[str, float]:
         """`known_losses`, and for tokens `unigram`, the loss of the frequencies of the answers."""
         floors = self.known_losses()
-        if self.form.task == "lm" and "unigram" not in floors:
+        if self.spec.task == "lm" and "unigram" not in floors:
             floors["unigram"] = prior(self.heldout.targets, self.heldout.weights)
         return floors
 

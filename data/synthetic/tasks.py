@@ -232,7 +232,7 @@ class LinearRegression(Synthetic):
     """
 
     @property
-    def form(self) -> DataSpec:
+    def spec(self) -> DataSpec:
         return DataSpec("regression", self.config.context, None, 1, channels=self.config.dimensions + 1)
 
     def rows(self, draws: Draws, heldout: bool) -> Batch:

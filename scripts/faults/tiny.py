@@ -63,7 +63,7 @@ class Bench:
         output = StringIO()
         with redirect_stdout(output), redirect_stderr(output), ExitStack() as stack:
             # A signal inside a trace may leave it open in this process, for the runs that follow.
-            stack.enter_context(jax.core.eval_context())
+            stack.enter_context(jax.core.eval_context())  # pyright: ignore[reportAttributeAccessIssue]
             if not report:
                 stack.enter_context(patch("train.run.summary.write_report", lambda *_: None))
             stack.enter_context(patch("train.run.metrics.RunMetrics.draw", lambda _: None))

@@ -14,7 +14,7 @@ from train.core.loss import tapped_loss
 from train.core.probe import _delta, finite, measure, numbers
 from train.gradflow.delta import Flow
 from train.gradflow.norms import Norm, named, value
-from train.gradflow.verdict import number
+from train.gradflow.verdict import float_or_zero
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "probe.schema.json").read_text(encoding="utf-8"))
@@ -89,10 +89,17 @@ def test_a_config_without_variants_gives_an_object_and_a_table(probe, probed):
     result, out = probe("variants={}")
     assert result == dict(probed[0], variant="main")  # the same numbers, too
     title, columns, *rows, verdict = out.splitlines()
-    assert title == f"main: loss {result['loss']:.4f} nats" and columns.split()[:2] == ["l", "|δ_l|"]
+    assert title == f"main: loss {result['loss']:.4f} nats per token" and columns.split()[:2] == ["l", "|δ_l|"]
     assert [row.split()[0] for row in rows] == ["0", "1", "2"]
     assert [float(row.split()[1]) for row in rows] == pytest.approx(result["delta"]["norm"], rel=1e-2)
     assert verdict == f"main: {result['verdict']['state']}: {result['verdict']['why']}"
+
+
+def test_the_unit_of_a_loss_is_that_of_its_task(probe):
+    keys = ("data.kind=linear_regression", "data.dimensions=3", "data.path=null", "data.tokenizer=char")
+    result, out = probe("variants={}", *keys)
+    assert result["task"] == "regression"
+    assert out.splitlines()[0] == f"main: loss {result['loss']:.4f} squared error"
 
 
 def test_lengths_and_figures_of_a_probe_agree_with_each_other(probed):
@@ -221,7 +228,7 @@ def test_an_exact_zero_is_zero_and_nothing_else_is():
     assert delta["rms_weighted"] == [1.0, 0.0, None, None, None, None]
     assert numbers(Norm(np.float64(0.0), np.float64(0.0))) == 0.0
     assert numbers(Norm(np.float64(-0.75), np.float64(3.0))) == -6.0
-    assert number(-np.inf) == 0.0 and number(-400.0) is None
+    assert float_or_zero(-np.inf) == 0.0 and float_or_zero(-400.0) is None
     assert finite(np.array([1.0, np.inf, np.nan])) == [1.0, None, None]
     json.dumps([delta, finite(np.array(-np.inf))], allow_nan=False)
 

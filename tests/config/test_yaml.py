@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config.yaml import BAD, Place, clean, number, read, show
+from train.config.yaml import BAD, Place, clean, float_text, read, show
 
 QUIET = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
@@ -63,7 +63,7 @@ def test_nan_is_a_float():
 @given(st.floats(allow_nan=False))
 @QUIET
 def test_a_float_written_reads_back(x):
-    assert value(number(x)) == x
+    assert value(float_text(x)) == x
 
 
 def test_a_place_without_lines_says_none():

@@ -178,8 +178,8 @@ def test_the_split_is_at_the_character_where_char_has_it(placement):
     for ours, theirs in ((data.train, char.train), (data.val, char.val)):
         assert data.tokenizer.decode(ours) == char.tokenizer.decode(theirs)
         assert isinstance(ours, np.memmap) == (placement == "host")
-    assert (data.source, data.sha256) == (char.source, char.sha256)
-    assert data.form.vocab_size == data.form.outputs == data.vocab_size
+    assert (data.name, data.sha256) == (char.name, char.sha256)
+    assert data.spec.vocab_size == data.spec.outputs == data.vocab_size
     shown = f"{len(char.val) / len(data.val):.3g} characters a held-out token"
     assert f"{len(data.train):,} + {len(data.val):,} held out" in data.details and shown in data.details
 
@@ -216,7 +216,7 @@ def test_how_a_corpus_is_read_changes_nothing(tmp_path, monkeypatch, chunk):
 def test_fewer_tokens_than_asked_for_are_what_there_is():
     write("a.txt", "low low low lower lowest" + "!" * 60)
     data = opened_bpe(context=1, val_fraction=0.7, vocab_size=999)
-    assert data.tokenizer == LOW and data.form.vocab_size == data.form.outputs == 260
+    assert data.tokenizer == LOW and data.spec.vocab_size == data.spec.outputs == 260
     assert "vocabulary 260" in data.details and "data.vocab_size 999 is out of reach" in data.details
     assert "out of reach" not in opened_bpe(context=1, val_fraction=0.7, vocab_size=260).details
 
@@ -345,7 +345,7 @@ def test_each_vocabulary_has_data_and_a_program_of_its_own(run):
     variants = load(run.parents[2] / "c.yaml", keys).variants
     assert [[one.name for one in group] for group in grouped(variants)] == [["small", "other"], ["large"]]
     sources = open_all(variants)
-    assert [sources[data_key(one.config)].form.vocab_size for one in variants] == [280, 300, 280]
+    assert [sources[data_key(one.config)].spec.vocab_size for one in variants] == [280, 300, 280]
 
 
 def test_text_is_sampled_without_the_corpus(run, monkeypatch, capsys):

@@ -45,7 +45,7 @@ def test_a_length_of_its_own(kind, options, context):
     config = DataConfig(kind=kind, **options)
     assert config.context == context
     if kind != "digits":
-        assert opened(kind=kind, **options).form.context == context
+        assert opened(kind=kind, **options).spec.context == context
 
 
 def test_each_kind_is_a_declaration_of_what_opens_it():

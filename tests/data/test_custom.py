@@ -28,7 +28,7 @@ def heldout(result: str) -> str:
     return f"def heldout_batches(self, *args):\n  b, w = super().heldout_batches(*args)\n  return {result}"
 
 
-LM, ZEROS = "form = DataSpec('lm', 8, 2, 2)\n", "np.zeros((k, n, 9), int)"
+LM, ZEROS = "spec = DataSpec('lm', 8, 2, 2)\n", "np.zeros((k, n, 9), int)"
 # Faults of a Parity, as the body of a class that inherits from it, and their messages.
 WRONG = [
     (rows("x + 1, y"), "train_batches: expected inputs in 0 to 1, got 2"),
@@ -46,7 +46,7 @@ WRONG = [
     ),
     (train("return tuple(b)"), "train_batches: expected a data.source.Batch, got tuple"),
     (train("return Batch(b.inputs[..., :5], b.targets)"), "train_batches: expected inputs [3, 2, 8], got [3, 2, 5]"),
-    ("form = DataSpec('lm', 8, 2, 3)\n" + train(f"return {ZEROS}"), "expected a data.source.Batch, got ndarray"),
+    ("spec = DataSpec('lm', 8, 2, 3)\n" + train(f"return {ZEROS}"), "expected a data.source.Batch, got ndarray"),
     (
         LM + train(f"x = {ZEROS}; return x if k == 1 else Batch(x[..., 1:], x[..., 1:])"),
         "a Batch in every call, got ndarray",
@@ -58,7 +58,7 @@ WRONG = [
     (train("return Batch(*b[:2], 0 * b.targets)"), "expected a target of weight above 0 in every step, got none"),
     (train("return Batch(*b[:2], b.targets - 1)"), "train_batches: expected weights >= 0, got -1.0"),
     (
-        "form = DataSpec('regression', 8, 2, 1, pooled=True)\n" + rows("x, y * np.nan"),
+        "spec = DataSpec('regression', 8, 2, 1, pooled=True)\n" + rows("x, y * np.nan"),
         "expected finite targets, got nan",
     ),
     (train("raise SystemExit(3)"), "SystemExit: 3 in train_batches at steps 0 to 2"),
@@ -73,19 +73,19 @@ WRONG = [
     ("tokenizer = 'char'", "tokenizer: expected None or one of data.tokenizer, got str"),
     (
         "from data.tokenizer import CharTokenizer\ntokenizer = CharTokenizer('abc')",
-        "tokenizer: expected a vocabulary of form.vocab_size 2, got 3",
+        "tokenizer: expected a vocabulary of spec.vocab_size 2, got 3",
     ),
-    ("form = 'lm'", "form: expected a data.source.DataSpec of lm, classification, regression, got 'lm'"),
+    ("spec = 'lm'", "spec: expected a data.source.DataSpec of lm, classification, regression, got 'lm'"),
     (
-        "form = DataSpec('regression', 8, None, 1)",
-        "form: expected vocab_size (of ids) or channels (real values a token), got",
+        "spec = DataSpec('regression', 8, None, 1)",
+        "spec: expected vocab_size (of ids) or channels (real values a token), got",
     ),
-    ("form = DataSpec('classification', 8, 2, 0)", "form: expected outputs to be a whole number >= 1, got 0"),
+    ("spec = DataSpec('classification', 8, 2, 0)", "spec: expected outputs to be a whole number >= 1, got 0"),
     (
-        "@property\ndef form(self):\n  return self.config.x",
-        "AttributeError: 'DataConfig' object has no attribute 'x' in form",
+        "@property\ndef spec(self):\n  return self.config.x",
+        "AttributeError: 'DataConfig' object has no attribute 'x' in spec",
     ),
-    ("source = None", "source: expected text, got None"),
+    ("name = None", "name: expected text, got None"),
     ("def __init__(self, config):\n  raise KeyError('no such thing')", "KeyError: 'no such thing' while it was built"),
 ]
 
@@ -112,8 +112,8 @@ def test_the_class_of_the_page(own):
     batch = data.train_batches(3, 0, 0, 2)
     assert isinstance(batch, Batch) and batch.targets.shape == (2, 3)
     np.testing.assert_array_equal(batch.inputs.sum(axis=2) % 2, batch.targets)
-    assert (data.source, data.details) == ("own_parity:Parity", "8 tokens a window") and data.floors == {}
-    body = "form = DataSpec('regression', 8, None, 2, channels=3)\n" + rows(
+    assert (data.name, data.details) == ("own_parity:Parity", "8 tokens a window") and data.floors == {}
+    body = "spec = DataSpec('regression', 8, None, 2, channels=3)\n" + rows(
         "np.stack([x] * 3, 2), np.stack([x] * 2, 2)"
     )
     batch = opened(kind=class_of(body), context=8).train_batches(3, 0, 0, 2)
@@ -132,11 +132,11 @@ def test_what_a_class_says_is_checked(own, body, message):
         ("own_exit", "import sys\nsys.exit(4)", "SystemExit: 4 on import"),
         ("own_exit", "import os\nos.nothing", "AttributeError: module 'os' has no attribute 'nothing' on import"),
         ("own_exit", "x = y", "NameError: name 'y' is not defined on import"),
-        ("own_exit", "class X:\n  def __init__(self, config): ...", "X has no form, source, details, "),
+        ("own_exit", "class X:\n  def __init__(self, config): ...", "X has no spec, name, details, "),
         (
             "own_exit",
             "from data.custom import OwnSource as X",
-            "OwnSource has no form, train_batches, heldout_batches; ",
+            "OwnSource has no spec, train_batches, heldout_batches; ",
         ),
         ("own_exit", "class Xs: pass", "module own_exit has no class or function X; did you mean Xs?"),
         ("own_lost", "import nowhere", "ModuleNotFoundError: No module named 'nowhere' on import"),
@@ -159,9 +159,9 @@ def test_what_comes_later_is_checked_too(own):
         "targets[:, 0], weights[:, 0] = -100, 0",
         "return Batch(b.inputs[:, :, : 8 - (first == 5)].astype(np.int64), targets, weights)",
     )
-    body = "source, floors = 'two\\nlines', {'': np.float32(0.5)}\n" + train("\n  ".join(lines))
+    body = "name, floors = 'two\\nlines', {'': np.float32(0.5)}\n" + train("\n  ".join(lines))
     data = opened(kind=class_of(body), context=8)
-    assert data.source == "two lines" and data.floors == {"": 0.5} and type(data.floors[""]) is float
+    assert data.name == "two lines" and data.floors == {"": 0.5} and type(data.floors[""]) is float
     batch = data.train_batches(3, 0, 4, 1)
     assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32]
     for step, message in {5: r"expected inputs \[1, 3, 8\], got \[1, 3, 7\]", 6: "ValueError: two in train_"}.items():

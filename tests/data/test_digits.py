@@ -11,7 +11,7 @@ from sources import opened, refused
 def test_digits():
     pytest.importorskip("sklearn")
     data = opened(kind="digits", patch=4, val_fraction=0.2)
-    assert data.form == ("classification", 4, None, 10, 16, True)
+    assert data.spec == ("classification", 4, None, 10, 16, True)
     batch = data.train_batches(64, 0, 0, 20)
     assert batch.inputs.shape == (20, 64, 4, 16) and batch.inputs.dtype == np.float32
     assert -1 <= batch.inputs.min() < -0.9 and 0.9 < batch.inputs.max() <= 1

@@ -57,18 +57,18 @@ def test_a_row_depends_on_seed_and_step_alone(kind):
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.code.startswith(".synthetic")])
 def test_form_and_dtypes(kind):
     data = source(kind)
-    form, batch = data.form, data.train_batches(3, 0, 10, 2)
-    assert batch.inputs.shape[:3] == (2, 3, form.context) and batch.targets.shape == (2, 3, form.context)
-    if form.vocab_size is None:
-        assert batch.inputs.dtype == np.float32 and batch.inputs.shape[3] == form.channels
+    spec, batch = data.spec, data.train_batches(3, 0, 10, 2)
+    assert batch.inputs.shape[:3] == (2, 3, spec.context) and batch.targets.shape == (2, 3, spec.context)
+    if spec.vocab_size is None:
+        assert batch.inputs.dtype == np.float32 and batch.inputs.shape[3] == spec.channels
     else:
-        assert batch.inputs.dtype == np.int32 and 0 <= batch.inputs.min() <= batch.inputs.max() < form.vocab_size
-        assert 0 <= batch.targets.min() <= batch.targets.max() < form.outputs
+        assert batch.inputs.dtype == np.int32 and 0 <= batch.inputs.min() <= batch.inputs.max() < spec.vocab_size
+        assert 0 <= batch.targets.min() <= batch.targets.max() < spec.outputs
         np.testing.assert_array_equal(batch.inputs[..., 1:], batch.targets[..., :-1])
     if batch.weights is not None:
         assert set(np.unique(batch.weights)) <= {0.0, 1.0} and (batch.weights.sum(axis=2) >= 1).all()
     assert data.sha256 == source(kind).sha256 != source(kind, task_seed=1).sha256
-    assert data.source == kind and "\n" not in data.details
+    assert data.name == kind and "\n" not in data.details
     assert min(data.floors.values()) == data.floors[""]
 
 
@@ -169,7 +169,7 @@ def test_markov_floors_by_counting():
 def test_a_given_chain_by_hand():
     data = source("markov", symbols=16, transition=[[0.9, 0.1], [0.5, 0.5]])
     binary = lambda p: -p * math.log(p) - (1 - p) * math.log(1 - p)  # noqa: E731
-    assert data.form.vocab_size == 2
+    assert data.spec.vocab_size == 2
     assert data.floors["unigram"] == pytest.approx(binary(1 / 6), rel=1e-12)
     assert data.floors[""] == pytest.approx(5 / 6 * binary(0.1) + 1 / 6 * binary(0.5), rel=1e-12)
     turn = source("markov", symbols=16, transition=[[0, 1], [1, 0]])
@@ -231,7 +231,7 @@ def test_no_fixed_probabilities_are_better_on_the_held_out_rows(kind):
     data = source(kind)
     rows, floor = data.heldout, data.floors["unigram"]
     asked = rows.targets[rows.weights > 0]
-    share = np.bincount(asked, minlength=data.form.outputs) / len(asked)
+    share = np.bincount(asked, minlength=data.spec.outputs) / len(asked)
     loss = lambda p: float(-np.mean(np.log(p[asked])))  # noqa: E731
     assert loss(np.where(share > 0, share, 1.0)) == pytest.approx(floor, rel=1e-12)
     other = np.random.default_rng(0).dirichlet(20 * share + 0.01, 50)

@@ -30,7 +30,7 @@ def test_python_docs_are_the_default():
     dataset = opened()
     content = whole(dataset)
     assert dataset.sha256 == hashlib.sha256(content.encode()).hexdigest()
-    assert dataset.source == f"python-docs (Python {platform.python_version()}, {len(content):,} characters)"
+    assert dataset.name == f"python-docs (Python {platform.python_version()}, {len(content):,} characters)"
     assert (dataset.placement, dataset.vocab_size) == ("device", len(set(content)))
     assert opened(corpus="python-docs", tokenizer="byte").sha256 == dataset.sha256
 
@@ -40,11 +40,11 @@ def test_a_file_by_hand():
     dataset = opened(**config)
     assert dataset.train.tolist() == [2, 3, 4, 2, 3, 4, 2, 3, 4] and dataset.val.tolist() == [1, 0, 0]
     assert dataset.train.dtype == np.uint8
-    assert dataset.source == "a.txt (12 characters)"
+    assert dataset.name == "a.txt (12 characters)"
     assert dataset.sha256 == hashlib.sha256(b"abcabcabc\r\n\n").hexdigest()
     dataset = opened(**config, tokenizer="byte")
     assert bytes(dataset.train) + bytes(dataset.val) == b"abcabcabc\r\n\n"
-    assert dataset.source == "a.txt (12 bytes)"
+    assert dataset.name == "a.txt (12 bytes)"
     assert (dataset.vocab_size, dataset.tokenizer) == (256, ByteTokenizer())
 
 
@@ -54,7 +54,7 @@ def test_a_folder_says_how_many_files_were_read():
     for placement in ("device", "host"):
         dataset = opened(path="books", context=2, placement=placement)
         assert whole(dataset) == "abc" * 18
-        assert dataset.source == "books (2 files, 54 characters)"
+        assert dataset.name == "books (2 files, 54 characters)"
         assert dataset.details.endswith("; 1 hidden file left out")
 
 
@@ -79,7 +79,7 @@ def test_both_placements_give_the_same_tokens_and_batches(tokenizer, source):
                 array[0] = 1
     starts = window_starts(len(device.train), 64, 16, seed=5, first_step=7, steps=3)
     np.testing.assert_array_equal(gather(device.train, starts, 64), gather(host.train, starts, 64))
-    assert (device.tokenizer, device.sha256, device.source) == (host.tokenizer, host.sha256, host.source)
+    assert (device.tokenizer, device.sha256, device.name) == (host.tokenizer, host.sha256, host.name)
 
 
 def test_auto_is_the_device_up_to_a_size(monkeypatch):

@@ -48,7 +48,7 @@ def test_token_files(suffix, dtype, placement):
     magic = {np.uint16: (20240520, 1), np.uint32: (20240801, 7)}[dtype]
     path = llm_c(ids, *magic) if suffix == "llm.c" else token_file(suffix, ids)
     data = tokens(path, placement=placement, val_fraction=0.25)
-    assert (data.form.vocab_size, data.form.outputs, data.form.context, data.tokenizer) == (11, 11, 8, None)
+    assert (data.spec.vocab_size, data.spec.outputs, data.spec.context, data.tokenizer) == (11, 11, 8, None)
     batches = data.train_batches(4, 0, 0, 3)
     if placement == "device":
         np.testing.assert_array_equal(np.concatenate(data.resident), IDS)
@@ -84,6 +84,12 @@ def test_ids_in_the_other_order_of_bytes(placement):
         (".npy", np.array([1] * 20), {}, "is too short"),
         (".npy", np.array([2**31] * 200), {}, "has the id 2147483648, at most 2,147,483,647 fits an int32"),
         (".bin", IDS, {"vocab_size": 10}, "has the id 10, but its header says vocab_size 10"),
+        (
+            ".bin",
+            IDS,
+            {"vocab_size": 2**31 + 1},
+            "vocab_size 2,147,483,649, at most 2,147,483,648 ids fit an int32",
+        ),
         (".bin", IDS, {"dtype": "float32"}, "got dtype 'float32', vocab_size 11"),
         (".bin", IDS, {"vocab_size": "11"}, "got dtype 'uint16', vocab_size '11'"),
         (".bin", np.arange(3, dtype=np.uint8), {"dtype": "uint16"}, "has 3 bytes, expected a multiple of 2 (uint16)"),
@@ -119,7 +125,7 @@ def test_a_bin_without_json_says_what_to_write():
     assert "V is vocab_size of meta.pkl, which is not opened" in refused_file("train.bin")
     assert not Path("executed").exists()
     write("train.json", '{"dtype": "uint16", "vocab_size": 11}')
-    assert tokens("train.bin").form.vocab_size == 11
+    assert tokens("train.bin").spec.vocab_size == 11
 
 
 def test_a_sparse_file_of_terabytes_is_refused_at_once():

@@ -29,14 +29,14 @@ def traced(members):
     """
     config = members[0].config
     if config.data.kind == "text":  # no corpus is read (or downloaded): only its size counts
-        form, corpus = DataSpec("lm", config.data.context, VOCAB, VOCAB), jax.ShapeDtypeStruct((1_000_000,), np.uint8)
+        spec, corpus = DataSpec("lm", config.data.context, VOCAB, VOCAB), jax.ShapeDtypeStruct((1_000_000,), np.uint8)
         feed = np.zeros((1, config.data.batch), np.int32)
     else:
         if config.data.kind == "digits":
             pytest.importorskip("sklearn")
         source = open_source(config.data)
-        form, corpus, feed = source.form, None, source.train_batches(config.data.batch, 0, 0, 1)
-    group = build_group(members, form, Platform(None, "tpu", 1))
+        spec, corpus, feed = source.spec, None, source.train_batches(config.data.batch, 0, 0, 1)
+    group = build_group(members, spec, Platform(None, "tpu", 1))
     assert group.vmapped == (len(members) > 1)
     K = steps_per_call(config, assumed_step_seconds(group, config.data.batch, "tpu"))
     assert K > 1
@@ -44,7 +44,7 @@ def traced(members):
     function = programs._mapped(partial(run_dispatch, group.network, config, config.watch.every), (0, 0, None, 0))
     lead = (len(members), K) if group.vmapped else (K,)
     batches = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[1:]), leaf.dtype), feed)
-    return jax.jit(function, donate_argnums=0).trace(programs.abstract_state, programs._hp(0), corpus, batches)
+    return jax.jit(function, donate_argnums=0).trace(programs.abstract_state, programs.hparams[0], corpus, batches)
 
 
 def programs_of(path: Path):

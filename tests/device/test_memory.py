@@ -62,7 +62,7 @@ def budget(tiny):
         if str(keys) not in prepared:
             variants = tiny({"data.context": 64, "data.batch": 12, "model.layers": 1, "watch.every": 0} | keys).variants
             source = open_text(variants[0].config.data)
-            group = build_group(variants, source.form, platforms.select(variants[0].config.train))
+            group = build_group(variants, source.spec, platforms.select(variants[0].config.train))
             programs = Programs(group, jax.device_put(np.asarray(source.train)))
             programs.prepare_dispatch(source.train_batches(variants[0].config.data.batch, 0, 0, 1), False)
             prepared[str(keys)] = programs

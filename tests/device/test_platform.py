@@ -78,8 +78,8 @@ def test_what_the_environment_asks_for_is_named(monkeypatch):
     with pytest.raises(UserError) as refused:
         select(TrainConfig())
     assert str(refused.value) == (
-        "train.device: no device here; JAX sees no device at all (AssertionError); the environment says "
-        "JAX_PLATFORMS=cuda, without which JAX looks for itself"
+        "train.device: no device here; JAX sees no device at all (AssertionError); "
+        "JAX_PLATFORMS=cuda is set; unset it to let JAX choose"
     )
 
 

@@ -153,7 +153,7 @@ def trained(tiny):
         members = [variant for variant in variants if variant.name in names]
         config = members[0].config
         dataset = open_text(config.data)
-        group = build_group(members, dataset.form, platforms.select(config.train))
+        group = build_group(members, dataset.spec, platforms.select(config.train))
         assert group.vmapped == (mode == "vmap" and len(members) > 1)
         programs = Programs(group, jax.device_put(np.asarray(dataset.train)))
         states, losses = programs.init(), []
@@ -209,7 +209,7 @@ def twins(tiny, tmp_path_factory):
     experiment = tiny({"variants": variants, "runs_dir": runs})
     dataset = open_text(experiment.variants[0].config.data)
     platform = platforms.select(experiment.variants[0].config.train)
-    groups = [build_group(members, dataset.form, platform) for members in grouped(experiment.variants)]
+    groups = [build_group(members, dataset.spec, platform) for members in grouped(experiment.variants)]
     assert len(groups) == 3
     return [GroupRun(group, dataset, platform, Console(), Stop()) for group in groups]
 
@@ -274,7 +274,7 @@ def watched_run(tiny, tmp_path_factory):
     dataset = open_text(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
-    run = Spied(build_group(members, dataset.form, platform), dataset, platform, Console(), Stop())
+    run = Spied(build_group(members, dataset.spec, platform), dataset, platform, Console(), Stop())
     with counting() as compiled:
         run.run()
     return compiled[0], run.compiled[0], run.events

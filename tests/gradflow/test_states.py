@@ -49,7 +49,7 @@ from data.source import Batch, DataSpec
 
 
 class Shift(OwnSource):
-    form = DataSpec("lm", 8, 5, 5)
+    spec = DataSpec("lm", 8, 5, 5)
 
     def train_batches(self, batch, seed, first_step, steps):
         draws = [np.random.default_rng([seed, first_step + index]).integers(0, 5, (batch, 8)) for index in range(steps)]

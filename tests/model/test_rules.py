@@ -348,7 +348,7 @@ def test_it_learns_to_copy(tiny, rule):
     keys |= {"optimizer.lr": 1e-2, "optimizer.min_lr": 1e-3, "optimizer.warmup": 40, "train.steps": 250}
     config = tiny(keys).variants[0].config
     source = open_source(config.data)
-    net, hp = Network(config.model, source.form.vocab_size, config.data.context), hparams_of(config)
+    net, hp = Network(config.model, source.spec.vocab_size, config.data.context), hparams_of(config)
     state = jax.jit(initial_state, static_argnums=(0, 1))(net, config, hp)
     trained = jax.jit(run_dispatch, static_argnums=(0, 1, 2))
     _, metrics, _ = trained(net, config, 0, state, hp, None, source.train_batches(16, 0, 0, 250))

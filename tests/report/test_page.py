@@ -7,7 +7,6 @@ import pytest
 from pages import Reader
 from runs import write_run
 from train.cli import main
-from train.report.figures import figures
 from train.report.groups import gather
 from train.report.page import (
     Html,
@@ -23,6 +22,7 @@ from train.report.page import (
     section,
     table,
 )
+from train.report.pictures import pictures
 from train.report.tables import final_table
 
 HOSTILE = "<script>alert(1)</script>&\"'"
@@ -65,7 +65,7 @@ def test_one_run_that_was_never_watched_is_a_page_too(tmp_path):
     run = write_run(tmp_path / "a", "x", done=False)
     (run / "metrics.jsonl").write_text('{"step":1,"loss/train":2.0}\n')
     comparison = compare([run])
-    assert [figure.key for figure in figures(comparison.groups)] == ["loss"]
+    assert [figure.key for figure in pictures(comparison.groups)] == ["loss"]
     assert "no verdict yet: unfinished" in as_html(comparison)
 
 

@@ -33,7 +33,7 @@ from data.source import Batch, DataSpec
 
 class Calm(OwnSource):
     bad = ()
-    form = DataSpec("regression", 4, None, 1, channels=1, pooled=True)
+    spec = DataSpec("regression", 4, None, 1, channels=1, pooled=True)
 
     def drawn(self, seed, step, batch):
         rng = np.random.default_rng([seed, step])

@@ -91,7 +91,7 @@ def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
     summary.write_report(sweep, Console())
     out = capsys.readouterr().out
     assert out.startswith("warning: no report: ") and "summary.json: cannot read" in out and out.count("\n") == 1
-    monkeypatch.setattr(summary, "MAX_BYTES", 10)
+    monkeypatch.setattr(summary, "MAX_REPORT_BYTES", 10)
     summary.write_report(sweep, Console())
     assert f"deltaflow compare '{sweep}' --html '{sweep}/report.html'" in capsys.readouterr().out
     assert not (sweep / "report.html").exists()

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import first_line
+from data import one_line
+
 from . import backprop, cost, descent, loss, optimizer, scalar, transformer
 from .claim import CLAIMS, GROUPS, Claim, Pair, Unmeasured, compare
 from .subject import Subject
@@ -66,7 +67,7 @@ def judged(claim: Claim, subject: Subject) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:
-        why = str(error) if isinstance(error, Unmeasured) else f"{type(error).__name__}: {first_line(error)}"
+        why = str(error) if isinstance(error, Unmeasured) else one_line(error)
         return result | {"note": "", "why": why}
     (error, place), pair = max(zip(errors, pairs, strict=True), key=lambda each: each[0][0])
     within = bool(error <= claim.tolerance.value)

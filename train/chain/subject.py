@@ -99,9 +99,9 @@ def subject_of(config: RunConfig, name: str) -> Subject:
     Tokens are drawn: of the data only sizes and task matter, and no corpus is read. Raises DataError, UserError.
     """
     if config.data.kind in ("text", "tokens"):
-        form = DataSpec("lm", config.data.context, VOCABULARY, VOCABULARY)
+        spec = DataSpec("lm", config.data.context, VOCABULARY, VOCABULARY)
     else:
-        form = open_source(config.data).form
+        spec = open_source(config.data).spec
     shrunk, model = [], config.model
 
     def at_most(limit: int, value: int, what: str) -> int:
@@ -113,29 +113,29 @@ def subject_of(config: RunConfig, name: str) -> Subject:
     narrow = model.model_copy(update={"width": HEAD_WIDTH * model.heads})
     if not problems(narrow):  # such as an MLP of no width
         model = model.model_copy(update={"width": at_most(narrow.width, model.width, "width")})
-    context = at_most(CONTEXT, form.context, "context")
-    classes = {"vocab_size": form.vocab_size, "outputs": form.outputs}
-    if form.vocab_size is not None:
-        classes["vocab_size"] = at_most(VOCABULARY, form.vocab_size, "vocabulary")
-    if form.task != "regression":
-        same = form.outputs == form.vocab_size
-        classes["outputs"] = classes["vocab_size"] if same else at_most(VOCABULARY, form.outputs, "classes")
-    form = form._replace(context=context, **classes)
+    context = at_most(CONTEXT, spec.context, "context")
+    classes = {"vocab_size": spec.vocab_size, "outputs": spec.outputs}
+    if spec.vocab_size is not None:
+        classes["vocab_size"] = at_most(VOCABULARY, spec.vocab_size, "vocabulary")
+    if spec.task != "regression":
+        same = spec.outputs == spec.vocab_size
+        classes["outputs"] = classes["vocab_size"] if same else at_most(VOCABULARY, spec.outputs, "classes")
+    spec = spec._replace(context=context, **classes)
     config = config.model_copy(update={"model": model})
-    network = network_of(config, form, "float64")
-    return Subject(name, network, hparams_of(config, "float64").model, _batch(network, form), tuple(shrunk))
+    network = network_of(config, spec, "float64")
+    return Subject(name, network, hparams_of(config, "float64").model, _batch(network, spec), tuple(shrunk))
 
 
-def _batch(network: Network, form: DataSpec) -> Batch:
+def _batch(network: Network, spec: DataSpec) -> Batch:
     """Draws a batch in which every token occurs, so that every row of a table has a gradient."""
-    rng, shape = np.random.default_rng(0), (WINDOWS, form.context)
-    if form.vocab_size is None:
-        inputs = rng.normal(size=(*shape, form.channels or 1))
+    rng, shape = np.random.default_rng(0), (WINDOWS, spec.context)
+    if spec.vocab_size is None:
+        inputs = rng.normal(size=(*shape, spec.channels or 1))
     else:
-        inputs = rng.permutation(np.arange(WINDOWS * form.context) % form.vocab_size).reshape(shape).astype(np.int32)
-    supervised = shape[:1] if form.pooled else shape
+        inputs = rng.permutation(np.arange(WINDOWS * spec.context) % spec.vocab_size).reshape(shape).astype(np.int32)
+    supervised = shape[:1] if spec.pooled else shape
     if network.task == "regression":
         targets = rng.normal(size=(*supervised, network.outputs or 1))
     else:
-        targets = rng.integers(0, form.outputs, supervised).astype(np.int32)
+        targets = rng.integers(0, spec.outputs, supervised).astype(np.int32)
     return Batch(jnp.asarray(inputs), jnp.asarray(targets))

@@ -24,13 +24,13 @@ def run(parsed: argparse.Namespace) -> int:
     experiment = load(parsed.config, parsed.overrides)
     from ..disk import write_atomically
     from ..log.console import Console
-    from ..report.tables import flow_table, instruments_table, probe_table, verdict_lines
+    from ..report.tables import UNITS, flow_table, instruments_table, probe_table, verdict_lines
     from ..run.probe import not_for, probe
 
     console, configs = Console(), {variant.name: variant.config for variant in experiment.variants}
     results = probe(experiment, None if parsed.checkpoint is None else Path(parsed.checkpoint), parsed.instruments)
     for result in results:
-        loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f} nats"
+        loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f} {UNITS[result['task']]}"
         title = f"{result['variant']}: loss {loss}"
         console.table(title, *probe_table(result))
         for line in verdict_lines(result["variant"], result["verdict"]):

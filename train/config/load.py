@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from data import DataError
-from data.files import beside, content_of, foreign
+from data.files import content_of, foreign, similar_path
 
 from ..errors import UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
 from .schema import RunConfig, leaves
-from .settings import Draft, Settings, config_of, faults, merged
+from .settings import Draft, Settings, config_of, key_problems, merged
 from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
 from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
 
@@ -158,7 +158,7 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
     try:
         return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
-        near = beside(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
+        near = similar_path(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
         hint = f"; did you mean {clean(str(near), 1000)}?" if near else ""
         message = foreign(os.fsdecode(path)) or f"no such file{hint}"
     except OSError as error:
@@ -195,7 +195,7 @@ def _experiment(
         draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
         reshaped |= key.partition(".")[0] in ("variants", "sweep")
     base = draft.base
-    problems += faults(base)
+    problems += key_problems(base)
     if "name" not in base:
         problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
     variants = [Point(name, name, *written) for name, written in draft.named["variants"].items()]
@@ -206,7 +206,7 @@ def _experiment(
         variants = variants[:MAX_VARIANTS]
     axes = grid(draft.sweep, len(variants), problems)
     for variant in variants:
-        problems += faults(variant.settings)
+        problems += key_problems(variant.settings)
         for key in axes.keys() & variant.settings.keys():
             problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
     spread = points(variants, axes)

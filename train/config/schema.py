@@ -88,9 +88,9 @@ class OptimizerConfig(Section):
     )
     decay: Literal["auto", "decoupled", "l2"] = Field(
         default="auto",
-        description="decoupled: the weights shrink by lr * weight_decay beside the update; l2: weight_decay * weights "
-        "is added to the clipped gradient, as the loss's + weight_decay / 2 * |weights|^2 would; auto = l2 for adam, "
-        "decoupled for all others",
+        description="decoupled: the weights shrink by lr * weight_decay apart from the update; l2: weight_decay * "
+        "weights is added to the clipped gradient, as the loss's + weight_decay / 2 * |weights|^2 would; auto = l2 for "
+        "adam, decoupled for all others",
     )
     momentum: Annotated[float, Traced()] = Field(
         default=0.9, ge=0, lt=1, description=f"share of the last update's direction: {readers('momentum')}"
@@ -133,7 +133,7 @@ class OptimizerConfig(Section):
         default=None,
         ge=0,
         lt=1,
-        description="decay of a moving average of the weights, evaluated as loss/val_ema beside them; null = none",
+        description="decay of a moving average of the weights, evaluated as loss/val_ema next to them; null = none",
     )
     accumulate: int = Field(default=1, ge=1, description="micro-batches an optimizer step; must divide data.batch")
 
@@ -205,8 +205,8 @@ _MEASURED: Any = {
 
 
 class InstrumentsConfig(create_model("InstrumentsSection", __base__=Section, **_MEASURED)):
-    """Steps between the measurements of each instrument; 0 = never. Each runs between two windows of training, on the
-    batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
+    """Steps between the measurements of each instrument; 0 = never. Each runs between two dispatches of training, on
+    the batches that come next, and changes nothing of it; docs/instruments.md has the meaning and the cost of each."""
 
 
 class WatchConfig(Section):

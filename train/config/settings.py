@@ -49,7 +49,7 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
 
 
 def merged(below: Settings, above: Settings) -> Settings:
-    """The settings of both layers, those of `above` first.
+    """The settings of both layers; those of `above` win.
 
     A rule in `above` drops all options of the rule below, and one of two rivals in it the other one.
     """
@@ -71,7 +71,7 @@ def config_of(layer: Settings) -> RunConfig:
     return RunConfig.model_validate(tree)
 
 
-def faults(layer: Settings) -> list[Problem]:
+def key_problems(layer: Settings) -> list[Problem]:
     """The problems of the single keys of a layer."""
     values = {key: node.plain for key, node in layer.items()}
     clean = {key: value for key, value in values.items() if value is not BAD}

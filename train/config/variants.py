@@ -9,15 +9,15 @@ from typing import Any
 
 from .fields import FIELDS, SECTIONS, SHORT, did_you_mean, unknown
 from .schema import STATES
-from .settings import Settings, faults, merged
-from .yaml import BAD, Node, Place, Problem, clean, number, show
+from .settings import Settings, key_problems, merged
+from .yaml import BAD, Node, Place, Problem, clean, float_text, show
 
 MAX_VARIANTS = 1000
 MAX_NAME = 120
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # Windows', with any ending
-_OURS = {"ckpt", "config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json", "metrics.jsonl"}
-_OURS |= {"report.html", "report.md", "compare.html", "compare.md"}
+START_FILES = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")  # of a run that starts
+_OURS = {"ckpt", "metrics.jsonl", *START_FILES, "report.html", "report.md", "compare.html", "compare.md"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def grid(sweep: Settings, variants: int, problems: list[Problem]) -> dict[str, l
                 message = f"expected a {last} by its name, got a mapping; sweep {section}.OPTION too, or use variants"
                 problems.append(item.problem(message))
                 continue
-            problems += faults({key: item})
+            problems += key_problems({key: item})
             if (first := distinct.setdefault(label(item.plain).lower(), item)) is not item:
                 twice = "is given twice" if first.plain == item.plain else "has the same name as a value before it"
                 problems.append(item.problem(f"{show(item.plain)} {twice}"))
@@ -126,7 +126,7 @@ def label(value: Any) -> str:
     """A value as part of a folder's name: 0.0001, 1e-5, none, 0.9+0.99."""
     if isinstance(value, list):
         return "+".join(label(item) for item in value)
-    text = number(value) if isinstance(value, float) else value if isinstance(value, str) else show(value)
+    text = float_text(value) if isinstance(value, float) else value if isinstance(value, str) else show(value)
     return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9_.+-]+", "-", text))
 
 

@@ -81,7 +81,7 @@ def show(value: Any, limit: int = 60) -> str:
     if isinstance(value, str):
         text = repr(value)
     elif isinstance(value, float):
-        text = number(value)
+        text = float_text(value)
     elif isinstance(value, list | tuple):
         text = "[" + ", ".join(show(item, limit) for item in value[:limit]) + "]"
     elif isinstance(value, dict):
@@ -98,7 +98,7 @@ def clean(text: str, limit: int = 100) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def number(value: float) -> str:
+def float_text(value: float) -> str:
     """The shortest text that reads back as the same float, and in YAML: 0.0001, 1e-5, 2.0, .inf."""
     text = float.__repr__(value)  # of numpy's float64 too
     special = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}
@@ -112,7 +112,7 @@ def dump(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{dump(key)}: {dump(item)}" for key, item in value.items()) + "}"
     if isinstance(value, float):
-        return re.sub(r"^(-?[0-9]+)e", r"\1.0e", float.__repr__(value)) if math.isfinite(value) else number(value)
+        return re.sub(r"^(-?[0-9]+)e", r"\1.0e", float.__repr__(value)) if math.isfinite(value) else float_text(value)
     if value is None or isinstance(value, int):
         return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     if not isinstance(value, str):

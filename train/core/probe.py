@@ -29,7 +29,7 @@ from ..gradflow.norms import (
     total_norm,
     value,
 )
-from ..gradflow.verdict import in_range, judge, number
+from ..gradflow.verdict import float_or_zero, in_range, judge
 from .batch import BatchInput
 from .loss import tapped_loss
 from .state import parameter_count
@@ -77,7 +77,7 @@ def _delta(flow: Flow, rms: ArrayLike) -> dict[str, Any]:
     return {
         "norm": numbers(flow.delta),
         "log10_norm": finite(logs),
-        "rms_weighted": [number(x) if not np.isnan(x) else None for x in weighted.tolist()],
+        "rms_weighted": [float_or_zero(x) if not np.isnan(x) else None for x in weighted.tolist()],
     }
 
 
@@ -111,6 +111,7 @@ def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -
     skip_only = [f"residual_{pattern}" for pattern in network.config.rule.skip_only]
     return {
         "dtype": network.dtype,
+        "task": network.task,
         "loss": finite(np.asarray(probe.loss)),
         "tokens": config.data.batch * config.data.context,
         "logits_rms": finite(np.asarray(probe.logits_rms)),

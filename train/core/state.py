@@ -18,18 +18,18 @@ from ..errors import UserError
 from .optimizer import HParams, transformation
 
 
-def network_of(config: RunConfig, form: DataSpec, dtype: str, unroll: int = 1) -> Network:
+def network_of(config: RunConfig, spec: DataSpec, dtype: str, unroll: int = 1) -> Network:
     """Returns the network of a config that computes in `dtype`, with `unroll` blocks a scan iteration.
 
     Raises UserError when `task.kind` does not fit the data.
     """
-    task = config.task.kind or form.task
-    if task not in SERVES.get(form.task, ()):
-        raise UserError(f"task.kind: data.kind {config.data.kind} is for {form.task}, got {task}")
+    task = config.task.kind or spec.task
+    if task not in SERVES.get(spec.task, ()):
+        raise UserError(f"task.kind: data.kind {config.data.kind} is for {spec.task}, got {task}")
     # Regression on class labels: the label, as a real number, is the only output.
-    outputs = 1 if form.task != task else form.outputs
+    outputs = 1 if spec.task != task else spec.outputs
     return Network(
-        config.model, form.vocab_size, form.context, dtype, unroll, task, outputs, form.channels, form.pooled
+        config.model, spec.vocab_size, spec.context, dtype, unroll, task, outputs, spec.channels, spec.pooled
     )
 
 

@@ -39,7 +39,7 @@ def need(programs: Programs, resident: Any) -> Need:
     """Returns what the prepared programs need, by XLA's own analysis; waits until they are compiled.
 
     Args:
-      resident: arrays on the device besides the states.
+      resident: arrays on the device apart from the states.
     """
     state = bytes_of(programs.abstract_state)
     training = measuring = 0
@@ -48,7 +48,7 @@ def need(programs: Programs, resident: Any) -> Need:
         if analysis is not None:
             results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
             passing += int(analysis.temp_size_in_bytes + results)
-        if key == "init":
+        if key == ("init",):
             measuring = max(measuring, passing - state)  # its result is a state, which is held
         elif key[0] == "dispatch":
             training = max(training, passing)

@@ -64,7 +64,7 @@ def select(config: TrainConfig) -> Platform:
         why = textwrap.shorten(first_line(error), 100, placeholder=" ...")
         details = f" ({why})" if why else ""
         if setting := os.environ.get("JAX_PLATFORMS"):
-            details += f"; the environment says JAX_PLATFORMS={setting}, without which JAX looks for itself"
+            details += f"; JAX_PLATFORMS={setting} is set; unset it to let JAX choose"
         kind = "device" if config.device == "auto" else config.device
         try:
             visible = ", ".join(sorted({device_kind(device) for device in jax.local_devices()}))
@@ -155,12 +155,12 @@ def peak_bytes(platform: Platform) -> int | None:
 
 
 @cache
-def matmul_peak(dtype: str, size: int = 2048, seconds: float = 0.5) -> float:
-    """Returns the FLOP/s of a [size, size] product on the default device, the best within `seconds`."""
+def matmul_peak(dtype: str, size: int = 2048) -> float:
+    """Returns the FLOP/s of a [size, size] product on the default device, the best within half a second."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     jax.block_until_ready(product(a))
-    best, end = float("inf"), time.perf_counter() + seconds
+    best, end = float("inf"), time.perf_counter() + 0.5
     while time.perf_counter() < end:
         start = time.perf_counter()
         jax.block_until_ready(product(a))

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -68,12 +68,11 @@ class VariantGroup:
         return [hparams_of(variant.config, self.network.param_dtype) for variant in self.variants]
 
 
-def grouped(variants: Sequence[Variant], key_of: Callable[[Variant], Any] | None = None) -> list[tuple[Variant, ...]]:
-    """Groups variants of equal structure, or equal `key_of`, in order of first appearance."""
-    groups: dict[Any, list[Variant]] = {}
+def grouped(variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
+    """Groups variants of equal structure, in order of first appearance."""
+    groups: dict[str, list[Variant]] = {}
     for variant in variants:
-        key = program_structure(variant.config).model_dump_json() if key_of is None else key_of(variant)
-        groups.setdefault(key, []).append(variant)
+        groups.setdefault(program_structure(variant.config).model_dump_json(), []).append(variant)
     return [tuple(members) for members in groups.values()]
 
 
@@ -97,6 +96,9 @@ def with_steps(batches: BatchInput, steps: int) -> BatchInput:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), batches)
 
 
+Key: TypeAlias = tuple[Any, ...]  # of a program: its kind, and what tells those of one kind apart
+
+
 @dataclass
 class Programs:
     """The compiled programs of one group, each compiled once, in the background."""
@@ -104,11 +106,11 @@ class Programs:
     group: VariantGroup
     corpus: Any  # device array, or None if batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
-    _compiled: dict[Any, Future] = field(default_factory=dict)
-    feeds: dict[Any, Any] = field(default_factory=dict)  # arguments of each program after the state, numbers and corpus
+    _compiled: dict[Key, Future] = field(default_factory=dict)
+    feeds: dict[Key, Any] = field(default_factory=dict)  # arguments of each program after the state, numbers and corpus
 
     def prepare(
-        self, key: Any, function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False
+        self, key: Key, function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False
     ) -> Future:
         """Starts compiling `function` for `arguments`, unless `key` was prepared before."""
         if key not in self._compiled:
@@ -120,7 +122,7 @@ class Programs:
             self.feeds[key] = arguments[3:]
         return self._compiled[key]
 
-    def run(self, key: Any, function: Callable, *arguments: Any, once: bool = True) -> Any:
+    def run(self, key: Key, function: Callable, *arguments: Any, once: bool = True) -> Any:
         """Returns `function(*arguments)`, compiled at the first call with this key."""
         return self.prepare(key, function, arguments, once=once).result()(*arguments)
 
@@ -130,7 +132,7 @@ class Programs:
             future.result()
 
     @property
-    def ready(self) -> dict[Any, tuple[Any, Any]]:
+    def ready(self) -> dict[Key, tuple[Any, Any]]:
         """Compiled programs with their feeds, by key; waits for pending ones."""
         return {key: (future.result(), self.feeds[key]) for key, future in self._compiled.items()}
 
@@ -141,7 +143,7 @@ class Programs:
     @cached_property
     def abstract_state(self) -> State:
         """Shapes and dtypes of one call's state: [variants, ...] when vmapped."""
-        return jax.eval_shape(self._init, self._hp(0))
+        return jax.eval_shape(self._init, self.hparams[0])
 
     @property
     def _init(self) -> Callable:
@@ -150,11 +152,8 @@ class Programs:
     def _mapped(self, function: Callable, in_axes: Any = 0) -> Callable:
         return jax.vmap(function, in_axes) if self.group.vmapped else function
 
-    def _hp(self, index: int) -> HParams:
-        return self._hparams[index]
-
     @cached_property
-    def _hparams(self) -> list[HParams]:
+    def hparams(self) -> list[HParams]:
         """One HParams a call, kept on the device so that it is not uploaded again every call."""
         group = self.group
         return jax.device_put([stacked_hparams(group.hparams)] if group.vmapped else group.hparams)
@@ -167,10 +166,10 @@ class Programs:
     def init(self) -> list[State]:
         """Returns the initial state of each call."""
         program = self.prepare_init().result()
-        return [program(self._hp(index)) for index in range(self.calls)]
+        return [program(self.hparams[index]) for index in range(self.calls)]
 
     def prepare_init(self) -> Future:
-        return self.prepare("init", self._init, (self._hp(0),), once=True)
+        return self.prepare(("init",), self._init, (self.hparams[0],), once=True)
 
     def prepare_dispatch(self, batches: BatchInput, watched: bool) -> Future:
         """Prepares a dispatch of as many steps as one variant's `batches` have: [K, B, ...], or shapes and dtypes."""
@@ -198,27 +197,27 @@ class Programs:
         return self._called(self.prepare_instrument(name, batches[0]).result(), states, batches)
 
     def _prepare_on_batches(
-        self, key: Any, function: Callable, batches: BatchInput, donate: tuple[int, ...] = ()
+        self, key: Key, function: Callable, batches: BatchInput, donate: tuple[int, ...] = ()
     ) -> Future:
         """Prepares a function of (state, numbers, corpus, batches); `batches` are those of one variant."""
         lead = (len(self.group.variants),) if self.group.vmapped else ()
         feed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), batches)
-        arguments = (self.abstract_state, self._hp(0), self.corpus, feed)
+        arguments = (self.abstract_state, self.hparams[0], self.corpus, feed)
         return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, donate)
 
     def _called(self, program: Callable, states: list[Any], batches: list[BatchInput]) -> list[Any]:
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
         return [
-            None if state is None else program(state, self._hp(index), self.corpus, jax.device_put(batch))
+            None if state is None else program(state, self.hparams[index], self.corpus, jax.device_put(batch))
             for index, (state, batch) in enumerate(zip(states, batches, strict=True))
         ]
 
     def prepare_evaluation(self, corpus: Any, batches: BatchInput, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # shorter to compile, and there is no backward pass
-        arguments = (self.abstract_state.params, self._hp(0).model, corpus, batches, weights)
+        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, batches, weights)
         mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
-        return self.prepare("evaluate", mapped, arguments)
+        return self.prepare(("evaluate",), mapped, arguments)
 
     def evaluate(
         self, states: list[Any], corpus: Any, batches: BatchInput, weights: np.ndarray, averaged: bool = False
@@ -230,7 +229,7 @@ class Programs:
         def scores(index: int, state: State | None) -> Any:
             if state is None:
                 return None
-            return program(state.ema if averaged else state.params, self._hp(index).model, corpus, batches, weights)
+            return program(state.ema if averaged else state.params, self.hparams[index].model, corpus, batches, weights)
 
         return [scores(index, state) for index, state in enumerate(states)]
 

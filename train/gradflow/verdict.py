@@ -104,7 +104,7 @@ def judge(
     qk_shares = qk_share(grad_log10)
     comparable = qk_shares[~np.isnan(qk_shares)]
     middle = float(np.median(comparable)) if comparable.size else math.nan
-    share = None if math.isnan(middle) else number(middle)
+    share = None if math.isnan(middle) else float_or_zero(middle)
     rounded = 0 if rank is None else int(np.sum(qk_rounded(rank, dtype)[: qk_shares.size]))
     fall = f"|delta| at the first block is {power(ratio)} times that at the last, {power(gain)} a layer"
 
@@ -220,10 +220,10 @@ def float_of(log10: float) -> float | None:
     return float(10.0**log10) if in_range(log10) else None
 
 
-def number(log10: float) -> float | None:
+def float_or_zero(log10: float) -> float | None:
     """Returns 10^log10 as `float_of` does, and 0.0 for -inf, the logarithm of an exact zero.
 
-    >>> number(-math.inf), number(0.0), number(-400.0)
+    >>> float_or_zero(-math.inf), float_or_zero(0.0), float_or_zero(-400.0)
     (0.0, 1.0, None)
     """
     return 0.0 if log10 == -math.inf else float_of(log10)

@@ -10,7 +10,7 @@ from model.network import Params
 
 from ..core.optimizer import rate
 from ..gradflow import curvature
-from .readings import Curve, Reading
+from .readings import LossCurve, Reading
 from .snapshot import Snapshot
 
 UPDATES = np.linspace(-5.0, 15.0, 21)  # places along the next update, in multiples of it
@@ -80,5 +80,5 @@ def loss_landscape(snapshot: Snapshot) -> dict[str, Reading]:
     out: dict[str, Reading] = {}
     for name, (direction, multiples) in curves.items():
         at = jnp.asarray(multiples, "float32")
-        out[name] = Curve(at, curvature.along_line(snapshot.loss, snapshot.params, direction, at))
+        out[name] = LossCurve(at, curvature.along_line(snapshot.loss, snapshot.params, direction, at))
     return out

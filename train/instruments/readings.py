@@ -19,7 +19,7 @@ class Signed(NamedTuple):
     value: Norm
 
 
-class Curve(NamedTuple):
+class LossCurve(NamedTuple):
     """Losses along a line, at the multiples `at`."""
 
     at: Float[Array, "n"]
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
 
 # [] one value, [L] one a layer, [L, H] one a layer and head; by part: "layer", "head", a matrix. nan: not defined.
-Reading: TypeAlias = Norm | Signed | Array | Histogram | Curve | Mapping[str, Any]
+Reading: TypeAlias = Norm | Signed | Array | Histogram | LossCurve | Mapping[str, Any]
 
 
 def scalars_of(readings: Mapping[str, Reading]) -> Scalars:
@@ -37,7 +37,7 @@ def scalars_of(readings: Mapping[str, Reading]) -> Scalars:
     for name, reading in readings.items():
         if isinstance(reading, Histogram):
             continue
-        if isinstance(reading, Curve):
+        if isinstance(reading, LossCurve):
             losses = np.where(np.isfinite(reading.loss), reading.loss, np.inf)
             if losses.min() < losses.max():  # else no place is the lowest
                 out[f"{name}_lowest_at"] = float(reading.at[np.argmin(losses)])
@@ -70,7 +70,7 @@ def json_of(readings: Mapping[str, Reading]) -> dict[str, Any]:
     """The readings for JSON: lists over layers, by part where there are several; null = not defined."""
     out: dict[str, Any] = {}
     for name, reading in readings.items():
-        if isinstance(reading, Curve):
+        if isinstance(reading, LossCurve):
             out[name] = {"at": finite(reading.at), "loss": finite(reading.loss)}
         elif isinstance(reading, Histogram):
             bounds = [edges(float(top)).tolist() for top in reading.top]

@@ -91,8 +91,8 @@ def chain_page(results: Sequence[Result], about: Mapping[str, Any]) -> str:
             statement = Html(f"<strong>{markup(result['statement'])}</strong>")
             rows.append([Html(statement + paragraph(" ".join(parts), quiet=True)), *_figures(result)])
             if result.get("curves"):
-                says = f"{result['statement']}: predicted and measured, logarithmic"
-                drawn.append(picture(to_svg(curves_of(result)), says, "Lines: predicted. Markers: measured."))
+                alt = f"{result['statement']}: predicted and measured, logarithmic"
+                drawn.append(picture(to_svg(curves_of(result)), alt, "Lines: predicted. Markers: measured."))
         body.append(section(group, table(["claim", *_FIGURES], rows), *drawn))
     return page("The chain rule, checked on this machine", *body)
 

@@ -115,7 +115,7 @@ class Group:
         return tuple(run for run in self.runs if run.done)
 
     @property
-    def shown(self) -> tuple[Run, ...]:
+    def counted(self) -> tuple[Run, ...]:
         """The runs that figures and curves are taken from: a seed that is still running would pull down the others."""
         return self.done or self.runs
 
@@ -128,7 +128,7 @@ def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
     members: dict[tuple[int, str], list[int]] = {}
     twins: Counter[tuple[str, str]] = Counter()
     for index, run in enumerate(runs):
-        config = flat(run.config)
+        config = dotted(run.config)
         key = repr(sorted((k, repr(v)) for k, v in config.items() if k not in (*LABELS, *SEEDS) and v is not None))
         same = key, seed_of(run)
         members.setdefault((twins[same], key), []).append(index)
@@ -143,7 +143,7 @@ def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
 
 
 def seed_of(run: Run) -> str:
-    config = flat(run.config)
+    config = dotted(run.config)
     return repr([config.get(key) for key in SEEDS])
 
 
@@ -152,7 +152,7 @@ def config_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
     A key that a run of another version lacks is `-`, and equal to null.
     """
-    configs = [flat(group.runs[0].config) for group in groups]
+    configs = [dotted(group.runs[0].config) for group in groups]
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key not in (*LABELS, *SEEDS)]
     keys = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     cells = {key: [show(c[key], 40).strip("'") if key in c else MISSING for c in configs] for key in keys}
@@ -162,26 +162,26 @@ def config_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     return ["run", *keys], [[name, *(cells[key][i] for key in keys)] for i, name in enumerate(names)]
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns dotted key -> value; an empty mapping has no keys to differ in.
 
-    >>> flat({"model": {"residual": {"rule": "none"}}, "seed": 0})
+    >>> dotted({"model": {"residual": {"rule": "none"}}, "seed": 0})
     {'model.residual.rule': 'none', 'seed': 0}
     """
     out = {}
     for key, value in config.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        out |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out
 
 
 def over_seeds(group: Group, tag: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "n S"]]:
     """Returns a tag's values at the steps that all runs shown have; no steps when one of them never logged it."""
-    return _aligned([run.steps.get(tag, (np.zeros(0, np.int64), np.zeros(0))) for run in group.shown])
+    return _aligned([run.steps.get(tag, (np.zeros(0, np.int64), np.zeros(0))) for run in group.counted])
 
 
 def depths_over_seeds(group: Group, metric: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "n S layers"]]:
     """Returns `depth_series` of the runs shown, at the steps that all of them have."""
-    series = [depth_series(run, metric) for run in group.shown]
+    series = [depth_series(run, metric) for run in group.counted]
     layers = min(values.shape[1] for _, values in series)
     return _aligned([(steps, values[:, :layers]) for steps, values in series])
 

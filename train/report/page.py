@@ -103,11 +103,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     return Html(f'<div class="scroll"><table><thead>{line(columns, "th")}</thead>\n<tbody>{body}</tbody></table></div>')
 
 
-def picture(svg: str, says: str, caption: str = "") -> Html:
-    """An SVG as an image of its own, since ids in two inlined drawings could be the same. `says`: its alt text."""
+def picture(svg: str, alt: str, caption: str = "") -> Html:
+    """An SVG as an image of its own, since ids in two inlined drawings could be the same; `alt` stands in its place."""
     data = base64.b64encode(svg.encode()).decode()
     under = f"<figcaption>{markup(caption)}</figcaption>" if caption else ""
-    return Html(f'<figure><img alt="{escape(says)}" src="data:image/svg+xml;base64,{data}">{under}</figure>')
+    return Html(f'<figure><img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">{under}</figure>')
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def as_markdown(comparison: Comparison) -> str:
 def as_html(comparison: Comparison) -> str:
     """Returns the page: tables, and figures with instructions for reading them."""
     from . import charts
-    from .figures import figures  # matplotlib is slow to import
+    from .pictures import pictures  # matplotlib is slow to import
 
     groups, title = comparison.groups, comparison.title
     final = final_table(groups)
@@ -165,10 +165,8 @@ def as_html(comparison: Comparison) -> str:
     versions = [summary.get("versions") or {} for summary in summaries]
     machines += [f"jax {each['jax']}" for each in versions if "jax" in each]
     drawn = [
-        section(
-            each.title, picture(charts.to_svg(each.figure), f"{title}: {each.says}", formula(each.caption)), level=3
-        )
-        for each in figures(groups)
+        section(each.title, picture(charts.to_svg(each.figure), f"{title}: {each.alt}", formula(each.caption)), level=3)
+        for each in pictures(groups)
     ]
     return page(
         f"{title}: {comparison.count}",
@@ -200,9 +198,9 @@ _ALIKE = "Nothing but names: the configs are the same.\n"
 def _about_final(groups: Sequence[Group], final: Table) -> str:
     unit = loss_unit(groups)
     about = f"Losses in {unit}. " if unit else ""
-    if any(len(group.shown) > 1 for group in groups):
+    if any(len(group.counted) > 1 for group in groups):
         about += "Mean over the seeds ± half of the 95 % interval (Student's t)."
-        if any(len(group.shown) == 1 for group in groups):
+        if any(len(group.counted) == 1 for group in groups):
             about += " A single seed has no interval."
         if ABOVE in final[0]:
             about += (

@@ -1,4 +1,4 @@
-"""Means over seeds as TensorBoard runs beside the variants: `with@mean`, `with@low`, `with@high`.
+"""Means over seeds as TensorBoard runs next to the variants: `with@mean`, `with@low`, `with@high`.
 
 No variant's name has an @ (train/config/variants.py), and these folders have no config.yaml, so that TensorBoard alone
 takes them for runs.
@@ -13,7 +13,7 @@ from .groups import Group, estimate, over_seeds
 
 ENDS = ("mean", "low", "high")
 
-Scalars = dict[int, dict[str, float]]  # step -> tag -> value
+ByStep = dict[int, dict[str, float]]  # step -> tag -> value
 
 
 def write_means(root: Path, groups: Sequence[Group]) -> list[str]:
@@ -35,13 +35,13 @@ def write_means(root: Path, groups: Sequence[Group]) -> list[str]:
     return [group.name for group in seeded]
 
 
-def means(group: Group) -> tuple[Scalars, Scalars, Scalars]:
+def means(group: Group) -> tuple[ByStep, ByStep, ByStep]:
     """Returns (mean, low, high) of each tag that all finished seeds have logged, at the steps common to all of them.
 
     low and high bound the 95 % interval (train/report/groups.py). The mean of log10 values is the log10 of the
     geometric mean.
     """
-    out: tuple[Scalars, Scalars, Scalars] = ({}, {}, {})
+    out: tuple[ByStep, ByStep, ByStep] = ({}, {}, {})
     for tag in group.done[0].steps:
         if not all(tag in run.steps for run in group.done):
             continue
@@ -54,7 +54,7 @@ def means(group: Group) -> tuple[Scalars, Scalars, Scalars]:
     return out
 
 
-def _write(folder: Path, scalars: Scalars) -> None:
+def _write(folder: Path, scalars: ByStep) -> None:
     """Replaces the event files of a folder by one; its header tells a TensorBoard that reads them to start over."""
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -9,19 +9,19 @@ import numpy as np
 
 from ..gradflow.verdict import log10_gain
 from ..text import MISSING, layer, norm, number, plus_minus, right_aligned
-from .groups import Group, estimate, flat, seed_of
+from .groups import Group, dotted, estimate, seed_of
 from .read import Run, depth_series
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
 
-_UNITS = {"lm": "nats per token", "classification": "nats per target", "regression": "squared error"}
+UNITS = {"lm": "nats per token", "classification": "nats per target", "regression": "squared error"}  # by task
 ABOVE = "above best, by seed"
 
 
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns the end of training: a row for each variant's summary.json; a figure that it lacks is `-`.
+    """Returns the end of training: a row for each variant's summary.json; a missing figure is `-`.
 
-    The best possible loss and the accuracy are columns where a variant has the one or is about the other.
+    The columns of the best possible loss and of the accuracy are there if one variant at least has such a figure.
     """
     floors = [summary.get("floors") or {} for summary in summaries]
     with_floor = any("floor" in each for each in floors)
@@ -218,8 +218,8 @@ def final_table(groups: Sequence[Group]) -> Table:
     for title, figure in FIGURES.items():
         figures[title] = cells = []
         for group in groups:
-            values = [value for run in group.shown if (value := figure(run)) is not None]
-            if len(values) < len(group.shown):
+            values = [value for run in group.counted if (value := figure(run)) is not None]
+            if len(values) < len(group.counted):
                 cells.append(MISSING)
             elif len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
                 cells.append(f"not finite in {bad} of {len(values)}")
@@ -230,9 +230,9 @@ def final_table(groups: Sequence[Group]) -> Table:
     figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
     rows = []
     for index, group in enumerate(groups):
-        states = Counter(verdict_of(run).get("state", MISSING) for run in group.shown)
+        states = Counter(verdict_of(run).get("state", MISSING) for run in group.counted)
         verdicts = (state if len(states) == 1 else f"{state} {count}" for state, count in states.items())
-        seeds = [str(len(group.shown))] if seeded else []
+        seeds = [str(len(group.counted))] if seeded else []
         cells = (cells[index] for cells in figures.values())
         rows.append([group.name, *seeds, steps_of(group), ", ".join(verdicts), *cells])
     return ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures], rows
@@ -244,7 +244,7 @@ def above_best(groups: Sequence[Group]) -> list[str]:
     Variants that see the same batches and start from the same weights vary together over seeds, so that the mean of
     the differences is far more precise than the difference of the means.
     """
-    losses = [{seed_of(run): run.last("loss/val") for run in group.shown} for group in groups]
+    losses = [{seed_of(run): run.last("loss/val") for run in group.counted} for group in groups]
     losses = [{seed: loss for seed, loss in each.items() if loss is not None} for each in losses]
     means = [float(np.mean(list(each.values()))) if each else math.nan for each in losses]
     if len(groups) < 2 or not np.isfinite(means).any():
@@ -268,7 +268,7 @@ def _interval(values: Sequence[float]) -> str:
 def steps_of(group: Group) -> str:
     """Returns the number of optimizer steps, with the steps planned of unfinished runs, or their number in a group."""
     if not group.done:
-        planned = [flat(run.config).get("train.steps") for run in group.runs]
+        planned = [dotted(run.config).get("train.steps") for run in group.runs]
         planned = [steps if isinstance(steps, int) else None for steps in planned]
         cells = zip(group.runs, planned, strict=True)
         return ", ".join(f"{run.step} of {number(steps)}, {_unfinished(run)}" for run, steps in cells)
@@ -292,7 +292,8 @@ def verdict_table(groups: Sequence[Group]) -> Table:
     for group in groups:
         for run in group.runs:
             verdict = verdict_of(run)
-            name = group.name if len(group.runs) == 1 else f"{group.name}, seed {number(flat(run.config).get('seed'))}"
+            seed = number(dotted(run.config).get("seed"))
+            name = group.name if len(group.runs) == 1 else f"{group.name}, seed {seed}"
             why = verdict.get("why") or ("nothing was watched" if run.done else f"no verdict yet: {_unfinished(run)}")
             why = "; ".join(part for part in (why, run.recovery) if part)
             rows.append([name, verdict.get("state", MISSING), why, str(verdict.get("try") or MISSING)])
@@ -305,4 +306,4 @@ def verdict_table(groups: Sequence[Group]) -> Table:
 def loss_unit(groups: Sequence[Group]) -> str:
     """Returns the unit of the losses where all runs have the same one, else ""."""
     tasks = {(run.summary or {}).get("task") for group in groups for run in group.runs} - {None}
-    return _UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""
+    return UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""

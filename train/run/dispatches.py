@@ -11,7 +11,8 @@ from ..config.schema import RunConfig
 from ..device.programs import VariantGroup, model_flops
 
 # Rough speeds, good enough to choose how many steps fit into a second.
-_ASSUMED_FLOPS = {"cpu": 8e10, "gpu": 2e13, "tpu": 4e13}
+_ASSUMED_FLOPS = {"cpu": 8e10, "tpu": 4e13}
+_GPU_FLOPS = 2e13  # of any other accelerator too
 _RECENT = 20  # dispatches whose median is the recent speed
 
 
@@ -64,7 +65,7 @@ def steps_per_call(config: RunConfig, step_seconds: float) -> int:
 def assumed_step_seconds(group: VariantGroup, batch: int, kind: str) -> float:
     """Returns a guess of the seconds per step on a device of this kind (cpu, gpu, tpu), before anything has run."""
     count = len(group.variants) if group.vmapped else 1
-    return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, 2e13)
+    return 1e-4 + count * model_flops(group.network, batch) / _ASSUMED_FLOPS.get(kind, _GPU_FLOPS)
 
 
 class Throughput:

@@ -106,7 +106,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         groups = []  # all of them first, so that an error in one is reported before another has trained
         for members in grouped(experiment.variants):
             source = sources[data_key(members[0].config)]
-            groups += [(source, build_group(part, source.form, platform)) for part in resumable_parts(members)]
+            groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
         for source, group in groups:
@@ -139,7 +139,7 @@ def show_start(experiment: Experiment, sources: Mapping[str, Source], platform: 
     """Prints device, versions, data and variants, and the warnings about the config."""
     versions = ", ".join(f"{name} {number}" for name, number in platforms.versions().items())
     rows = [("device", platform.label), ("versions", versions)]
-    rows += [("data", f"{source.source}: {source.details}") for source in sources.values()]
+    rows += [("data", f"{source.name}: {source.details}") for source in sources.values()]
     rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
     console.block(f"deltaflow {experiment.name}", rows)
     if platform.count > 1:

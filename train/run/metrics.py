@@ -26,7 +26,7 @@ from ..gradflow.loss_history import Series, loss_history_of
 from ..gradflow.norms import log10
 from ..gradflow.spikes import SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
-from ..instruments.readings import Curve, Reading, scalars_of
+from ..instruments.readings import LossCurve, Reading, scalars_of
 from ..log.writer import Tracker
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
@@ -168,7 +168,7 @@ class RunMetrics:
                 for index, (counts, top) in enumerate(zip(reading.counts, reading.top, strict=True)):
                     bounds = edges(float(top))[::-1].tolist()
                     self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
-            if isinstance(reading, Curve):
+            if isinstance(reading, LossCurve):
                 from ..report import charts  # matplotlib takes a second to import
 
                 title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
@@ -233,5 +233,5 @@ def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dic
             row[f"perplexity/{split}"] = float(np.exp(loss))
     if task != "regression":
         row[f"accuracy/{split}"] = float(scores.accuracy)
-    floors = source.floors if task == source.form.task else {}
+    floors = source.floors if task == source.spec.task else {}
     return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}

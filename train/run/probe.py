@@ -48,16 +48,16 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
             here = None if source.tokenizer is None else source.tokenizer.to_json()
             if tokenizers_differ(tokenizer_of(checkpoint), here):
                 raise UserError(
-                    f"{checkpoint}: has another tokenizer than {source.source}, so its tokens stand for something "
+                    f"{checkpoint}: has another tokenizer than {source.name}, so its tokens stand for something "
                     "else; probe it on the text it was trained on"
                 )
             step = step or Checkpoints(checkpoint).only_newest()
-        group = build_group(members, source.form, platform)
+        group = build_group(members, source.spec, platform)
         programs = Programs(group, None if source.resident is None else jnp.asarray(source.resident[0]))
         for variant, hp in zip(group.variants, group.hparams, strict=True):
             if checkpoint is None:
                 # The same program as in training, so that both have the same weights to the last bit.
-                state = programs.run("init", partial(initial_state, group.network, group.config), hp)
+                state = programs.run(("init",), partial(initial_state, group.network, group.config), hp)
             else:
                 whole = any(INSTRUMENTS[name].optimizer for name in instruments)
                 state = restored_state(group, variant, hp, checkpoint, step, platform, whole)
@@ -75,16 +75,16 @@ def measured(
 ) -> dict[str, Any]:
     """Returns the figures of one backward pass, and the readings of the instruments, as JSON values."""
     config, network, corpus = variant.config, programs.group.network, programs.corpus
-    rolled = dataclasses.replace(network, unroll=1)  # shorter to compile, and it runs a few times only
     batches = partial(source.train_batches, config.data.batch, config.data.seed or 0, 0)
     batch = batch_of(jax.tree.map(lambda leaf: leaf[0], batches(1)), corpus, config.data.context)
-    flow = jax.device_get(programs.run("probe", partial(measure, rolled), state.params, batch, hp.model))
+    rolled = dataclasses.replace(network, unroll=1)  # shorter to compile, and it runs once
+    flow = jax.device_get(programs.run(("probe",), partial(measure, rolled), state.params, batch, hp.model))
     result = as_json(config, network, state.params, flow)
     absent, readings = not_for(config, instruments), {}
     for name in (name for name in instruments if name not in absent):
-        program = partial(read, name, rolled, programs.group.config)
+        program = partial(read, name, network, programs.group.config)
         feeds = batches(INSTRUMENTS[name].batches(config.watch))
-        values = programs.run(name, program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
+        values = programs.run(("instrument", name), program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
         readings |= json_of(jax.device_get(values))
     return result | ({"instruments": readings} if instruments else {})
 

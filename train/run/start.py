@@ -30,7 +30,7 @@ from ..store.rundir import (
     data_record,
     data_sums,
     directory_of,
-    shown,
+    format_value,
 )
 from .dispatches import assumed_step_seconds, steps_per_call
 from .transfer import PretrainedRun, open_pretrained
@@ -105,7 +105,7 @@ def begin(
                 if drift := environment_changes(header, environment()):
                     warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
         if not (over and allow_data_change):  # a finished run reads no more data
-            record, line = data_record(directory, source.sha256, source.source, tokenizer, step, allow_data_change)
+            record, line = data_record(directory, source.sha256, source.name, tokenizer, step, allow_data_change)
             files |= record
             warnings += [line] if line else []
         path = directory / "config.yaml"
@@ -130,7 +130,7 @@ def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
     keys = changed(before, now)
     if not keys:
         return None
-    text = ", ".join(f"{key} {shown(old)} -> {shown(new)}" for key, (old, new) in keys.items())
+    text = ", ".join(f"{key} {format_value(old)} -> {format_value(new)}" for key, (old, new) in keys.items())
 
     def rates(config: RunConfig, steps: np.ndarray) -> np.ndarray:
         rate, lowest = (jnp.asarray(value, jnp.float32) for value in (config.optimizer.lr, config.optimizer.min_lr))

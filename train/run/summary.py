@@ -20,7 +20,7 @@ from .dispatches import Throughput
 from .metrics import RunMetrics
 
 # Bytes of metrics.jsonl, all runs together: with more, the end of a training would take more than about ten seconds.
-MAX_BYTES = 50_000_000
+MAX_REPORT_BYTES = 50_000_000
 # Tags that `expect:` and TensorBoard's HParams name, and their keys in summary.json.
 _SUMMARY_KEYS = {
     "loss/train": "loss_train",
@@ -128,7 +128,7 @@ def write_report(root: Path, console: Console) -> None:
     page = root / "report.html"
     try:
         size = sum(log.stat().st_size for log in root.glob("*/metrics.jsonl"))
-        if size > MAX_BYTES:
+        if size > MAX_REPORT_BYTES:
             command = shlex.join(["deltaflow", "compare", str(root), "--html", str(page)])
             console.note(f"no report yet ({size / 1e6:.0f} MB of logs): {command}")
             return

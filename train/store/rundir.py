@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.files import beside
+from data.files import similar_path
 
 from ..config.load import Variant, flatten, load
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
+from ..config.variants import START_FILES
 from ..config.yaml import show
 from ..disk import read_json
 from ..errors import UserError
-
-_OF_A_START = ("config.yaml", "data.json", "tokenizer.json", "choices.json", "summary.json")
 
 
 def directory_of(variant: Variant) -> Path:
@@ -51,7 +50,7 @@ def check_config(variant: Variant) -> None:
 def clear_failed_start(directory: Path) -> None:
     """Removes what a start that failed before the first step left behind, and temporary files of a killed process."""
     if not has_begun(directory):
-        for name in _OF_A_START:
+        for name in START_FILES:
             (directory / name).unlink(missing_ok=True)
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -144,11 +143,11 @@ def _changeable(key: str) -> bool:
 def listed(different: Mapping[str, tuple[Any, Any]]) -> str:
     """Returns `key: old there, new here` for the first few."""
     first = list(different.items())[:5]
-    some = "; ".join(f"{key}: {shown(old)} there, {shown(new)} here" for key, (old, new) in first)
+    some = "; ".join(f"{key}: {format_value(old)} there, {format_value(new)} here" for key, (old, new) in first)
     return some + (f" and {len(different) - 5} more" if len(different) > 5 else "")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a config's value as a message shows it."""
     return value if isinstance(value, str) else show(value)
 
@@ -164,7 +163,7 @@ def read_config(directory: Path) -> RunConfig:
 def no_run(folder: Path, lacks: str) -> str:
     """Returns the message about a folder without the file that a run has, or that does not exist."""
     if not folder.exists():
-        near = beside(folder, Path.is_dir)
+        near = similar_path(folder, Path.is_dir)
         return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
     if run := checkpoint_of(folder, lacks):
         return f"{folder}: not a run directory, but part of one; did you mean {run}?"

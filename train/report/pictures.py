@@ -1,4 +1,4 @@
-"""The figures of a comparison, each with instructions for reading it."""
+"""The pictures of a comparison, each with instructions for reading it."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_GROUPS = 8  # with a colour and a heatmap
-_FLOORS = {"floor": "best possible", "floor_unigram": "knowing only how often each token comes"}
-_FLOORS |= {"floor_zero": "saying 0 always"}
+_FLOORS = {"floor": "best possible", "floor_unigram": "token frequencies only"}
+_FLOORS |= {"floor_zero": "always predicting 0"}
 
 Depths = tuple[np.ndarray, np.ndarray]  # steps [S], and values [n, S, layers] of n seeds
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`key`: the name of a file. `says`: the alt text."""
+    """`key`: the name of a file. `alt`: the text in place of the picture."""
 
     key: str
     title: str
     caption: str
-    says: str
+    alt: str
     figure: Figure
 
 
-def figures(groups: Sequence[Group]) -> Iterator[Picture]:
+def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
     """Yields every picture that there is data for, in the order in which they explain each other."""
-    shown = picked(groups)
+    colours = picked(groups)
     delta = {group.name: depths_over_seeds(group, "delta/norm_log10") for group in groups}
     update = {group.name: depths_over_seeds(group, "update/ratio_log10") for group in groups}
     notes = ""
-    if any(len(group.shown) > 1 for group in groups):
+    if any(len(group.counted) > 1 for group in groups):
         notes += " Lines are means over seeds, bands their 95 % intervals (Student's t)."
-    if grey := sum(index is None for index in shown.values()):
+    if grey := sum(index is None for index in colours.values()):
         notes += (
             f" Of {len(groups)} runs {MAX_GROUPS} have a colour: the best and the worst held-out loss and others "
             f"evenly between; the other {grey} are grey, and all are in the tables."
@@ -54,7 +54,7 @@ def figures(groups: Sequence[Group]) -> Iterator[Picture]:
         "right on data that is never trained on; where the right one is far above the left one, the model remembers "
         "instead of learning." + notes,
         "Loss curves, training and held out",
-        _losses(groups, shown),
+        _losses(groups, colours),
     )
     if any(len(steps) for steps, _ in delta.values()):
         yield Picture(
@@ -66,7 +66,7 @@ def figures(groups: Sequence[Group]) -> Iterator[Picture]:
             "left one that explodes." + notes,
             "Norm of the gradient at every depth at three steps",
             charts.line_charts(
-                _by_depth(delta, shown, (0.0, 0.5, 1.0)),
+                _by_depth(delta, colours, (0.0, 0.5, 1.0)),
                 "depth l  (0: embedding, last: output)",
                 r"gradient norm $\Vert\delta_\ell\Vert$",
                 powers=True,
@@ -82,7 +82,7 @@ def figures(groups: Sequence[Group]) -> Iterator[Picture]:
             "(dash-dotted). The step from one mark to the next is what one block does." + notes,
             "Running product of the gains from the loss downwards against ideal chains",
             charts.line_charts(
-                _by_depth(delta, shown, (0.0, 1.0), gain_product),
+                _by_depth(delta, colours, (0.0, 1.0), gain_product),
                 "blocks passed, from the loss down",
                 r"what is left: $\Vert\delta_\ell\Vert\,/\,\Vert\delta_L\Vert$",
                 [
@@ -92,17 +92,17 @@ def figures(groups: Sequence[Group]) -> Iterator[Picture]:
                 powers=True,
             ),
         )
-        yield _heat(groups, delta, shown)
+        yield _heat(groups, delta, colours)
     if any(len(steps) for steps, _ in update.values()):
         yield Picture(
             "update",
             "How much each block learns",
             "The size of a block's update over the size of its weights, |ΔW| / |W|, as the optimizer makes it. Adam "
-            "and its kin divide the gradient's size away, so a block with a tiny gradient may well be changed as much "
-            "as the others: this chart says who is changed, the ones above what for." + notes,
+            "and its kin normalize the gradient's size, so a block with a tiny gradient may change as much as the "
+            "others: this chart shows how much each block changes, those above how much gradient it received." + notes,
             "Ratio of update to weight by block at three steps",
             charts.line_charts(
-                _by_depth(update, shown, (0.0, 0.5, 1.0)),
+                _by_depth(update, colours, (0.0, 0.5, 1.0)),
                 "block (0: next to the embedding)",
                 r"update / weight: $\Vert\Delta W\Vert\,/\,\Vert W\Vert$",
                 powers=True,
@@ -119,7 +119,7 @@ def picked(groups: Sequence[Group]) -> dict[str, int | None]:
     def final_loss(group: Group) -> float:
         """The mean final held-out loss, or training loss; infinity, which sorts last, where neither is finite."""
         for title in ("loss/val", "loss/train"):
-            values = [value for run in group.shown if (value := FIGURES[title](run)) is not None]
+            values = [value for run in group.counted if (value := FIGURES[title](run)) is not None]
             if values:
                 mean = float(np.mean(values))
                 return mean if np.isfinite(mean) else np.inf
@@ -132,12 +132,12 @@ def picked(groups: Sequence[Group]) -> dict[str, int | None]:
     return {group.name: next(colours) if group.name in chosen else None for group in groups}
 
 
-def _losses(groups: Sequence[Group], shown: dict[str, int | None]) -> Figure:
+def _losses(groups: Sequence[Group], colours: dict[str, int | None]) -> Figure:
     """Draws the losses, and the reference losses that are the same for all runs."""
     panels = []
     for tag, title in (("loss/train", "on training batches (loss/train)"), ("loss/val", "held out (loss/val)")):
         series = [(group.name, *over_seeds(group, tag)) for group in groups]
-        curves = [Curve(name, at, *estimate(values), shown[name]) for name, at, values in series if len(at)]
+        curves = [Curve(name, at, *estimate(values), colours[name]) for name, at, values in series if len(at)]
         panels.append(Panel(title, curves))
     runs = [run for group in groups for run in group.runs]
     last = max((int(curve.x[-1]) for panel in panels for curve in panel.curves), default=1)
@@ -160,8 +160,8 @@ def gain_product(delta_log10: np.ndarray) -> np.ndarray:
         return (delta_log10 - delta_log10[..., -1:])[..., ::-1]
 
 
-def _heat(groups: Sequence[Group], delta: dict[str, Depths], shown: dict[str, int | None]) -> Picture:
-    chosen = [group for group in groups if shown[group.name] is not None]
+def _heat(groups: Sequence[Group], delta: dict[str, Depths], colours: dict[str, int | None]) -> Picture:
+    chosen = [group for group in groups if colours[group.name] is not None]
     without = {group.name: depths_over_seeds(group, "delta_without/norm_log10") for group in chosen}
     paired = any(len(steps) for steps, _ in without.values())
     fields = []
@@ -183,17 +183,17 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], shown: dict[str, in
             " Right: the same weights and batches with the skips taken out for the measurement (skip scale 0), so that "
             "the difference is what the skips do for the gradient; of a run without skips both are the same."
         )
-    if any(len(group.shown) > 1 for group in chosen):
+    if any(len(group.counted) > 1 for group in chosen):
         caption += " Means over seeds of log10."
     if len(chosen) < len(groups):
         caption += f" {len(chosen)} of {len(groups)} runs are shown, those that have a colour above."
-    says = "Heatmaps of the gradient by depth and step"
-    return Picture("heat", "Gradient by depth and step", caption, says, charts.heatmaps(fields))
+    alt = "Heatmaps of the gradient by depth and step"
+    return Picture("heat", "Gradient by depth and step", caption, alt, charts.heatmaps(fields))
 
 
 def _by_depth(
     depths: dict[str, Depths],
-    shown: dict[str, int | None],
+    colours: dict[str, int | None],
     parts: Sequence[float],
     change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> list[Panel]:
@@ -209,6 +209,6 @@ def _by_depth(
         curves = []
         for name, index in at.items():
             values = change(watched[name][1][:, index])
-            curves.append(Curve(name, np.arange(values.shape[1]), *estimate(values), shown[name]))
+            curves.append(Curve(name, np.arange(values.shape[1]), *estimate(values), colours[name]))
         panels.setdefault(tuple(at.values()), Panel(title, curves))
     return list(panels.values())

@@ -1,4 +1,4 @@
-"""The figures of a comparison: their curves, colours, scales and captions."""
+"""The pictures of a comparison: their curves, colours, scales and captions."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from runs import groups_of, write_run
-from train.report.figures import MAX_GROUPS, figures, gain_product, picked
 from train.report.page import as_html, compare
+from train.report.pictures import MAX_GROUPS, gain_product, picked, pictures
 from train.report.read import depth_series, read_run
 from train.report.tables import gain, log10_ratio
 
 
 def of(groups) -> dict[str, Any]:
-    return {figure.key: figure for figure in figures(groups)}
+    return {figure.key: figure for figure in pictures(groups)}
 
 
 def test_every_heatmap_is_on_one_scale(sweep):
