@@ -253,6 +253,8 @@ def test_a_large_model_is_made_small_and_says_so(x64):
     ],
 )
 def test_the_form_of_the_data_is_kept(task, data, inputs, targets, outputs, x64):
+    if data["kind"] == "digits":
+        pytest.importorskip("sklearn")
     keys = {f"data__{key}": value for key, value in data.items()}
     subject = subject_of(config(model__layers=1, model__width=8, model__heads=2, **keys), "x")
     assert (subject.network.task, subject.network.outputs, subject.network.pooled) == (task, outputs, targets == (2,))
