@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from . import rules
-from .rules import RULES, DeclarationError, Rule
+from .rules import ACTIVATIONS, RULES, DeclarationError, Rule
 from .traced import Traced
 
 
@@ -71,7 +71,7 @@ class ModelConfig(Section):
     base_heads: int | None = Field(
         default=None, ge=1, description="heads of the model of base_width, which they must divide; null = heads"
     )
-    activation: Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu", "linear"] = Field(
+    activation: Literal[tuple(ACTIVATIONS)] = Field(  # pyright: ignore[reportInvalidTypeForm]
         default="gelu", description="gelu is the tanh form; swiglu and geglu add a gate matrix; linear is none at all"
     )
     norm: Literal["rms", "layer", "none"] = Field(default="rms", description="the final norm follows it")
@@ -175,7 +175,7 @@ class ModelConfig(Section):
 
     @property
     def gated(self) -> bool:
-        return self.activation in ("swiglu", "geglu")
+        return ACTIVATIONS[self.activation].gated
 
     @property
     def hidden(self) -> int:

@@ -10,17 +10,12 @@ from jaxtyping import Array, Float, Int
 from .config import ModelConfig
 from .init import Init
 from .layers import Linear, joined
+from .rules import ACTIVATIONS
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, Hendrycks & Gimpel 2016, 1606.08415
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer, 2109.08668
-    "silu": jax.nn.silu,
-    "linear": lambda x: x,
-    # Activations of the gate: Shazeer 2020, 2002.05202, eqs. 5 and 6.
-    "swiglu": jax.nn.silu,
-    "geglu": lambda x: jax.nn.gelu(x, approximate=True),
-}
+
+def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """relu(x)^2 (So et al. 2021, Primer, 2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
 
 
 class MLP(nnx.Module):
@@ -47,7 +42,7 @@ class MLP(nnx.Module):
 
         `one`: see Linear.
         """
-        act = ACTIVATIONS[self.activation]
+        act = ACTIVATIONS[self.activation].function()
         if self.gate is None:
             hidden = act(self.in_(h))
         else:

@@ -1,7 +1,8 @@
-"""Declarations of the residual rules: options, defaults, and what a config or an optimizer must know of a rule.
+"""Declarations of residual rules and activations: options, defaults, and what a config or an optimizer must know.
 
-The config's keys, their documentation and checks, and muP's factors derive from `RULES`. No JAX here; each declaration
-names the class that implements it. To add a rule, set `RULES[name]` before the config's schema is imported:
+The config's keys, their documentation and checks, and muP's factors derive from `RULES` and `ACTIVATIONS`. No JAX here;
+each declaration names the class or function that implements it. To add a rule, set `RULES[name]` before the config's
+schema is imported, and an activation in `ACTIVATIONS`:
 
     RULES["scaled"] = Rule("my_rules:Scaled", {"factor": Option("factor of F", 0.5)})
 """
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 # How a parameter's shape grows with the width (train/core/mup.py).
 Growth = Literal["hidden", "vector", "readout", "scalar"]
@@ -32,6 +33,29 @@ def object_at(code: str, package: str) -> Any:
     if not callable(value):
         raise DeclarationError(f"{code}: module {module_name} has no class or function {name!r}")
     return value
+
+
+class Activation(NamedTuple):
+    """An activation of the MLP: `module:name` of its function, and whether it acts on a gate that scales the values."""
+
+    code: str
+    gated: bool = False
+
+    def function(self) -> Any:
+        """Array -> Array of the same shape; imports JAX. Raises DeclarationError."""
+        return object_at(self.code, "model")
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": Activation("jax.nn:gelu"),  # the tanh form, Hendrycks & Gimpel 2016, 1606.08415
+    "relu": Activation("jax.nn:relu"),
+    "relu2": Activation(".mlp:relu2"),
+    "silu": Activation("jax.nn:silu"),
+    # Shazeer 2020, 2002.05202, eqs. 5 and 6.
+    "swiglu": Activation("jax.nn:silu", gated=True),
+    "geglu": Activation("jax.nn:gelu", gated=True),
+    "linear": Activation("jax.nn:identity"),
+}
 
 
 @dataclass(frozen=True)

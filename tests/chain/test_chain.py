@@ -186,7 +186,7 @@ BROKEN = {
     "loss/cross_entropy": (train.core.loss, "cross_entropy", doubled(train.core.loss.cross_entropy)),
     "loss/dropout": (model.layers, "dropout", without_rescaling),
     "scalar/underflow": (scalar, "tap", lambda x, exponent, slot: scalar_tap(x, exponent, 2 * slot)),
-    "scalar/activations": (scalar, "ACTIVATIONS", scalar.ACTIVATIONS | {"gelu": jax.nn.silu}),
+    "scalar/activations": (scalar, "ACTIVATIONS", scalar.ACTIVATIONS | {"gelu": scalar.ACTIVATIONS["silu"]}),
     "descent/clip_norm": (descent, "clipped", lambda grads, *_: (grads, None)),
     "optimizer/nesterov": (optimizer, "moved", lambda *_: optimizer.by_hand(optimizer.momentum)),
     "transformer/delta": (by_hand, "rms_norm", lambda x, eps: x),

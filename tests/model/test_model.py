@@ -2,7 +2,7 @@
 
 import re
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ from model.attention import Attention
 from model.config import InitGain, ModelConfig, problems
 from model.init import Init
 from model.layers import dropout, fusion_barrier, normalize
-from model.mlp import ACTIVATIONS
 from model.network import Network, draw, filtered, next_token_logits
 from model.positions import rotate
 from model.residual import numbers_of
+from model.rules import ACTIVATIONS
 from networks import TOKENS, B, D, L, T, V, changed, leaves, logits, parameters
 from reference import FORMULAS, GATES, Reference, norm_formula, softmax
 
@@ -218,8 +218,12 @@ def test_qk_norm_makes_scores_blind_to_the_size_of_q_and_k(x64):
 def test_activations(x64):
     x = np.linspace(-6, 6, 41)
     for name, formula in (FORMULAS | GATES).items():
-        np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), formula(x), rtol=1e-12, atol=1e-15, err_msg=name)
-    assert set(ACTIVATIONS) == set(get_args(ModelConfig.model_fields["activation"].annotation))
+        np.testing.assert_allclose(
+            ACTIVATIONS[name].function()(jnp.asarray(x)), formula(x), rtol=1e-12, atol=1e-15, err_msg=name
+        )
+    assert set(ACTIVATIONS) == set(FORMULAS) | set(GATES) and {n for n in ACTIVATIONS if ACTIVATIONS[n].gated} == set(
+        GATES
+    )
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])

@@ -1,4 +1,4 @@
-"""Registries: what derives from them, and a rule and an instrument from outside (docs/own_model.md)."""
+"""Registries: what derives from them, and a rule, an activation and an instrument from outside (docs/own_model.md)."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model.rules import RULES, DeclarationError, Option, meanings, options
+from model.rules import ACTIVATIONS, RULES, DeclarationError, Option, meanings, options
 from train.cli import main
 from train.config.instruments import INSTRUMENTS
 from train.config.optimizers import OPTIMIZERS
@@ -19,14 +19,17 @@ from train.report.read import read_run
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_rule_and_an_instrument_from_outside_train(corpus, tmp_path):
+def test_a_rule_an_activation_and_an_instrument_from_outside_train(corpus, tmp_path):
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
     for name, code in zip(("mine", "code_of_mine"), re.findall(r"```py\n(.*?)```", page, re.S), strict=True):
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     config = {
         "name": "outside",
         "runs_dir": str(tmp_path),
-        "model": {"layers": 2, "width": 8, "heads": 2, "base_width": 4, "residual": {"rule": "damped", "factor": 0.25}},
+        "model": {
+            **{"layers": 2, "width": 8, "heads": 2, "base_width": 4, "activation": "sine"},
+            "residual": {"rule": "damped", "factor": 0.25},
+        },
         "data": {"path": corpus, "context": 8, "batch": 4},
         "optimizer": {"warmup": 0},
         "train": {"steps": 2, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2, "unroll": 1},
@@ -63,7 +66,7 @@ def test_the_config_has_a_key_for_each_declaration():
 def test_each_declaration_names_its_code():
     for declared in (*(rule.implementation for rule in RULES.values()), *(each.rule for each in OPTIMIZERS.values())):
         assert declared().__doc__
-    assert all(callable(instrument.function()) for instrument in INSTRUMENTS.values())
+    assert all(callable(each.function()) for each in (*INSTRUMENTS.values(), *ACTIVATIONS.values()))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.mlp import ACTIVATIONS
+from model.rules import ACTIVATIONS
 
 from ..core.loss import cross_entropy
 from ..device.programs import called_once
@@ -44,7 +44,7 @@ def backward_passes(examples: int) -> tuple[list[np.ndarray], list[np.ndarray], 
         h = z = jnp.asarray(x)
         for (w, b), offset in zip(layers, offsets, strict=True):
             z = h @ w + b[None, :] + offset
-            h = ACTIVATIONS["gelu"](z)
+            h = ACTIVATIONS["gelu"].function()(z)
         return jnp.mean(cross_entropy(z, jnp.asarray(targets)))
 
     offsets = [jnp.zeros((examples, size)) for size in SIZES[1:]]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from model.mlp import ACTIVATIONS
+from model.rules import ACTIVATIONS
 from model.taps import tap
 
 from ..device.programs import called_once
@@ -204,7 +204,7 @@ def table() -> Evidence:
 @claim("model/mlp.py", "by hand in numpy; jax.grad of the project's functions on both sides of 0", each=True)
 def activations() -> Evidence:
     """The slopes of the model's activations: gelu, relu, relu2, silu, linear"""
-    rules = {name: (ACTIVATIONS[name], slope) for name, slope in ACTIVE.items()}
+    rules = {name: (ACTIVATIONS[name].function(), slope) for name, slope in ACTIVE.items()}
     return differentiated(rules, np.array([0.7, 2.0, -0.4, -1.3]))
 
 
