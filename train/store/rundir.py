@@ -27,6 +27,8 @@ def own_directory_of(variant: Variant) -> Path:
         try:
             if not path.resolve().is_relative_to(root.resolve()):
                 raise UserError(f"{path}: is a link that leads out of {root}, to {path.resolve()}; remove it")
+            if path.is_symlink():
+                path.stat()  # raises for a loop, which resolve() lets pass from Python 3.13 on
             if path.exists() and not path.is_dir():
                 raise UserError(f"{path}: expected a folder, got a file; choose another name (name=...)")
         except (OSError, RuntimeError) as error:  # a loop of links
