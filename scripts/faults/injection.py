@@ -179,5 +179,7 @@ def injected(disk: Disk) -> Iterator[Disk]:
                         if _path_of(int(name)).startswith(f"{disk.root}/"):
                             os.dup2(nowhere, int(name))
                 os.close(nowhere)
-                for raw in raw_files:
-                    raw._fd = -1  # or it would warn, as it is forgotten, of not being closed
+                for raw in raw_files:  # closed when it is forgotten, without a warning
+                    if not raw.closed:
+                        raw._closefd = False
+                        weakref.finalize(raw, os.close, raw.fileno())

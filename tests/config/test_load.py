@@ -84,7 +84,7 @@ def test_what_is_not_a_readable_file(tmp_path):
     assert refusal(near) == f"{near}: no such file; did you mean {tmp_path / 'quickstart.yaml'}?"
     assert refusal(far) == f"{far}: no such file"
     assert refusal(tmp_path / "quickstart.yaml" / "x.yaml").endswith("x.yaml: no such file")
-    assert refusal("a\0b") == "a\\x00b: cannot be read: " + ("embedded null byte" if os.name == "posix" else "")
+    assert refusal("a\0b").startswith("a\\x00b: cannot be read: ") and "embedded null" in refusal("a\0b")
     assert refusal("x" * 5000 + ".yaml").endswith(": cannot be read: File name too long")
     assert refusal(tmp_path) == f"{tmp_path}: expected a file, got a folder"
 

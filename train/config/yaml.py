@@ -167,6 +167,8 @@ def read(text: str, place: Place, path: str = "") -> tuple[Node | None, list[Pro
             message += f"; begun on line {begun}"
     except Exception as error:  # crafted text makes PyYAML raise nearly anything: ValueError, RecursionError ...
         line, message = reader.loader.line if reader.loader else None, clean(str(error)) or type(error).__name__
+        if isinstance(error, OverflowError) or message.startswith("chr()"):
+            message = "an escape beyond \\U0010FFFF, the last character"  # chr() words it differently by version
     where = place if line is None else reader.place(line)
     return None, [*reader.problems, Problem(where, clean(path), f"not valid YAML: {message}")]
 
