@@ -27,7 +27,7 @@ from ..store.rundir import directory_of
 from ..text import command
 from . import summary as summaries
 from .loop import GroupRun
-from .start import resumable_parts, resume_points
+from .start import finished_run, resumable_parts, resume_points
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         for members in grouped(experiment.variants):
             source = sources[data_key(members[0].config)]
             groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
+        console.plan([variant.name for _, group in groups for variant in group.variants])
+        training = [group for _, group in groups if not finished_run(group.variants[0])]  # else all of it is finished
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
         for source, group in groups:
@@ -116,8 +118,10 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
                 break
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
-            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change)
+            training = [later for later in training if later is not group]
+            run = GroupRun(group, source, platform, console, stop, waited_s, training, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
+        console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
         if stop.signal is not None:
@@ -142,6 +146,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         console.command(command("tensorboard", root), "TensorBoard: ")
         return Outcome(ordered, unmet, stopped)
     except KeyboardInterrupt:  # also Stopped
+        console.close()
         console.note(resume_points(experiment.variants))
         raise
 
