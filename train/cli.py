@@ -19,6 +19,7 @@ from model.rules import DeclarationError
 from .device.process import tune
 from .device.signals import Stop, Stopped, listening
 from .errors import UserError, out_of_memory, refusal
+from .text import command
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
 COMMANDS = {
@@ -35,7 +36,7 @@ COMMANDS = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2."""
-        self.exit(2, f"deltaflow: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"deltaflow: {message} (see {command(*self.prog.split()[1:], '--help')})\n")
 
 
 def script() -> NoReturn:

@@ -1,6 +1,10 @@
-"""Numbers, sizes, durations and layers as text, each written in one way everywhere."""
+"""Numbers, sizes, durations, layers and commands as text, each written in one way everywhere."""
 
 import math
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 
 MISSING = "-"
@@ -85,6 +89,22 @@ def size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count:,.0f} bytes"
+
+
+def command(*arguments: object) -> str:
+    """A command of this installation that can be pasted into a shell, as the one that runs was called.
+
+    `deltaflow ...` if that is on PATH and is this installation, else its path, or `python -m train ...`.
+    """
+    called = sys.argv[0]
+    if os.path.basename(called).startswith("deltaflow"):
+        on_path = shutil.which("deltaflow")
+        same = on_path is not None and os.path.exists(called) and os.path.samefile(on_path, called)
+        program = ["deltaflow" if same else called]
+    else:
+        by_name = os.path.basename(called) == "__main__.py"
+        program = [sys.orig_argv[0] if by_name else sys.executable, "-m", __package__ or "train"]
+    return shlex.join([*program, *map(str, arguments)])
 
 
 LAYER = r"layer_\d+"  # a pattern of what `layer` writes

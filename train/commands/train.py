@@ -30,6 +30,4 @@ def run(parsed: argparse.Namespace) -> int:
         if parsed.stop.signal is not None:
             console.note("stopped and saved; the same command goes on from here")
             return parsed.stop.exit_code
-        for line in outcome.unmet:
-            console.warn(f"expect: {line}")
     return 1 if outcome.unmet or outcome.stopped else 0

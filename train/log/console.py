@@ -40,10 +40,19 @@ class Console:
             self._rich = RichConsole(file=self._stream, highlight=False)
 
     def note(self, text: str) -> None:
-        self._print(text)
+        self._print(text, hang=2)
 
     def warn(self, text: str) -> None:
-        self._print(f"warning: {text}", style="yellow")
+        self._print(f"warning: {text}", style="yellow", hang=2)
+
+    def finding(self, sentences: Sequence[str]) -> None:
+        """Prints sentences so that the eye lands on them: in bold, between empty lines."""
+        for sentence in ("", *sentences, ""):
+            self._print(sentence, style="bold")
+
+    def command(self, text: str, label: str = "  ") -> None:
+        """Prints a command as it can be pasted: on one line, however long."""
+        self._print(f"{label}{text}", whole=True)
 
     def block(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Prints a title and aligned key-value lines under it."""
@@ -70,7 +79,7 @@ class Console:
         for piece in pieces:
             for n, line in enumerate(lines):
                 cells = (line[i].rjust(widths[i]) if right[i] else line[i].ljust(widths[i]) for i in piece)
-                self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "")
+                self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "", whole=True)
             if piece[-1] != len(columns) - 1:
                 self._print("")
 
@@ -148,7 +157,8 @@ class Console:
                 atexit.register(self.close)  # a terminal without a cursor is no way to leave
             self._live.update(lines, refresh=True)
 
-    def _print(self, text: str, *, style: str = "", hang: int = 0) -> None:
+    def _print(self, text: str, *, style: str = "", hang: int = 0, whole: bool = False) -> None:
+        """Prints a line, on a terminal broken at words unless it is `whole`, with `hang` spaces before what follows."""
         text = printable(text, self._stream)
         if self._rich is None:
             try:
@@ -160,8 +170,14 @@ class Console:
             except OSError:  # the disk that a log is on is full, say: no reason to stop training
                 pass
             return
-        if hang and len(text) > self._rich.width > 2 * hang:
-            text = textwrap.fill(text, self._rich.width, subsequent_indent=" " * hang, break_on_hyphens=False)
+        if not whole and len(text) > self._rich.width:
+            text = textwrap.fill(
+                text,
+                self._rich.width,
+                subsequent_indent=" " * hang if self._rich.width > 2 * hang else "",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         with suppress(OSError):  # a terminal that was closed
             self._rich.print(_plain(text, style), soft_wrap=True)
 

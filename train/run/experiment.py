@@ -1,6 +1,5 @@
 """An experiment: its data, its device, and its groups trained one after the other."""
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,12 @@ from ..device.programs import VariantGroup, grouped
 from ..device.signals import Stop
 from ..errors import UserError
 from ..log.console import Console
+from ..report.finding import finding
+from ..report.groups import seedless
 from ..report.read import read_run
 from ..report.tables import closing_table, verdict_lines
 from ..store.rundir import directory_of
+from ..text import command
 from . import summary as summaries
 from .loop import GroupRun
 from .start import resumable_parts, resume_points
@@ -90,7 +92,7 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
 
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
-    """Trains every variant, and prints results, verdicts and where the report is.
+    """Trains every variant; prints results, verdicts, broken promises, the finding, and where the report is.
 
     Args:
         allow_data_change: runs that were trained on other data go on all the same, if it has the same tokens.
@@ -122,14 +124,23 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             console.note(resume_points(experiment.variants))
             return Outcome(ordered, [], [])
         root = directory_of(experiment.variants[0]).parent
-        console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
         stop.doing = "the report, with all training done"
-        summaries.write_report(root, console)
+        page = summaries.write_report(root, console)
         stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
         # From the logs, which are closed: a run that was resumed, or finished before, has its figures nowhere else.
         promised = [variant for variant in experiment.variants if variant.name in experiment.expect]
         logged = {variant.name: read_run(directory_of(variant)) for variant in promised}
-        return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
+        unmet = summaries.unmet(experiment.expect, ordered, logged)
+        for line in unmet:
+            console.warn(f"expect: {line}")
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for summary in ordered:
+            by_name.setdefault(seedless(summary["variant"]), []).append(summary)
+        console.finding(finding(list(by_name.items())))
+        if page is not None:
+            console.note(f"report: {page.absolute().as_uri()}")
+        console.command(command("tensorboard", root), "TensorBoard: ")
+        return Outcome(ordered, unmet, stopped)
     except KeyboardInterrupt:  # also Stopped
         console.note(resume_points(experiment.variants))
         raise
