@@ -91,6 +91,26 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
     return VariantGroup(tuple(variants), network, vmapped)
 
 
+def prepared(
+    experiment: Experiment, console: Console, stop: Stop
+) -> tuple[Platform, list[tuple[Source, VariantGroup]]]:
+    """Prints what the experiment runs on; returns its device, and all its groups with their data.
+
+    All of them, so that an error in one is reported before another has trained. Raises UserError, ConfigError,
+    DataError.
+    """
+    stop.doing = "the reading of data"
+    sources = open_all(experiment.variants)
+    stop.doing = "the start of JAX"
+    platform = device_of(experiment)
+    show_start(experiment, sources, platform, console)
+    groups = []
+    for members in grouped(experiment.variants):
+        source = sources[data_key(members[0].config)]
+        groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
+    return platform, groups
+
+
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
     """Trains every variant; prints results, verdicts, broken promises, the finding, and where the report is.
 
@@ -100,15 +120,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     Raises UserError, ConfigError, DataError, and Stopped when a signal comes where nothing is to be saved.
     """
     try:
-        stop.doing = "the reading of data"
-        sources = open_all(experiment.variants)
-        stop.doing = "the start of JAX"
-        platform = device_of(experiment)
-        show_start(experiment, sources, platform, console)
-        groups = []  # all of them first, so that an error in one is reported before another has trained
-        for members in grouped(experiment.variants):
-            source = sources[data_key(members[0].config)]
-            groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
+        platform, groups = prepared(experiment, console, stop)
         console.plan([variant.name for _, group in groups for variant in group.variants])
         training = [group for _, group in groups if not finished_run(group.variants[0])]  # else all of it is finished
         ended: dict[str, dict[str, Any]] = {}

@@ -75,6 +75,7 @@ class GroupRun:
         self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
+        self.directories = [own_directory_of(variant) for variant in group.variants]
         self.throughput = Throughput()
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
         self.start: Start
@@ -87,12 +88,9 @@ class GroupRun:
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
-        started, group, config = time.perf_counter(), self.group, self.config
-        directories = [own_directory_of(variant) for variant in group.variants]
+        started, group, config, directories = time.perf_counter(), self.group, self.config, self.directories
         with locked(directories, self.console.warn), ExitStack() as stack:
-            start = self.start = begin(
-                group, self.source, directories, self.platform.kind, self.console, self.allow_data_change
-            )
+            start = self.begin()
             if start.finished is not None:
                 start.write(directories)
                 return start.finished
@@ -117,8 +115,7 @@ class GroupRun:
                     self.metrics.append(metrics)
                 self.compile_s = compile_s = time.perf_counter() - started
                 timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
-                todo = f"{config.train.steps - start.step:,}, {start.K} a dispatch, scan unroll {group.network.unroll}"
-                self.console.block(*described(group, todo, compile_s, budget.line, directories[0].parent))
+                self.console.block(*described(group, start, compile_s, budget.line, directories[0].parent))
                 matrices = list(named(group.network.shapes()["blocks"]))
                 without = config.watch.counterfactual and config.model.rule.additive
                 for metrics in self.metrics:
@@ -259,6 +256,12 @@ class GroupRun:
                 self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
     # -- before the first dispatch and after the last
+
+    def begin(self) -> Start:
+        """Decides how the group starts; changes nothing. Raises UserError when its run directories do not allow it."""
+        group, source, kind = self.group, self.source, self.platform.kind
+        self.start = begin(group, source, self.directories, kind, self.console, self.allow_data_change)
+        return self.start
 
     def compile(self) -> Budget:
         """Starts compiling every program of the run. Raises UserError when the states alone do not fit into memory."""
