@@ -25,8 +25,10 @@ from .text import command
 COMMANDS = {
     "train": "train the variants of a config; resumes by itself",
     "probe": "no training: one batch, forward and backward, where the gradient goes",
+    "init": "a commented config to start from",
     "chain": "the chain rule, checked by measurement on this machine: predictions, measurements, whether they agree",
     "sample": "text from a trained run, or its next-token probabilities",
+    "export": "the parameters of a run as safetensors with a JSON config, for other programs",
     "compare": "runs side by side: config differences, final figures with intervals over seeds, charts",
     "tensorboard": "TensorBoard over the runs, for this machine alone",
     "devices": "what JAX sees, versions, memory, measured matmul peak",

@@ -28,36 +28,11 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
     """
     platform, groups = prepared(experiment, console, stop)
     stop.doing = "compilation and timed calls"
-    totals = []
-    for source, group in groups:
-        run = GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
-        began, start, config = time.perf_counter(), run.begin(), group.config
-        if start.finished is not None:
-            continue
-        with ExitStack() as stack:
-            budget = run.compile()
-            stack.callback(run.programs.abandon)
-            try:
-                states = run.programs.init() if start.step else run.initial(console)
-                run.programs.wait()
-                budget.check()
-                compile_s = time.perf_counter() - began
-                parts = {"to compile": compile_s} | timed(run, states)
-            except Exception as error:
-                budget.explain(error)
-                raise
-        title, rows = described(group, start, compile_s, budget.line, run.directories[0].parent)
-        variant_steps = len(group.variants) * (config.train.steps - start.step)
-        flops = variant_steps * model_flops(group.network, config.data.batch)
-        tokens = variant_steps * config.data.batch * config.data.context
-        totals.append((sum(parts.values()), flops, tokens))
-        rows[-1] = (
-            "run directory",
-            f"{rows[-1][1]}, {f'goes on at step {start.step:,}' if start.step else 'from step 0'}",
-        )
-        rows.append(("in all", f"{flops:.3g} FLOP, {tokens:,} tokens"))
-        each = ", ".join(f"{duration(seconds)} {what}" for what, seconds in parts.items())
-        console.block(title, [*rows, ("expected time", f"{duration(sum(parts.values()))}: {each}")])
+    runs = (
+        GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
+        for source, group in groups
+    )
+    totals = [total for run in runs if (total := announced(run)) is not None]
     if len(totals) > 1:
         seconds, flops, tokens = map(sum, zip(*totals, strict=True))
         console.note(f"all groups: {duration(seconds)}, {flops:.3g} FLOP, {tokens:,} tokens")
@@ -67,6 +42,37 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
             "checkpoints, pictures and the report come on top"
         )
     console.note("dry run: nothing was written")
+
+
+def announced(run: GroupRun) -> tuple[float, float, int] | None:
+    """Prints the block of a group; returns its seconds, FLOPs and tokens, None when nothing is left to train."""
+    group, config, began = run.group, run.config, time.perf_counter()
+    start = run.begin()
+    if start.finished is not None:
+        return None
+    with ExitStack() as stack:
+        budget = run.compile()
+        stack.callback(run.programs.abandon)
+        try:
+            states = run.programs.init() if start.step else run.initial(run.console)
+            run.programs.wait()
+            budget.check()
+            compile_s = time.perf_counter() - began
+            parts = {"to compile": compile_s} | timed(run, states)
+        except Exception as error:
+            budget.explain(error)
+            raise
+    title, rows = described(group, start, compile_s, budget.line, run.directories[0].parent)
+    steps, seconds = len(group.variants) * (config.train.steps - start.step), sum(parts.values())
+    flops = steps * model_flops(group.network, config.data.batch)
+    tokens = steps * config.data.batch * config.data.context
+    rows[-1] = "run directory", f"{rows[-1][1]}, {f'goes on at step {start.step:,}' if start.step else 'from step 0'}"
+    rows.append(("in all", f"{flops:.3g} FLOP, {tokens:,} tokens"))
+    rows.append(
+        ("expected time", f"{duration(seconds)}: {', '.join(f'{duration(s)} {what}' for what, s in parts.items())}")
+    )
+    run.console.block(title, rows)
+    return seconds, flops, tokens
 
 
 def timed(run: GroupRun, states: list[Any]) -> dict[str, float]:
