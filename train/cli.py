@@ -27,6 +27,7 @@ COMMANDS = {
     "chain": "the chain rule, checked by measurement on this machine: predictions, measurements, whether they agree",
     "sample": "text from a trained run, or its next-token probabilities",
     "compare": "runs side by side: config differences, final figures with intervals over seeds, charts",
+    "watch": "the report of runs in progress, written again every 30 s",
     "tensorboard": "TensorBoard over the runs, for this machine alone",
     "devices": "what JAX sees, versions, memory, measured matmul peak",
 }

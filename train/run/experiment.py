@@ -114,7 +114,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
                 break
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
-            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change)
+            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change, experiment.command)
             ended |= {summary["variant"]: summary for summary in run.run()}
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)

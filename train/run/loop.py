@@ -68,9 +68,11 @@ class GroupRun:
         stop: Stop,
         waited_s: float = 0.0,
         allow_data_change: bool = False,
+        command: str = "",
     ) -> None:
         self.group, self.source, self.platform, self.console = group, source, platform, console
         self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
+        self.command = command
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
         self.throughput = Throughput()
@@ -127,7 +129,8 @@ class GroupRun:
                 if timing["mfu"] is not None:
                     for _, metrics in self.live():
                         metrics.add(config.train.steps, {"perf/mfu": timing["mfu"]})
-                return close(self.metrics, timing, self.stop.signal)
+                ended = {"command": self.command, "ended": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+                return close(self.metrics, timing | ended, self.stop.signal)
             except Exception as error:
                 budget.explain(error)
                 raise
