@@ -160,11 +160,9 @@ def line_charts(panels: Sequence[Panel], axes: Axes, guides: Sequence[Guide] = (
     interval = {"type": "area", "opacity": 0.2} if not axes.own else {"type": "rule", "strokeWidth": 1.5}
     dash = {"field": "guide", "type": "nominal", "sort": None, "title": None, "scale": {"range": _DASHES}}
     dash["legend"] = {"symbolType": "stroke", "symbolSize": 500, "columns": 2, "orient": "bottom"}
-    near = {"name": "near", "select": {"type": "point", "on": "pointermove", "nearest": True, "clear": "pointerout"}}
     shown = [{"field": "x", "title": axes.x}, {"field": "text", "title": axes.y}]
     shown = [{"field": "g", "title": "run"}] * any(names) + shown
     shown += [{"field": "interval", "title": "95 % interval"}] * any("low" in row for row in rows)
-    only_near = {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0}
     point = {"type": "point", "filled": True}
     layers = [
         _layer("others", {"type": "line", "style": "others", "strokeWidth": 0.9}, x=x, y=y, detail={"field": "n"}),
@@ -172,8 +170,7 @@ def line_charts(panels: Sequence[Panel], axes: Axes, guides: Sequence[Guide] = (
         _layer("curve", interval, "isValid(datum.low)", **spread),
         _layer("curve", {"type": "line", "strokeWidth": 1.8}, x=x, y=y_line, color=colour),
         _layer("curve", {**point, "size": 45, "opacity": 1}, "datum.m", **mark),
-        _layer("curve", {**point, "size": 110}, "isValid(datum.y)", **mark, opacity=only_near, tooltip=shown)
-        | {"params": [near]},
+        _layer("curve", {**point, "size": 350, "opacity": 0}, "isValid(datum.y)", **mark, tooltip=shown),  # to point at
         _missing(),
     ]
     kinds = {row["k"] for row in rows}

@@ -13,7 +13,7 @@ async function draw(figure) {
   const spec = JSON.parse(figure.querySelector("script").textContent);
   const room = figure.clientWidth, theme = dark.matches ? "dark" : "light", before = drawn.get(figure);
   spec.columns = Math.max(1, Math.min(spec.columns, Math.floor(room / 320)));
-  spec.spec.width = Math.floor((room - 90 - spec.spacing * (spec.columns - 1)) / spec.columns);
+  spec.spec.width = Math.floor((room - 70 - spec.spacing * (spec.columns - 1)) / spec.columns);
   spec.facet.header.labelLimit = spec.spec.width;
   for (const param of spec.params ?? []) {
     if (param.name === "hidden") param.value = hidden();
@@ -23,7 +23,15 @@ async function draw(figure) {
   const config = { ...themes[theme], legend };
   before?.finalize();
   const place = figure.querySelector(".chart");
-  drawn.set(figure, await vegaEmbed(place, spec, { config, ast: true, actions: false, tooltip: { theme } }));
+  const result = await vegaEmbed(place, spec, { config, ast: true, actions: false, logLevel: 1, tooltip: { theme } });
+  drawn.set(figure, result);
+  // The labels are as wide as they are, and what they need changes with the width.
+  for (let i = 0; i < 4; i++) {
+    const over = place.querySelector("svg, canvas").getBoundingClientRect().width - room;
+    if (over <= 0) break;
+    const narrower = result.view.signal("child_width") - Math.ceil(over / spec.columns);
+    await result.view.signal("child_width", narrower).resize().runAsync();
+  }
 }
 
 async function drawAll() {
