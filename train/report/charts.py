@@ -33,7 +33,7 @@ GLYPHS = "●■◆▼▲✚▶◀"
 def _theme(ink: str, quiet: str, line: str, spread: str, colours: Sequence[str]) -> dict[str, Any]:
     """A Vega configuration; its ground is the page's."""
     label = {"labelColor": ink, "titleColor": ink}
-    axis = {"gridColor": line, "domainColor": quiet, "tickColor": quiet, "labelOverlap": True}
+    axis = {"gridColor": line, "domainColor": quiet, "tickColor": quiet, "labelOverlap": "greedy"}
     header = {"labelFontSize": 13, "labelFontWeight": "bold", "labelAnchor": "start", "labelPadding": 8}
     legend = {
         "orient": "bottom",
@@ -231,11 +231,12 @@ def heatmaps(
         "title": "log10 |δ_l|",
         "direction": "horizontal",
     }
-    axis = {"grid": False, "tickMinStep": 1, "tickCount": 5}
+    axis = {"grid": False, "tickCount": 5}
+    depth_axis = {"grid": False, "values": _whole(0, deepest, 8), "format": "d"}
     shown = [{"field": name, "title": title} for name, title in (("step", "step"), ("l", "depth l"), ("text", "|δ_l|"))]
     cell = _layer(
         "cell",
-        {"type": "rect", "clip": True},
+        {"type": "rect", "clip": True, "x2Offset": 0.7, "y2Offset": 0.7},  # no seams
         "isValid(datum.v)",
         x={
             **{"field": "x", "type": "quantitative", "title": "training step", "axis": axis},
@@ -243,7 +244,7 @@ def heatmaps(
         },
         x2={"field": "x2"},
         y={
-            **{"field": "top", "type": "quantitative", "title": "depth l", "axis": axis},
+            **{"field": "top", "type": "quantitative", "title": "depth l", "axis": depth_axis},
             "scale": {"domain": [-0.5, deepest + 0.5], "reverse": True, "nice": False},
         },
         y2={"field": "below"},
@@ -281,7 +282,10 @@ def to_rgb(chart: Chart) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def save(chart: Chart, path: str | Path) -> None:
-    Path(path).write_bytes(png(chart))
+    """Writes a small PNG; the same chart gives the same bytes."""
+    from PIL import Image
+
+    Image.fromarray(to_rgb(chart)).save(path, "png", optimize=True)
 
 
 def numbers(values: Shaped[np.ndarray, " n"]) -> list[Any]:
@@ -349,10 +353,19 @@ def _missing() -> Chart:
 def _x_encoding(curves: Sequence[Curve], axes: Axes) -> Chart:
     if axes.x_type == "nominal":
         return {"field": "x", "type": "nominal", "title": axes.x, "sort": None, "axis": {"labelAngle": 0}}
-    whole = all(np.array_equal(curve.x, np.round(curve.x)) for curve in curves) and axes.x_type == "linear"
+    places = np.concatenate([*(np.asarray(curve.x, float) for curve in curves), np.zeros(0)])
     scale = {"type": axes.x_type, "nice": False} | ({"padding": 12} if axes.x_type == "log" else {"zero": False})
-    axis = {"grid": False, "tickCount": 6} | ({"tickMinStep": 1} if whole else {})
+    axis: Chart = {"grid": False, "tickCount": 6}
+    if len(places) and axes.x_type == "linear" and np.array_equal(places, np.round(places)):
+        axis = {"grid": False, "values": _whole(places.min(), places.max(), 8), "format": ",d"}
     return {"field": "x", "type": "quantitative", "title": axes.x, "scale": scale, "axis": axis}
+
+
+def _whole(low: float, high: float, most: int) -> list[int]:
+    """Whole numbers from `low` to `high`, about `most` of them in steps of 1, 2, 5, 10 ..."""
+    steps = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= most)
+    return list(range(math.ceil(low / step) * step, math.floor(high) + 1, step))
 
 
 def _y_encoding(curves: Sequence[Curve], guides: Sequence[Guide], axes: Axes) -> Chart:
@@ -370,6 +383,12 @@ def _y_encoding(curves: Sequence[Curve], guides: Sequence[Guide], axes: Axes) ->
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     margin = max(0.05 * (high - low), (2.0 - (high - low)) / 2)
-    axis = {"tickMinStep": 1, "labelExpr": "datum.value == 0 ? '1' : '1e' + datum.value"}
-    scale = {"domain": [low - margin, high + margin], "nice": False, "zero": False}
+    low, high = low - margin, high + margin
+    ticks: list[float] = [*_whole(low, high, 10)]
+    if high - low < 3.5:
+        ticks = [k + math.log10(m) for k in range(math.floor(low), math.ceil(high)) for m in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+    mantissa = "round(pow(10, datum.value - floor(datum.value)))"
+    axis = {"values": ticks, "labelExpr": f"datum.value == 0 ? '1' : {mantissa} + 'e' + floor(datum.value)"}
+    scale = {"domain": [low, high], "nice": False, "zero": False}
     return {"field": "y", "type": "quantitative", "title": axes.y, "scale": scale, "axis": axis}

@@ -23,7 +23,8 @@ async function draw(figure) {
   const config = { ...themes[theme], legend };
   before?.finalize();
   const place = figure.querySelector(".chart");
-  const result = await vegaEmbed(place, spec, { config, ast: true, actions: false, logLevel: 1, tooltip: { theme } });
+  const options = { config, ast: true, actions: false, renderer: "svg", logLevel: 1, tooltip: { theme } };
+  const result = await vegaEmbed(place, spec, options);
   drawn.set(figure, result);
   // The labels are as wide as they are, and what they need changes with the width.
   for (let i = 0; i < 4; i++) {

@@ -205,8 +205,7 @@ def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
         ),
         section(
             "What differs",
-            _long(columns, rows) if rows else paragraph(_ALIKE),
-            paragraph("All else is the same.", quiet=True),
+            *([_long(columns, rows), paragraph("All else is the same.", quiet=True)] if rows else [paragraph(_ALIKE)]),
         ),
         *(html for _, html in drawn if html not in first),
         *([section("Left out", items(*comparison.left_out))] if comparison.left_out else []),
@@ -229,7 +228,7 @@ def _lead(groups: Sequence[Group], refresh_s: int | None) -> Html:
         more = f" and {len(unfinished) - 4} more" if len(unfinished) > 4 else ""
         again = "" if refresh_s is None else f"; this page loads itself again every {refresh_s} s"
         lines.append(f"Unfinished: {at}{more}{again}.")
-    return Html(f'<div class="lead">{"".join(paragraph(formula(line)) for line in lines)}</div>')
+    return Html(f'<div class="lead">{"".join(map(paragraph, lines))}</div>')
 
 
 def _legend(groups: Sequence[Group]) -> Html:
