@@ -67,7 +67,7 @@ def commands() -> str:
             value = str(action.metavar or action.dest.upper()) if action.nargs != 0 else ""
             several = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} ..."}.get(str(action.nargs), value)
             shown = " ".join(filter(None, [*action.option_strings[-1:], several]))
-            usage.append(f"[{shown}]" if action.option_strings else shown)
+            usage.append(f"[{shown}]" if action.option_strings and not action.required else shown)
             meaning = (action.help or "").replace("|", "\\|")
             if action.option_strings and value and action.default not in (None, ()) and "default" not in meaning:
                 meaning = f"{meaning} (default {action.default!r})".lstrip()

@@ -46,6 +46,17 @@ def number(x: float | None, log10: float | None = None, *, digits: int = 4, scie
     return f"{sign}{value:.{max(0, digits - 1 - exponent)}f}"
 
 
+def factor(log10: float) -> str:
+    """10^log10 as a factor in a sentence.
+
+    >>> factor(1.672), factor(-3.708), factor(-0.1), factor(-40.0), factor(4.3), factor(-math.inf)
+    ('47', '1/5,100', '0.79', '1.0e-40', '20,000', '0')
+    """
+    if 1 <= abs(log10) < 6:
+        return f"{'1/' if log10 < 0 else ''}{float(f'{10 ** abs(log10):.2g}'):,.0f}"
+    return "not finite" if math.isnan(log10) or log10 == math.inf else number(None, log10, digits=2)
+
+
 def norm(value: float | None, log10: float | None) -> str:
     """A norm as d.dde±XX. Its log10 decides, so that none is ever floored; an exact zero is 0."""
     return number(value, log10, digits=3, scientific=True)

@@ -18,7 +18,9 @@ import yaml
 
 from train.cli import COMMANDS
 from train.config.load import load
+from train.config.schema import STATES
 from train.core.evaluate import Scores
+from train.gradflow.verdict import PLAIN
 from train.run.metrics import evaluation_row
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +114,11 @@ def test_commands_within_sentences_exist():
         importlib.import_module(f"train.commands.{name}").arguments(parser)
         options = {word.partition("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
         assert options <= parser._option_string_actions.keys(), f"{page}: deltaflow {words}"
+
+
+def test_the_glossary_has_every_state_and_its_plain_name():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{state}` | {PLAIN.get(state, '')}".rstrip() in page for state in STATES)
 
 
 def test_the_citation_is_of_this_version():

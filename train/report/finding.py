@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..gradflow.loss_history import CONSTANT, MARGIN
-from ..text import number
+from ..text import factor, number
 
 Summary = Mapping[str, Any]  # the content of a summary.json
 _NAMED = 4  # variants that a sentence names one by one
@@ -111,19 +111,6 @@ def _reasons(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
         steps = [seed.get("steps") for seed in seeds if seed.get("exit_reason") == "nonfinite"]
         parts += [f"{name} stopped at step {steps[0]}, which was not finite"] if steps else []
     return "; ".join(parts)
-
-
-def factor(log10: float) -> str:
-    """A factor for a sentence.
-
-    >>> factor(1.672), factor(-3.708), factor(-0.1), factor(-40.0), factor(4.3), factor(-math.inf), factor(math.nan)
-    ('47', '1/5,100', '0.79', '1.0e-40', '20,000', '0', 'a number that is not finite')
-    """
-    if math.isnan(log10):
-        return "a number that is not finite"
-    if 1 <= abs(log10) < 6:
-        return f"{'1/' if log10 < 0 else ''}{float(f'{10 ** abs(log10):.2g}'):,.0f}"
-    return number(None, log10, digits=2)
 
 
 def _log10_ratio(verdict: Mapping[str, Any] | None) -> float | None:

@@ -27,7 +27,7 @@ from ..store.rundir import directory_of
 from ..text import command
 from . import summary as summaries
 from .loop import GroupRun
-from .start import resumable_parts, resume_points
+from .start import finished_run, resumable_parts, resume_points
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     """
     try:
         platform, groups = prepared(experiment, console, stop)
+        console.plan([variant.name for _, group in groups for variant in group.variants])
+        training = [group for _, group in groups if not finished_run(group.variants[0])]  # else all of it is finished
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
         for source, group in groups:
@@ -128,8 +130,10 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
                 break
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
-            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change)
+            training = [later for later in training if later is not group]
+            run = GroupRun(group, source, platform, console, stop, waited_s, training, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
+        console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
         if stop.signal is not None:
@@ -154,6 +158,7 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         console.command(command("tensorboard", root), "TensorBoard: ")
         return Outcome(ordered, unmet, stopped)
     except KeyboardInterrupt:  # also Stopped
+        console.close()
         console.note(resume_points(experiment.variants))
         raise
 
