@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 CONFIGS ?= $(wildcard configs/*.yaml)
 
-.PHONY: quickstart test slow browser faults lint types unit configs bench clean
+.PHONY: quickstart test slow browser faults lint types unit configs bench docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/deltaflow train configs/quickstart.yaml
@@ -46,6 +46,10 @@ configs: $(VENV)/.installed-dev  # digits need scikit-learn
 bench: $(VENV)/.installed
 	$(BIN)/python scripts/bench
 
+# The site of docs/ in build/site, which opens from disk; a warning is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .mkdocs.yml
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "deltaflow needs python3 >= 3.11; name one with PYTHON=..."; exit 1; }
@@ -55,6 +59,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	touch $@
 
 clean:

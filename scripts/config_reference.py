@@ -1,8 +1,10 @@
-"""Writes docs/config.md, the reference of every config key and residual rule, from the classes that own them.
+"""Writes references from the code that owns them: docs/config.md, every config key and residual rule; docs/commands.md.
 
-python scripts/config_reference.py docs/config.md
+python scripts/config_reference.py docs/config.md docs/commands.md
 """
 
+import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pydantic.fields import FieldInfo
 from data.config import KINDS
 from model.rules import RULES
 from model.traced import Traced
+from train.cli import COMMANDS
 from train.config.fields import expected, section_of, walk
 from train.config.schema import ExperimentConfig
 from train.config.yaml import dump, show
@@ -30,6 +33,20 @@ at s = 0.
 TASKS_HEAD = """Rows are drawn by a counter-based generator from (data.seed, step), held-out ones from `data.task_seed`.
 The best possible loss is logged as `loss/floor`, others as `loss/floor_NAME`.
 """
+COMMANDS_HEAD = """# Commands
+
+Written by `python scripts/config_reference.py docs/commands.md` from the commands' own parsers. `deltaflow` is
+`.venv/bin/deltaflow` before the environment is activated, and `python -m train` does the same. `key=value` sets any
+key of [the config](config.md); quote values that a shell would take apart: `'sweep.seed=[0, 1, 2]'`. A CONFIG is a
+file, or the bare name of a [shipped experiment](experiments.md).
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failure, or an `expect:` that did not come true |
+| 2 | bad config, data or usage: one line with its place, the expected and the actual value |
+| 129, 130, 143 | ended by SIGHUP, SIGINT or SIGTERM, after saving ([stopping.md](stopping.md)) |
+"""
 
 
 def _row(key: str, field: FieldInfo) -> str:
@@ -39,8 +56,29 @@ def _row(key: str, field: FieldInfo) -> str:
     return f"| `{key}` | {expected(field)} | {'required' if field.is_required() else f'`{default}`'} | {meaning} |"
 
 
+def commands() -> str:
+    """Returns the page of the commands."""
+    parts = [COMMANDS_HEAD]
+    for name, summary in COMMANDS.items():
+        parser = argparse.ArgumentParser(add_help=False)
+        importlib.import_module(f"train.commands.{name}").arguments(parser)
+        usage, rows = [f"deltaflow {name}"], ["| argument | meaning |", "|---|---|"]
+        for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):
+            value = str(action.metavar or action.dest.upper()) if action.nargs != 0 else ""
+            several = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} ..."}.get(str(action.nargs), value)
+            shown = " ".join(filter(None, [*action.option_strings[-1:], several]))
+            usage.append(f"[{shown}]" if action.option_strings and not action.required else shown)
+            meaning = (action.help or "").replace("|", "\\|")
+            if action.option_strings and value and action.default not in (None, ()) and "default" not in meaning:
+                meaning = f"{meaning} (default {action.default!r})".lstrip()
+            rows += [f"| `{shown}` | {meaning} |"] if meaning else []
+        parts += [f"## {name}\n", f"{summary[0].upper()}{summary[1:]}.\n", f"```text\n{' '.join(usage)}\n```\n"]
+        parts += ["\n".join(rows), ""] if len(rows) > 2 else []
+    return "\n".join(parts)
+
+
 def reference() -> str:
-    """The whole page."""
+    """Returns the page of the config."""
     sections = {key: section for key, field in walk(ExperimentConfig) if (section := section_of(field))}
     parts = [HEAD]
     for key, section in {"": ExperimentConfig, **sections}.items():
@@ -62,6 +100,9 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    pages = {"config.md": reference, "commands.md": commands}
+    files = [Path(name) for name in sys.argv[1:]]
+    if not files or any(file.name not in pages for file in files):
         sys.exit(__doc__)
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
+    for file in files:
+        file.write_text(pages[file.name](), encoding="utf-8")

@@ -5,7 +5,7 @@ deltaflow train configs/attnres.yaml
 deltaflow chain --json chain.json
 deltaflow probe configs/quickstart.yaml 'variants={}' --checkpoint runs/quickstart/with \\
     --instruments landscape --json p.json
-python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain chain.json --probe p.json
+python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain chain.json --probe p.json --gallery runs
 """
 
 import argparse
@@ -25,6 +25,22 @@ VARIANTS = {
     "with": "with residual connections",
     "without_skip": "skip removed, norm kept",
     "without_skip_and_norm": "skip and norm removed",
+}
+# docs/gallery.md: two variants of each experiment; one alone is shown with its counterfactual.
+GALLERY = {
+    "quickstart": ("with", "without_skip"),
+    "residual_study": ("pre_ln,layers=16", "none,layers=16"),
+    "deep_100": ("none", "rezero"),
+    "norms_and_depth": ("skip_rms,layers=24", "skip_none,layers=24"),
+    "attnres": ("pre_ln,seed=0", "attnres,seed=0"),
+    "optimizers": ("sgd", "muon"),
+    "sharpness": ("batch_128,lr=0.01", "batch_128,lr=0.2"),
+    "markov": ("with", "without_skip"),
+    "induction": ("one_block", "two_blocks"),
+    "in_context_regression": ("with", "without_skip"),
+    "digits": ("with", "without_skip_and_norm"),
+    "grokking": ("decay", "no_decay"),
+    "shakespeare_char_cpu": ("main",),
 }
 DEPTH = (
     r"depth $\ell$  (0: the embedding's output, last: the final block's output)",
@@ -46,10 +62,20 @@ def single(experiment: Path, target: Path) -> None:
     losses = [charts.Curve(VARIANTS[k], *run.steps["loss/val"], None, i) for i, (k, run) in enumerate(runs.items())]
     figure = charts.line_charts([charts.Panel("Loss", losses)], "training step", "loss (nats per token)")
     charts.save(figure, target / "loss_val.png")
-    for key, run in runs.items():
-        steps, values = depth_series(run, "delta/norm_log10")
-        figure = charts.heatmaps([charts.Field(f"|δ|: {VARIANTS[key]}", steps, values)], 1, (8.0, 4.5))
-        charts.save(figure, target / f"heatmap_{key}.png")
+
+
+def gallery(runs: Path, target: Path) -> None:
+    """Draws a pair of heatmaps for each experiment of `GALLERY` that was trained: gallery_NAME.png."""
+    for experiment, variants in GALLERY.items():
+        if not all((runs / experiment / name).is_dir() for name in variants):
+            print(f"not drawn: {experiment}, for want of {' and '.join(variants)} in {runs / experiment}")
+            continue
+        shown = [(name, "delta/norm_log10", name) for name in variants]
+        if len(variants) == 1:
+            shown += [(variants[0], "delta_without/norm_log10", f"{variants[0]}, same weights, skips removed")]
+        series = [(title, depth_series(read_run(runs / experiment / name), tag)) for name, tag, title in shown]
+        figure = charts.heatmaps([charts.Field(f"{experiment}: {title}", *depths) for title, depths in series])
+        charts.save(figure, target / f"gallery_{experiment}.png")
 
 
 def report(experiment: Path, target: Path, prefix: str) -> None:
@@ -81,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=Path, help="an experiment with several seeds, for pictures with intervals")
     parser.add_argument("--chain", type=Path, help="what `deltaflow chain --json` wrote")
     parser.add_argument("--probe", type=Path, help="what `deltaflow probe --instruments landscape --json` wrote")
+    parser.add_argument("--gallery", type=Path, help="the folder of all experiments, for a pair of heatmaps of each")
     parsed = parser.parse_args()
     parsed.target.mkdir(parents=True, exist_ok=True)
     single(parsed.experiment, parsed.target)
@@ -91,6 +118,8 @@ def main() -> None:
         chain(parsed.chain, parsed.target)
     if parsed.probe is not None:
         landscape(parsed.probe, parsed.target)
+    if parsed.gallery is not None:
+        gallery(parsed.gallery, parsed.target)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,16 @@ from model.rules import DeclarationError
 from .device.process import tune
 from .device.signals import Stop, Stopped, listening
 from .errors import UserError, out_of_memory, refusal
+from .text import command
 
 # One module a command; only the one that is called is imported, so that `--help` and config errors come at once.
 COMMANDS = {
     "train": "train the variants of a config; resumes by itself",
     "probe": "no training: one batch, forward and backward, where the gradient goes",
+    "init": "a commented config to start from",
     "chain": "the chain rule, checked by measurement on this machine: predictions, measurements, whether they agree",
     "sample": "text from a trained run, or its next-token probabilities",
+    "export": "the parameters of a run as safetensors with a JSON config, for other programs",
     "compare": "runs side by side: config differences, final figures with intervals over seeds, charts",
     "tensorboard": "TensorBoard over the runs, for this machine alone",
     "devices": "what JAX sees, versions, memory, measured matmul peak",
@@ -35,7 +38,7 @@ COMMANDS = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2."""
-        self.exit(2, f"deltaflow: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"deltaflow: {message} (see {command(*self.prog.split()[1:], '--help')})\n")
 
 
 def script() -> NoReturn:

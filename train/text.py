@@ -1,6 +1,10 @@
-"""Numbers, sizes, durations and layers as text, each written in one way everywhere."""
+"""Numbers, sizes, durations, layers and commands as text, each written in one way everywhere."""
 
 import math
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 
 MISSING = "-"
@@ -40,6 +44,17 @@ def number(x: float | None, log10: float | None = None, *, digits: int = 4, scie
         return f"{sign}{mantissa}e{exponent:+03d}"
     value = abs(x) if log10 is None and x is not None else 10 ** (log10 or 0.0)
     return f"{sign}{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def factor(log10: float) -> str:
+    """10^log10 as a factor in a sentence.
+
+    >>> factor(1.672), factor(-3.708), factor(-0.1), factor(-40.0), factor(4.3), factor(-math.inf)
+    ('47', '1/5,100', '0.79', '1.0e-40', '20,000', '0')
+    """
+    if 1 <= abs(log10) < 6:
+        return f"{'1/' if log10 < 0 else ''}{float(f'{10 ** abs(log10):.2g}'):,.0f}"
+    return "not finite" if math.isnan(log10) or log10 == math.inf else number(None, log10, digits=2)
 
 
 def norm(value: float | None, log10: float | None) -> str:
@@ -85,6 +100,22 @@ def size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count:,.0f} bytes"
+
+
+def command(*arguments: object) -> str:
+    """A command of this installation that can be pasted into a shell, as the one that runs was called.
+
+    `deltaflow ...` if that is on PATH and is this installation, else its path, or `python -m train ...`.
+    """
+    called = sys.argv[0]
+    if os.path.basename(called).startswith("deltaflow"):
+        on_path = shutil.which("deltaflow")
+        same = on_path is not None and os.path.exists(called) and os.path.samefile(on_path, called)
+        program = ["deltaflow" if same else called]
+    else:
+        by_name = os.path.basename(called) == "__main__.py"
+        program = [sys.orig_argv[0] if by_name else sys.executable, "-m", __package__ or "train"]
+    return shlex.join([*program, *map(str, arguments)])
 
 
 LAYER = r"layer_\d+"  # a pattern of what `layer` writes

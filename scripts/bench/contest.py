@@ -34,7 +34,7 @@ class Ended(Exception):
 
 
 class Runner(Protocol):
-    """A contestant after its first window."""
+    """A contestant after its first dispatch."""
 
     facts: Facts
 
@@ -49,7 +49,7 @@ class Here:
     def __init__(self, entry: Entry) -> None:
         try:
             contestant: Contestant = importlib.import_module(entry.module).contestant(**entry.arguments)
-            contestant.run(contestant.facts.window)
+            contestant.run(contestant.facts.dispatch)
         except ModuleNotFoundError as error:
             raise Ended(f"not installed: {error.name or error}") from None
         except Unavailable as error:
@@ -142,7 +142,7 @@ class ColdStart:
     def run(self, n: int) -> float:
         worker = self._start()
         worker.close()
-        self.facts = replace(worker.facts, window=1, flops=0.0, tokens=0)
+        self.facts = replace(worker.facts, dispatch=1, flops=0.0, tokens=0)
         return worker.start_seconds
 
     def close(self) -> None:
@@ -201,10 +201,10 @@ def contest(
 
 
 def steps_in(runner: Runner, seconds: float) -> int:
-    """Returns a number of steps that take about `seconds`, a multiple of the window; with 0 one window, untried."""
-    n = window = runner.facts.window
+    """Returns a number of steps that take about `seconds`, a multiple of a dispatch; with 0 one dispatch, untried."""
+    n = dispatch = runner.facts.dispatch
     if seconds == 0:
-        return window
+        return dispatch
     while (taken := runner.run(n)) < min(CALIBRATION_SECONDS, seconds):
         n *= 2
-    return max(1, math.ceil(seconds / taken * n / window)) * window
+    return max(1, math.ceil(seconds / taken * n / dispatch)) * dispatch

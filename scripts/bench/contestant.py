@@ -69,25 +69,25 @@ class Facts:
     dtype: str
     flops: float = 0.0  # of one step; 0 if they are not counted
     tokens: int = 0  # of one step; 0 if it is no training step
-    window: int = 1  # steps of one call
+    dispatch: int = 1  # steps of one call
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """`run(n)` does n steps, n a multiple of the window, waits for the device and returns seconds."""
+    """`run(n)` does n steps, n a multiple of `facts.dispatch`, waits for the device and returns seconds."""
 
     run: Callable[[int], float]
     facts: Facts
 
 
-def facts(packages: str, dtype: str, shapes: Shapes | None = None, window: int = 1) -> Facts:
+def facts(packages: str, dtype: str, shapes: Shapes | None = None, dispatch: int = 1) -> Facts:
     """Returns the facts of a program made with `packages` ("torch", or several and jax); dtype auto is resolved."""
     framework = "torch" if packages == "torch" else "jax"
     if dtype == "auto":
         dtype = "bfloat16" if fast_bfloat16(framework) else "float32"
     flops, tokens = (0.0, 0) if shapes is None else (shapes.flops, shapes.tokens)
     versions = ", ".join(f"{package} {version(package)}" for package in packages.split())
-    return Facts(versions, device(framework), dtype, flops, tokens, window)
+    return Facts(versions, device(framework), dtype, flops, tokens, dispatch)
 
 
 def device(framework: str) -> str:

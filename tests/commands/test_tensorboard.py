@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from train import text
 from train.commands import tensorboard as command
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def test_what_it_cannot_serve_is_one_line(trained, tmp_path, monkeypatch, call):
 
     refused("runs: no such folder")
     (tmp_path / "runs").mkdir()
-    refused("runs: no runs in it; deltaflow train CONFIG makes some")
+    refused(f"runs: no runs in it; {text.command('train', 'quickstart')} makes some")
     (tmp_path / "file").write_text("x")
     refused("file: expected a folder, got a file", "file")
     with socket.socket() as busy:

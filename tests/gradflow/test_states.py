@@ -14,6 +14,7 @@ from runs import events_of
 from train.cli import main
 from train.config.schema import STATES
 from train.gradflow.advice import advice_for
+from train.gradflow.verdict import PLAIN, with_plain_name
 from train.report.read import read_run
 from train.store import checkpoint
 from train.store.checkpoint import Checkpoints
@@ -83,10 +84,10 @@ def test_states_of_a_run(run, state):
     verdict = summary(directory)["verdict"]
     assert verdict["state"] == state
     lines = out.splitlines()
-    at = lines.index(f"{state}: {state}: {verdict['why']}")
+    at = lines.index(f"{state}: {with_plain_name(state)}: {verdict['why']}")
     assert lines[at + 1] == f"  try {verdict['try']}"
     (text,) = (event.tensor_proto.string_val[0].decode() for event in events_of(directory).Tensors("verdict"))
-    assert text.startswith(f"**{state}**: {verdict['why']}") and text.endswith(f"Try {verdict['try']}")
+    assert text.startswith(f"**{with_plain_name(state)}**: {verdict['why']}") and text.endswith(f"Try {verdict['try']}")
 
 
 def test_a_spike_is_told_when_it_is_seen(run):
@@ -165,10 +166,10 @@ def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
     (tmp_path / "c.yaml").write_text(f"name: c\n{MODEL}\ndata: {{kind: own_shift:Shift, context: 8, batch: 4}}\n")
     assert main(["probe", "c.yaml", *ALIKE]) == 0
     out = capsys.readouterr().out
-    assert "main: collapsed: delta arrives" in out and "  try model.residual: pre_ln" in out
+    assert "main: collapsed (tokens alike): delta arrives" in out and "  try model.residual: pre_ln" in out
     assert main(["probe", "c.yaml", *ALIKE[:-1]]) == 0
     assert "main: healthy" in capsys.readouterr().out
-    assert {"unstable", "not_learning", "collapsed", *PROBED} == set(STATES)  # each has a test above
+    assert {"unstable", "not_learning", "collapsed", *PROBED} == {"healthy", *PLAIN} == set(STATES)  # each tested above
 
 
 # What to try

@@ -133,6 +133,16 @@ def test_a_gain_at_depth_100_neither_overflows_nor_becomes_zero():
     assert zero["gain_at_100"] is None and zero["log10_gain_at_100"] is None
 
 
+def test_a_hundred_blocks_are_mentioned_of_the_pass_that_is_not_healthy_alone():
+    healthy, vanishing = judge(line(10, 0.1), grads(10)), judge(line(10, -0.5), grads(10))
+    assert healthy.why.endswith("at the first block is 10 times that at the last, 1.26 a layer")
+    assert vanishing.why.endswith("is 1.0e-05 times that at the last, 0.316 a layer (1.0e-50 in a hundred)")
+    starved = judge(line(10, 0.1), grads(10, -4.0))
+    assert "hundred" not in starved.why
+    why = over_run(starved, vanishing, 90).why  # each figure follows the sentence of its own pass
+    assert why == f"from the start {starved.why}; by step 90 it is vanishing: {vanishing.why}"
+
+
 def test_the_stream_is_shown_beside_a_delta_that_does_not_arrive():
     rms = np.array([1.0, 2.0, 1e-4])
     assert "the stream's rms goes from 1 to 0.0001" in judge(line(2, -2.0), grads(2), rms=rms).why

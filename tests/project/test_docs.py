@@ -6,22 +6,32 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import yaml
 
+from train.cli import COMMANDS
 from train.config.load import load
+from train.config.schema import STATES
 from train.core.evaluate import Scores
+from train.gradflow.verdict import PLAIN
 from train.run.metrics import evaluation_row
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
 
 
 def test_tables_that_scripts_write_are_current_and_every_key_has_a_meaning():
+    references = runpy.run_path(str(ROOT / "scripts" / "config_reference.py"))
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert page == runpy.run_path(str(ROOT / "scripts" / "config_reference.py"))["reference"]()
+    assert page == references["reference"]()
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == references["commands"]()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) > 50 and [row for row in rows if row.endswith("|  |")] == []
     instruments = runpy.run_path(str(ROOT / "scripts" / "instruments.py"))
@@ -30,8 +40,25 @@ def test_tables_that_scripts_write_are_current_and_every_key_has_a_meaning():
 
 def test_links_of_the_docs_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_site_has_every_page_and_loads_nothing(tmp_path):
+    """Its own build is strict: a page outside the navigation, a link or an anchor that leads nowhere is an error."""
+    site = yaml.safe_load((ROOT / ".mkdocs.yml").read_text(encoding="utf-8"))
+    paths = re.findall(r"[\w/]+\.md", str(site["nav"]))
+    docs = ROOT / site["docs_dir"]
+    assert sorted(paths) == sorted(path.relative_to(docs).as_posix() for path in PAGES if path.is_relative_to(docs))
+    assert site["strict"] and site["theme"]["font"] is False
+    pytest.importorskip("material", reason="the extra [docs]")
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(ROOT / ".mkdocs.yml"), "-d", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "search" / "search_index.js").is_file()  # what the search reads when opened from disk
+    for path in tmp_path.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*", path.read_text(encoding="utf-8"))
+        assert len(loaded) > 5 and not [tag for tag in loaded if "//" in tag], path.name
 
 
 def test_yaml_of_the_docs_is_valid(tmp_path):
@@ -74,6 +101,30 @@ def test_commands_of_the_docs_are_accepted(monkeypatch):
         assert all("=" in word and word[0] != "-" for word in overrides), page
         if (getattr(parsed, "config", None) or "").startswith("configs/"):
             assert load(parsed.config, overrides).variants, page
+
+
+def test_commands_within_sentences_exist():
+    texts = [(page.name, page.read_text(encoding="utf-8")) for page in PAGES]
+    named = [(page, words) for page, text in texts for words in re.findall(r"`deltaflow ([a-z][^`]*)`", text)]
+    assert len(named) > 30
+    for page, words in named:
+        name, *arguments = words.split()
+        assert name in COMMANDS, f"{page}: deltaflow {words}"
+        parser = argparse.ArgumentParser(add_help=False)
+        importlib.import_module(f"train.commands.{name}").arguments(parser)
+        options = {word.partition("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
+        assert options <= parser._option_string_actions.keys(), f"{page}: deltaflow {words}"
+
+
+def test_the_glossary_has_every_state_and_its_plain_name():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{state}` | {PLAIN.get(state, '')}".rstrip() in page for state in STATES)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 def test_the_layout_names_every_room():

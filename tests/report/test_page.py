@@ -1,5 +1,6 @@
 """Pages hold their content as text and load nothing; the page and the markdown of a comparison; the command."""
 
+import json
 import re
 
 import pytest
@@ -24,6 +25,7 @@ from train.report.page import (
 )
 from train.report.pictures import pictures
 from train.report.tables import final_table
+from train.text import command
 
 HOSTILE = "<script>alert(1)</script>&\"'"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
@@ -77,6 +79,26 @@ def test_markdown_is_tables_with_as_many_cells_as_titles(sweep):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
         assert re.fullmatch(r"(\| -{3}:? )+\|", lines[1])
     assert "| model.residual | pre_ln | none |" in text
+
+
+def test_the_finding_is_told_of_runs_that_ended(sweep, capsys):
+    def told(change):
+        for path in sweep.glob("*/summary.json"):
+            content = {
+                **json.loads(path.read_text()),
+                "loss_val": 2.0 + path.parent.name.startswith("without"),
+                **change,
+            }
+            path.write_text(json.dumps(content))
+        assert main(["compare", str(sweep)]) == 0
+        return as_markdown(compare([sweep])).splitlines()[2:4], capsys.readouterr().out.splitlines()
+
+    sentence = "The mean held-out loss ends lowest in 'with' (2.00; 3.00 in 'without')."
+    markdown, printed = told({})
+    assert markdown == [f"- {sentence}", ""] and printed[-5:-2] == ["", sentence, ""]
+    assert printed[-1] == f"  {command('compare', sweep, '--html')}"
+    markdown, printed = told({"exit_reason": "signal 2"})
+    assert markdown[0] == "## Final figures" and sentence not in printed
 
 
 NAME = '<img src=x onerror=alert(1)>"&|`'

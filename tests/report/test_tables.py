@@ -85,18 +85,17 @@ def test_closing_table():
     assert columns == ["variant", "steps", "loss/train", "loss/val", *pairs, "verdict"]
     assert rows == [
         ["with", "2000", "1.600", "1.750", "8.3e-01 → 1.2e+01", "0.978 → 1.25", "0.12 → ≤0.50", "healthy"],
-        ["without", "-", "-", "-", "3.2e-09 → -", "-", "-", "vanishing"],
+        ["without", "-", "-", "-", "3.2e-09 → -", "-", "-", "vanishing (gradient fades)"],
         ["killed", *"-------"],
     ]
 
 
 def test_a_verdict_is_said_with_what_to_try():
-    verdict = {"state": "vanishing", "why": "δ falls", "gain_at_100": None, "log10_gain_at_100": -400.0, "try": "a: b"}
-    assert verdict_lines("bare", verdict) == ["bare: vanishing: δ falls", "  try a: b"]
-    assert verdict_lines("with", verdict | {"try": None}) == ["with: vanishing: δ falls"]
-    gain = "Through 100 blocks like these delta would become 1.0e-400 times as large."
-    assert verdict_text(verdict) == f"**vanishing**: δ falls\n\n{gain}\n\nTry a: b"
-    assert verdict_text(verdict | {"log10_gain_at_100": None, "try": None}) == "**vanishing**: δ falls"
+    verdict = {"state": "dead_qk", "why": "δ arrives", "try": "a: b"}
+    assert verdict_lines("bare", verdict) == ["bare: dead_qk (starved attention): δ arrives", "  try a: b"]
+    assert verdict_lines("with", verdict | {"try": None}) == ["with: dead_qk (starved attention): δ arrives"]
+    assert verdict_text(verdict) == "**dead_qk (starved attention)**: δ arrives\n\nTry a: b"
+    assert verdict_text({"state": "healthy", "why": "δ arrives"}) == "**healthy**: δ arrives"
 
 
 def test_the_best_possible_loss_and_the_accuracy_are_shown_where_they_say_something():

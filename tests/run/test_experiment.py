@@ -13,7 +13,10 @@ from runs import arrays, contents, killed_at, rows, summary, train_until
 from train.cli import main
 from train.config.load import load
 from train.device.signals import Stop
+from train.log.console import Console
 from train.report.read import Run, read_run
+from train.run.dispatches import Throughput
+from train.run.experiment import train
 from train.run.summary import unmet
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config
@@ -293,3 +296,26 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
         else:
             assert np.abs(np.subtract(losses[0], losses[1])).max() > 1e-2
         assert read_config(tmp_path / "tiny" / name).data.seed == int(name[-1])
+
+
+@pytest.mark.parametrize("group", ["turn", "vmap"])
+def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, monkeypatch, group):
+    """At 2 s a call: the rest of this group, and the compilation and all steps of the one after it, half as large."""
+    told: list[tuple[str, int, float]] = []
+
+    class Told(Console):
+        def progress(self, variant, step, steps, loss, tokens_per_s=None, left_s=None, delta_log10=None) -> None:
+            assert delta_log10 is not None and delta_log10.shape == (3,)
+            if left_s is not None:
+                told.append((variant, step, left_s))
+
+    monkeypatch.setattr(Throughput, "recent", property(lambda self: 2.0 if self._seconds else None))
+    variants = {"a": {}, "b": {"seed": 1}, "c": {"model.norm": "layer"}}
+    keys = {"runs_dir": str(tmp_path), "train.group": group, "train.steps_per_call": 5}
+    experiment = tiny(keys | {"variants": variants})
+    train(experiment, Told(), Stop())
+    compile_s, calls = summary(tmp_path / "tiny" / "a")["compile_s"], 1 if group == "vmap" else 2
+    assert {name for name, _, _ in told} == set(variants)
+    for name, step, left in told:
+        rest = 2.0 * (30 - step)
+        assert left == pytest.approx(rest if name == "c" else calls * rest + compile_s + calls * 2.0 * 30 / 2)

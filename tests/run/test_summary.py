@@ -1,6 +1,9 @@
 """Files of an experiment apart from its runs: the report, and means over seeds for TensorBoard."""
 
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from train.report.page import compare
 from train.report.read import read_run
 from train.report.seeds import write_means
 from train.run import summary
+from train.text import command
 
 
 def scalars_of(folder: Path) -> dict[str, dict[int, float]]:
@@ -72,28 +76,31 @@ def test_a_training_ends_with_a_report(trained, capsys):
     page.write_text("old")
     assert main(["train", str(config)]) == 0  # finished before
     out = capsys.readouterr().out
-    assert "nothing to do" in out and out.splitlines()[-1] == f"report: {page}"
-    assert "without_skip" in page.read_text()
+    assert "nothing to do" in out and "without_skip" in page.read_text()
+    *_, above, first, second, between, report, tensorboard = out.splitlines()
+    assert above == between == "" and re.match(r"'with(out_skip)?' (learns|learn|and)|The held-out loss", first)
+    assert second.startswith("On its way from the last block to the first the gradient is multiplied by")
+    assert report == f"report: {page.as_uri()}" and Path(url2pathname(urlsplit(report[8:]).path)).samefile(page)
+    assert tensorboard == f"TensorBoard: {command('tensorboard', run.parent)}"
 
 
 def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep, capsys):
     (sweep / "alone" / "summary.json").write_text("{")
-    summary.write_report(sweep, Console())
+    assert summary.write_report(sweep, Console()) == sweep / "report.html"
     out = capsys.readouterr().out
     assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: cannot read")
-    assert out.splitlines()[-1] == f"report: {sweep}/report.html"
     assert f"left out, cannot be read: {sweep}/alone" in (sweep / "report.md").read_text()
 
 
 def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
     for run in sweep.iterdir():
         (run / "summary.json").write_text("{")
-    summary.write_report(sweep, Console())
+    assert summary.write_report(sweep, Console()) is None
     out = capsys.readouterr().out
     assert out.startswith("warning: no report: ") and "summary.json: cannot read" in out and out.count("\n") == 1
     monkeypatch.setattr(summary, "MAX_REPORT_BYTES", 10)
-    summary.write_report(sweep, Console())
-    assert f"deltaflow compare '{sweep}' --html '{sweep}/report.html'" in capsys.readouterr().out
+    assert summary.write_report(sweep, Console()) is None
+    assert f"\n  {command('compare', sweep, '--html', sweep / 'report.html')}\n" in capsys.readouterr().out
     assert not (sweep / "report.html").exists()
 
 

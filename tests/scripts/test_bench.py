@@ -88,8 +88,8 @@ def test_a_lane_that_died_midway_leaves_no_figures_and_starts_are_seconds() -> N
 class Fake:
     """A runner whose steps take `cost(calls so far)` seconds of its own clock."""
 
-    def __init__(self, log: list[tuple[str, int]], name: str, cost: Callable[[int], float], window: int = 1) -> None:
-        self.facts = replace(TRAINS, window=window)
+    def __init__(self, log: list[tuple[str, int]], name: str, cost: Callable[[int], float], dispatch: int = 1) -> None:
+        self.facts = replace(TRAINS, dispatch=dispatch)
         self._log, self._name, self._cost = log, name, cost
         self.calls = 0
         self.closed = False
@@ -106,10 +106,10 @@ class Fake:
 def test_stretches_are_about_as_long_as_asked_and_whole_windows() -> None:
     # 0.01 s a step: windows of 7 double until 0.3 s are reached (7, 14, 28, 56); 2 s are 200 steps, 29 windows.
     log: list[tuple[str, int]] = []
-    assert steps_in(Fake(log, "a", lambda call: 0.01, window=7), 2.0) == 203
+    assert steps_in(Fake(log, "a", lambda call: 0.01, dispatch=7), 2.0) == 203
     assert [n for _, n in log] == [7, 14, 28, 56]
     assert steps_in(Fake(log, "slow", lambda call: 5.0), 2.0) == 1
-    assert steps_in(Fake(log, "untried", lambda call: 5.0, window=3), 0.0) == 3 and log[-1][0] == "slow"
+    assert steps_in(Fake(log, "untried", lambda call: 5.0, dispatch=3), 0.0) == 3 and log[-1][0] == "slow"
 
 
 def test_contest_takes_turns_and_outlives_a_death() -> None:
@@ -149,7 +149,7 @@ from scripts.bench.contestant import Contestant, Facts, Unavailable
 
 def contestant():
     {body}
-    return Contestant(run, Facts('v', 'd', 'float32', window=5))
+    return Contestant(run, Facts('v', 'd', 'float32', dispatch=5))
 """)
         return Worker(Entry("a", "a", "made_up", {}), 10.0, {"MADE": "4"})
 
@@ -158,7 +158,7 @@ def contestant():
 
 def test_a_worker_answers_and_ends(fake_worker: Callable[[str], Worker]) -> None:
     worker = fake_worker("print('noise'); tempfile.mkstemp(); run = lambda n: n / int(os.environ['MADE'])")
-    assert worker.facts == Facts("v", "d", "float32", window=5)
+    assert worker.facts == Facts("v", "d", "float32", dispatch=5)
     assert [worker.run(1), worker.run(10)] == [0.25, 2.5]
     assert worker.start_seconds > 0
     folder = Path(worker._folder.name)
@@ -177,7 +177,7 @@ def test_a_cold_start_is_a_new_process_each_time(fake_worker: Callable[[str], Wo
     cold = ColdStart(start)
     (lane,) = contest([Entry("a", "a", "made_up", {})], lambda entry: cold, rounds=2, seconds=0.0, pause=0.0)
     assert len(set(pids)) == 3 and len(lane.seconds) == 2 and min(lane.seconds) > 0
-    assert lane.facts == Facts("v", "d", "float32", window=1)
+    assert lane.facts == Facts("v", "d", "float32", dispatch=1)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytes
     monkeypatch.setattr(project, "tune", lambda: None)
     monkeypatch.setattr(project, "make", lambda *given: (asked.append(given), 2))
     monkeypatch.setattr(project, "programs_of", lambda *given: asked.append(given))
-    assert project.contestant("a.yaml", TINY, "bfloat16", 3).facts.window == 2
+    assert project.contestant("a.yaml", TINY, "bfloat16", 3).facts.dispatch == 2
     with pytest.raises(TypeError):  # from what stands for the programs
         project.contestant("a.yaml", TINY, "bfloat16", layers=8).run(1)
     assert asked == [

@@ -160,12 +160,14 @@ def test_a_file_is_synced_and_read_back_before_it_has_its_name(run, monkeypatch)
 
 
 def test_the_newest_three_and_the_best_are_kept(tmp_path):
-    after = []
+    after, best = [], []
     for step, loss in enumerate([2.0, 1.0, 1.5, 1.0, None, float("nan"), 1.2, 0.5, 3.0], 1):
         # Each by another process, which has to look up the losses.
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(state_at(step), {"row": {} if loss is None else {"loss/val": loss}})
         after.append(checkpoints.steps())
+        best.append(Checkpoints(tmp_path).best())
+    assert best == [1, 2, 2, 2, 2, 2, 2, 8, 8]
     assert after[3] == [2, 3, 4] and after[4:] == [[2, 3, 4, 5], [2, 4, 5, 6], [2, 5, 6, 7], [6, 7, 8], [7, 8, 9]]
     assert names(checkpoints) == [f"0000000{step}.safetensors" for step in (7, 8, 9)]
 

@@ -30,6 +30,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ..report.groups import config_table
     from ..report.page import as_html, as_markdown, compare
     from ..report.tables import final_table, verdict_table
+    from ..text import command
 
     console = Console()
     comparison = compare(parsed.runs)
@@ -38,6 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     if rows:
         console.table("what differs", columns, rows)
     console.table("verdicts", *verdict_table(comparison.groups))
+    console.finding(comparison.finding)
     for line in comparison.left_out:
         console.warn(line)
     for file, render in ((parsed.html, as_html), (parsed.markdown, as_markdown)):
@@ -45,5 +47,6 @@ def run(parsed: argparse.Namespace) -> int:
             write_atomically(file, render(comparison))
             console.note(f"written: {file}")
     if parsed.html is None:
-        console.note("charts: the same command with --html writes them into compare.html in this folder")
+        console.note("charts, in compare.html in this folder:")
+        console.command(command("compare", *parsed.runs, "--html"))
     return 0

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import UserError, first_line
+from ..text import command
 from .types import integer
 
 FIRST_PORT, PORTS = 6006, 100
@@ -54,7 +55,7 @@ def run(parsed: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
-        raise UserError(f"{folder}: no runs in it; deltaflow train CONFIG makes some")
+        raise UserError(f"{folder}: no runs in it; {command('train', 'quickstart')} makes some")
     port = free_port(parsed.host, parsed.port)
     if port is None:
         ports = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"

@@ -1,4 +1,4 @@
-"""`deltaflow train CONFIG [key=value ...]`."""
+"""`deltaflow train CONFIG [key=value ...] [--dry-run]`."""
 
 import argparse
 
@@ -9,6 +9,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print memory, work and expected time of the training; write nothing"
     )
     parser.add_argument(
         "--allow-data-change", action="store_true", help="resume although the data has changed since the run began"
@@ -23,6 +26,12 @@ def run(parsed: argparse.Namespace) -> int:
     parsed.stop.doing = "the check of the config"
     experiment = load(parsed.config, parsed.overrides)  # before JAX starts
     from ..log.console import Console
+
+    if parsed.dry_run:
+        from ..run.dry_run import dry_run
+
+        dry_run(experiment, Console(), parsed.stop, parsed.allow_data_change)
+        return 0
     from ..run.experiment import train
 
     with Console(lasting=True) as console:
@@ -30,6 +39,4 @@ def run(parsed: argparse.Namespace) -> int:
         if parsed.stop.signal is not None:
             console.note("stopped and saved; the same command goes on from here")
             return parsed.stop.exit_code
-        for line in outcome.unmet:
-            console.warn(f"expect: {line}")
     return 1 if outcome.unmet or outcome.stopped else 0

@@ -25,6 +25,14 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def step(text: str) -> int | str:
+    """Parses newest, best, or the number of a step."""
+    try:
+        return text if text in ("newest", "best") else integer(0)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected newest, best or the number of a step, got {text!r}") from None
+
+
 def new_file(text: str) -> Path:
     """Parses a file that can be written; its folders may be missing."""
     path = Path(text)

@@ -67,6 +67,11 @@ class VariantGroup:
     def hparams(self) -> list[HParams]:
         return [hparams_of(variant.config, self.network.param_dtype) for variant in self.variants]
 
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of training all variants to their last step."""
+        return len(self.variants) * model_flops(self.network, self.config.data.batch) * self.config.train.steps
+
 
 def grouped(variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
     """Groups variants of equal structure, in order of first appearance."""

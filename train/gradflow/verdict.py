@@ -21,6 +21,21 @@ DISTINCT = 1e-2  # least act rank of an embedding's output whose tokens differ
 # they are differences between tokens, of second order in act rank (measured: docs/verdict.md).
 ALIKE_TO_ROUNDING = {"float64": 1e-7, "float32": 3e-3, "bfloat16": 3e-2}
 
+# Plain names of the states that are not healthy, for readers who do not know these words yet.
+PLAIN = {
+    "vanishing": "gradient fades",
+    "exploding": "gradient blows up",
+    "dead_qk": "starved attention",
+    "collapsed": "tokens alike",
+    "unstable": "loss jumps",
+    "not_learning": "loss stands still",
+}
+
+
+def with_plain_name(state: str) -> str:
+    """Returns a state with its plain name, `dead_qk (starved attention)`, if it has one."""
+    return f"{state} ({PLAIN[state]})" if state in PLAIN else state
+
 
 class Verdict(NamedTuple):
     """Verdict on a pass or a run.
@@ -111,10 +126,11 @@ def judge(
     def verdict(state: str, bad: int | None, why: str) -> Verdict:
         return Verdict(state, float_of(ratio), ratio, float_of(gain), share, bad, why, gain, alike, rounded)
 
+    hundred = f" ({power(100 * gain)} in a hundred)"
     if ratio < VANISHING:
-        return verdict("vanishing", _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall + stream)
+        return verdict("vanishing", _last(delta_log10[:-1] - delta_log10[-1] < VANISHING), fall + hundred + stream)
     if ratio > EXPLODING:
-        return verdict("exploding", _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall + stream)
+        return verdict("exploding", _last(delta_log10[:-1] - delta_log10[-1] > EXPLODING), fall + hundred + stream)
     collapsed = alike is not None and alike < COLLAPSED
     if middle < DEAD_QK:
         how = "exactly zero, unlike" if middle == -math.inf else f"{'at most ' * bool(rounded)}{power(middle)} times"

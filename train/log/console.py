@@ -11,9 +11,13 @@ from math import isfinite
 from types import TracebackType
 from typing import TextIO
 
-from ..text import duration, number, right_aligned
+import numpy as np
+from rich.console import Console as RichConsole
+from rich.text import Text
 
-LIVE_S = 0.25  # between redraws on a terminal
+from ..text import duration, number, right_aligned
+from .progress import Display, Row, ratio_text
+
 PLAIN_S = 5.0  # between plain lines, for each variant that is training
 
 
@@ -30,20 +34,27 @@ class Console:
         self._lasting, self._clock = lasting, clock
         self._stream = sys.stdout if stream is None else stream
         self._rich = None
-        self._live = None
-        self._bars: dict[str, tuple[float, Sequence[str]]] = {}
-        self._running: set[str] = set()
+        self._live: Display | None = None
+        self._order: list[str] = []
+        self._running: dict[str, None] = {}
         self._next: dict[str, float] = {}
         if self._stream.isatty() and os.environ.get("TERM") != "dumb":
-            from rich.console import Console as RichConsole
-
             self._rich = RichConsole(file=self._stream, highlight=False)
 
     def note(self, text: str) -> None:
-        self._print(text)
+        self._print(text, hang=2)
 
     def warn(self, text: str) -> None:
-        self._print(f"warning: {text}", style="yellow")
+        self._print(f"warning: {text}", style="yellow", hang=2)
+
+    def finding(self, sentences: Sequence[str]) -> None:
+        """Prints sentences so that the eye lands on them: in bold, between empty lines."""
+        for sentence in ("", *sentences, ""):
+            self._print(sentence, style="bold", hang=2)
+
+    def command(self, text: str, label: str = "  ") -> None:
+        """Prints a command as it can be pasted: on one line, however long."""
+        self._print(f"{label}{text}", whole=True)
 
     def block(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Prints a title and aligned key-value lines under it."""
@@ -70,9 +81,21 @@ class Console:
         for piece in pieces:
             for n, line in enumerate(lines):
                 cells = (line[i].rjust(widths[i]) if right[i] else line[i].ljust(widths[i]) for i in piece)
-                self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "")
+                self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "", whole=True)
             if piece[-1] != len(columns) - 1:
                 self._print("")
+
+    def plan(self, variants: Sequence[str]) -> None:
+        """Names all variants in the order of their training, by which `compiling` and `progress` count them."""
+        self._order = list(variants)
+
+    def compiling(self, variants: Sequence[str]) -> None:
+        """Shows that the programs of these variants are compiled, on a terminal with the seconds that have passed."""
+        self._running = dict.fromkeys(variants)
+        if self._rich is None:
+            self._print(f"{self._title()}: compiling")
+        else:
+            self._display().show(f"{self._title()}: compiling")
 
     def progress(
         self,
@@ -81,44 +104,45 @@ class Console:
         steps: int,
         loss: float | None,
         tokens_per_s: float | None = None,
-        eta_s: float | None = None,
+        left_s: float | None = None,
+        delta_log10: np.ndarray | None = None,
     ) -> None:
-        """Shows the progress of a variant: in place on a terminal; elsewhere a line now and then, and the last one."""
-        done = step >= steps
-        now = self._clock()
-        (self._running.discard if done else self._running.add)(variant)
-        speed = "" if tokens_per_s is None or not isfinite(tokens_per_s) else f"{number(round(tokens_per_s))} tokens/s"
-        left = "" if eta_s is None or done else f"{duration(eta_s)} left"
-        texts = (f"step {step:>{len(str(steps))}}/{steps}", f"loss {number(loss)}", speed, left)
-        self._bars[variant] = (step / steps if steps else 1.0, texts)
-        if self._rich is None:
-            # Several variants share one output: each speaks less often, so that a log does not grow with them.
-            if done or now >= self._next.get(variant, 0.0):
-                self._print("  ".join(text for text in (f"{variant}:", *texts) if text))
-                self._next[variant] = now + PLAIN_S * max(1, len(self._running))
-        elif not self._running:
-            self.close()
-        elif now >= self._next.get("", 0.0):
-            self._draw()
-            self._next[""] = now + LIVE_S
+        """Shows the progress of a variant: in place on a terminal; elsewhere a line now and then, and the last one.
 
-    def stopped(self, variant: str) -> None:
-        """Ends the progress of a variant that stopped before its last step."""
-        self._running.discard(variant)
-        if not self._running:
-            self.close()
+        Args:
+            left_s: seconds to the end of all variants.
+            delta_log10: log10|δ_l| [L+1] of the last watched step.
+        """
+        done, now = step >= steps, self._clock()
+        self._running[variant] = None
+        at = f"step {step:>{len(str(steps))}}/{steps}"
+        speed = "" if tokens_per_s is None or not isfinite(tokens_per_s) else f"{number(round(tokens_per_s))} tokens/s"
+        if self._rich is not None:
+            display = self._display()
+            display.rows[variant] = Row(loss, delta_log10)
+            display.show(self._title(), at, speed, left=left_s)
+        elif done or now >= self._next.get(variant, 0.0):
+            ratio = "" if delta_log10 is None else f"|δ_0|/|δ_L| {ratio_text(delta_log10)}"
+            left = "" if left_s is None or done else f"{duration(left_s)} left"
+            texts = (f"{variant}:", at, f"loss {number(loss)}", ratio, speed, left)
+            self._print("  ".join(text for text in texts if text))
+            # Several variants share one output: each speaks less often, so that a log does not grow with them.
+            self._next[variant] = now + PLAIN_S * len(self._running)
+        if done:
+            del self._running[variant]
+
+    def stopped(self, variant: str, step: int) -> None:
+        """Marks a variant that stopped before its last step."""
+        self._running.pop(variant, None)
+        if self._live is not None and variant in self._live.rows:
+            self._live.rows[variant].note = f", stopped at step {step}"
 
     def close(self) -> None:
-        """Ends the live lines, leaving their last state on the screen."""
-        if self._rich is not None and self._bars:
-            self._draw()
+        """Ends the live lines, leaving the last state of every variant on the screen."""
         if self._live is not None:
-            with suppress(OSError):
-                self._live.stop()
+            self._live.close()
             self._live = None
             atexit.unregister(self.close)
-        self._bars.clear()
-        self._running.clear()
 
     def __enter__(self) -> "Console":
         return self
@@ -128,27 +152,23 @@ class Console:
     ) -> None:
         self.close()
 
-    def _draw(self) -> None:
-        from rich.live import Live
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+    def _title(self) -> str:
+        """The variants at work, by their places in the plan."""
+        places = sorted(self._order.index(name) + 1 for name in self._running if name in self._order)
+        if len(self._order) < 2 or not places:
+            return ", ".join(self._running)
+        several = places[0] != places[-1]
+        return f"variant{'s' * several} {places[0]}{f'-{places[-1]}' * several} of {len(self._order)}"
 
-        assert self._rich is not None
-        width = self._rich.width
-        lines = Table.grid(padding=(0, 2))
-        for _ in range(6):
-            lines.add_column(no_wrap=True, overflow="ellipsis")
-        for variant, (fraction, texts) in self._bars.items():
-            bar = ProgressBar(total=1.0, completed=fraction, width=20) if width >= 110 else ""
-            lines.add_row(_plain(variant), bar, *map(_plain, texts))
-        with suppress(OSError):
-            if self._live is None:
-                self._live = Live(lines, console=self._rich, auto_refresh=False)
-                self._live.start()
-                atexit.register(self.close)  # a terminal without a cursor is no way to leave
-            self._live.update(lines, refresh=True)
+    def _display(self) -> Display:
+        if self._live is None:
+            assert self._rich is not None
+            self._live = Display(self._rich, self._clock)
+            atexit.register(self.close)  # a terminal without a cursor is no way to leave
+        return self._live
 
-    def _print(self, text: str, *, style: str = "", hang: int = 0) -> None:
+    def _print(self, text: str, *, style: str = "", hang: int = 0, whole: bool = False) -> None:
+        """Prints a line, on a terminal broken at words unless it is `whole`, with `hang` spaces before what follows."""
         text = printable(text, self._stream)
         if self._rich is None:
             try:
@@ -160,10 +180,16 @@ class Console:
             except OSError:  # the disk that a log is on is full, say: no reason to stop training
                 pass
             return
-        if hang and len(text) > self._rich.width > 2 * hang:
-            text = textwrap.fill(text, self._rich.width, subsequent_indent=" " * hang, break_on_hyphens=False)
+        if not whole and len(text) > self._rich.width:
+            text = textwrap.fill(
+                text,
+                self._rich.width,
+                subsequent_indent=" " * hang if self._rich.width > 2 * hang else "",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         with suppress(OSError):  # a terminal that was closed
-            self._rich.print(_plain(text, style), soft_wrap=True)
+            self._rich.print(Text(text, style), soft_wrap=True)  # no markup
 
 
 def printable(text: str, stream: TextIO) -> str:
@@ -181,10 +207,3 @@ def unread(stream: TextIO) -> TextIO:
     except OSError:  # `2>&1 | head`
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     return nowhere
-
-
-def _plain(text: str, style: str = ""):
-    """Returns the text as rich's Text, without markup."""
-    from rich.text import Text
-
-    return Text(text, style)

@@ -6,112 +6,127 @@ from typing import Any
 
 import numpy as np
 
-from ..gradflow.loss_history import MARGIN
-from ..text import number
+from ..gradflow.loss_history import CONSTANT, MARGIN
+from ..text import factor, number
 
 Summary = Mapping[str, Any]  # the content of a summary.json
 _NAMED = 4  # variants that a sentence names one by one
-_CONSTANT = ("floor_unigram", "floor_prior", "floor_zero")  # losses of constant predictions
-# Sentences on states that the size of the gradient does not show, with the figures of a verdict in braces.
+# Clauses on states that neither the losses nor the size of the gradient show.
 _REASONS = {
-    "dead_qk": "attention starves in {names}: Q and K get {share} of the gradient of V and O",
+    "dead_qk": "attention starves in {names}{share}",
     "collapsed": "the tokens become alike in {names}",
     "unstable": "the loss is unstable in {names}",
-    "not_learning": "{names} does not learn although the gradient arrives",
+    "not_learning": "although the gradient arrives in {names}, the loss stands still",
 }
 
 
 def finding(results: Sequence[tuple[str, Sequence[Summary]]]) -> list[str]:
     """Returns at most three sentences about variants, each given by its name and the summaries of its seeds.
 
-    The first is about the held-out loss, the second about |δ_0| / |δ_L| at the first and the last watched step, the
-    third about what these two do not show. Variants without the figures of a sentence are left out of it.
+    The first is about the held-out losses (means over seeds), the second about |δ_0| / |δ_L| at the first and the last
+    watched step (geometric means), the third about what these two do not show. A sentence leaves out variants that
+    lack its figures in some seed, and is itself left out if all do.
     """
-    sentences = [_learning(results), _gradient(results), _reasons(results)]
-    return [sentence[0].upper() + sentence[1:] + "." for sentence in sentences if sentence]
+    # Names are in quotes, since `with learns` is no English.
+    results = [(f"'{name}'", seeds) for name, seeds in results if seeds]
+    sentences = [_losses(results), _gradients(results), _reasons(results)]
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence]
 
 
-def _learning(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
+def _losses(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
+    """Names variants as stuck by the rule of the state not_learning (gradflow/loss_history.py), whatever their state.
+
+    A training loss alone below the best constant prediction is called learning by heart.
+    """
+    if len({seed.get("task") for _, seeds in results for seed in seeds}) > 1:  # losses of different units
+        return ""
     losses = {name: loss for name, seeds in results if (loss := _mean(seeds, "loss_val")) is not None}
-    constants = {name: min(known) for name, seeds in results if (known := _constants(seeds))}
-    ranked = sorted(losses, key=losses.__getitem__)
-    learning = [name for name in ranked if name not in constants or losses[name] < (1 - MARGIN) * constants[name]]
-    stuck = [name for name in ranked if name not in learning]
+    constants: dict[str, float] = {}
+    stuck, by_heart = [], []
+    for name, seeds in results:
+        floors = seeds[0].get("floors") or {}
+        known = [floors[f"floor_{kind}"] for kind in CONSTANT if floors.get(f"floor_{kind}") is not None]
+        if name not in losses or not known:
+            continue
+        constant, best = min(known), floors.get("floor")
+        constants[name], learned, trained = constant, (1 - MARGIN) * constant, _mean(seeds, "loss_train")
+        if losses[name] >= learned and (best is None or constant - best >= 2 * MARGIN * constant):
+            (by_heart if trained is not None and trained < learned else stuck).append(name)
+    ranked = [name for name in sorted(losses, key=losses.__getitem__) if name not in (*stuck, *by_heart)]
+    text = {name: number(loss, digits=3) for name, loss in losses.items()}
+    loss = "mean held-out loss" if any(len(seeds) > 1 for _, seeds in results) else "held-out loss"
     parts = []
-    if learning:
-        best, *others = learning
-        parts.append(f"{best} learns best" if others else f"{best} learns")
-        parts[0] += f" (held-out loss {number(losses[best], digits=3)})"
-        if others:
-            last = others[-1]
-            count = "" if len(others) == 1 else f"{len(others) - 1} more learn, "
-            parts.append(f"{count}{last} least ({number(losses[last], digits=3)})")
+    if len(ranked) == 1:
+        verb = "learns" if ranked[0] in constants else "ends"
+        parts.append(f"{ranked[0]} {verb} ({loss} {text[ranked[0]]})")
+    elif ranked:
+        first, *others = ranked
+        after = ", ".join(f"{text[name]} in {name}" for name in others)
+        if len(others) >= _NAMED:
+            after = f"{text[others[-1]]} in {others[-1]}, with {len(others) - 1} between"
+        parts.append(f"the {loss} ends lowest in {first} ({text[first]}; {after})")
+    if by_heart:
+        figures = ", ".join(text[name] for name in by_heart)
+        verb = "learns" if len(by_heart) == 1 else "learn"
+        parts.append(f"{_listed(by_heart)} {verb} the training data by heart ({loss} {figures})")
     if stuck:
-        figures = {number(losses[name], digits=3) for name in stuck}
+        figures = sorted((losses[name], text[name]) for name in stuck)
+        span = " to ".join(dict.fromkeys(figure for _, figure in (figures[0], figures[-1])))
         verb = "learns" if len(stuck) == 1 else "learn"
-        constant = number(constants[stuck[0]], digits=3)
-        parts.append(
-            f"{_names(stuck)} {verb} next to nothing ({' to '.join(sorted(figures)[:: max(1, len(figures) - 1)])}; "
-            f"the best constant prediction has {constant})"
-        )
+        constant = number(min(constants[name] for name in stuck), digits=3)
+        parts.append(f"{_listed(stuck)} {verb} next to nothing ({span}; the best constant prediction has {constant})")
     return "; ".join(parts)
 
 
-def _gradient(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
+def _gradients(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     flows = []
     for name, seeds in results:
-        start, end = (_mean(seeds, "log10_ratio", key) for key in ("verdict_start", "verdict_end"))
-        if start is not None and end is not None:
-            flows.append((name, start, end))
+        start, end = ([_log10_ratio(seed.get(key)) for seed in seeds] for key in ("verdict_start", "verdict_end"))
+        if None not in (*start, *end):
+            flows.append((name, *(float(np.mean(np.array(logs, float))) for logs in (start, end))))
     if not flows:
         return ""
-    about = "the gradient at the first block, relative to that at the last, from the start of training to its end, is "
-    if len(flows) <= _NAMED:
-        return about + ", ".join(f"{factor(start)} → {factor(end)} in {name}" for name, start, end in flows)
-    flows.sort(key=lambda flow: flow[2])
-    ends = [f"{factor(flows[i][1])} → {factor(flows[i][2])} in {flows[i][0]}" for i in (0, -1)]
-    return f"{about}between {ends[0]} and {ends[1]}"
+    change = [f"{factor(start)} → {factor(end)} in {name}" for name, start, end in flows]
+    if len(flows) > _NAMED:
+        lowest, *_, highest = sorted(range(len(flows)), key=lambda index: flows[index][2])
+        change = [change[lowest], f"{change[highest]}, with {len(flows) - 2} between"]
+    about = "on its way from the last block to the first the gradient is multiplied by"
+    return f"{about} {_listed(change)} (start → end of training)"
 
 
 def _reasons(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     parts = []
-    for state, sentence in _REASONS.items():
-        verdicts = {
-            name: verdict
-            for name, seeds in results
-            for summary in seeds
-            if (verdict := summary.get("verdict") or {}).get("state") == state
-        }
-        if verdicts:
-            shares = [share for verdict in verdicts.values() if (share := verdict.get("qk_share"))]
-            share = factor(math.log10(float(np.median(shares)))) if shares else "none"
-            parts.append(sentence.format(names=_names(list(verdicts)), share=share))
+    for state, clause in _REASONS.items():
+        verdicts = [(name, seed.get("verdict") or {}) for name, seeds in results for seed in seeds]
+        verdicts = [(name, verdict) for name, verdict in verdicts if verdict.get("state") == state]
+        shares = [share for _, verdict in verdicts if (share := verdict.get("qk_share")) is not None]
+        share = ""
+        if len(shares) == len(verdicts) > 0:
+            bound = "at most " if len(shares) > 1 or verdicts[0][1].get("qk_rounded") else ""
+            amount = f"{bound}{factor(math.log10(max(shares)))} of that" if any(shares) else "exactly zero, unlike that"
+            share = f": the gradient of Q and K is {amount} of V and O"
+        names = list(dict.fromkeys(name for name, _ in verdicts))
+        parts += [clause.format(names=_listed(names), share=share)] if names else []
+    for name, seeds in results:
+        steps = [seed.get("steps") for seed in seeds if seed.get("exit_reason") == "nonfinite"]
+        parts += [f"{name} stopped at step {steps[0]}, which was not finite"] if steps else []
     return "; ".join(parts)
 
 
-def factor(log10: float) -> str:
-    """A factor in words: `47 times`, `1/5,100`, `1e-40`.
-
-    >>> factor(1.672), factor(-3.708), factor(-0.1), factor(-40.0), factor(7.0)
-    ('47', '1/5,100', '0.79', '1.0e-40', '1.0e+07')
-    """
-    if -6 < log10 < -1:
-        return f"1/{float(f'{10**-log10:.2g}'):,.0f}"
-    return number(None, log10, digits=2)
+def _log10_ratio(verdict: Mapping[str, Any] | None) -> float | None:
+    """Returns log10 |δ_0| / |δ_L|: -inf for an exact zero, NaN where it is not finite, None if it is not known."""
+    if not verdict or "log10_ratio" not in verdict:
+        return None
+    absent = -math.inf if verdict.get("ratio") == 0 else math.nan
+    return absent if verdict["log10_ratio"] is None else verdict["log10_ratio"]
 
 
-def _mean(seeds: Sequence[Summary], key: str, inside: str | None = None) -> float | None:
-    values = [(summary.get(inside) or {} if inside else summary).get(key) for summary in seeds]
-    finite = [value for value in values if value is not None]
-    return float(np.mean(finite)) if finite and len(finite) == len(values) else None
+def _mean(seeds: Sequence[Summary], key: str) -> float | None:
+    values = [seed.get(key) for seed in seeds]
+    return None if None in values else float(np.mean(np.array(values, float)))
 
 
-def _constants(seeds: Sequence[Summary]) -> list[float]:
-    floors = [summary.get("floors") or {} for summary in seeds]
-    return [each[name] for each in floors for name in _CONSTANT if each.get(name) is not None]
-
-
-def _names(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     if len(names) > _NAMED:
         return f"{', '.join(names[: _NAMED - 1])} and {len(names) - _NAMED + 1} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -136,10 +136,18 @@ def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
     titles = []  # `with` of `with,seed=0` and `with,seed=1`; a single run keeps its name
     for indices in members.values():
         first, *more = (names[index] for index in indices)
-        bare = {",".join(p for p in name.split(",") if p.partition("=")[0] not in SEEDS) for name in (first, *more)}
+        bare = {seedless(name) for name in (first, *more)}
         titles.append(first if not more else bare.pop() if len(bare) == 1 else f"{first} and {len(more)} more")
     titles = [t if titles.count(t) == 1 else names[g[0]] for t, g in zip(titles, members.values(), strict=True)]
     return [Group(t, tuple(runs[i] for i in g)) for t, g in zip(titles, members.values(), strict=True)]
+
+
+def seedless(name: str) -> str:
+    """
+    >>> seedless("with,seed=0,lr=0.1"), seedless("seed=0")
+    ('with,lr=0.1', '')
+    """
+    return ",".join(part for part in name.split(",") if part.partition("=")[0] not in SEEDS)
 
 
 def seed_of(run: Run) -> str:

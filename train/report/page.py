@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from ..gradflow.verdict import EXPLODING
 from ..text import right_aligned
+from .finding import finding
 from .groups import Group, config_table, gather, grouped, names_of
 from .tables import ABOVE, Table, final_table, loss_unit, markdown, text, verdict_table
 
@@ -124,6 +126,13 @@ class Comparison:
         several = f"{runs} runs" if runs != 1 else "1 run"
         return several if runs == groups else f"{several} in {groups} {'groups' if groups > 1 else 'group'}"
 
+    @property
+    def finding(self) -> list[str]:
+        """At most three sentences about the groups that came to an end."""
+        counted = [(group.name, [run.summary or {} for run in group.counted]) for group in self.groups]
+        ended = ("done", "nonfinite")
+        return finding([each for each in counted if all(seed.get("exit_reason") in ended for seed in each[1])])
+
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Returns the runs in run directories or experiments' folders, grouped. Raises UserError."""
@@ -138,6 +147,7 @@ def as_markdown(comparison: Comparison) -> str:
     """Returns the tables of the page as markdown."""
     final = final_table(comparison.groups)
     parts = [f"# {text(comparison.title)}: {comparison.count}\n"]
+    parts += ["".join(f"- {text(sentence)}\n" for sentence in comparison.finding)] if comparison.finding else []
     parts += [f"## Final figures\n\n{_about_final(comparison.groups, final)}\n\n{markdown(*final)}"]
     parts += [f"## Verdicts\n\n{markdown(*verdict_table(comparison.groups))}"]
     columns, rows = config_table(comparison.groups)
@@ -229,5 +239,6 @@ _WORDS = (
     "down to δ_0 at the embedding, one block at a time, by the chain rule.",
     "The gain of block l is |δ_l| / |δ_(l+1)|: what passing back through it does to the gradient's size.",
     "The per-layer gain is one number for all blocks together (the slope of a line through log |δ_l|): below 1 the "
-    "gradient vanishes on its way down, above 1 it explodes.",
+    "gradient shrinks on its way down, above 1 it grows. That is healthy as long as |δ_0|/|δ_L|, about the product of "
+    f"all gains, stays within a factor of {10**EXPLODING:,.0f}; beyond, the verdict is vanishing or exploding.",
 )

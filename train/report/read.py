@@ -129,8 +129,6 @@ class _Verdict(BaseModel):
     per_layer_gain: float | None = None
     qk_share: float | None = None
     qk_rounded: int = 0
-    gain_at_100: float | None = None
-    log10_gain_at_100: float | None = None
 
 
 class _Summary(BaseModel):

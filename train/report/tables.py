@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gradflow.verdict import log10_gain
+from ..gradflow.verdict import log10_gain, with_plain_name
 from ..text import MISSING, layer, norm, number, plus_minus, right_aligned
 from .groups import Group, dotted, estimate, seed_of
 from .read import Run, depth_series
@@ -42,7 +42,7 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
             [share(end) for end in ends],
         ]
         row += [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
-        rows.append([*row, str((summary.get("verdict") or {}).get("state", MISSING))])
+        rows.append([*row, with_plain_name((summary.get("verdict") or {}).get("state", MISSING))])
     return columns, rows
 
 
@@ -54,19 +54,14 @@ def share(verdict: Mapping[str, Any]) -> str:
 
 def verdict_lines(variant: str, verdict: Mapping[str, Any]) -> list[str]:
     """Returns state and evidence of a verdict, and advice where something is wrong."""
-    lines = [f"{variant}: {verdict['state']}: {verdict['why']}"]
+    lines = [f"{variant}: {with_plain_name(verdict['state'])}: {verdict['why']}"]
     return lines + ([f"  try {verdict['try']}"] if verdict.get("try") else [])
 
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
     """Returns a verdict as markdown, for TensorBoard."""
-    parts = [f"**{verdict['state']}**: {verdict['why']}"]
-    if verdict.get("log10_gain_at_100") is not None:
-        gain = number(verdict.get("gain_at_100"), verdict["log10_gain_at_100"], digits=2, scientific=True)
-        parts.append(f"Through 100 blocks like these delta would become {gain} times as large.")
-    if verdict.get("try"):
-        parts.append(f"Try {verdict['try']}")
-    return "\n\n".join(parts)
+    advice = f"\n\nTry {verdict['try']}" if verdict.get("try") else ""
+    return f"**{with_plain_name(verdict['state'])}**: {verdict['why']}{advice}"
 
 
 def probe_table(result: Mapping[str, Any]) -> Table:
@@ -126,7 +121,8 @@ def flow_table(results: Sequence[Mapping[str, Any]]) -> Table:
         delta, verdict, last = result["delta"], result["verdict"], len(result["delta"]["norm"]) - 1
         norms = [_norm_at(delta, math.floor(part * last + 0.5)) for part in parts.values()]
         gain = number(verdict["per_layer_gain"], digits=3)
-        rows.append([result["variant"], number(result["loss"]), *norms, gain, share(verdict), verdict["state"]])
+        state = with_plain_name(verdict["state"])
+        rows.append([result["variant"], number(result["loss"]), *norms, gain, share(verdict), state])
     return columns, rows
 
 
@@ -230,7 +226,7 @@ def final_table(groups: Sequence[Group]) -> Table:
     figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
     rows = []
     for index, group in enumerate(groups):
-        states = Counter(verdict_of(run).get("state", MISSING) for run in group.counted)
+        states = Counter(with_plain_name(verdict_of(run).get("state", MISSING)) for run in group.counted)
         verdicts = (state if len(states) == 1 else f"{state} {count}" for state, count in states.items())
         seeds = [str(len(group.counted))] if seeded else []
         cells = (cells[index] for cells in figures.values())
@@ -296,7 +292,7 @@ def verdict_table(groups: Sequence[Group]) -> Table:
             name = group.name if len(group.runs) == 1 else f"{group.name}, seed {seed}"
             why = verdict.get("why") or ("nothing was watched" if run.done else f"no verdict yet: {_unfinished(run)}")
             why = "; ".join(part for part in (why, run.recovery) if part)
-            rows.append([name, verdict.get("state", MISSING), why, str(verdict.get("try") or MISSING)])
+            rows.append([name, with_plain_name(verdict.get("state", MISSING)), why, str(verdict.get("try") or MISSING)])
     columns = ["run", "verdict", "why", "what to try"]
     if all(row[3] == MISSING for row in rows):
         columns, rows = columns[:3], [row[:3] for row in rows]

@@ -1,6 +1,5 @@
 """An experiment: its data, its device, and its groups trained one after the other."""
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +20,15 @@ from ..device.signals import Stop
 from ..errors import UserError
 from ..log.backends import check_installed
 from ..log.console import Console
+from ..report.finding import finding
+from ..report.groups import seedless
 from ..report.read import read_run
 from ..report.tables import closing_table, verdict_lines
 from ..store.rundir import directory_of
+from ..text import command
 from . import summary as summaries
 from .loop import GroupRun
-from .start import resumable_parts, resume_points
+from .start import finished_run, resumable_parts, resume_points
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,28 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
     return VariantGroup(tuple(variants), network, vmapped)
 
 
+def prepared(
+    experiment: Experiment, console: Console, stop: Stop
+) -> tuple[Platform, list[tuple[Source, VariantGroup]]]:
+    """Prints what the experiment runs on; returns its device, and all its groups with their data.
+
+    All of them, so that an error in one is reported before another has trained. Raises UserError, ConfigError,
+    DataError.
+    """
+    stop.doing = "the reading of data"
+    sources = open_all(experiment.variants)
+    stop.doing = "the start of JAX"
+    platform = device_of(experiment)
+    show_start(experiment, sources, platform, console)
+    groups = []
+    for members in grouped(experiment.variants):
+        source = sources[data_key(members[0].config)]
+        groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
+    return platform, groups
+
+
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
-    """Trains every variant, and prints results, verdicts and where the report is.
+    """Trains every variant; prints results, verdicts, broken promises, the finding, and where the report is.
 
     Args:
         allow_data_change: runs that were trained on other data go on all the same, if it has the same tokens.
@@ -101,15 +123,9 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     Raises UserError, ConfigError, DataError, and Stopped when a signal comes where nothing is to be saved.
     """
     try:
-        stop.doing = "the reading of data"
-        sources = open_all(experiment.variants)
-        stop.doing = "the start of JAX"
-        platform = device_of(experiment)
-        show_start(experiment, sources, platform, console)
-        groups = []  # all of them first, so that an error in one is reported before another has trained
-        for members in grouped(experiment.variants):
-            source = sources[data_key(members[0].config)]
-            groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
+        platform, groups = prepared(experiment, console, stop)
+        console.plan([variant.name for _, group in groups for variant in group.variants])
+        training = [group for _, group in groups if not finished_run(group.variants[0])]  # else all of it is finished
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
         for source, group in groups:
@@ -117,23 +133,35 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
                 break
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
-            run = GroupRun(group, source, platform, console, stop, waited_s, allow_data_change)
+            training = [later for later in training if later is not group]
+            run = GroupRun(group, source, platform, console, stop, waited_s, training, allow_data_change)
             ended |= {summary["variant"]: summary for summary in run.run()}
+        console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
         if stop.signal is not None:
             console.note(resume_points(experiment.variants))
             return Outcome(ordered, [], [])
         root = directory_of(experiment.variants[0]).parent
-        console.note(f"compare in TensorBoard: deltaflow tensorboard {shlex.quote(str(root))}")
         stop.doing = "the report, with all training done"
-        summaries.write_report(root, console)
+        page = summaries.write_report(root, console)
         stopped = [summary["variant"] for summary in ordered if summary["exit_reason"] == "nonfinite"]
         # From the logs, which are closed: a run that was resumed, or finished before, has its figures nowhere else.
         promised = [variant for variant in experiment.variants if variant.name in experiment.expect]
         logged = {variant.name: read_run(directory_of(variant)) for variant in promised}
-        return Outcome(ordered, summaries.unmet(experiment.expect, ordered, logged), stopped)
+        unmet = summaries.unmet(experiment.expect, ordered, logged)
+        for line in unmet:
+            console.warn(f"expect: {line}")
+        by_name: dict[str, list[dict[str, Any]]] = {}
+        for summary in ordered:
+            by_name.setdefault(seedless(summary["variant"]), []).append(summary)
+        console.finding(finding(list(by_name.items())))
+        if page is not None:
+            console.note(f"report: {page.absolute().as_uri()}")
+        console.command(command("tensorboard", root), "TensorBoard: ")
+        return Outcome(ordered, unmet, stopped)
     except KeyboardInterrupt:  # also Stopped
+        console.close()
         console.note(resume_points(experiment.variants))
         raise
 

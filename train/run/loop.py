@@ -6,7 +6,7 @@ Evaluations, instruments, checkpoints and pictures are hooks between two dispatc
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -56,6 +56,7 @@ class GroupRun:
 
     Args:
         waited_s: seconds that the groups before this one took.
+        later: the groups that train after this one.
         allow_data_change: a run that was trained on other data goes on with these.
     """
 
@@ -67,12 +68,14 @@ class GroupRun:
         console: Console,
         stop: Stop,
         waited_s: float = 0.0,
+        later: Sequence[VariantGroup] = (),
         allow_data_change: bool = False,
     ) -> None:
-        self.group, self.source, self.platform, self.console = group, source, platform, console
+        self.group, self.source, self.platform, self.console, self.later = group, source, platform, console, later
         self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
+        self.directories = [own_directory_of(variant) for variant in group.variants]
         self.throughput = Throughput()
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
         self.start: Start
@@ -81,22 +84,20 @@ class GroupRun:
         self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
         self.metrics: list[RunMetrics] = []
         self.checkpoints: list[Checkpoints] = []
-        self.drawn_at = 0.0
+        self.drawn_at = self.compile_s = 0.0
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
-        started, group, config = time.perf_counter(), self.group, self.config
-        directories = [own_directory_of(variant) for variant in group.variants]
+        started, group, config, directories = time.perf_counter(), self.group, self.config, self.directories
         with locked(directories, self.console.warn), ExitStack() as stack:
-            start = self.start = begin(
-                group, self.source, directories, self.platform.kind, self.console, self.allow_data_change
-            )
+            start = self.begin()
             if start.finished is not None:
                 start.write(directories)
                 return start.finished
             provenance = {"data": self.source.sha256, **environment()}
             for variant, directory in zip(group.variants, directories, strict=True):
                 self.checkpoints.append(Checkpoints(directory, variant.config, provenance))
+            self.console.compiling([variant.name for variant in group.variants])
             budget = self.compile()  # in the background
             stack.callback(self.programs.abandon)
             import_module("tensorboardX.summary")  # meanwhile, since that takes some tenths of a second
@@ -112,10 +113,9 @@ class GroupRun:
                     metrics = RunMetrics(variant, checkpoints.run_directory, dtype, start.step, saved, warn)
                     stack.callback(metrics.tracker.close)
                     self.metrics.append(metrics)
-                compile_s = time.perf_counter() - started
+                self.compile_s = compile_s = time.perf_counter() - started
                 timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
-                todo = f"{config.train.steps - start.step:,}, {start.K} a dispatch, scan unroll {group.network.unroll}"
-                self.console.block(*described(group, todo, compile_s, budget.line, directories[0].parent))
+                self.console.block(*described(group, start, compile_s, budget.line, directories[0].parent))
                 matrices = list(named(group.network.shapes()["blocks"])) if config.watch.matrices else []
                 without = config.watch.counterfactual and config.model.rule.additive
                 for metrics in self.metrics:
@@ -163,7 +163,6 @@ class GroupRun:
                 if not self.live():
                     break
             self.settle()
-        self.console.close()  # a signal may have come before the last step
 
     def settle(self, leave: int = 0) -> None:
         """Fetches and logs the pending results, but for the newest `leave`."""
@@ -240,12 +239,16 @@ class GroupRun:
         for index, metrics in self.live():
             if (step := metrics.add_dispatch(start, results[index][0], results[index][1], rate)) is not None:
                 bad[index] = step
-        seconds, tokens = self.throughput.recent, config.data.batch * config.data.context
-        speed = None if seconds is None else tokens / seconds
-        left = None if seconds is None else seconds * calls * (config.train.steps - end)
+        seconds, tokens, steps = self.throughput.recent, config.data.batch * config.data.context, config.train.steps
+        speed, left = None, None
+        if seconds is not None:
+            # A later group is assumed to take as long for its compilation, and for each FLOP.
+            speed, left = tokens / seconds, seconds * calls * (steps - end) + self.compile_s * len(self.later)
+            left += seconds * self.programs.calls * sum(group.flops for group in self.later) / self.group.flops * steps
         for index, metrics in self.live():
             if index not in bad or config.train.on_nonfinite == "skip":
-                self.console.progress(metrics.variant.name, end, config.train.steps, metrics.last_loss, speed, left)
+                name, loss = metrics.variant.name, metrics.last_loss
+                self.console.progress(name, end, steps, loss, speed, left, metrics.delta_log10)
             metrics.tracker.flush()
         for index, step in bad.items():
             self.throughput.pause()
@@ -253,6 +256,12 @@ class GroupRun:
                 self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
     # -- before the first dispatch and after the last
+
+    def begin(self) -> Start:
+        """Decides how the group starts; changes nothing. Raises UserError when its run directories do not allow it."""
+        group, source, kind = self.group, self.source, self.platform.kind
+        self.start = begin(group, source, self.directories, kind, self.console, self.allow_data_change)
+        return self.start
 
     def compile(self) -> Budget:
         """Starts compiling every program of the run. Raises UserError when the states alone do not fit into memory."""

@@ -88,6 +88,7 @@ class RunMetrics:
         self.first_verdict: Verdict | None = None  # of the first watched step
         self.last_verdict: Verdict | None = None  # of the last one so far
         self.last_watched = 0
+        self.delta_log10: np.ndarray | None = None  # log10|delta_l| [L+1] of that step
         self.spike_detector, self.spikes = SpikeDetector(), 0
         self.last_loss = math.nan
         self.nonfinite = NonfiniteSteps()
@@ -145,8 +146,8 @@ class RunMetrics:
         if stats is not None and watched:
             for step, values in zip(watched, watched_scalars(stats, self.dtype), strict=False):
                 self.add(step, values)
-            self.last_verdict, self.last_watched = self._judged(stats, len(watched) - 1), watched[-1]
             self.first_verdict = self.first_verdict or self._judged(stats, 0)
+            self.last_verdict, self.last_watched = self._judged(stats, len(watched) - 1), watched[-1]
         self._add_losses(start, metrics.loss[: until - start], metrics.finite[: until - start])
         row = {"optim/lr": float(metrics.lr[until - start - 1])}
         if steps_per_s is not None:
@@ -160,7 +161,8 @@ class RunMetrics:
         flow, weight = jax.tree.map(lambda leaf: leaf[index], (stats.flow, stats.weight))
         doubt = underflows(flow, weight, rule_of(self.variant.config.model).parts)
         rms, rank = np.asarray(flow.stream.rms), np.asarray(flow.stream.rank)
-        return judge(log10(flow.delta), flow.grad.log10(), doubt, rms, rank, self.dtype)
+        self.delta_log10 = log10(flow.delta)
+        return judge(self.delta_log10, flow.grad.log10(), doubt, rms, rank, self.dtype)
 
     def _add_losses(self, start: int, losses: Float[np.ndarray, " K"], updated: Bool[np.ndarray, " K"]) -> None:
         """The mean is over the steps whose update was made, if there are any."""

@@ -143,5 +143,5 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     standing = f"the checkpoint of step {since} is kept" if since else "there was no checkpoint yet"
     warn(f"{name}: stops at step {step}{why}; {standing}")
     metrics.end(step)
-    run.console.stopped(name)
+    run.console.stopped(name, step)
     return True

@@ -249,12 +249,15 @@ def recorded_steps_per_call(directory: Path, config: RunConfig) -> int | None:
     return recorded if fits else None
 
 
-def described(group: VariantGroup, steps: str, compile_s: float, memory: str, folder: Path) -> tuple[str, list[Any]]:
+def described(
+    group: VariantGroup, start: Start, compile_s: float, memory: str, folder: Path
+) -> tuple[str, list[tuple[str, str]]]:
     """Returns title and rows of the block that the console shows before the first step."""
     config, several = group.config, len(group.variants) > 1
     mode = " (vmapped in one call)" if group.vmapped else " (called in turn)"
     count = parameter_count(group.network.shapes())
     flops = model_flops(group.network, config.data.batch)
+    steps = f"{config.train.steps - start.step:,}, {start.K} a dispatch, scan unroll {group.network.unroll}"
     return f"group of {len(group.variants)}" if several else "variant", [
         ("variants", ", ".join(v.name for v in group.variants) + (mode if several else "")),
         ("parameters", f"{count:,} ({group.network.param_dtype}), compute in {group.network.dtype}"),

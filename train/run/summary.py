@@ -1,7 +1,6 @@
 """The end of a run: summary.json, the report of an experiment, and the promises of `expect:`."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..report.page import as_html, as_markdown, compare
 from ..report.read import Run
 from ..report.seeds import write_means
 from ..report.tables import verdict_text
+from ..text import command
 from .dispatches import Throughput
 from .metrics import RunMetrics
 
@@ -120,8 +120,8 @@ def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> d
     }
 
 
-def write_report(root: Path, console: Console) -> None:
-    """Writes report.html, report.md and the means over seeds of all runs in `root`, and prints where the report is.
+def write_report(root: Path, console: Console) -> Path | None:
+    """Writes report.html, report.md and the means over seeds of all runs in `root`; returns where the page is.
 
     Whatever fails is a warning: training is done.
     """
@@ -129,9 +129,9 @@ def write_report(root: Path, console: Console) -> None:
     try:
         size = sum(log.stat().st_size for log in root.glob("*/metrics.jsonl"))
         if size > MAX_REPORT_BYTES:
-            command = shlex.join(["deltaflow", "compare", str(root), "--html", str(page)])
-            console.note(f"no report yet ({size / 1e6:.0f} MB of logs): {command}")
-            return
+            console.note(f"no report yet, of {size / 1e6:.0f} MB of logs:")
+            console.command(command("compare", root, "--html", page))
+            return None
         comparison = compare([root])
         for line in comparison.left_out:
             console.warn(line)
@@ -141,8 +141,8 @@ def write_report(root: Path, console: Console) -> None:
             console.note(f"means over seeds in TensorBoard: NAME@mean, @low and @high of {', '.join(map(repr, names))}")
     except Exception as error:  # of a drawing library, a full disk, a file edited by hand: nothing is lost by it
         console.warn(f"no report: {str(error) or type(error).__name__}")
-        return
-    console.note(f"report: {page}")
+        return None
+    return page
 
 
 def unmet(

@@ -121,16 +121,21 @@ class Checkpoints:
     def _prune(self, step: int) -> None:
         """Removes what is neither among the newest KEEP up to `step` nor the best, and what was set aside."""
         steps = [saved for saved in self.steps() if saved <= step]
+        best = self.best(step)
+        old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
+        for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
+            with suppress(OSError):  # what cannot be removed now is removed after the next save
+                path.unlink()
+
+    def best(self, up_to: int | None = None) -> int | None:
+        """Returns the first step of the least held-out loss, of whole checkpoints; None where none has a loss."""
+        steps = [saved for saved in self.steps() if up_to is None or saved <= up_to]
         for saved in steps:
             if saved not in self._losses:
                 with suppress(Damaged):
                     self._losses[saved] = self._header(saved).loss_val
         losses = {saved: loss for saved in steps if (loss := self._losses.get(saved)) is not None}
-        best = min(losses, key=lambda saved: (losses[saved], saved), default=step)
-        old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
-        for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
-            with suppress(OSError):  # what cannot be removed now is removed after the next save
-                path.unlink()
+        return min(losses, key=lambda saved: (losses[saved], saved), default=None)
 
     def go_on_from(self, step: int) -> None:
         """Sets newer checkpoints aside until the next save, and removes what an interrupted save left.

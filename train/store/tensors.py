@@ -47,15 +47,16 @@ class Damaged(Exception):
     """A file that is not what was written. The text gives the reason in a few words."""
 
 
-def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes all of a file; an array's dtype is one of `CODES`. Raises OSError."""
+def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], sealed: bool = True) -> None:
+    """Writes all of a file, with its digest if `sealed`; an array's dtype is one of `CODES`. Raises OSError."""
     digest_size = hashlib.sha256().digest_size
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # each one aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in ordered:
         header[name] = _entry(CODES[array.dtype.name], list(array.shape), end, end := end + array.nbytes)
-    header[DIGEST] = _entry("U8", [digest_size], end, end + digest_size)
+    if sealed:
+        header[DIGEST] = _entry("U8", [digest_size], end, end + digest_size)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
@@ -63,7 +64,8 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
     for part in (len(text).to_bytes(8, "little"), text, *contents):
         file.write(part)
         digest.update(part)
-    file.write(digest.digest())
+    if sealed:
+        file.write(digest.digest())
 
 
 def _entry(code: str, shape: list[int], start: int, end: int) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""`deltaflow train --dry-run`: what it announces is what the training then does, and it leaves no trace."""
+
+from collections import Counter
+
+import pytest
+
+from tests.runs import contents, killed_at
+from train.cli import main
+from train.config.load import load
+from train.device.programs import Programs
+from train.device.signals import Stop
+from train.log.console import Console
+from train.run import dry_run
+from train.run.experiment import train
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch, corpus):
+    """A config of two groups, one of them of two variants, with an instrument and moving averages."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "dry.yaml"
+    path.write_text(
+        f"""
+name: dry
+model: {{layers: 2, width: 16, heads: 2}}
+data: {{path: {corpus}, context: 8, batch: 4}}
+optimizer: {{ema: 0.9, warmup: 2}}
+train: {{steps: 22, eval_every: 6, eval_batches: 2, checkpoint_every: 6, steps_per_call: 3, unroll: 1}}
+watch: {{every: 6, instruments: {{attention: 6}}}}
+variants: {{with: {{}}, bare: {{model.residual: none}}, post: {{model.residual: post_ln}}}}
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """The calls of every program so far, one a variant that takes its turn."""
+    counted = Counter()
+
+    def count(name: str, call):
+        def counting(self, *arguments, **more):
+            states = next(argument for argument in arguments if isinstance(argument, list))
+            counted[name] += sum(state is not None for state in states)
+            return call(self, *arguments, **more)
+
+        return counting
+
+    for name in ("dispatch", "evaluate", "instrument"):
+        monkeypatch.setattr(Programs, name, count(name, getattr(Programs, name)))
+    return counted
+
+
+@pytest.mark.parametrize("killed", [None, 15])
+def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, monkeypatch, killed):
+    if killed:
+        killed_at(killed, config)
+    announced, timed = Counter(), dry_run.timed
+
+    def announce(run, states):
+        parts = timed(run, states)
+        announced.update(parts)
+        return parts
+
+    monkeypatch.setattr(dry_run, "seconds_of", lambda call: float(bool(call())))
+    monkeypatch.setattr(dry_run, "timed", announce)
+    dry_run.dry_run(load(config), Console(), Stop())
+    calls.clear()
+    train(load(config), Console(), Stop())
+    assert announced == {
+        "to train": calls["dispatch"],
+        "to evaluate": calls["evaluate"],
+        "for instruments": calls["instrument"],
+    }
+    assert calls["dispatch"] == 3 * 8 if killed is None else 0 < calls["dispatch"] < 3 * 8
+
+
+def test_it_names_size_work_and_time_of_each_group_and_writes_nothing(config, tmp_path, capsys):
+    before = contents(tmp_path)
+    assert main(["train", str(config), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert contents(tmp_path) == before and not (tmp_path / "runs").exists()
+    one, other = out.split("group of 2\n")[1].split("variant\n")
+    count = 24 * 16 + 8 * 16 + 2 * (4 * 16 * 16 + 2 * 16 * 64 + 2 * 16) + 16  # embed, positions, blocks, norm_f
+    for block, names, variants in ((one, "with, bare (called in turn)", 2), (other, "post", 1)):
+        rows = dict(line.strip().split("  ", 1) for line in block.splitlines() if line.startswith("  "))
+        rows = {key: value.strip() for key, value in rows.items()}
+        assert rows["variants"] == names and rows["run directory"] == "runs/dry, from step 0"
+        assert rows["parameters"].startswith(f"{count if names != 'post' else count - 16:,} (float32)")
+        assert rows["memory"].startswith("estimated ") and rows["in all"].endswith(
+            f" FLOP, {variants * 22 * 32:,} tokens"
+        )
+        assert " to compile, " in rows["expected time"] and " for instruments" in rows["expected time"]
+    assert f"{3 * 22 * 32:,} tokens\n" in other and out.endswith("dry run: nothing was written\n")
+
+
+def test_it_says_where_a_run_goes_on_and_leaves_it_as_it_is(config, tmp_path, capsys):
+    killed_at(15, config, "variants={}")
+    before = contents(tmp_path)
+    main(["train", str(config), "variants={}", "--dry-run"])
+    assert "runs/dry, goes on at step 12\n" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    main(["train", str(config), "variants={}"])
+    before = contents(tmp_path)
+    assert main(["train", str(config), "variants={}", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "main: finished before; nothing to do\n" in out and "expected time" not in out
+    assert contents(tmp_path) == before
+
+
+def test_it_refuses_what_the_training_would_refuse(config, monkeypatch, capsys):
+    monkeypatch.setattr("train.device.memory.available_memory", lambda _: 10_000)
+    for arguments in (["--dry-run"], []):
+        assert main(["train", str(config), *arguments]) == 1
+        assert capsys.readouterr().err.startswith("deltaflow: not enough memory: training needs about ")

@@ -1,0 +1,126 @@
+"""A training without its steps: memory, work and time, from the compiled programs and a few timed calls of them."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+
+from ..config.instruments import INSTRUMENTS
+from ..config.load import Experiment
+from ..device.programs import model_flops
+from ..device.signals import Stop
+from ..log.console import Console
+from ..text import duration
+from .dispatches import dispatches, watched_steps
+from .experiment import prepared
+from .loop import GroupRun
+from .start import described
+
+
+def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> None:
+    """Prints a block a group, and the sums over groups. Writes no file, and refuses what a training would refuse.
+
+    Raises UserError, ConfigError, DataError.
+    """
+    platform, groups = prepared(experiment, console, stop)
+    stop.doing = "compilation and timed calls"
+    runs = (
+        GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
+        for source, group in groups
+    )
+    totals = [total for run in runs if (total := announced(run)) is not None]
+    if len(totals) > 1:
+        seconds, flops, tokens = map(sum, zip(*totals, strict=True))
+        console.note(f"all groups: {duration(seconds)}, {flops:.3g} FLOP, {tokens:,} tokens")
+    if totals:
+        console.note(
+            "time: calls to come, times the median of a few timed ones, on the initial weights; the start of JAX, "
+            "checkpoints, pictures and the report come on top"
+        )
+    console.note("dry run: nothing was written")
+
+
+def announced(run: GroupRun) -> tuple[float, float, int] | None:
+    """Prints the block of a group; returns its seconds, FLOPs and tokens, None when nothing is left to train."""
+    group, config, began = run.group, run.config, time.perf_counter()
+    start = run.begin()
+    if start.finished is not None:
+        return None
+    with ExitStack() as stack:
+        budget = run.compile()
+        stack.callback(run.programs.abandon)
+        try:
+            states = run.programs.init() if start.step else run.initial(run.console)
+            run.programs.wait()
+            budget.check()
+            compile_s = time.perf_counter() - began
+            parts = {"to compile": compile_s} | timed(run, states)
+        except Exception as error:
+            budget.explain(error)
+            raise
+    title, rows = described(group, start, compile_s, budget.line, run.directories[0].parent)
+    steps, seconds = len(group.variants) * (config.train.steps - start.step), sum(parts.values())
+    flops = steps * model_flops(group.network, config.data.batch)
+    tokens = steps * config.data.batch * config.data.context
+    rows[-1] = "run directory", f"{rows[-1][1]}, {f'goes on at step {start.step:,}' if start.step else 'from step 0'}"
+    rows.append(("in all", f"{flops:.3g} FLOP, {tokens:,} tokens"))
+    rows.append(
+        ("expected time", f"{duration(seconds)}: {', '.join(f'{duration(s)} {what}' for what, s in parts.items())}")
+    )
+    run.console.block(title, rows)
+    return seconds, flops, tokens
+
+
+def timed(run: GroupRun, states: list[Any]) -> dict[str, float]:
+    """Returns the seconds of a group's calls to come, by purpose. `states` are donated.
+
+    Variants that take turns run the same program, so that one of them is timed for all.
+    """
+    config, programs, start_step = run.config, run.programs, run.start.step
+    steps, eval_every = config.train.steps, config.train.eval_every
+    states = [states[0], *[None] * (programs.calls - 1)]
+    shapes = Counter(
+        (end - start, bool(watched_steps(start, end, config.watch.every)))
+        for start, end in dispatches(start_step, steps, run.start.K, config.watch.every)
+    )
+    train_s = instruments_s = 0.0
+    for (length, watched), count in shapes.items():
+        batches = run.batches(0, length)
+
+        def dispatch(batches=batches, watched=watched) -> Any:
+            nonlocal states
+            states, measured = programs.dispatch(states, batches, watched)
+            return measured
+
+        train_s += count * seconds_of(dispatch)
+
+    def due(every: int) -> int:
+        """The multiples of `every` up to the last step; a run that goes on has measured at the step it goes on from."""
+        return steps // every - start_step // every + (start_step == 0)
+
+    evaluations = (due(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
+    evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *run.heldout))
+    for name, every in run.instruments.items():
+        batches = run.batches(0, INSTRUMENTS[name].batches(config.watch))
+        instruments_s += due(every) * seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b))
+    parts = {"to train": train_s, "to evaluate": evaluate_s}
+    parts |= {"for instruments": instruments_s} if run.instruments else {}
+    return {what: programs.calls * seconds for what, seconds in parts.items()}
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Returns the seconds of a call with its results on the host: the median of five, or of as many as take 2 s.
+
+    One more call before them allocates memory.
+    """
+    jax.device_get(call())
+    times: list[float] = []
+    while len(times) < 5 and sum(times) < 2:
+        began = time.perf_counter()
+        jax.device_get(call())
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
