@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -42,8 +43,11 @@ class Chromium:
         os.close(read)
         os.close(write)
         self._pending, self._number, self._session = b"", 0, None
+        self.console: list[str] = []  # of the page: what it writes, what fails to load, what is raised
         page = next(info for info in self.call("Target.getTargets")["targetInfos"] if info["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        self.call("Runtime.enable")
+        self.call("Log.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Returns the result of a DevTools command."""
@@ -61,14 +65,18 @@ class Chromium:
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
+            if answer.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+                self.console.append(json.dumps(answer["params"]))
 
-    def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False, javascript: bool = True) -> None:
         """Goes to a page, in a window of this size."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
+        self.call("Emulation.setScriptExecutionDisabled", value=not javascript)
         self.call("Page.navigate", url="about:blank")  # an address that differs in its fragment alone loads nothing
+        self.console.clear()
         self.call("Page.navigate", url=url)
         self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 
@@ -123,3 +131,29 @@ def chromium(tmp_path_factory):
     browser = Chromium(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+class Shown(NamedTuple):
+    """`answer`: what the script returned. `console`: the lines that the page wrote to it. `picture`: a PNG."""
+
+    answer: Any
+    console: list[str]
+    picture: Path
+
+
+@pytest.fixture
+def browser(chromium, tmp_path) -> Callable[..., Shown]:
+    """Opens a page: `browser(page, script, width=390, height=800, dark=True, javascript=False)`.
+
+    `page`: a Path. `script`: the body of an async function with `page` (its window), `doc` and `until(condition)`; what
+    it returns is the answer.
+    """
+
+    def opened(page: Path, script: str, **window: Any) -> Shown:
+        chromium.open(page.resolve().as_uri(), **window)
+        until = "async ready => { while (!ready()) await new Promise(done => setTimeout(done, 50)); }"
+        answer = chromium.value(f"(async (page, doc, until) => {{ {script} }})(window, document, {until})")
+        chromium.screenshot(picture := tmp_path / "picture.png")
+        return Shown(answer, list(chromium.console), picture)
+
+    return opened
