@@ -49,6 +49,8 @@ class Variant:
     name: str
     config: RunConfig
     settings: Mapping[str, Node] = field(default_factory=dict, compare=False, repr=False)  # dotted keys that are set
+    # Dotted keys whose values differ within the experiment -> variant -> value.
+    differences: Mapping[str, Mapping[str, object]] = field(default_factory=dict, compare=False, repr=False)
 
     def problem(self, message: str) -> Problem:
         """A problem that is met later on, at the line of its key. `message` begins with that key and a colon."""
@@ -231,6 +233,12 @@ def _experiment(
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
     plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    flat = {run.name: flatten(run.config) for run in runs}
+    by_key = {key: {name: values[key] for name, values in flat.items()} for key in flat[runs[0].name]}
+    differences = {key: values for key, values in by_key.items() if len(set(values.values())) > 1}
+    if differences.get("data.seed") == differences.get("seed"):
+        differences.pop("data.seed", None)  # it follows
+    runs = [replace(run, differences=differences) for run in runs]
     promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
     return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in promised.items() if tags})
 

@@ -118,7 +118,7 @@ class GroupRun:
                 self.compile_s = compile_s = time.perf_counter() - started
                 timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
                 self.console.block(*described(group, start, compile_s, budget.line, directories[0].parent))
-                matrices = list(named(group.network.shapes()["blocks"]))
+                matrices = list(named(group.network.shapes()["blocks"])) if config.watch.matrices else []
                 without = config.watch.counterfactual and config.model.rule.additive
                 for metrics in self.metrics:
                     metrics.tracker.layout(chart_layout(matrices, without, list(self.instruments)))
