@@ -149,8 +149,11 @@ def test_final_figures_by_hand(sweep):
     assert (row["run"], row["seeds"], row["steps"], row["verdict"]) == ("with", "3", "100", "healthy")
     assert row["accuracy/val"] == "0.250 ± 0" and row["steps/s"] == "10.00"
     # At step 90 the slopes 0, 0.1, 0.2 have become 1.9 times as steep.
-    assert row["log10 |δ_0|/|δ_L|"] == f"{0.19:.2f} ± {4.30265 * 0.19 / np.sqrt(3):.2f}"
-    assert dict(zip(columns, rows[1], strict=True))["log10 |δ_0|/|δ_L|"] == "-7.600 ± 0"
+    start, end = (f"{mean:.2f} ± {4.30265 * mean / np.sqrt(3):.2f}" for mean in (0.1, 0.19))
+    assert row["log10 |δ_0|/|δ_L|: start → end"] == f"{start} → {end}"
+    without = dict(zip(columns, rows[1], strict=True))
+    assert without["log10 |δ_0|/|δ_L|: start → end"] == "-4.000 ± 0 → -7.600 ± 0"
+    assert without["per-layer gain: start → end"] == f"0.100 ± 0 → {10**-1.9:.3f} ± 0"
 
 
 def test_differences_are_taken_seed_by_seed(sweep):

@@ -222,7 +222,7 @@ def _about_final(groups: Sequence[Group], final: Table) -> str:
             "One seed each, so no intervals: a small difference may be chance. "
             "Set sweep.seed=[0, 1, 2] when training to know."
         )
-    return about + " |δ_0|/|δ_L| and the gain are of the last watched step."
+    return about + " start → end: at the first and at the last watched step."
 
 
 def _long(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:

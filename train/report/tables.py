@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,27 +159,30 @@ def best_val(run: Run) -> float | None:
     return min((float(value) for value in values if math.isfinite(value)), default=None)
 
 
-def last_delta(run: Run) -> np.ndarray:
-    """Returns log10 |δ_l| [L+1] of the last watched step, -inf for an exact zero; [0] when none was watched."""
+def watched_delta(run: Run, at: int = -1) -> np.ndarray:
+    """Returns log10 |δ_l| [L+1] of the last watched step, or of the first (`at` 0); [0] when none was watched.
+
+    An exact zero is -inf.
+    """
     steps, values = depth_series(run, "delta/norm_log10")
     if not len(steps):
         return np.zeros(0)
     # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
     tags = [run.steps.get(f"delta/norm_log10/{layer(depth)}") for depth in range(values.shape[1])]
-    there = [tag is not None and steps[-1] in tag[0] for tag in tags]
-    return np.where(there, values[-1], -np.inf)
+    there = [tag is not None and steps[at] in tag[0] for tag in tags]
+    return np.where(there, values[at], -np.inf)
 
 
-def log10_ratio(run: Run) -> float | None:
-    """Returns log10 of |δ_0| / |δ_L| at the last watched step."""
-    delta = last_delta(run)
+def log10_ratio(run: Run, at: int = -1) -> float | None:
+    """Returns log10 of |δ_0| / |δ_L| at a watched step."""
+    delta = watched_delta(run, at)
     with np.errstate(invalid="ignore"):
         return float(delta[0] - delta[-1]) if delta.size else None
 
 
-def gain(run: Run) -> float | None:
-    """Returns the per-layer gain at the last watched step; None where a δ is zero or not finite, or it overflows."""
-    delta = last_delta(run)
+def gain(run: Run, at: int = -1) -> float | None:
+    """Returns the per-layer gain at a watched step; None where a δ is zero or not finite, or it overflows."""
+    delta = watched_delta(run, at)
     if delta.size < 2 or not np.isfinite(delta).all():
         return None
     slope = log10_gain(delta)
@@ -192,15 +196,15 @@ def steps_per_s(run: Run) -> float | None:
     return float(np.median(run.steps["perf/steps_per_s"][1])) if "perf/steps_per_s" in run.steps else None
 
 
-# Title -> figure of a run. One that no run has is not in the table.
-FIGURES: dict[str, Callable[[Run], float | None]] = {
+# Title -> figure of a run; `start → end`: of it and a watched step. One that no run has is not in the table.
+FIGURES: dict[str, Callable[..., float | None]] = {
     "loss/train": lambda run: run.last("loss/train"),
     "loss/val": lambda run: run.last("loss/val"),
     "best loss/val": best_val,
     "loss/floor": lambda run: run.last("loss/floor"),
     "accuracy/val": lambda run: run.last("accuracy/val"),
-    "log10 |δ_0|/|δ_L|": log10_ratio,
-    "per-layer gain": gain,
+    "log10 |δ_0|/|δ_L|: start → end": log10_ratio,
+    "per-layer gain: start → end": gain,
     "steps/s": steps_per_s,
 }
 # The same for all seeds: a constant of the data, and one measurement of those that are trained together.
@@ -214,13 +218,11 @@ def final_table(groups: Sequence[Group]) -> Table:
     for title, figure in FIGURES.items():
         figures[title] = cells = []
         for group in groups:
-            values = [value for run in group.counted if (value := figure(run)) is not None]
-            if len(values) < len(group.counted):
-                cells.append(MISSING)
-            elif len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
-                cells.append(f"not finite in {bad} of {len(values)}")
+            if figure in (log10_ratio, gain):
+                ends = [_over_seeds(group, partial(figure, at=at)) for at in (0, -1)]
+                cells.append(MISSING if set(ends) == {MISSING} else " → ".join(ends))
             else:
-                cells.append(number(float(np.mean(values))) if figure in _ALIKE else _interval(values))
+                cells.append(_over_seeds(group, figure))
         if title == "loss/val":
             figures[ABOVE] = above_best(groups)
     figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
@@ -232,6 +234,15 @@ def final_table(groups: Sequence[Group]) -> Table:
         cells = (cells[index] for cells in figures.values())
         rows.append([group.name, *seeds, steps_of(group), ", ".join(verdicts), *cells])
     return ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures], rows
+
+
+def _over_seeds(group: Group, figure: Callable[[Run], float | None]) -> str:
+    values = [value for run in group.counted if (value := figure(run)) is not None]
+    if len(values) < len(group.counted):
+        return MISSING
+    if len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
+        return f"not finite in {bad} of {len(values)}"
+    return number(float(np.mean(values))) if figure in _ALIKE else _interval(values)
 
 
 def above_best(groups: Sequence[Group]) -> list[str]:
