@@ -7,9 +7,10 @@ Each is checked alone by pydantic; if all are clean they are merged, and each va
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Variant:
     name: str
     config: RunConfig
     settings: Mapping[str, Node] = field(default_factory=dict, compare=False, repr=False)  # dotted keys that are set
+    # Dotted keys whose values differ within the experiment -> variant -> value.
+    differences: Mapping[str, Mapping[str, object]] = field(default_factory=dict, compare=False, repr=False)
 
     def problem(self, message: str) -> Problem:
         """A problem that is met later on, at the line of its key. `message` begins with that key and a colon."""
@@ -76,12 +79,14 @@ class Variant:
 class Experiment:
     """The variants in the order of the file; `expect` is variant -> tag -> [low, high] (for `verdict`, a state).
 
-    A variant of the file that a sweep multiplied passes its expectations on to each of its points.
+    A variant of the file that a sweep multiplied passes its expectations on to each of its points. `command` is the
+    one that trains them.
     """
 
     name: str
     variants: tuple[Variant, ...]
     expect: dict[str, dict[str, Any]]
+    command: str = field(default="", compare=False)
 
 
 def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -112,9 +117,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     Raises:
         ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
     """
-    path = find_config(path)
+    name, path = os.fsdecode(path), find_config(path)
     source = clean(os.fsdecode(path), 1000)
-    return _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
+    experiment = _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
+    return replace(experiment, command=shlex.join(["deltaflow", "train", name, *overrides]))
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
@@ -227,6 +233,12 @@ def _experiment(
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
     plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    flat = {run.name: flatten(run.config) for run in runs}
+    by_key = {key: {name: values[key] for name, values in flat.items()} for key in flat[runs[0].name]}
+    differences = {key: values for key, values in by_key.items() if len(set(values.values())) > 1}
+    if differences.get("data.seed") == differences.get("seed"):
+        differences.pop("data.seed", None)  # it follows
+    runs = [replace(run, differences=differences) for run in runs]
     promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
     return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in promised.items() if tags})
 
