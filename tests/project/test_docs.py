@@ -168,7 +168,7 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     floors = SimpleNamespace(spec=SimpleNamespace(task="lm"), floors={"": 1.0})
     optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
-    optional |= {"loss_val_ema", "verdict", "verdict/spike"}
+    optional |= {"loss_val_ema", "verdict", "verdict/spike", "versus", "yaml"}
     # Of steps that are not finite: tests/run/test_nonfinite.py.
     optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped"}
     optional |= {"skipped_steps", "perf/mfu"}  # the last of trainings that take their time
