@@ -34,7 +34,6 @@ GALLERY = {
     "norms_and_depth": ("skip_rms,layers=24", "skip_none,layers=24"),
     "attnres": ("pre_ln,seed=0", "attnres,seed=0"),
     "optimizers": ("sgd", "muon"),
-    "sharpness": ("batch_128,lr=0.01", "batch_128,lr=0.2"),
     "markov": ("with", "without_skip"),
     "induction": ("one_block", "two_blocks"),
     "in_context_regression": ("with", "without_skip"),
@@ -62,6 +61,10 @@ def single(experiment: Path, target: Path) -> None:
     losses = [charts.Curve(VARIANTS[k], *run.steps["loss/val"], None, i) for i, (k, run) in enumerate(runs.items())]
     figure = charts.line_charts([charts.Panel("Loss", losses)], "training step", "loss (nats per token)")
     charts.save(figure, target / "loss_val.png")
+    for key, run in runs.items():
+        steps, values = depth_series(run, "delta/norm_log10")
+        figure = charts.heatmaps([charts.Field(f"|δ|: {VARIANTS[key]}", steps, values)], 1, (8.0, 4.5))
+        charts.save(figure, target / f"heatmap_{key}.png")
 
 
 def gallery(runs: Path, target: Path) -> None:
