@@ -47,7 +47,7 @@ GALLERY = {
 
 
 def single(experiment: Path, target: Path) -> None:
-    """Draws the README's charts and the heatmaps of the quickstart's variants."""
+    """Draws the README's charts of the quickstart's variants."""
     runs = {name: read_run(experiment / name) for name in VARIANTS}
     logged = {name: depth_series(run, "delta/norm_log10") for name, run in runs.items()}
     axes = charts.Axes(DEPTH, "|δ_l|, size of the gradient", powers=True, size=(700, 330))
@@ -61,9 +61,6 @@ def single(experiment: Path, target: Path) -> None:
         chart["transform"].insert(0, {"filter": "datum.p === 0"})
         chart["spec"]["width"] = 2 * chart["spec"]["width"]
         charts.save(chart, target / f"delta_by_depth_{name}.png")
-    for key, (steps, values) in logged.items():
-        field = charts.Field(f"|δ|: {VARIANTS[key]}", steps, values)
-        charts.save(charts.heatmaps([field], 1, (800, 300)), target / f"heatmap_{key}.png")
 
 
 def gallery(runs: Path, target: Path) -> None:
