@@ -34,25 +34,22 @@ def finding(results: Sequence[tuple[str, Sequence[Summary]]]) -> list[str]:
 
 
 def _losses(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
-    """Names variants as stuck by the rule of the state not_learning (gradflow/loss_history.py), whatever their state.
-
-    A training loss alone below the best constant prediction is called learning by heart.
-    """
+    """Compares with the best constant prediction, by the margin of not_learning (gradflow/loss_history.py)."""
     if len({seed.get("task") for _, seeds in results for seed in seeds}) > 1:  # losses of different units
         return ""
     losses = {name: loss for name, seeds in results if (loss := _mean(seeds, "loss_val")) is not None}
     constants: dict[str, float] = {}
-    stuck, by_heart = [], []
+    stuck, worse = [], []
     for name, seeds in results:
         floors = seeds[0].get("floors") or {}
         known = [floors[f"floor_{kind}"] for kind in CONSTANT if floors.get(f"floor_{kind}") is not None]
         if name not in losses or not known:
             continue
         constant, best = min(known), floors.get("floor")
-        constants[name], learned, trained = constant, (1 - MARGIN) * constant, _mean(seeds, "loss_train")
-        if losses[name] >= learned and (best is None or constant - best >= 2 * MARGIN * constant):
-            (by_heart if trained is not None and trained < learned else stuck).append(name)
-    ranked = [name for name in sorted(losses, key=losses.__getitem__) if name not in (*stuck, *by_heart)]
+        constants[name], margin = constant, MARGIN * constant
+        if losses[name] >= constant - margin and (best is None or constant - best >= 2 * margin):
+            (worse if losses[name] > constant + margin else stuck).append(name)
+    ranked = [name for name in sorted(losses, key=losses.__getitem__) if name not in (*stuck, *worse)]
     text = {name: number(loss, digits=3) for name, loss in losses.items()}
     loss = "mean held-out loss" if any(len(seeds) > 1 for _, seeds in results) else "held-out loss"
     parts = []
@@ -65,16 +62,13 @@ def _losses(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
         if len(others) >= _NAMED:
             after = f"{text[others[-1]]} in {others[-1]}, with {len(others) - 1} between"
         parts.append(f"the {loss} ends lowest in {first} ({text[first]}; {after})")
-    if by_heart:
-        figures = ", ".join(text[name] for name in by_heart)
-        verb = "learns" if len(by_heart) == 1 else "learn"
-        parts.append(f"{_listed(by_heart)} {verb} the training data by heart ({loss} {figures})")
-    if stuck:
-        figures = sorted((losses[name], text[name]) for name in stuck)
-        span = " to ".join(dict.fromkeys(figure for _, figure in (figures[0], figures[-1])))
-        verb = "learns" if len(stuck) == 1 else "learn"
-        constant = number(min(constants[name] for name in stuck), digits=3)
-        parts.append(f"{_listed(stuck)} {verb} next to nothing ({span}; the best constant prediction has {constant})")
+    for names, verb, rest in ((stuck, "learn", "next to nothing"), (worse, "predict", "worse than a constant does")):
+        if names:
+            figures = sorted((losses[name], text[name]) for name in names)
+            span = " to ".join(dict.fromkeys(figure for _, figure in (figures[0], figures[-1])))
+            about = f"{_listed(names)} {verb}{'s' * (len(names) == 1)} {rest}"
+            constant = number(min(constants[name] for name in names), digits=3)
+            parts.append(f"{about} ({span}; the best constant prediction has {constant})")
     return "; ".join(parts)
 
 
