@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 CONFIGS ?= $(wildcard configs/*.yaml)
 
-.PHONY: quickstart test slow faults lint types unit configs bench docs clean
+.PHONY: quickstart test slow browser faults lint types unit configs bench docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/deltaflow train configs/quickstart.yaml
@@ -20,11 +20,15 @@ types: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not tpu_aot"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not tpu_aot and not browser"
 
 # The full grid of laws, and what takes minutes.
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+
+# Looks at pages in chromium; without one the tests are skipped, with a line that says so.
+browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -rs -m browser tests/browser
 
 # Hundreds of faults (docs/faults.md) within 15 minutes on two cores. FAULTS='--write docs/faults.md' replaces the table
 # in that page.

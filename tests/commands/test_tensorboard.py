@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+import webbrowser
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -54,8 +57,12 @@ def test_it_serves_the_runs_on_loopback_alone_until_it_is_told_to_stop(trained, 
         said = ""
         while "http://" not in said and (text := process.stdout.readline()):
             said += text
-        url = said[said.index("http://") :].split()[0].rstrip("/")
-        port = int(url.removeprefix("http://127.0.0.1:"))
+        link = urlsplit(said[said.index("http://") :].split()[0])
+        url, port = f"http://{link.netloc}", link.port
+        cards = json.loads(parse_qs(link.query)["pinnedCards"][0])
+        assert [card["tag"] for card in cards] == list(command.PINNED)
+        assert {card["plugin"] for card in cards} == {"scalars"}
+        assert parse_qs(link.query)["smoothing"] == ["0"] and link.fragment.startswith("timeseries")
         assert port != command.FIRST_PORT and f"port {command.FIRST_PORT} is taken: {port} instead\n" in said
         for _ in range(100):
             with urllib.request.urlopen(f"{url}/data/runs", timeout=10) as answer:
@@ -67,6 +74,42 @@ def test_it_serves_the_runs_on_loopback_alone_until_it_is_told_to_stop(trained, 
         process.send_signal(number)
         assert process.wait(timeout=20) == 0
         assert "Traceback" not in process.stdout.read()
+
+
+def test_what_is_pinned_is_logged_and_explained(trained):
+    row = json.loads((trained[1] / "metrics.jsonl").read_text().splitlines()[0])
+    page = (ROOT / "docs" / "tags.md").read_text(encoding="utf-8")
+    assert all(tag in row and f"`{tag}`" in page for tag in command.PINNED)
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_browser_opens_once_it_listens_and_may_fail(opens, monkeypatch, capsys):
+    opened = []
+
+    def broken(link):
+        opened.append(link)
+        raise webbrowser.Error("no browser")
+
+    monkeypatch.setattr(webbrowser, "open", broken)
+    server = command.board(opens).server_class
+    server.print_serving_message(SimpleNamespace(get_url=lambda: "http://127.0.0.1:1/"))
+    link = command.deep_link("http://127.0.0.1:1/")
+    assert capsys.readouterr().out.splitlines()[0] == link
+    assert opened == [link] * opens
+
+
+def test_a_window_is_opened_for_a_terminal_with_a_display_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert command.has_browser()
+    monkeypatch.delenv("DISPLAY")
+    assert not command.has_browser()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert command.has_browser()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: False))
+    assert not command.has_browser()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "", "127.0.0.1.example.org"])

@@ -216,7 +216,7 @@ def test_every_chart_in_tensorboard_has_something_to_draw(whole):
     """And a tag is on one chart at most."""
     tags = list(read_run(whole).steps)
     charts = chart_layout(["attn_q"], True, NAMES)["instruments"]
-    drawn = {title: [tag for tag in tags if re.match(chart[1][0], tag)] for title, chart in charts.items()}
+    drawn = {title: [tag for tag in tags if re.match(pattern, tag)] for title, pattern in charts.items()}
     assert {title for title, found in drawn.items() if not found} == set()
     assert len(charts) == 18
     together = sum(drawn.values(), [])

@@ -16,11 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
+from train.config.load import from_mapping, to_yaml
 from train.errors import UserError
 from train.log import append
 from train.log.append import MAX_PENDING, AppendFile
-from train.log.charts_layout import chart_layout
-from train.log.writer import TAG_SETS, Tracker
+from train.log.backends import TAG_SETS
+from train.log.charts_layout import chart_layout, shown
+from train.log.writer import Tracker
 
 
 def read(directory):
@@ -111,26 +113,44 @@ def test_two_writers_at_once_have_two_files(tmp_path):
     assert [points(file, tag) for file, tag in zip(files, "ab", strict=True)] == [[(0, 1.0)], [(0, 2.0)]]
 
 
-def test_config_text_and_image(tmp_path):
+def texts(directory, tag):
+    return [event.tensor_proto.string_val[0].decode() for event in read(directory).Tensors(tag)]
+
+
+def test_texts_and_image(tmp_path):
     rgb = np.zeros((4, 6, 3), np.uint8)
     rgb[1, 2] = (255, 128, 7)
+    base = {"name": "a", "sweep": {"seed": [0, 1], "optimizer.lr": [0.1, 0.25]}}
+    variant = from_mapping(base | {"variants": {"with": {}, "without": {"model.residual": "none"}}}).variants[1]
     with closing(Tracker(tmp_path)) as run:
-        run.config("model:\n  width: 8\n```\n", {"model.width": 8})
-        run.image("picture", 7, rgb)
+        run.config(variant)
+        run.text("verdict", 9, "healthy")
+        run.image("picture", 7, rgb, "a/with: a title", "a caption")
         with pytest.raises(ValueError, match=r"picture: expected uint8 \[H, W, 3\], got float64 \[4, 6, 3\]"):
             run.image("picture", 8, rgb.astype(float))
     events = read(tmp_path)
-    (text,) = events.Tensors("config")
-    assert text.tensor_proto.string_val[0] == b"    model:\n      width: 8\n    ```\n"
+    assert sorted(events.Tags()["tensors"]) == [
+        "verdict",
+        "versus",
+        "yaml",
+    ]  # the order in which TensorBoard shows them
+    assert texts(tmp_path, "yaml")[0].replace("\n    ", "\n")[4:] == to_yaml(variant.config)
+    others = "(with,seed=0,lr=0.1, with,seed=1,lr=0.1, without,seed=0,lr=0.1 and 1 more)"
+    table = texts(tmp_path, "versus")[0].splitlines()
+    assert table[:2] == ["| key | with,seed=0,lr=0.25 | other variants |", "|---|---|---|"]
+    assert table[-1] == f"| optimizer.lr | **0.25** | 0.1 {others} |"
+    assert [row.split()[1] for row in table[2:]] == ["seed", "model.residual.rule", "optimizer.lr"]
     (image,) = events.Images("picture")
     assert (image.step, image.width, image.height) == (7, 6, 4)
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(image.encoded_image_string))), rgb)
+    metadata = events.SummaryMetadata("picture")
+    assert (metadata.display_name, metadata.summary_description) == ("a/with: a title", "a caption")
 
 
-def test_hparams_are_in_the_runs_own_file(tmp_path):
-    flat = {"model.width": 8, "optimizer.clip": None, "optimizer.betas": (0.9, 0.99), "data.kind": "text", "x": True}
+def test_hparams_are_what_differs_and_a_few_more_in_the_runs_own_file(tmp_path):
+    sweep = {"optimizer.clip": [None, 1.0], "optimizer.betas": [[0.9, 0.99], [0.9, 0.95]], "model.bias": [True, False]}
     run = Tracker(tmp_path)
-    run.config("", flat)
+    run.config(from_mapping({"name": "a", "sweep": sweep}).variants[0])
     run.log(5, {"loss/val": 2.0, "loss/train": 3.0})
     run.finish({"loss/val": 2.0, "loss/train": 2.5, "final": 1.0})
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -140,19 +160,17 @@ def test_hparams_are_in_the_runs_own_file(tmp_path):
         return events.SummaryMetadata(tag).plugin_data.content
 
     start = hparams_metadata.parse_session_start_info_plugin_data(content("_hparams_/session_start_info"))
-    kinds = {key: value.WhichOneof("kind") for key, value in start.hparams.items()}
-    assert kinds == {
-        "model.width": "number_value",
-        "optimizer.clip": "string_value",
-        "optimizer.betas": "string_value",
-        "data.kind": "string_value",
-        "x": "bool_value",
+    assert {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()} == {
+        "optimizer.clip": "null",
+        "optimizer.betas": "[0.9, 0.99]",
+        "model.bias": True,
+        "optimizer.lr": 1e-3,
+        "model.layers": 8.0,
+        "model.width": 128.0,
+        "seed": 0.0,
     }
-    assert start.hparams["model.width"].number_value == 8.0
-    assert start.hparams["optimizer.clip"].string_value == "null"
-    assert start.hparams["optimizer.betas"].string_value == "[0.9, 0.99]"
     experiment = hparams_metadata.parse_experiment_plugin_data(content("_hparams_/experiment"))
-    assert {info.name for info in experiment.hparam_infos} == set(flat)
+    assert {info.name: info.differs for info in experiment.hparam_infos} == {key: key in sweep for key in start.hparams}
     assert [info.name.tag for info in experiment.metric_infos] == ["loss/val", "loss/train", "final"]
     end = hparams_metadata.parse_session_end_info_plugin_data(content("_hparams_/session_end_info"))
     assert end.status == 1  # STATUS_SUCCESS
@@ -161,35 +179,57 @@ def test_hparams_are_in_the_runs_own_file(tmp_path):
     assert points(tmp_path, "final") == [(5, 1.0)]
 
 
+LAYERS = [f"layer_{layer:03d}" for layer in range(3)]
+
+
 def charts_of(tags, layout):
     return {
-        title: [tag for tag in tags if any(re.match(pattern, tag) for pattern in chart[1])]
+        title: [tag for tag in tags if re.match(pattern, tag)]
         for charts in layout.values()
-        for title, chart in charts.items()
+        for title, pattern in charts.items()
     }
 
 
 def test_each_tag_is_on_one_chart():
-    layers = [f"layer_{layer:03d}" for layer in range(3)]
     wholes = ("delta/norm_log10", "delta_without/norm_log10", "delta/rms_weighted_log10", "gain", "update/ratio_log10")
     wholes += ("grad/norm_log10", "grad_without/norm_log10", "act/rms", "act/rank")
-    tags = [f"{metric}/{layer}" for metric in wholes for layer in layers]
+    tags = [f"{metric}/{layer}" for metric in wholes for layer in LAYERS]
     of_matrices = ("grad/norm_log10", "update/ratio_log10", "weight/norm")
     names = ("attn_q", "attn_q_2")
-    matrices = [f"{metric}/{layer}/{matrix}" for metric in of_matrices for matrix in names for layer in layers]
+    matrices = [f"{metric}/{layer}/{matrix}" for metric in of_matrices for matrix in names for layer in LAYERS]
+    flows = [f"flow/{what}_log10" for what in ("delta_first", "delta_middle", "delta_last")]
+    flows += [f"{flow}/{what}_log10" for flow in ("flow", "flow_without") for what in ("delta_ratio", "delta_min")]
+    heads = ["loss/val", *flows, "flow/qk_share_log10", "flow_without/qk_share_log10"]
     strangers = [
         *("grad/norm/layer_000", "delta/norm_log10/layer_000/attn_q"),
         *("grad/norm_log10/embed", "my/gain/layer_000"),
     ]
-    charts = charts_of(tags + matrices + strangers, chart_layout(("attn_q", "attn_q_2")))
-    assert len(charts) == 15
+    charts = charts_of(tags + matrices + heads + strangers, chart_layout(names))
+    assert len(charts) == 15 + len(heads)
     groups = list(charts.values())
-    assert all(len(group) == 3 for group in groups)
-    assert sorted(sum(groups, [])) == sorted(tags + matrices)
-    assert charts["attn_q: log10 |grad|, by block"] == [f"grad/norm_log10/{layer}/attn_q" for layer in layers]
-    fewer = charts_of(tags + matrices, chart_layout(("attn_q", "attn_q_2"), without=False))
-    assert charts.keys() - fewer.keys() == {title for title in charts if "without" in title} and len(fewer) == 13
-    assert charts["log10 |delta_l|"] == [f"delta/norm_log10/{layer}" for layer in layers]
+    assert {len(group) for group in groups} == {1, 3}
+    assert sorted(sum(groups, [])) == sorted(tags + matrices + heads)
+    assert charts["attn_q: log10 |grad|, by block"] == [f"grad/norm_log10/{layer}/attn_q" for layer in LAYERS]
+    fewer = charts_of(tags + matrices, chart_layout(names, without=False))
+    assert charts.keys() - fewer.keys() == {title for title in charts if "without" in title or "removed" in title}
+    assert charts["log10 |delta_l|"] == [f"delta/norm_log10/{layer}" for layer in LAYERS]
+
+
+def test_what_is_not_shown_has_no_chart():
+    charts = chart_layout()
+    patterns = [pattern for group in charts.values() for pattern in group.values()]
+    for metric in ("delta/rms_weighted_log10", "grad_without/norm_log10", "weight/norm", "grad/norm_log10"):
+        tag = f"{metric}/layer_000" + "/attn_q" * (metric == "grad/norm_log10")
+        assert not shown(tag) and not any(re.match(pattern, tag) for pattern in patterns)
+    assert shown("attn/entropy/layer_000/head_01") and shown("grad/norm_log10/embed")
+
+
+@pytest.mark.parametrize("matrices", [False, True])
+def test_details_are_in_the_log_and_shown_on_request(tmp_path, matrices):
+    with closing(Tracker(tmp_path, matrices=matrices)) as run:
+        run.log(0, {"gain/layer_000": 1.0, "weight/norm/layer_000": 2.0, "grad/norm_log10/layer_000/attn_q": -3.0})
+    assert len(read(tmp_path).Tags()["scalars"]) == (3 if matrices else 1)
+    assert len(rows(tmp_path)[0]) == 4
 
 
 def test_layout_reaches_tensorboard(tmp_path):
@@ -197,8 +237,11 @@ def test_layout_reaches_tensorboard(tmp_path):
         run.layout(chart_layout(["attn_q"]))
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])  # pyright: ignore[reportAttributeAccessIssue]
-    assert layout.category[0].chart[2].title == "gain |delta_l| / |delta_(l+1)|, by block"
-    assert list(layout.category[0].chart[2].multiline.tag) == [r"^gain/layer_\d+$"]
+    first, second, *_ = layout.category
+    assert (first.title, first.closed, first.chart[0].title) == ("overview", False, "held-out loss")
+    assert all(category.closed for category in layout.category[1:])
+    assert second.chart[2].title == "gain |delta_l| / |delta_(l+1)|, by block"
+    assert list(second.chart[2].multiline.tag) == [r"^gain/layer_\d+$"]
 
 
 @contextmanager

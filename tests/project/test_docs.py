@@ -121,6 +121,12 @@ def test_the_glossary_has_every_state_and_its_plain_name():
     assert all(f"\n| `{state}` | {PLAIN.get(state, '')}".rstrip() in page for state in STATES)
 
 
+def test_tags_of_the_charts_page_are_explained():
+    charts, tags = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("howto/charts.md", "tags.md"))
+    named = re.findall(r"`(\w+/\w+)[/`]", charts)
+    assert len(named) >= 8 and not [tag for tag in named if f"`{tag}" not in tags and "floor_" not in tag]
+
+
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -168,7 +174,7 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     floors = SimpleNamespace(spec=SimpleNamespace(task="lm"), floors={"": 1.0})
     optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
-    optional |= {"loss_val_ema", "verdict", "verdict/spike"}
+    optional |= {"loss_val_ema", "verdict", "verdict/spike", "versus", "yaml"}
     # Of steps that are not finite: tests/run/test_nonfinite.py.
     optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped"}
     optional |= {"skipped_steps", "perf/mfu"}  # the last of trainings that take their time

@@ -28,7 +28,9 @@ LAYERS, ENDS = ("layer_000", "layer_001"), ("layer_000", "layer_001", "layer_002
 def watched_tags() -> set[str]:
     """docs/tags.md, for two layers of pre_ln with learned positions and a tied head."""
     tags = {"grad/global_preclip_log10", "grad/clip_factor", "grad/qk_rounded"}
+    tags |= {f"flow/delta_{place}_log10" for place in ("first", "middle", "last")}
     for suffix in ("", "_without"):
+        tags |= {f"flow{suffix}/{what}_log10" for what in ("delta_ratio", "delta_min", "qk_share")}
         tags |= {f"delta{suffix}/norm_log10/{layer}" for layer in ENDS}
         tags |= {f"grad{suffix}/norm_log10/{end}" for end in ("embed", "lookup", "head", "positions", "norm_f")}
         tags |= {f"grad{suffix}/norm_log10/{layer}" for layer in LAYERS}
@@ -93,6 +95,9 @@ def test_the_figures_of_a_row_agree_with_each_other(trained):
         for low, high in zip(ENDS, ENDS[1:], strict=False):
             gain = row[f"delta/norm_log10/{low}"] - row[f"delta/norm_log10/{high}"]
             assert math.log10(row[f"gain/{low}"]) == pytest.approx(gain, abs=1e-9)
+        first, middle, last = (row[f"delta/norm_log10/{end}"] for end in ENDS)
+        flow = [row[f"flow/delta_{what}_log10"] for what in ("first", "middle", "last", "ratio", "min")]
+        assert flow == [first, middle, last, first - last, min(first - last, middle - last, 0)]
         whole = [*LAYERS, "embed", "positions", "norm_f"]
         total = sum(10 ** (2 * row[f"grad/norm_log10/{part}"]) for part in whole)
         assert 2 * row["grad/global_preclip_log10"] == pytest.approx(math.log10(total), abs=1e-5)

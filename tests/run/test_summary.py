@@ -50,6 +50,16 @@ def test_means_over_seeds_are_runs_of_tensorboard(sweep):
     assert low["delta/norm_log10/layer_000"] == high["delta/norm_log10/layer_000"]
 
 
+def test_means_show_details_on_request_alone(sweep):
+    for log in sweep.glob("with,*/metrics.jsonl"):
+        log.write_text(log.read_text().replace('{"step"', '{"weight/norm/layer_000": 1.0, "step"'))
+    for details in (False, True):
+        for config in sweep.glob("with,*/config.yaml"):
+            config.write_text(config.read_text() + "watch: {matrices: true}\n" * details)
+        write_means(sweep, compare([sweep]).groups)
+        assert ("weight/norm/layer_000" in scalars_of(sweep / "with@mean")) == details
+
+
 def test_means_are_rewritten_and_those_of_no_group_go(sweep):
     groups = compare([sweep]).groups
     write_means(sweep, groups)

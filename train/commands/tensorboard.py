@@ -1,15 +1,20 @@
-"""`deltaflow tensorboard [RUN] [--host ADDRESS] [--port N]`: TensorBoard for this machine alone."""
+"""`deltaflow tensorboard [RUN] [--host ADDRESS] [--port N] [--no-browser]`: TensorBoard for this machine alone."""
 
 import argparse
 import contextlib
 import importlib
 import ipaddress
+import json
 import logging
+import os
 import shlex
 import socket
+import sys
 import warnings
+import webbrowser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import UserError, first_line
 from ..text import command
@@ -18,6 +23,8 @@ from .types import integer
 FIRST_PORT, PORTS = 6006, 100
 # TensorBoard's own limits are 10 images and 1000 scalars a tag.
 SAMPLES = ("--samples_per_plugin", "images=200,scalars=100000")
+# Scalars on top of the page.
+PINNED = ("loss/val", "flow/delta_ratio_log10", "flow_without/delta_ratio_log10", "flow/qk_share_log10")
 _EVENTS = ("events.out.tfevents*", "*/events.out.tfevents*", "*/*/events.out.tfevents*")
 
 
@@ -35,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=integer(1, 65535), metavar="N", help=f"default: the first free one from {FIRST_PORT}"
     )
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -45,14 +53,16 @@ def run(parsed: argparse.Namespace) -> int:
         message = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {public}"
         raise UserError(f"--host: {message}", "command line", 2)
     if not folder.is_dir():
-        raise UserError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
+        from ..store.rundir import no_folder
+
+        raise UserError(no_folder(folder))
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
         raise UserError(f"{folder}: no runs in it; {command('train', 'quickstart')} makes some")
     port = free_port(parsed.host, parsed.port)
     if port is None:
         ports = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"
         raise UserError(f"{ports} taken on {parsed.host}; name another with --port")
-    server = board()
+    server = board(not parsed.no_browser and has_browser())
     if port != (parsed.port or FIRST_PORT):
         print(f"port {FIRST_PORT} is taken: {port} instead", flush=True)
     logdir = ["--logdir", str(folder), "--host", parsed.host, "--port", str(port)]
@@ -87,13 +97,43 @@ def free_port(host: str, wanted: int | None) -> int | None:
     return None
 
 
-def board() -> Any:
-    """Returns the package's server. Raises UserError if it is missing or does not start with these versions."""
+def deep_link(url: str) -> str:
+    """Returns the address of the Time Series page with the headline scalars pinned.
+
+    >>> deep_link("http://127.0.0.1:6006/")[:76]
+    'http://127.0.0.1:6006/?pinnedCards=%5B%7B%22plugin%22:%22scalars%22,%22tag%'
+    """
+    cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in PINNED], separators=(",", ":"))
+    # The second smoothing is that of Custom Scalars, which keeps it when somebody goes there.
+    return f"{url}?pinnedCards={quote(cards, safe='/,:')}&smoothing=0#timeseries&_smoothingWeight=0"
+
+
+def has_browser() -> bool:
+    """Returns True where somebody sees a window open: at a terminal of a machine with a display."""
+    return sys.stdout.isatty() and (
+        sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    )
+
+
+def board(browser: bool) -> Any:
+    """Returns the package's server, which prints its deep link once it listens, and opens it in a `browser`.
+
+    Raises UserError if it is missing or does not start with these versions.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its dependencies
             program, default = (importlib.import_module(f"tensorboard.{name}") for name in ("program", "default"))
-            return program.TensorBoard(default.get_plugins())
+
+        class Server(program.WerkzeugServer):
+            def print_serving_message(self) -> None:
+                link = deep_link(self.get_url())
+                print(f"{link}\n(loss and gradient flow pinned, no smoothing; Ctrl-C ends it)", flush=True)
+                if browser:
+                    with contextlib.suppress(Exception):  # whatever stands in for a browser here
+                        webbrowser.open(link)
+
+        return program.TensorBoard(default.get_plugins(), server_class=Server)
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "tensorboard":
             raise UserError("tensorboard is not installed; pip install tensorboard") from None

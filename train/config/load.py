@@ -7,9 +7,10 @@ Each is checked alone by pydantic; if all are clean they are merged, and each va
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from data.files import content_of, foreign, similar_path
 from ..errors import UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
+from .overrides import COMMAND_LINE, assignments
 from .schema import RunConfig, leaves
 from .settings import Draft, Settings, config_of, key_problems, merged
 from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
@@ -26,7 +28,6 @@ from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
 
 MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
-_COMMAND_LINE = Place("command line")
 _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
 
@@ -48,6 +49,8 @@ class Variant:
     name: str
     config: RunConfig
     settings: Mapping[str, Node] = field(default_factory=dict, compare=False, repr=False)  # dotted keys that are set
+    # Dotted keys whose values differ within the experiment -> variant -> value.
+    differences: Mapping[str, Mapping[str, object]] = field(default_factory=dict, compare=False, repr=False)
 
     def problem(self, message: str) -> Problem:
         """A problem that is met later on, at the line of its key. `message` begins with that key and a colon."""
@@ -76,12 +79,14 @@ class Variant:
 class Experiment:
     """The variants in the order of the file; `expect` is variant -> tag -> [low, high] (for `verdict`, a state).
 
-    A variant of the file that a sweep multiplied passes its expectations on to each of its points.
+    A variant of the file that a sweep multiplied passes its expectations on to each of its points. `command` is the
+    one that trains them.
     """
 
     name: str
     variants: tuple[Variant, ...]
     expect: dict[str, dict[str, Any]]
+    command: str = field(default="", compare=False)
 
 
 def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -98,7 +103,8 @@ def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
     if (path := SHIPPED / f"{text}.yaml").is_file():
         return path
     names = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-    hint = did_you_mean(text, names) or f"; shipped configs are {', '.join(names)}"
+    hint = f"; did you mean {text}.yaml?" if Path(f"{text}.yaml").is_file() else did_you_mean(text, names)
+    hint = hint or f"; shipped configs are {', '.join(names)}"
     raise ConfigError([Problem(Place(clean(text)), "", f"no such file or shipped config{hint}")])
 
 
@@ -111,9 +117,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     Raises:
         ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
     """
-    path = find_config(path)
+    name, path = os.fsdecode(path), find_config(path)
     source = clean(os.fsdecode(path), 1000)
-    return _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
+    experiment = _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
+    return replace(experiment, command=shlex.join(["deltaflow", "train", name, *overrides]))
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
@@ -154,12 +161,16 @@ def to_yaml(config: RunConfig) -> str:
 
 def _text(path: str | os.PathLike[str], source: str) -> str:
     """The text of a file; whatever prevents that is a ConfigError."""
-    line = None
+    line, where = None, Path(os.fsdecode(path))
     try:
         return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
-        near = similar_path(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
+        near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml"))
         hint = f"; did you mean {clean(str(near), 1000)}?" if near else ""
+        if (SHIPPED / f"{where.stem}.yaml").is_file():
+            hint = f"; the shipped config is called {where.stem}, without a folder and without .yaml"
+        elif "=" in where.name:
+            hint = f"; a config comes first: CONFIG {clean(str(where))}"
         message = foreign(os.fsdecode(path)) or f"no such file{hint}"
     except OSError as error:
         message = f"cannot be read: {clean(error.strerror or type(error).__name__)}"
@@ -169,6 +180,11 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
     except ValueError as error:
         message = clean(str(error))
         message = message if message.startswith("expected") else f"cannot be read: {message}"
+        inside = (path for depth in ("", "*/", "*/*/") for path in where.glob(f"{depth}config.yaml"))
+        if (config := next(inside, None)) is not None:
+            message = (
+                f"expected a config, such as {config}, got a folder of runs, which are resumed by their own config"
+            )
     raise ConfigError([Problem(Place(source, line), "", message)])
 
 
@@ -183,16 +199,10 @@ def _experiment(
         got = "nothing" if root.value is None else show(root.plain)
         raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
     draft, reshaped = Draft(root.value, source, problems), False
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
-            problems.append(Problem(_COMMAND_LINE, "", message))
-            continue
-        node, unreadable = read(text, _COMMAND_LINE, key)
+    for key, text in assignments(overrides, problems):
+        node, unreadable = read(text, COMMAND_LINE, key)
         problems += unreadable
-        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+        draft.assign(key, node or Node(BAD, COMMAND_LINE, key))
         reshaped |= key.partition(".")[0] in ("variants", "sweep")
     base = draft.base
     problems += key_problems(base)
@@ -223,6 +233,12 @@ def _experiment(
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
     plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    flat = {run.name: flatten(run.config) for run in runs}
+    by_key = {key: {name: values[key] for name, values in flat.items()} for key in flat[runs[0].name]}
+    differences = {key: values for key, values in by_key.items() if len(set(values.values())) > 1}
+    if differences.get("data.seed") == differences.get("seed"):
+        differences.pop("data.seed", None)  # it follows
+    runs = [replace(run, differences=differences) for run in runs]
     promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
     return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in promised.items() if tags})
 

@@ -30,6 +30,7 @@ CHANGEABLE = (
     "train.steps_per_call",
     "train.on_nonfinite",
     "watch",
+    "log",
 )
 
 if TYPE_CHECKING:
@@ -216,6 +217,11 @@ class WatchConfig(Section):
     counterfactual: bool = Field(
         default=True, description="also delta and gradients of the same weights with skip_scale 0"
     )
+    matrices: bool = Field(
+        default=False,
+        description="also the series of each matrix, and other details (docs/tags.md), in TensorBoard and wandb; "
+        "metrics.jsonl always has them",
+    )
     instruments: InstrumentsConfig = InstrumentsConfig()
     curvature_batches: int = Field(
         default=1, ge=1, description="batches whose mean loss sharpness and sharpness_adam are of"
@@ -225,6 +231,20 @@ class WatchConfig(Section):
     def intervals(self) -> dict[str, int]:
         """Steps between measurements of the instruments that are on, by name."""
         return {name: every for name, every in self.instruments if every}
+
+
+class LogConfig(Section):
+    """Where the log goes besides metrics.jsonl, which is always written."""
+
+    tensorboard: bool = Field(default=True, description="TensorBoard's event files, in the run directory")
+    wandb: bool = Field(
+        default=False,
+        description="Weights & Biases, a run a variant in the project `name`; WANDB_MODE=offline and so on as usual; "
+        "needs the extra `[wandb]`",
+    )
+    csv: bool = Field(
+        default=False, description="metrics.csv in the run directory, a column a tag, when a run ends or is stopped"
+    )
 
 
 class MeshConfig(Section):
@@ -247,6 +267,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     watch: WatchConfig = WatchConfig()
+    log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ..gradflow.norms import gains, log10
-from ..gradflow.verdict import qk_rounded
+from ..gradflow.verdict import qk_rounded, qk_share
 from ..text import layer
 from .step import StepStats
 
@@ -48,6 +48,23 @@ def by_layer(prefix: str, logs: Mapping[str, np.ndarray]) -> Columns:
     return out
 
 
+def headline(prefix: str, delta: np.ndarray, grad: Mapping[str, np.ndarray]) -> Columns:
+    """Returns the columns of the tags that a first look needs.
+
+    delta: log10 |delta_l| [steps, L+1]; grad: log10 norms [steps, L] by matrix. A ratio of two exact zeros is None too.
+    """
+    with np.errstate(invalid="ignore"):
+        relative = np.where(np.isneginf(delta), -np.inf, delta - delta[:, -1:])
+        shares = np.sort(qk_share(grad).reshape(len(delta), -1), axis=1)  # nan, of a block without these, comes last
+        values = {"delta_ratio": relative[:, 0], "delta_min": np.min(relative, axis=1)}
+        if shares.size:
+            count = np.sum(~np.isnan(shares), axis=1, keepdims=True)
+            middle = np.take_along_axis(shares, np.hstack([np.maximum(count - 1, 0) // 2, count // 2]), axis=1)
+            undefined = np.where(np.isnan(grad["attn_v"]).any(axis=1), np.nan, -np.inf)
+            values["qk_share"] = np.where(count[:, 0] == 0, undefined, np.mean(middle, axis=1))
+    return [(tuple(f"{prefix}/{name}_log10" for name in values), np.stack([*values.values()], axis=1))]
+
+
 def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
     """Returns all tags of the watched steps of a dispatch, one entry a step, from host arrays [steps, ...].
 
@@ -57,8 +74,14 @@ def watched_scalars(watched: StepStats, dtype: str) -> list[Scalars]:
     weight, update = watched.weight.log10(), watched.update.log10()
     out: Columns = []
     for suffix, flow in flows.items():
-        out += _depths(f"delta{suffix}/norm_log10", log10(flow.delta))
-        out += by_layer(f"grad{suffix}/norm_log10", flow.grad.log10())
+        delta, grad = log10(flow.delta), flow.grad.log10()
+        out += headline(f"flow{suffix}", delta, grad)
+        if not suffix:
+            last = delta.shape[1] - 1
+            names = ("flow/delta_first_log10", "flow/delta_middle_log10", "flow/delta_last_log10")
+            out.append((names, delta[:, [0, last // 2, last]]))
+        out += _depths(f"delta{suffix}/norm_log10", delta)
+        out += by_layer(f"grad{suffix}/norm_log10", grad)
     out += _depths("gain", gains(log10(watched.flow.delta)))
     # A weight of exactly zero, such as a bias at the start, has no ratio.
     moved = {name: np.where(np.isneginf(weight[name]), -np.inf, update[name]) for name in weight}

@@ -1,77 +1,79 @@
-"""Log files of a run: TensorBoard events and metrics.jsonl."""
+"""Log of a run: metrics.jsonl, and the backends that the config names."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .append import AppendFile, event_file_header, event_file_name, event_record, json_line, keep_rows_before
-from .charts_layout import Layout
+from ..config.load import Variant
+from ..errors import first_line
+from .append import AppendFile, json_line, keep_rows_before
+from .backends import BACKENDS, Backend
+from .charts_layout import Layout, shown
 
 log = logging.getLogger(__name__)
 
-TAG_SETS = 16  # sets of tags whose Summary is kept for reuse: building one takes six times as long as filling it in
-
 
 class Tracker:
-    """One variant's event file and metrics.jsonl.
+    """One variant's metrics.jsonl and its backends (train/log/backends.py).
 
     Records reach the files at `flush`, `drain` and `close`. Nothing here stops a training run: when the disk refuses a
-    record, `warn` is called once, and the record waits in memory for a later flush (train/log/append.py).
+    record, or a backend fails, `warn` is called once, and records wait in memory for a later flush.
 
     Args:
       directory: the variant's run directory, made if missing.
       first_step: the step training starts or resumes at. Records of an earlier process for this step and later
         disappear from metrics.jsonl and from TensorBoard's view.
+      backends: names of BACKENDS; metrics.jsonl is always written.
+      matrices: also the series that backends do not show by default (`shown` in train/log/charts_layout.py).
       warn: called with one line, once.
 
     Raises:
-      OSError, UserError: the files cannot be opened.
+      OSError, UserError: metrics.jsonl cannot be opened.
     """
 
-    def __init__(self, directory: Path, *, first_step: int = 0, warn: Callable[[str], None] = log.warning) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        first_step: int = 0,
+        backends: Iterable[str] = ("tensorboard",),
+        matrices: bool = False,
+        warn: Callable[[str], None] = log.warning,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self._directory, self._matrices = directory, matrices
         self._warn: Callable[[str], None] | None = warn
-        self._summary = Summary
-        self._summaries: dict[tuple[str, ...], Any] = {}  # by tags
-        self._hparams: dict[str, str | float | bool] = {}
         self._last: dict[str, float] = {}
         self._step = first_step
         self._closed = False
         keep_rows_before(directory / "metrics.jsonl", first_step)
         self._rows = AppendFile(directory / "metrics.jsonl")
-        self._events = AppendFile(directory / event_file_name())
-        self._events.append(event_file_header(first_step))
+        self._backends: dict[str, Backend] = {}
+        for name in backends:
+            self._try(name, lambda name=name: self._backends.update({name: BACKENDS[name](directory, first_step)}))
         self.flush()
 
-    def config(self, yaml_text: str, flat: Mapping[str, object]) -> None:
-        """Shows the resolved config as text now, and its flattened keys as hyperparameters at `finish`."""
-        for key, value in flat.items():
-            if isinstance(value, bool | str):
-                self._hparams[key] = value
-            else:
-                self._hparams[key] = float(value) if isinstance(value, int | float) else json.dumps(value, default=str)
-        # An indented block, not a fenced one: nothing in the YAML can end it.
-        self.text("config", self._step, "".join(f"    {line}\n" for line in yaml_text.splitlines()))
+    @property
+    def pictured(self) -> bool:
+        """True if a backend takes pictures."""
+        return "tensorboard" in self._backends
+
+    def config(self, variant: Variant) -> None:
+        """Shows the resolved config, and the differences to the other variants."""
+        self._each(lambda backend: backend.config(self._step, variant))
 
     def layout(self, categories: Layout) -> None:
         """Logs the chart layout of train/log/charts_layout.py, for TensorBoard's custom scalars."""
-        from tensorboardX.summary import custom_scalars
-
-        self._event(self._step, custom_scalars(dict(categories)))
+        self._each(lambda backend: backend.layout(self._step, categories))
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Logs the scalars of one step, as one event and as one line of metrics.jsonl.
+        """Logs the scalars of one step, as one line of metrics.jsonl and at the backends.
 
-        None is null in the line and absent from TensorBoard. A value that is not finite is null in the line, which
-        then names its tag under `nonfinite`, and itself in TensorBoard.
+        None is null in the line and absent elsewhere. A value that is not finite is null in the line, which then names
+        its tag under `nonfinite`, and itself elsewhere.
         """
         step = int(step)
         scalars = {tag: float(value) for tag, value in values.items() if value is not None}
@@ -89,83 +91,65 @@ class Tracker:
         for step, values in steps:
             self.log(step, values)
 
-    def image(self, tag: str, step: int, rgb: np.ndarray) -> None:
-        """Logs a picture, uint8 [H, W, 3]."""
+    def image(self, tag: str, step: int, rgb: np.ndarray, title: str = "", caption: str = "") -> None:
+        """Logs a picture, uint8 [H, W, 3]; the title over it in place of its tag, and a caption (markdown)."""
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
             raise ValueError(f"image {tag}: expected uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
-        from tensorboardX.summary import image
-
-        self._event(step, image(tag, rgb, dataformats="HWC"))
+        self._each(lambda backend: backend.image(tag, step, rgb, title, caption))
 
     def histogram(self, tag: str, step: int, edges: Sequence[float], counts: Sequence[float]) -> None:
         """Logs a histogram made elsewhere: `counts` of values between rising `edges`, one more than counts."""
-        from tensorboardX.summary import histogram_raw
-
-        middles = [(low + high) / 2 for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        total = sum(count * x for count, x in zip(counts, middles, strict=True))
-        squares = sum(count * x * x for count, x in zip(counts, middles, strict=True))
-        limits, number = list(edges[1:]), float(sum(counts))
-        self._event(step, histogram_raw(tag, edges[0], edges[-1], number, total, squares, limits, list(counts)))
+        self._each(lambda backend: backend.histogram(tag, step, edges, counts))
 
     def text(self, tag: str, step: int, markdown: str) -> None:
         """Logs a text for TensorBoard's Text tab."""
-        from tensorboardX.summary import text
-
-        summary = text(tag, markdown)
-        summary.value[0].tag = tag  # without tensorboardX's suffix /text_summary
-        self._event(step, summary)
+        self._each(lambda backend: backend.text(tag, step, markdown))
 
     def drain(self) -> bool:
         """Returns when everything logged is on the disk; False when some of it is not, or was lost."""
         complete = self._closed or self.flush(sync=True)
-        return complete and self._rows.lost == self._events.lost == 0
+        return complete and not self._rows.lost and not any(backend.lost for backend in self._backends.values())
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Writes the config and the final metrics for TensorBoard's HParams tab into this run's own file, and closes.
+        """Gives the final metrics to the backends, TensorBoard's HParams for one, and closes.
 
         The metrics are scalars of this run: one whose tag was last logged with another value, or never, is logged.
         """
-        from tensorboardX.summary import hparams
-
         metrics = {tag: float(value) for tag, value in metrics.items()}
         self._scalars(self._step, {tag: value for tag, value in metrics.items() if self._last.get(tag) != value})
-        for summary in hparams(self._hparams, metrics):
-            self._event(self._step, summary)
+        self._each(lambda backend: backend.finish(self._step, metrics))
         self.close()
 
     def close(self) -> None:
         """Drains and closes; further calls do nothing."""
         self.drain()
+        self._each(lambda backend: backend.close())
         self._closed = True
         self._rows.close()
-        self._events.close()
-
-    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if not values:
-            return
-        tags = tuple(values)
-        if tags not in self._summaries:
-            if len(self._summaries) == TAG_SETS:
-                self._summaries.clear()
-            self._summaries[tags] = self._summary(value=[self._summary.Value(tag=tag) for tag in tags])
-        summary = self._summaries[tags]
-        for entry, x in zip(summary.value, values.values(), strict=True):
-            entry.simple_value = x
-        self._event(step, summary)
-
-    def _event(self, step: int, summary: Any) -> None:
-        if not self._closed:
-            self._events.append(event_record(step=int(step), summary=summary))
 
     def flush(self, sync: bool = False) -> bool:
-        """Writes what is pending to both files, with `sync` down to the disk; False when some of it was refused."""
-        complete = True
-        for name, file in (("metrics.jsonl", self._rows), ("TensorBoard events", self._events)):
-            try:
-                file.flush(sync)
-            except OSError as error:
-                complete = False
-                if self._warn is not None:
-                    warn, self._warn = self._warn, None
-                    warn(f"{self._directory}: {name} cannot be written ({error}); training goes on")
-        return complete
+        """Writes what is pending, with `sync` down to the disk; False when some of it was refused."""
+        written = self._try("metrics.jsonl", lambda: self._rows.flush(sync))
+        return self._each(lambda backend: backend.flush(sync)) and written
+
+    def _scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        if not self._matrices:
+            scalars = {tag: value for tag, value in scalars.items() if shown(tag)}
+        if scalars:
+            self._each(lambda backend: backend.log(step, scalars))
+
+    def _each(self, call: Callable[[Backend], None]) -> bool:
+        """Calls each backend; False when one failed."""
+        if self._closed:
+            return True
+        return all([self._try(name, lambda b=backend: call(b)) for name, backend in self._backends.items()])
+
+    def _try(self, name: str, call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except Exception as error:  # of a full disk, another library, a network
+            if self._warn is not None:
+                warn, self._warn = self._warn, None
+                warn(f"{self._directory}: {name} cannot be written ({first_line(error)}); training goes on")
+            return False
+        return True

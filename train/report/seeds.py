@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..log.append import EVENTS_PREFIX, event_file_header, event_file_name, event_record
-from .groups import Group, estimate, over_seeds
+from ..log.charts_layout import shown
+from .groups import Group, dotted, estimate, over_seeds
 
 ENDS = ("mean", "low", "high")
 
@@ -36,14 +37,15 @@ def write_means(root: Path, groups: Sequence[Group]) -> list[str]:
 
 
 def means(group: Group) -> tuple[ByStep, ByStep, ByStep]:
-    """Returns (mean, low, high) of each tag that all finished seeds have logged, at the steps common to all of them.
+    """Returns (mean, low, high) of each tag that all finished seeds show, at the steps common to all of them.
 
     low and high bound the 95 % interval (train/report/groups.py). The mean of log10 values is the log10 of the
     geometric mean.
     """
     out: tuple[ByStep, ByStep, ByStep] = ({}, {}, {})
+    details = dotted(group.done[0].config).get("watch.matrices", False)
     for tag in group.done[0].steps:
-        if not all(tag in run.steps for run in group.done):
+        if not (details or shown(tag)) or not all(tag in run.steps for run in group.done):
             continue
         steps, values = over_seeds(group, tag)
         mean, half = estimate(values)

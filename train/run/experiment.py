@@ -18,6 +18,7 @@ from ..device.platform import Platform
 from ..device.programs import VariantGroup, grouped
 from ..device.signals import Stop
 from ..errors import UserError
+from ..log.backends import check_installed
 from ..log.console import Console
 from ..report.finding import finding
 from ..report.groups import seedless
@@ -69,6 +70,8 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
     Raises ConfigError when the data or the optimizer does not fit the config; UserError for what users bring along.
     """
     config = variants[0].config
+    with variants[0].placing():
+        check_installed(config.log)
     dtype, unroll = platforms.compute_dtype(config.train, platform), platforms.unroll(config, platform)
     try:
         network = network_of(config, spec, dtype, unroll)
@@ -131,7 +134,9 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
             training = [later for later in training if later is not group]
-            run = GroupRun(group, source, platform, console, stop, waited_s, training, allow_data_change)
+            run = GroupRun(
+                group, source, platform, console, stop, waited_s, training, allow_data_change, experiment.command
+            )
             ended |= {summary["variant"]: summary for summary in run.run()}
         console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]

@@ -15,7 +15,7 @@ from data.source import Source
 from model.residual import rule_of
 
 from ..config.instruments import lines
-from ..config.load import Variant, flatten, to_yaml
+from ..config.load import Variant
 from ..core.evaluate import Scores
 from ..core.step import StepStats
 from ..core.tags import Scalars, watched_scalars
@@ -28,6 +28,7 @@ from ..gradflow.spikes import SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import LossCurve, Reading, scalars_of
 from ..log.writer import Tracker
+from ..report import charts
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
 from .dispatches import watched_steps
@@ -38,6 +39,21 @@ SPIKE_WARNINGS = 5  # a variant; the rest are in the log
 _KEPT = re.compile(
     rf"loss/.+|accuracy/val|optim/nonfinite|update/ratio_log10/{LAYER}|delta(_without)?/norm_log10/{LAYER}"
 )
+# Titles and captions of the pictures of delta, by the first part of the tag.
+HEATMAPS = {
+    "delta": (
+        "δ as trained",
+        "The size of the gradient at the stream entering each block, over training: from the loss at the bottom up to "
+        "the embedding. Even columns: the gradient arrives in full. Dark at the top: it vanishes.",
+    ),
+    "delta_without": (
+        "δ without skips",
+        "The same weights and batches, with the skips removed for the measurement alone. **Brighter than as trained** "
+        "is no better flow: a norm, which divides by the size of the stream, multiplies the gradient by as much, and "
+        "without skips the stream is smaller; and worse predictions have a larger gradient. Compare the fall from "
+        "bottom to top.",
+    ),
+}
 
 
 class RunMetrics:
@@ -80,7 +96,9 @@ class RunMetrics:
         self.eval_pending = False  # the checkpoint was saved before the evaluation and instruments of its step
         self._series: dict[str, tuple[array, array]] = {}
         self._kept: dict[str, bool] = {}  # by tag: does _KEPT match
-        self.tracker = Tracker(directory, first_step=start_step, warn=warn)
+        backends = [name for name, used in variant.config.log if used]
+        matrices = variant.config.watch.matrices
+        self.tracker = Tracker(directory, first_step=start_step, backends=backends, matrices=matrices, warn=warn)
         if saved is not None:
             self.open_rows[start_step] = dict(saved["row"])
             self.first_verdict, self.last_verdict = (None if v is None else Verdict(*v) for v in saved["verdicts"])
@@ -90,7 +108,7 @@ class RunMetrics:
             for tag, (steps, values) in read_run(directory).steps.items():
                 if _KEPT.fullmatch(tag):
                     self._series[tag] = (array("q", steps.tolist()), array("d", values.tolist()))
-        self.tracker.config(to_yaml(variant.config), flatten(variant.config))
+        self.tracker.config(variant)
 
     def meta(self, step: int, eval_pending: bool) -> dict[str, Any]:
         """Returns the JSON part of a checkpoint of `step`, from which a resumed run logs and judges the same."""
@@ -170,9 +188,7 @@ class RunMetrics:
                 for index, (counts, top) in enumerate(zip(reading.counts, reading.top, strict=True)):
                     bounds = edges(float(top))[::-1].tolist()
                     self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
-            if isinstance(reading, LossCurve):
-                from ..report import charts  # matplotlib takes a second to import
-
+            if isinstance(reading, LossCurve) and self.tracker.pictured:
                 title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
@@ -211,16 +227,16 @@ class RunMetrics:
 
     def draw(self) -> None:
         """Rewrites the depth x step heatmaps."""
-        from ..report import charts  # matplotlib takes a second to import
-
+        if not self.tracker.pictured:
+            return
         run = Run(self.variant.name, self.directory, {}, None, self.series)
-        for prefix, title in (("delta", "|δ| as trained"), ("delta_without", "|δ|, skips removed")):
+        for prefix, (title, caption) in HEATMAPS.items():
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
                 continue
-            title = f"{self.variant.name}: {title}"
-            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, charts.SMALL)
-            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure))
+            title = f"{self.variant.config.name}/{self.variant.name}: {title}"
+            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, charts.SMALL, charts.LIVE_CELLS)
+            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure), title, caption)
 
 
 def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dict[str, float | None]:
