@@ -121,6 +121,12 @@ def test_the_glossary_has_every_state_and_its_plain_name():
     assert all(f"\n| `{state}` | {PLAIN.get(state, '')}".rstrip() in page for state in STATES)
 
 
+def test_tags_of_the_charts_page_are_explained():
+    charts, tags = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("howto/charts.md", "tags.md"))
+    named = re.findall(r"`(\w+/\w+)[/`]", charts)
+    assert len(named) >= 8 and not [tag for tag in named if f"`{tag}" not in tags and "floor_" not in tag]
+
+
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
