@@ -26,9 +26,9 @@ unit: $(VENV)/.installed-dev
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
-# Pages as Chromium shows them; skipped where there is none.
+# Looks at pages in chromium; without one the tests are skipped, with a line that says so.
 browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -rs -m browser
 
 # Hundreds of faults (docs/faults.md) within 15 minutes on two cores. FAULTS='--write docs/faults.md' replaces the table
 # in that page.

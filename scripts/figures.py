@@ -10,6 +10,9 @@ python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain 
 
 import argparse
 import json
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from train.config.instruments import lines
 from train.report import charts
 from train.report.chain import curves_of
 from train.report.page import compare
-from train.report.pictures import pictures
+from train.report.pictures import DEPTH, pictures
 from train.report.read import depth_series, read_run
 
 VARIANTS = {
@@ -42,26 +45,26 @@ GALLERY = {
     "grokking": ("decay", "no_decay"),
     "shakespeare_char_cpu": ("main",),
 }
-DEPTH = (
-    r"depth $\ell$  (0: the embedding's output, last: the final block's output)",
-    r"$\Vert\delta_\ell\Vert$, norm of $\partial$loss/$\partial x_\ell$",
-)
 
 
 def single(experiment: Path, target: Path) -> None:
-    """Draws the README's charts of the quickstart's variants."""
+    """Draws the README's charts and the heatmaps of the quickstart's variants."""
     runs = {name: read_run(experiment / name) for name in VARIANTS}
-    for which, name, title in ((0, "start", "at initialization"), (-1, "end", "at the end of training")):
-        curves = []
-        for index, (key, run) in enumerate(runs.items()):
-            values = depth_series(run, "delta/norm_log10")[1][which]
-            curves.append(charts.Curve(VARIANTS[key], np.arange(len(values)), values, None, index))
-        chart = charts.Panel(f"Gradient at the residual stream, {title} (quickstart)", curves)
-        figure = charts.line_charts([chart], *DEPTH, powers=True)
-        charts.save(figure, target / f"delta_by_depth_{name}.png")
-    losses = [charts.Curve(VARIANTS[k], *run.steps["loss/val"], None, i) for i, (k, run) in enumerate(runs.items())]
-    figure = charts.line_charts([charts.Panel("Loss", losses)], "training step", "loss (nats per token)")
-    charts.save(figure, target / "loss_val.png")
+    logged = {name: depth_series(run, "delta/norm_log10") for name, run in runs.items()}
+    axes = charts.Axes(DEPTH, "|δ_l|, size of the gradient", powers=True, size=(700, 330))
+    for which, name, title in ((0, "start", "before training"), (-1, "end", "after training")):
+        panels = []
+        for at in (which, -1 - which):  # both, for one scale; the first is drawn
+            values = [(key, logged[key][1][at]) for key in runs]
+            curves = [charts.Curve(VARIANTS[k], np.arange(len(y)), y, None, i) for i, (k, y) in enumerate(values)]
+            panels.append(charts.Panel(f"The gradient at every depth, {title}", curves))
+        chart = charts.line_charts(panels, axes)
+        chart["transform"].insert(0, {"filter": "datum.p === 0"})
+        chart["spec"]["width"] = 2 * chart["spec"]["width"]
+        charts.save(chart, target / f"delta_by_depth_{name}.png")
+    for key, (steps, values) in logged.items():
+        field = charts.Field(f"|δ|: {VARIANTS[key]}", steps, values)
+        charts.save(charts.heatmaps([field], 1, (800, 300)), target / f"heatmap_{key}.png")
 
 
 def gallery(runs: Path, target: Path) -> None:
@@ -74,14 +77,14 @@ def gallery(runs: Path, target: Path) -> None:
         if len(variants) == 1:
             shown += [(variants[0], "delta_without/norm_log10", f"{variants[0]}, same weights, skips removed")]
         series = [(title, depth_series(read_run(runs / experiment / name), tag)) for name, tag, title in shown]
-        figure = charts.heatmaps([charts.Field(f"{experiment}: {title}", *depths) for title, depths in series])
-        charts.save(figure, target / f"gallery_{experiment}.png")
+        chart = charts.heatmaps([charts.Field(f"{experiment}: {title}", *depths) for title, depths in series])
+        charts.save(chart, target / f"gallery_{experiment}.png")
 
 
 def report(experiment: Path, target: Path, prefix: str) -> None:
     """Draws every picture of a report: PREFIX_loss.png, PREFIX_delta.png, ..."""
     for each in pictures(compare([experiment]).groups):
-        charts.save(each.figure, target / f"{prefix}_{each.key}.png")
+        charts.save(each.chart, target / f"{prefix}_{each.key}.png")
 
 
 def chain(results: Path, target: Path) -> None:
@@ -96,8 +99,19 @@ def landscape(probe: Path, target: Path) -> None:
     readings = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
     for name, what in lines().items():
         curve = {key: np.asarray(values, float) for key, values in readings[name].items()}
-        figure = charts.loss_along(curve["at"], curve["loss"], f"The loss along {what} (quickstart)")
-        charts.save(figure, target / f"{name.replace('/', '_')}.png")
+        chart = charts.loss_along(curve["at"], curve["loss"], f"The loss along {what} (quickstart)")
+        charts.save(chart, target / f"{name.replace('/', '_')}.png")
+
+
+def screenshots(page: Path, target: Path, chromium: str) -> None:
+    """Photographs a report: page_light.png, page_dark.png."""
+    for name, scheme in (("light", 1), ("dark", 0)):
+        with tempfile.TemporaryDirectory() as profile:
+            options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            options += [f"--user-data-dir={profile}", "--hide-scrollbars", "--window-size=1280,1000"]
+            options += [f"--blink-settings=preferredColorScheme={scheme}", "--virtual-time-budget=8000"]
+            picture = f"--screenshot={(target / f'page_{name}.png').resolve()}"
+            subprocess.run([chromium, *options, picture, page.resolve().as_uri()], check=True, capture_output=True)
 
 
 def main() -> None:
@@ -120,6 +134,8 @@ def main() -> None:
         landscape(parsed.probe, parsed.target)
     if parsed.gallery is not None:
         gallery(parsed.gallery, parsed.target)
+    if (chromium := shutil.which("chromium")) and (parsed.experiment / "report.html").exists():
+        screenshots(parsed.experiment / "report.html", parsed.target, chromium)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,14 @@ def write_run(
     return folder
 
 
+def write_sweep(root: Path) -> Path:
+    """Three seeds of two variants, their losses 2, 2.1, 2.2 and 3, 3.2, 3.4."""
+    for seed in range(3):
+        write_run(root, f"with,seed={seed}", seed, loss=2 + seed / 10, residual="pre_ln", slope=0.1 * seed)
+        write_run(root, f"without,seed={seed}", seed, loss=3 + seed / 5, residual="none", slope=-4.0)
+    return root
+
+
 def groups_of(*folders: Path) -> list[Group]:
     """The groups of a report on run directories and experiments."""
     return compare(folders).groups

@@ -30,6 +30,7 @@ COMMANDS = {
     "sample": "text from a trained run, or its next-token probabilities",
     "export": "the parameters of a run as safetensors with a JSON config, for other programs",
     "compare": "runs side by side: config differences, final figures with intervals over seeds, charts",
+    "watch": "the report of runs in progress, written again every 30 s",
     "tensorboard": "TensorBoard over the runs, for this machine alone",
     "devices": "what JAX sees, versions, memory, measured matmul peak",
 }

@@ -1,6 +1,5 @@
 """Settings of a process. (Whose process a lock names: tests/store/test_lock.py.)"""
 
-import os
 import platform
 import subprocess
 import sys
@@ -48,33 +47,3 @@ def test_the_command_is_tuned_before_it_does_anything(monkeypatch):
     with pytest.raises(SystemExit, match="^0$"):
         cli.script()
     assert done == ["tuned", "run"]
-
-
-DRAW = """
-import sys
-import numpy as np
-from train.device.process import tune
-tune()
-from train.report import charts
-figure = charts.heatmaps([charts.Field("t", np.arange(3), np.zeros((3, 2)))], 1, charts.SMALL)
-print(charts.to_rgb(figure).shape)
-"""
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": "broken"},  # of a Jupyter shell
-        {"MPLBACKEND": "not_installed", "MATPLOTLIBRC": "not_utf8"},
-        {"HOME": "/proc/none", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": "", "MPLCONFIGDIR": ""},
-    ],
-    ids=str,
-)
-def test_charts_are_drawn_in_any_environment_without_a_word(variables, tmp_path):
-    (tmp_path / "broken").write_text("figure.dpi: much\nbackend: none such\nno key\n")
-    (tmp_path / "not_utf8").write_bytes(b"font.size: 10 # \xff\n")
-    environment = {**os.environ, **variables}
-    if name := variables.get("MATPLOTLIBRC"):
-        environment |= {"MATPLOTLIBRC": str(tmp_path / name)}
-    child = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, env=environment, check=False)
-    assert (child.returncode, child.stdout, child.stderr) == (0, "(340, 500, 3)\n", "")

@@ -1,19 +1,24 @@
 """Pages hold their content as text and load nothing; the page and the markdown of a comparison; the command."""
 
+import base64
+import hashlib
 import json
 import re
 
+import numpy as np
 import pytest
 
 from pages import Reader
 from runs import write_run
 from train.cli import main
+from train.report.charts import Axes, Curve, Panel, line_charts
 from train.report.groups import gather
 from train.report.page import (
     Html,
     as_html,
     as_markdown,
     compare,
+    folded,
     formula,
     items,
     markup,
@@ -24,18 +29,20 @@ from train.report.page import (
     table,
 )
 from train.report.pictures import pictures
+from train.report.read import read_run
 from train.report.tables import final_table
-from train.text import command
+from train.text import command, duration
 
-HOSTILE = "<script>alert(1)</script>&\"'"
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
+HOSTILE = "<script>alert(1)</script>&\"'\u2028<!--"
+CHART = line_charts([Panel(HOSTILE, [Curve(HOSTILE, np.arange(3), np.arange(3.0))])], Axes(HOSTILE, HOSTILE))
 PARTS = {
     "paragraph": paragraph(HOSTILE),
     "formula": formula(HOSTILE),
     "items": items(HOSTILE),
     "table": table([HOSTILE], [[HOSTILE]]),
     "section": section(HOSTILE, paragraph(HOSTILE)),
-    "picture": picture(SVG, HOSTILE, HOSTILE),
+    "picture": picture(CHART, HOSTILE, HOSTILE),
+    "folded": folded(HOSTILE, paragraph(HOSTILE)),
 }
 
 
@@ -43,12 +50,29 @@ PARTS = {
 def test_text_stays_text_and_a_page_loads_nothing(part):
     text = page(HOSTILE, PARTS[part])
     read = Reader(text)
-    assert "script" not in {tag for tag, _ in read.tags} and HOSTILE in read.text
-    for _, attrs in read.tags:
-        assert not attrs.keys() & {"href", "srcset", "onclick"}
-        assert attrs.get("src", "data:").startswith("data:")
-    assert not re.search(r"https?://|url\(|@import", text)
-    assert "default-src 'none'" in text
+    assert HOSTILE in read.text
+    for tag, attrs in read.tags:
+        assert not attrs.keys() & {"href", "src", "srcset", "onclick"} and tag not in ("link", "img", "iframe")
+    scripts = [attrs["type"] for tag, attrs in read.tags if tag == "script"]
+    assert scripts == (["application/json", "application/json", "module"] if part == "picture" else [])
+    assert not re.search(r"url\(|@import", re.sub("<script.*?</script>", "", text, flags=re.S))
+
+
+def test_the_policy_forbids_all_but_the_pages_own_script():
+    (policy,) = (attrs["content"] for tag, attrs in Reader(page("t", PARTS["picture"])).tags if "http-equiv" in attrs)
+    digest = re.fullmatch(
+        r"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-(.{44})'", policy
+    )
+    script = re.search('<script type="module">(.*?)</script>', page("t", PARTS["picture"]), re.S)
+    assert digest and script
+    assert digest[1] == base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert "<script" not in page("t", PARTS["table"]) and "script-src" not in page("t", PARTS["table"])
+
+
+def test_a_chart_in_a_page_is_the_same_data_whatever_its_text():
+    content = re.search('<figure.*?<script type="application/json">(.*?)</script>', PARTS["picture"], re.S)
+    assert content and json.loads(content[1]) == json.loads(json.dumps(CHART | {"description": HOSTILE}))
+    assert not re.search("[<\u2028\u2029]", content[1])
 
 
 def test_markup_is_not_escaped_again():
@@ -59,6 +83,7 @@ def test_markup_is_not_escaped_again():
 def test_columns_of_numbers_are_right_aligned_and_rows_complete():
     read = Reader(table(["run", "loss"], [["a", "1.5"], ["b", "-"]]))
     assert [attrs.get("class") for tag, attrs in read.tags if tag in ("th", "td")] == [None, "right"] * 3
+    assert [attrs["data-label"] for tag, attrs in read.tags if tag == "td"] == ["run", "loss"] * 2
     with pytest.raises(ValueError):
         table(["a", "b"], [["1"]])
 
@@ -68,7 +93,10 @@ def test_one_run_that_was_never_watched_is_a_page_too(tmp_path):
     (run / "metrics.jsonl").write_text('{"step":1,"loss/train":2.0}\n')
     comparison = compare([run])
     assert [figure.key for figure in pictures(comparison.groups)] == ["loss"]
-    assert "no verdict yet: unfinished" in as_html(comparison)
+    text = as_html(comparison, refresh_s=7)
+    assert "no verdict yet: unfinished" in text
+    assert "Unfinished: x at step 1; this page loads itself again every 7 s." in text
+    assert '<meta http-equiv="refresh" content="7">' in text and "refresh" not in as_html(comparison)
 
 
 def test_markdown_is_tables_with_as_many_cells_as_titles(sweep):
@@ -130,13 +158,24 @@ def test_the_command_prints_tables_and_writes_a_page_that_holds_every_run(sweep,
     assert "written: compare.html\n" in capsys.readouterr().out
     text = (tmp_path / "compare.html").read_text(encoding="utf-8")
     assert text == as_html(compare([sweep])) and text.startswith("<!doctype html>")
-    assert not re.search(r"https?:|<script|<link|url\(", text)
     read = Reader(text)
     assert all(f"because of {run.name}" in read.text for run in gather([sweep])[0])
     assert "with, seed 2" in read.text and "±" in read.text and "fresh: left out" in read.text
-    images = [attrs for tag, attrs in read.tags if tag == "img"]
-    assert len(images) == 5 and all(attrs["src"].startswith("data:") and attrs["alt"] for attrs in images)
-    assert len([tag for tag, _ in read.tags if tag == "figcaption"]) == 5
+    assert len([tag for tag, _ in read.tags if tag == "figure"]) == 7
+    assert len([tag for tag, _ in read.tags if tag == "figcaption"]) == 7
+    assert [attrs["data-group"] for tag, attrs in read.tags if tag == "button"] == ["with", "without"]
+
+
+def test_the_first_lines_are_the_finding_and_what_was_run(trained):
+    _, run = trained
+    text = Reader(as_html(compare([run]))).text
+    summary = read_run(run).summary
+    assert summary is not None
+    places = [text.index(part) for part in ("held-out loss", "Where the gradient goes", "Final figures", "Verdicts")]
+    assert places == sorted(places)
+    first = text[: places[1]]
+    assert summary["command"] in first and summary["ended"] in first and "device 4 x cpu" in first
+    assert "computed in float32" in first and f"trained for {duration(summary['wall_s'])}" in first
 
 
 def test_a_run_is_never_written_over(sweep, capsys):

@@ -149,8 +149,9 @@ def test_final_figures_by_hand(sweep):
     assert (row["run"], row["seeds"], row["steps"], row["verdict"]) == ("with", "3", "100", "healthy")
     assert row["accuracy/val"] == "0.250 ± 0" and row["steps/s"] == "10.00"
     # At step 90 the slopes 0, 0.1, 0.2 have become 1.9 times as steep.
-    assert row["log10 |δ_0|/|δ_L|"] == f"{0.19:.2f} ± {4.30265 * 0.19 / np.sqrt(3):.2f}"
-    assert dict(zip(columns, rows[1], strict=True))["log10 |δ_0|/|δ_L|"] == "-7.600 ± 0"
+    start, end = (f"{x:.2f} ± {4.30265 * x / np.sqrt(3):.2f}" for x in (0.1, 0.19))
+    assert row["log10 |δ_0|/|δ_L|: start → end"] == f"{start} → {end}"
+    assert dict(zip(columns, rows[1], strict=True))["log10 |δ_0|/|δ_L|: start → end"] == "-4.000 ± 0 → -7.600 ± 0"
 
 
 def test_differences_are_taken_seed_by_seed(sweep):
@@ -168,8 +169,9 @@ def test_differences_are_taken_seed_by_seed(sweep):
 
 
 def test_one_seed_has_no_interval_and_no_column_of_counts(tmp_path):
-    write_run(tmp_path / "a", "x")
+    write_run(tmp_path / "a", "x", slope=-1.0)
     columns, rows = final_table(groups_of(tmp_path / "a"))
+    assert rows[0][columns.index("|δ_0|/|δ_L|: start → end")] == "1.0e-01 → 1.3e-02"  # 10 ** -1.9 at step 90
     assert "seeds" not in columns and not any("±" in cell for cell in rows[0])
 
 

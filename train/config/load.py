@@ -7,6 +7,7 @@ Each is checked alone by pydantic; if all are clean they are merged, and each va
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -78,12 +79,14 @@ class Variant:
 class Experiment:
     """The variants in the order of the file; `expect` is variant -> tag -> [low, high] (for `verdict`, a state).
 
-    A variant of the file that a sweep multiplied passes its expectations on to each of its points.
+    A variant of the file that a sweep multiplied passes its expectations on to each of its points. `command` is the
+    one that trains them.
     """
 
     name: str
     variants: tuple[Variant, ...]
     expect: dict[str, dict[str, Any]]
+    command: str = field(default="", compare=False)
 
 
 def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -113,9 +116,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     Raises:
         ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
     """
-    path = find_config(path)
+    name, path = os.fsdecode(path), find_config(path)
     source = clean(os.fsdecode(path), 1000)
-    return _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
+    experiment = _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
+    return replace(experiment, command=shlex.join(["deltaflow", "train", name, *overrides]))
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:

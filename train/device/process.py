@@ -1,8 +1,7 @@
-"""Process settings (garbage collection, malloc, matplotlib), and start times of processes."""
+"""Process settings (garbage collection, malloc), and start times of processes."""
 
 import ctypes
 import gc
-import logging
 import os
 import sys
 import time
@@ -14,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def tune() -> None:
-    """Settings for a process that traces, compiles, takes steps and draws; to be called once, at its start."""
+    """Settings for a process that traces, compiles, and takes steps; to be called once, at its start."""
     gc.set_threshold(50_000, 20, 50)  # nearly all objects of imports and tracing stay: collecting took 5 % of the time
     # XLA:CPU allocates and frees a program's temporaries at each call. glibc would return blocks of more than 32 MB to
     # the kernel, which zeroes every page of the next one: 3 to 9 % of a step (docs/benchmarks.md).
@@ -23,10 +22,6 @@ def tune() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    # Charts use none of matplotlib's global settings, which may be broken: Jupyter exports a backend that need not be
-    # installed here. Its warnings are about a home that cannot be written.
-    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def started(pid: int) -> int | None:

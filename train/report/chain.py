@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..text import MISSING, number
-from .charts import Curve, Panel, line_charts, to_svg
+from .charts import Axes, Chart, Curve, Panel, line_charts
 from .page import Html, items, markup, page, paragraph, picture, section, table
 from .tables import Table
 
@@ -92,15 +91,15 @@ def chain_page(results: Sequence[Result], about: Mapping[str, Any]) -> str:
             rows.append([Html(statement + paragraph(" ".join(parts), quiet=True)), *_figures(result)])
             if result.get("curves"):
                 alt = f"{result['statement']}: predicted and measured, logarithmic"
-                drawn.append(picture(to_svg(curves_of(result)), alt, "Lines: predicted. Markers: measured."))
+                drawn.append(picture(curves_of(result), alt, "Lines: predicted. Markers: measured."))
         body.append(section(group, table(["claim", *_FIGURES], rows), *drawn))
     return page("The chain rule, checked on this machine", *body)
 
 
-def curves_of(result: Result) -> Figure:
+def curves_of(result: Result) -> Chart:
     """A claim's curves, predictions as lines and measurements as markers."""
     curves = []
     for index, each in enumerate(result["curves"]):
         predicted, measured = (np.asarray(each[name]) for name in ("predicted", "measured"))
         curves.append(Curve(each["label"] or "δ", np.arange(len(measured)), measured, None, index, predicted))
-    return line_charts([Panel(result["statement"], curves)], *result["axes"])
+    return line_charts([Panel(result["statement"], curves)], Axes(*result["axes"], own=True))

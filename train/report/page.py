@@ -1,46 +1,26 @@
 """Pages: self-contained HTML, and the comparison of runs as a page and as markdown.
 
 A page is one file that loads nothing, opens from disk, and follows the system's light or dark. Text is escaped, markup
-is `Html`; there is no other way into a page.
+is `Html`; there is no other way into a page. The one script that may run is the page's own, by its hash.
 """
 
 import base64
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from ..gradflow.verdict import EXPLODING
-from ..text import right_aligned
+from ..text import duration, right_aligned
+from .charts import GLYPHS, OTHERS, THEMES, Chart
 from .finding import finding
 from .groups import Group, config_table, gather, grouped, names_of
+from .pictures import picked, pictures
 from .tables import ABOVE, Table, final_table, loss_unit, markdown, text, verdict_table
-
-_STYLE = """
-:root { color-scheme: light dark;
-  --line: #d0d7de; --quiet: #57606a; --ink: #1f2328; --paper: #ffffff; --raised: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3d444d; --quiet: #9198a1; --ink: #e6edf3; --paper: #0d1117; --raised: #161b22; }
-}
-body { margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1, h2, h3 { line-height: 1.25; margin: 2rem 0 0.5rem; }
-p, li, figcaption { max-width: 48rem; }
-figure { margin: 1rem 0; }
-figcaption, .quiet { color: var(--quiet); font-size: 0.9rem; }
-/* Pictures keep the white ground that their colours are made for. */
-img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { background: var(--raised); }
-.right { text-align: right; font-variant-numeric: tabular-nums; }
-td.right { white-space: nowrap; }
-summary { cursor: pointer; color: var(--quiet); }
-sub { line-height: 0; }
-code { background: var(--raised); padding: 0.1em 0.3em; border-radius: 4px; overflow-wrap: anywhere; }
-"""
 
 
 class Html(str):
@@ -66,13 +46,38 @@ def formula(content: str) -> Html:
     return Html(re.sub(low, lambda match: f"{match[1]}<sub>{match[2] or match[3]}</sub>", markup(content)))
 
 
-def page(title: str, *body: Html) -> str:
-    """A whole document, forbidden by its policy to load or run anything."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{markup(title)}</title>'
+def page(title: str, *body: Html, refresh_s: int | None = None) -> str:
+    """A whole document, forbidden by its policy to load anything; it loads itself again every `refresh_s` seconds."""
+    here, content = Path(__file__), "\n".join((Html(f"<h1>{markup(title)}</h1>"), *body))
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    head += f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{_STYLE}</style>'
-    content = "\n".join((Html(f"<h1>{markup(title)}</h1>"), *body))
+    colours = {
+        name: "".join(f"--c{i}:{c};" for i, c in enumerate(t["range"]["category"])) for name, t in THEMES.items()
+    }
+    style = f":root {{{colours['light']}}}\n@media (prefers-color-scheme: dark) {{ :root {{{colours['dark']}}} }}\n"
+    style += here.with_suffix(".css").read_text(encoding="utf-8")
+    if "<figure data-chart>" in content:
+        import vl_convert
+
+        script = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]: without one, all of Vega
+        script += here.with_suffix(".js").read_text(encoding="utf-8")
+        script = script.replace("</script", "<\\/script")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        content += f'\n<script type="application/json" id="themes">{in_script(THEMES)}</script>'
+        content += f'\n<script type="module">{script}</script>'
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{markup(title)}</title><style>{style}</style>'
+    head += "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{content}\n</body></html>\n'
+
+
+def in_script(value: Any) -> str:
+    """Returns JSON that ends no script: in ASCII, without <.
+
+    >>> in_script(["</script>", "\u2028"])
+    '["\\\\u003c/script>","\\\\u2028"]'
+    """
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def section(title: str, *body: Html, level: int = 2) -> Html:
@@ -89,7 +94,9 @@ def items(*lines: str) -> Html:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table that scrolls when it is wider than the page; columns of numbers are right-aligned.
+    """A table with columns of numbers right-aligned; it scrolls when it is wider than the page.
+
+    On a phone each row is a block of lines with the column's title before each value.
 
     Raises ValueError: a row has not as many cells as there are columns.
     """
@@ -97,19 +104,29 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
         raise ValueError(f"expected rows of {len(columns)} cells")
     marks = [' class="right"' if right else "" for right in right_aligned(columns, rows)]
 
-    def line(cells: Sequence[str], tag: str) -> str:
-        inner = (f"<{tag}{mark}>{markup(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
-        return f"<tr>{''.join(inner)}</tr>"
+    heads = "".join(f"<th{mark}>{markup(column)}</th>" for column, mark in zip(columns, marks, strict=True))
+    labels = [escape(re.sub("<.*?>", "", column) if isinstance(column, Html) else column) for column in columns]
+    lines = (
+        "".join(
+            f'<td{mark} data-label="{label}">{markup(cell)}</td>'
+            for label, mark, cell in zip(labels, marks, row, strict=True)
+        )
+        for row in rows
+    )
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return Html(f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>')
 
-    body = "\n".join(line(row, "td") for row in rows)
-    return Html(f'<div class="scroll"><table><thead>{line(columns, "th")}</thead>\n<tbody>{body}</tbody></table></div>')
 
-
-def picture(svg: str, alt: str, caption: str = "") -> Html:
-    """An SVG as an image of its own, since ids in two inlined drawings could be the same; `alt` stands in its place."""
-    data = base64.b64encode(svg.encode()).decode()
+def picture(chart: Chart, alt: str, caption: str = "") -> Html:
+    """A chart that answers to the pointer; `alt` is what a screen reader says of it."""
     under = f"<figcaption>{markup(caption)}</figcaption>" if caption else ""
-    return Html(f'<figure><img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">{under}</figure>')
+    spec = f'<script type="application/json">{in_script(chart | {"description": alt})}</script>'
+    return Html(f'<figure data-chart><div class="chart"></div>{spec}{under}</figure>')
+
+
+def folded(title: str, *body: Html) -> Html:
+    """Content that is shown on a click."""
+    return Html(f"<details><summary>{markup(title)}</summary>\n" + "\n".join(body) + "</details>")
 
 
 @dataclass(frozen=True)
@@ -157,30 +174,25 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def as_html(comparison: Comparison) -> str:
-    """Returns the page: tables, and figures with instructions for reading them."""
-    from . import charts
-    from .pictures import pictures  # matplotlib is slow to import
-
+def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
+    """Returns the page: the finding, and what it rests on in charts and tables with instructions for reading them."""
     groups, title = comparison.groups, comparison.title
     final = final_table(groups)
     columns, rows = config_table(groups)
-    about = ["Where the gradient goes, layer by layer, and what training makes of it."]
-    if len(groups) > 1:
-        about.append(" What differs between the configs is in a table below; all else is the same.")
-    if any(len(group.runs) > 1 for group in groups):
-        about.append(" Runs that differ only in their seed are one group.")
-    summaries = [run.summary or {} for group in groups for run in group.runs]
-    machines = [str(summary["platform"]) for summary in summaries if "platform" in summary]
-    versions = [summary.get("versions") or {} for summary in summaries]
-    machines += [f"jax {each['jax']}" for each in versions if "jax" in each]
     drawn = [
-        section(each.title, picture(charts.to_svg(each.figure), f"{title}: {each.alt}", formula(each.caption)), level=3)
+        (each.key, section(each.title, picture(each.chart, f"{title}: {each.alt}", formula(each.caption)), level=2))
         for each in pictures(groups)
     ]
+    summaries = [run.summary or {} for group in groups for run in group.runs]
+    versions = [" ".join(pair) for each in summaries for pair in (each.get("versions") or {}).items()]
+    first = [html for key, html in drawn if key == "delta" or key.startswith("sweep_")]
     return page(
         f"{title}: {comparison.count}",
-        paragraph(*about),
+        _lead(groups, refresh_s),
+        facts(groups),
+        _legend(groups),
+        *first,
+        folded("Words used here: residual stream, δ, gain, verdict", items(*map(formula, _WORDS))),
         section(
             "Final figures",
             paragraph(formula(_about_final(groups, final)), quiet=True),
@@ -191,14 +203,78 @@ def as_html(comparison: Comparison) -> str:
             paragraph("What the gradient does on its way down, in a word, and the evidence.", quiet=True),
             _long(*verdict_table(groups)),
         ),
-        section("What differs", _long(columns, rows) if rows else paragraph(_ALIKE)),
-        section("Words used below", items(*map(formula, _WORDS))),
-        section("Pictures", *drawn),
+        section(
+            "What differs",
+            *([_long(columns, rows), paragraph("All else is the same.", quiet=True)] if rows else [paragraph(_ALIKE)]),
+        ),
+        *(html for _, html in drawn if html not in first),
         *([section("Left out", items(*comparison.left_out))] if comparison.left_out else []),
         paragraph(
-            "; ".join(["Made by deltaflow from the runs' own files", *dict.fromkeys(machines)]) + ".", quiet=True
+            "; ".join(["Made by deltaflow from the runs' own files", *dict.fromkeys(versions)]),
+            ". How to read this page: ",
+            _docs(),
+            quiet=True,
         ),
+        refresh_s=refresh_s,
     )
+
+
+def _lead(groups: Sequence[Group], refresh_s: int | None) -> Html:
+    """The finding, and the state of runs that are not finished."""
+    lines = finding([(group.name, [run.summary or {} for run in group.counted]) for group in groups])
+    unfinished = [run for group in groups for run in group.runs if not run.done]
+    if unfinished:
+        at = ", ".join(f"{run.name} at step {run.step}" for run in unfinished[:4])
+        more = f" and {len(unfinished) - 4} more" if len(unfinished) > 4 else ""
+        again = "" if refresh_s is None else f"; this page loads itself again every {refresh_s} s"
+        lines.append(f"Unfinished: {at}{more}{again}.")
+    return Html(f'<div class="lead">{"".join(map(paragraph, lines))}</div>')
+
+
+def _legend(groups: Sequence[Group]) -> Html:
+    """A button for each group that has a colour, which leaves it out of the charts, and one for all others."""
+    colours = picked(groups)
+    marks = [
+        (name, f'<span style="color:var(--c{i})">{GLYPHS[i]}</span>') for name, i in colours.items() if i is not None
+    ]
+    marks += [(OTHERS, "")] if None in colours.values() else []
+    buttons = (
+        f'<button type="button" aria-pressed="true" data-group="{escape(name)}">{mark} {markup(name)}</button>'
+        for name, mark in marks
+    )
+    absent = "<noscript><p>The charts need JavaScript; the finding and the tables do not.</p></noscript>"
+    about = "Runs; a click leaves one out of the charts"
+    return Html(
+        f'{absent}<div class="legend" role="group" title="{about}" aria-label="{about}">{"".join(buttons)}</div>'
+    )
+
+
+def facts(groups: Sequence[Group]) -> Html:
+    """Command, date, duration, device and dtype, as far as the runs' summaries have them."""
+    summaries = [run.summary or {} for group in groups for run in group.runs]
+    walls = {summary["wall_s"] for summary in summaries if summary.get("wall_s") is not None}  # of a group of variants
+    entries: dict[str, list[str]] = {
+        "command": [
+            Html(f"<code>{markup(summary['command'])}</code>") for summary in summaries if summary.get("command")
+        ],
+        "finished": sorted({str(summary["ended"]) for summary in summaries if summary.get("ended")})[-1:],
+        "trained for": [duration(sum(walls))] if walls else [],
+        "device": [str(summary["platform"]) for summary in summaries if summary.get("platform")],
+        "computed in": [str(summary["dtype"]) for summary in summaries if summary.get("dtype")],
+    }
+    cells = []
+    for key, values in entries.items():
+        if distinct := list(dict.fromkeys(map(markup, values))):
+            more = [f"and {len(distinct) - 4} more"] * (len(distinct) > 4)
+            cells.append(f"<div><dt>{key}</dt> <dd>{', '.join([*distinct[:4], *more])}</dd></div>")
+    return Html(f'<dl class="facts">{"".join(cells)}</dl>')
+
+
+def _docs() -> Html:
+    """A link to docs/report.md where this is a checkout, else its name."""
+    file = Path(__file__).resolve().parents[2] / "docs" / "report.md"
+    name = "<code>docs/report.md</code>"
+    return Html(f'<a href="{escape(file.as_uri())}">{name}</a>' if file.is_file() else name)
 
 
 _MOST_ROWS = 15
@@ -222,7 +298,7 @@ def _about_final(groups: Sequence[Group], final: Table) -> str:
             "One seed each, so no intervals: a small difference may be chance. "
             "Set sweep.seed=[0, 1, 2] when training to know."
         )
-    return about + " |δ_0|/|δ_L| and the gain are of the last watched step."
+    return about + " |δ_0|/|δ_L| and the gain are of the first and of the last watched step."
 
 
 def _long(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
@@ -230,7 +306,7 @@ def _long(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     whole = table(columns, rows)
     if len(rows) <= _MOST_ROWS:
         return whole
-    return Html(f"<details><summary>{len(rows)} rows</summary>\n{whole}</details>")
+    return folded(f"{len(rows)} rows", whole)
 
 
 _WORDS = (

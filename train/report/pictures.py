@@ -1,26 +1,24 @@
 """The pictures of a comparison, each with instructions for reading it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import charts
-from .charts import Curve, Field, Guide, Panel
-from .groups import Group, depths_over_seeds, estimate, over_seeds
+from .charts import DELTA_SCALE, Axes, Chart, Curve, Field, Guide, Panel, heatmaps, line_charts
+from .groups import SEEDS, Group, depths_over_seeds, estimate, over_seeds
 from .tables import FIGURES, loss_unit
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MAX_GROUPS = 8  # with a colour and a heatmap
+MAX_GREY = 100  # drawn without a colour
+MAX_FRAMES = 60  # steps of a slider
 _FLOORS = {"floor": "best possible", "floor_unigram": "token frequencies only"}
 _FLOORS |= {"floor_zero": "always predicting 0"}
 
 Depths = tuple[np.ndarray, np.ndarray]  # steps [S], and values [n, S, layers] of n seeds
+DEPTH = "depth l  (0: embedding, last: output)"
+_BLOCK = "block  (0: next to the embedding)"
 
 
 @dataclass(frozen=True)
@@ -31,21 +29,34 @@ class Picture:
     title: str
     caption: str
     alt: str
-    figure: Figure
+    chart: Chart
 
 
 def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
     """Yields every picture that there is data for, in the order in which they explain each other."""
-    colours = picked(groups)
+    colours, everyone, count = picked(groups), groups, len(groups)
+    groups = [group for group in groups if group.name in colours]
     delta = {group.name: depths_over_seeds(group, "delta/norm_log10") for group in groups}
     update = {group.name: depths_over_seeds(group, "update/ratio_log10") for group in groups}
+    watched = any(len(steps) for name, (steps, _) in delta.items() if colours[name] is not None)
     notes = ""
     if any(len(group.counted) > 1 for group in groups):
         notes += " Lines are means over seeds, bands their 95 % intervals (Student's t)."
     if grey := sum(index is None for index in colours.values()):
         notes += (
-            f" Of {len(groups)} runs {MAX_GROUPS} have a colour: the best and the worst held-out loss and others "
-            f"evenly between; the other {grey} are grey, and all are in the tables."
+            f" Of {count} runs {MAX_GROUPS} have a colour: the best and the worst held-out loss and others evenly "
+            f"between; {'the other ' if grey + MAX_GROUPS == count else ''}{grey} are grey, and all are in the tables."
+        )
+    if watched:
+        yield Picture(
+            "delta",
+            "Where the gradient goes",
+            "|δ_l|, the size of the gradient of the loss at the input of block l, on a logarithmic scale. The gradient "
+            "is computed from right (the output) to left (the embedding): a level line is a gradient that arrives as "
+            "it left, a line that falls to the left one that vanishes, one that rises to the left one that grows."
+            + notes,
+            "Norm of the gradient at every depth, at the start and at the end",
+            line_charts(_by_depth(delta, colours, (0.0, 1.0)), Axes(DEPTH, "|δ_l|", powers=True)),
         )
     yield Picture(
         "loss",
@@ -56,20 +67,26 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
         "Loss curves, training and held out",
         _losses(groups, colours),
     )
-    if any(len(steps) for steps, _ in delta.values()):
+    yield from sweeps(everyone)
+    if watched:
         yield Picture(
-            "delta",
-            "Gradient by depth",
-            "|δ_l|, the norm of the gradient of the loss at the residual stream entering block l, on a logarithmic "
-            "scale. The gradient is computed from right (the output) to left (the embedding): a level line is a "
-            "gradient that arrives as it left, a line that falls to the left one that vanishes, one that rises to the "
-            "left one that explodes." + notes,
-            "Norm of the gradient at every depth at three steps",
-            charts.line_charts(
-                _by_depth(delta, colours, (0.0, 0.5, 1.0)),
-                "depth l  (0: embedding, last: output)",
-                r"gradient norm $\Vert\delta_\ell\Vert$",
-                powers=True,
+            "steps",
+            "Gradient by depth, step by step",
+            "Drag the slider to follow |δ_l| through training. A run without a measurement at that step is not drawn"
+            + (", nor is a grey one." if grey else "."),
+            "Norm of the gradient at every depth at the last watched step",
+            line_charts(_frames(delta, colours), Axes(DEPTH, "|δ_l|", powers=True, slider=True)),
+        )
+        yield Picture(
+            "gain",
+            "Gain of each block, step by step",
+            "The gain |δ_l| / |δ_(l+1)| is what passing back through block l does to the size of the gradient: 1 "
+            "leaves it as it is. The gains of all blocks multiply.",
+            "Gain of every block at the last watched step",
+            line_charts(
+                _frames(delta, colours, lambda values: values[:, :-1] - values[:, 1:]),
+                Axes("block l", "gain |δ_l| / |δ_l+1|", powers=True, slider=True),
+                [Guide("gain 1", np.array([0, 1]), np.zeros(2))],
             ),
         )
         blocks = np.arange(max(2, *(values.shape[2] for _, values in delta.values())))
@@ -81,15 +98,13 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
             "1 nothing is lost (dotted), with 0.9 a third is left after 10 blocks and 1/38,000 after 100 "
             "(dash-dotted). The step from one mark to the next is what one block does." + notes,
             "Running product of the gains from the loss downwards against ideal chains",
-            charts.line_charts(
+            line_charts(
                 _by_depth(delta, colours, (0.0, 1.0), gain_product),
-                "blocks passed, from the loss down",
-                r"what is left: $\Vert\delta_\ell\Vert\,/\,\Vert\delta_L\Vert$",
+                Axes("blocks passed, from the loss down", "what is left: |δ_l| / |δ_L|", powers=True),
                 [
                     Guide("ideal: gain 1 a block", blocks, np.zeros(len(blocks))),
                     Guide("ideal: gain 0.9 a block", blocks, np.log10(0.9) * blocks),
                 ],
-                powers=True,
             ),
         )
         yield _heat(groups, delta, colours)
@@ -101,11 +116,8 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
             "and its kin normalize the gradient's size, so a block with a tiny gradient may change as much as the "
             "others: this chart shows how much each block changes, those above how much gradient it received." + notes,
             "Ratio of update to weight by block at three steps",
-            charts.line_charts(
-                _by_depth(update, colours, (0.0, 0.5, 1.0)),
-                "block (0: next to the embedding)",
-                r"update / weight: $\Vert\Delta W\Vert\,/\,\Vert W\Vert$",
-                powers=True,
+            line_charts(
+                _by_depth(update, colours, (0.0, 0.5, 1.0)), Axes(_BLOCK, "update / weight: |ΔW| / |W|", powers=True)
             ),
         )
 
@@ -113,34 +125,44 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
 def picked(groups: Sequence[Group]) -> dict[str, int | None]:
     """Returns group -> index of its colour, in the order given; None for a grey one.
 
-    The coloured of more than `MAX_GROUPS` are the best and the worst by held-out loss, and others evenly between them.
+    The coloured of more than `MAX_GROUPS` are the best and the worst by held-out loss, and others evenly between them;
+    of the rest `MAX_GREY` are drawn, chosen in the same way.
     """
 
     def final_loss(group: Group) -> float:
-        """The mean final held-out loss, or training loss; infinity, which sorts last, where neither is finite."""
-        for title in ("loss/val", "loss/train"):
-            values = [value for run in group.counted if (value := FIGURES[title](run)) is not None]
-            if values:
-                mean = float(np.mean(values))
-                return mean if np.isfinite(mean) else np.inf
-        return np.inf
+        """The mean final loss; infinity, which sorts last, where it is not finite."""
+        mean = float(np.mean(final_losses(group) or [np.inf]))
+        return mean if np.isfinite(mean) else np.inf
+
+    def evenly(ranked: Sequence[Group], most: int) -> set[str]:
+        places = np.linspace(0, len(ranked) - 1, min(len(ranked), most)).round().astype(int)
+        return {ranked[place].name for place in places}
 
     ranked = sorted(groups, key=final_loss)
-    places = np.linspace(0, len(groups) - 1, min(len(groups), MAX_GROUPS)).round().astype(int)
-    chosen = {ranked[place].name for place in places}
+    chosen = evenly(ranked, MAX_GROUPS)
+    grey = evenly([group for group in ranked if group.name not in chosen], MAX_GREY)
     colours = iter(range(MAX_GROUPS))
-    return {group.name: next(colours) if group.name in chosen else None for group in groups}
+    shown = [group.name for group in groups if group.name in chosen | grey]
+    return {name: next(colours) if name in chosen else None for name in shown}
 
 
-def _losses(groups: Sequence[Group], colours: dict[str, int | None]) -> Figure:
+def final_losses(group: Group) -> list[float]:
+    """The final held-out loss of each run that has one, or else the training loss."""
+    for title in ("loss/val", "loss/train"):
+        if values := [value for run in group.counted if (value := FIGURES[title](run)) is not None]:
+            return values
+    return []
+
+
+def _losses(groups: Sequence[Group], colours: dict[str, int | None]) -> Chart:
     """Draws the losses, and the reference losses that are the same for all runs."""
     panels = []
     for tag, title in (("loss/train", "on training batches (loss/train)"), ("loss/val", "held out (loss/val)")):
         series = [(group.name, *over_seeds(group, tag)) for group in groups]
-        curves = [Curve(name, at, *estimate(values), colours[name]) for name, at, values in series if len(at)]
+        curves = [Curve(name, at, *estimate(values), colours[name]) for name, at, values in series]
         panels.append(Panel(title, curves))
     runs = [run for group in groups for run in group.runs]
-    last = max((int(curve.x[-1]) for panel in panels for curve in panel.curves), default=1)
+    last = max((int(curve.x[-1]) for panel in panels for curve in panel.curves if len(curve.x)), default=1)
     guides = []
     for tag in sorted({tag for run in runs for tag in run.steps if tag.startswith("loss/floor")}):
         values, name = {run.last(tag) for run in runs}, tag.removeprefix("loss/")
@@ -148,7 +170,7 @@ def _losses(groups: Sequence[Group], colours: dict[str, int | None]) -> Figure:
             label = f"{_FLOORS.get(name, name)}: {value:.3f}"
             guides.append(Guide(label, np.array([0, last]), np.full(2, value)))
     unit = loss_unit(groups)
-    return charts.line_charts(panels, "training step", f"loss ({unit})" if unit else "loss", guides)
+    return line_charts(panels, Axes("training step", f"loss ({unit})" if unit else "loss"), guides)
 
 
 def gain_product(delta_log10: np.ndarray) -> np.ndarray:
@@ -169,14 +191,14 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], colours: dict[str, 
         steps, values = delta[group.name]
         fields.append(Field(group.name + ": as trained" * paired, steps, estimate(values).mean, "not watched"))
         if paired:
-            title, missing = "same weights, skips removed", "not measured (watch.counterfactual is off,\nor no skip)"
+            title, missing = "same weights, skips removed", "not measured (watch.counterfactual is off, or no skip)"
             steps, values = without[group.name]
             fields.append(Field(f"{group.name}: {title}", steps, estimate(values).mean, missing))
-    low, high = charts.DELTA_SCALE
+    low, high = DELTA_SCALE
     caption = (
         "The same gradient at every watched step: time runs to the right, depth downwards from the embedding, and the "
         f"colour is log10 |δ_l| from {low:g} (dark) to {high:g} (bright), the same scale on every picture of this "
-        "project; beyond it the colour stays (pointed end of the bar). Grey is zero, not finite or not measured."
+        "project; beyond it the colour stays. Grey is zero, not finite or not measured."
     )
     if paired:
         caption += (
@@ -188,7 +210,7 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], colours: dict[str, 
     if len(chosen) < len(groups):
         caption += f" {len(chosen)} of {len(groups)} runs are shown, those that have a colour above."
     alt = "Heatmaps of the gradient by depth and step"
-    return Picture("heat", "Gradient by depth and step", caption, alt, charts.heatmaps(fields))
+    return Picture("heat", "Gradient by depth and step", caption, alt, heatmaps(fields))
 
 
 def _by_depth(
@@ -206,9 +228,85 @@ def _by_depth(
         steps = {int(watched[name][0][index]) for name, index in at.items()}
         where = f"step {min(steps)}" if len(steps) == 1 else f"steps {min(steps)} to {max(steps)}"
         title = f"{names[part]} ({where})" if steps != {0} else "step 0: the initial weights"
-        curves = []
+        curves = [_without_values(name, colours[name]) for name in depths if name not in at]
         for name, index in at.items():
             values = change(watched[name][1][:, index])
             curves.append(Curve(name, np.arange(values.shape[1]), *estimate(values), colours[name]))
         panels.setdefault(tuple(at.values()), Panel(title, curves))
     return list(panels.values())
+
+
+def _without_values(name: str, colour: int | None) -> Curve:
+    """A group's place in the legend and among the colours of a chart that it has nothing for."""
+    return Curve(name, np.zeros(0), np.zeros(0), None, colour)
+
+
+def _frames(
+    depths: dict[str, Depths],
+    colours: dict[str, int | None],
+    change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+) -> list[Panel]:
+    """Returns a panel for each of `MAX_FRAMES` steps, evenly spaced among the watched ones."""
+    steps = np.unique(np.concatenate([at for name, (at, _) in depths.items() if colours[name] is not None]))
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MAX_FRAMES)).round().astype(int))
+    frames = []
+    for step in steps[kept].tolist():
+        curves = []
+        for name, (at, values) in depths.items():
+            if colours[name] is not None and len(places := np.flatnonzero(at == step)):
+                changed = change(values[:, places[0]])
+                curves.append(Curve(name, np.arange(changed.shape[1]), *estimate(changed), colours[name]))
+            elif colours[name] is not None:
+                curves.append(_without_values(name, colours[name]))
+        frames.append(Panel(f"step {step}", curves))
+    return frames
+
+
+def sweeps(groups: Sequence[Group]) -> Iterator[Picture]:
+    """Yields the final loss against each swept key, a line for each setting of everything else.
+
+    The keys are those in the names of a sweep's points, such as `with,lr=0.001`.
+    """
+    settings = {}
+    for group in groups:
+        parts = (part.partition("=") for part in group.name.split(","))
+        settings[group.name] = {key: value for key, equals, value in parts if equals and key not in SEEDS}
+    unit = loss_unit(groups)
+    for key in dict.fromkeys(key for each in settings.values() for key in each):
+        lines: dict[str, list[tuple[str, Group]]] = {}
+        for group in groups:
+            if key in settings[group.name]:
+                value = settings[group.name][key]
+                rest = ",".join(part for part in group.name.split(",") if part != f"{key}={value}")
+                lines.setdefault(rest, []).append((value, group))
+        values = list(dict.fromkeys(value for line in lines.values() for value, _ in line))
+        if len(values) < 2:
+            continue
+        places: dict[str, float] = {}
+        with suppress(ValueError):
+            places = {value: float(value) for value in values}
+        decades = places and 0 < 10 * min(places.values()) <= max(places.values())
+        curves = []
+        for index, (rest, line) in enumerate(lines.items()):
+            line = [(value, losses) for value, group in line if (losses := final_losses(group))]
+            line.sort(key=lambda point: places.get(point[0], 0.0))
+            means = [estimate(np.array(losses)) for _, losses in line]
+            half = np.array([np.nan if each.half is None else float(each.half) for each in means])
+            at = np.array([places.get(value, value) for value, _ in line])
+            y = np.array([float(each.mean) for each in means])
+            intervals = half if np.isfinite(half).any() else None
+            curves.append(Curve(rest, at, y, intervals, index if index < MAX_GROUPS else None))
+        kind = "nominal" if not places else "log" if decades else "linear"
+        title = f"Final loss against {key}"
+        yield Picture(
+            f"sweep_{key}",
+            title,
+            "The final held-out loss of every run of the sweep: lower is better."
+            + (
+                " Bars: 95 % intervals over the seeds (Student's t)." if any(c.half is not None for c in curves) else ""
+            ),
+            title,
+            line_charts(
+                [Panel("", curves)], Axes(key, f"final loss ({unit})" if unit else "final loss", x_type=kind, own=True)
+            ),
+        )

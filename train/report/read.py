@@ -139,8 +139,12 @@ class _Summary(BaseModel):
     variant: str = ""
     exit_reason: str = ""
     platform: str = ""
+    dtype: str = ""
+    command: str = ""
+    ended: str = ""
     task: str = ""
     steps: int = 0
+    wall_s: float | None = None
     steps_per_s: float | None = None
     loss_train: float | None = None
     loss_val: float | None = None

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,27 +159,27 @@ def best_val(run: Run) -> float | None:
     return min((float(value) for value in values if math.isfinite(value)), default=None)
 
 
-def last_delta(run: Run) -> np.ndarray:
-    """Returns log10 |δ_l| [L+1] of the last watched step, -inf for an exact zero; [0] when none was watched."""
+def delta_at(run: Run, which: int = -1) -> np.ndarray:
+    """Returns log10 |δ_l| [L+1] of a watched step, -inf for an exact zero; [0] when none was watched."""
     steps, values = depth_series(run, "delta/norm_log10")
     if not len(steps):
         return np.zeros(0)
     # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
     tags = [run.steps.get(f"delta/norm_log10/{layer(depth)}") for depth in range(values.shape[1])]
-    there = [tag is not None and steps[-1] in tag[0] for tag in tags]
-    return np.where(there, values[-1], -np.inf)
+    there = [tag is not None and steps[which] in tag[0] for tag in tags]
+    return np.where(there, values[which], -np.inf)
 
 
-def log10_ratio(run: Run) -> float | None:
-    """Returns log10 of |δ_0| / |δ_L| at the last watched step."""
-    delta = last_delta(run)
+def log10_ratio(run: Run, which: int = -1) -> float | None:
+    """Returns log10 of |δ_0| / |δ_L| at a watched step."""
+    delta = delta_at(run, which)
     with np.errstate(invalid="ignore"):
         return float(delta[0] - delta[-1]) if delta.size else None
 
 
-def gain(run: Run) -> float | None:
-    """Returns the per-layer gain at the last watched step; None where a δ is zero or not finite, or it overflows."""
-    delta = last_delta(run)
+def gain(run: Run, which: int = -1) -> float | None:
+    """Returns the per-layer gain at a watched step; None where a δ is zero or not finite, or it overflows."""
+    delta = delta_at(run, which)
     if delta.size < 2 or not np.isfinite(delta).all():
         return None
     slope = log10_gain(delta)
@@ -203,6 +204,11 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
     "per-layer gain": gain,
     "steps/s": steps_per_s,
 }
+# The same at the first watched step: the effect of the design, next to that of training.
+_STARTS: dict[Callable[[Run], float | None], Callable[[Run], float | None]] = {
+    log10_ratio: partial(log10_ratio, which=0),
+    gain: partial(gain, which=0),
+}
 # The same for all seeds: a constant of the data, and one measurement of those that are trained together.
 _ALIKE = (FIGURES["loss/floor"], steps_per_s)
 
@@ -212,15 +218,14 @@ def final_table(groups: Sequence[Group]) -> Table:
     seeded = any(len(group.runs) > 1 for group in groups)
     figures: dict[str, list[str]] = {}
     for title, figure in FIGURES.items():
-        figures[title] = cells = []
-        for group in groups:
-            values = [value for run in group.counted if (value := figure(run)) is not None]
-            if len(values) < len(group.counted):
-                cells.append(MISSING)
-            elif len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
-                cells.append(f"not finite in {bad} of {len(values)}")
-            else:
-                cells.append(number(float(np.mean(values))) if figure in _ALIKE else _interval(values))
+        factor = figure is log10_ratio and not seeded  # over seeds logarithms are averaged
+        cells = [_cell(group, figure, factor) for group in groups]
+        if at_start := _STARTS.get(figure):
+            title = f"{title.removeprefix('log10 ') if factor else title}: start → end"
+            starts = [_cell(group, at_start, factor) for group in groups]
+            pairs = zip(starts, cells, strict=True)
+            cells = [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+        figures[title] = cells
         if title == "loss/val":
             figures[ABOVE] = above_best(groups)
     figures = {title: cells for title, cells in figures.items() if not set(cells) <= {MISSING}}
@@ -232,6 +237,18 @@ def final_table(groups: Sequence[Group]) -> Table:
         cells = (cells[index] for cells in figures.values())
         rows.append([group.name, *seeds, steps_of(group), ", ".join(verdicts), *cells])
     return ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures], rows
+
+
+def _cell(group: Group, figure: Callable[[Run], float | None], factor: bool) -> str:
+    """Returns a group's figure; `factor`: it is the log10 of what is shown."""
+    values = [value for run in group.counted if (value := figure(run)) is not None]
+    if len(values) < len(group.counted):
+        return MISSING
+    if len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
+        return f"not finite in {bad} of {len(values)}"
+    if factor:
+        return number(None, values[0], digits=2, scientific=True)
+    return number(float(np.mean(values))) if figure in _ALIKE else _interval(values)
 
 
 def above_best(groups: Sequence[Group]) -> list[str]:

@@ -134,7 +134,9 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
             training = [later for later in training if later is not group]
-            run = GroupRun(group, source, platform, console, stop, waited_s, training, allow_data_change)
+            run = GroupRun(
+                group, source, platform, console, stop, waited_s, training, allow_data_change, experiment.command
+            )
             ended |= {summary["variant"]: summary for summary in run.run()}
         console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]

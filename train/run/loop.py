@@ -70,9 +70,11 @@ class GroupRun:
         waited_s: float = 0.0,
         later: Sequence[VariantGroup] = (),
         allow_data_change: bool = False,
+        command: str = "",
     ) -> None:
         self.group, self.source, self.platform, self.console, self.later = group, source, platform, console, later
         self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
+        self.command = command
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
         self.directories = [own_directory_of(variant) for variant in group.variants]
@@ -127,7 +129,8 @@ class GroupRun:
                 if timing["mfu"] is not None:
                     for _, metrics in self.live():
                         metrics.add(config.train.steps, {"perf/mfu": timing["mfu"]})
-                return close(self.metrics, timing, self.stop.signal)
+                ended = {"command": self.command, "ended": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+                return close(self.metrics, timing | ended, self.stop.signal)
             except Exception as error:
                 budget.explain(error)
                 raise

@@ -28,6 +28,7 @@ from ..gradflow.spikes import SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import LossCurve, Reading, scalars_of
 from ..log.writer import Tracker
+from ..report import charts
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
 from .dispatches import watched_steps
@@ -53,7 +54,6 @@ HEATMAPS = {
         "bottom to top.",
     ),
 }
-IMAGE_SIZE = (4.2, 3.4)  # inches at 100 dpi: TensorBoard's cards are 350 pixels wide
 
 
 class RunMetrics:
@@ -189,8 +189,6 @@ class RunMetrics:
                     bounds = edges(float(top))[::-1].tolist()
                     self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
             if isinstance(reading, LossCurve) and self.tracker.pictured:
-                from ..report import charts  # matplotlib takes a second to import
-
                 title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
@@ -231,15 +229,13 @@ class RunMetrics:
         """Rewrites the depth x step heatmaps."""
         if not self.tracker.pictured:
             return
-        from ..report import charts  # matplotlib takes a second to import
-
         run = Run(self.variant.name, self.directory, {}, None, self.series)
         for prefix, (title, caption) in HEATMAPS.items():
             steps, values = depth_series(run, f"{prefix}/norm_log10")
             if not steps.size:
                 continue
             title = f"{self.variant.config.name}/{self.variant.name}: {title}"
-            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, IMAGE_SIZE)
+            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, charts.SMALL, charts.LIVE_CELLS)
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure), title, caption)
 
 

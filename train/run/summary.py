@@ -72,6 +72,7 @@ def performance(
         "mfu": mfu,
         "task": network.task,
         "platform": platform.label,
+        "dtype": network.dtype,
         "versions": platforms.versions(),
     }
 

@@ -42,6 +42,18 @@ def locked(directories: Sequence[Path], warn: Callable[[str], None]) -> Iterator
         yield
 
 
+def held(directory: Path) -> bool:
+    """True while a process writes a run directory. A lock that a killed process has left does not count."""
+    path = directory / NAME
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0, fallback_to_soft=False):
+            return False
+    except (Timeout, OSError):  # also on a file system without locks, where the file is all there is
+        return True
+
+
 @contextmanager
 def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
     path = directory / NAME
