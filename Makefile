@@ -28,7 +28,7 @@ slow: $(VENV)/.installed-dev
 
 # Looks at pages in chromium; without one the tests are skipped, with a line that says so.
 browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -rs -m browser
+	$(BIN)/python -m pytest -rs -m browser tests/browser
 
 # Hundreds of faults (docs/faults.md) within 15 minutes on two cores. FAULTS='--write docs/faults.md' replaces the table
 # in that page.

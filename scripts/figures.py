@@ -37,7 +37,6 @@ GALLERY = {
     "norms_and_depth": ("skip_rms,layers=24", "skip_none,layers=24"),
     "attnres": ("pre_ln,seed=0", "attnres,seed=0"),
     "optimizers": ("sgd", "muon"),
-    "sharpness": ("batch_128,lr=0.01", "batch_128,lr=0.2"),
     "markov": ("with", "without_skip"),
     "induction": ("one_block", "two_blocks"),
     "in_context_regression": ("with", "without_skip"),

@@ -34,12 +34,29 @@ COMMANDS = {
     "tensorboard": "TensorBoard over the runs, for this machine alone",
     "devices": "what JAX sees, versions, memory, measured matmul peak",
 }
+EXAMPLES = {
+    "train": "quickstart optimizer.lr=3e-4",
+    "probe": "quickstart",
+    "init": "mine",
+    "sample": "runs/quickstart/with --prompt 'The '",
+    "export": "runs/quickstart/with --to with.safetensors",
+    "compare": "runs/quickstart runs/mine --html",
+}
+FIRST = {  # commands to begin with
+    ("probe", "quickstart"): "10 seconds: where the gradient goes, without training",
+    ("train", "quickstart"): "2 minutes: the same network with its skips and without",
+    ("init",): "a config of your own to edit: mine.yaml",
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and exit code 2."""
-        self.exit(2, f"deltaflow: {message} (see {command(*self.prog.split()[1:], '--help')})\n")
+        name = self.prog.partition(" ")[2]
+        see = f"see {command(*name.split(), '--help')}"
+        if name in EXAMPLES and message.startswith("the following arguments are required"):
+            see = f"for example: {command(name)} {EXAMPLES[name]}"
+        self.exit(2, f"deltaflow: {message} ({see})\n")
 
 
 def script() -> NoReturn:
@@ -90,35 +107,36 @@ def main(arguments: Sequence[str] | None = None, hard: bool = False) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command, and its function as `run`."""
-    parser = _Parser(prog="deltaflow", description="Train tiny transformers and see where the gradient goes.")
+    """The arguments of a command, and its function as `run`. Raises UserError with a hint for what is no command."""
+    text, about = argparse.RawDescriptionHelpFormatter, "Train tiny transformers and see where the gradient goes."
+    first = {command(*words): meaning for words, meaning in FIRST.items()}
+    width = max(map(len, first))
+    rows = (f"  {words:<{width}}  # {meaning}" for words, meaning in first.items())
+    epilog = "\n".join(("to begin with:", *rows))
+    parser = _Parser(prog="deltaflow", description=about, epilog=epilog, formatter_class=text)
     parser.add_argument("--version", action="version", version=f"deltaflow {version('deltaflow')}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    command = next((word for word in arguments if not word.startswith("-")), None)
-    if command and command not in COMMANDS and command == arguments[0]:
-        from .config.fields import did_you_mean
+    parser.set_defaults(run=lambda _: parser.print_help() or 0)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name is not None and name not in COMMANDS:
+        from .commands.hints import without_command
 
-        hint = did_you_mean(command, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
-        parser.error(f"no command {command!r}{hint}")
-    for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary)
-        if name == command:
+        raise UserError(without_command(arguments[arguments.index(name) :], COMMANDS), exit_code=2)
+    for each, summary in COMMANDS.items():
+        example = f"example:\n  {command(each)} {EXAMPLES[each]}" if each in EXAMPLES else None
+        sub = commands.add_parser(each, help=summary, description=summary, epilog=example, formatter_class=text)
+        if each == name:
             module = importlib.import_module(f".commands.{name}", __package__)
             module.arguments(sub)
             sub.set_defaults(run=module.run)
     parsed, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if not hasattr(parsed, "overrides") or word.startswith("-")]:
-        from .config.fields import FIELDS, SHORT, suggestions
+        from .commands.hints import unknown_option
 
-        option, _, value = unknown[0].partition("=")
-        name = option.lstrip("-").replace("-", "_")
-        keys = [key for key in (name, *suggestions(name)) if key in FIELDS or key in SHORT]
-        if hasattr(parsed, "overrides") and keys:
-            following = arguments[arguments.index(unknown[0]) + 1 :]
-            value = value or next((word for word in following[:1] if not word.startswith("-")), "VALUE")
-            setting = f"a config key is set by key=value: {keys[0]}={value}"
-            commands.choices[parsed.command].error(f"{option} is no option; {setting}")
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        sub = parser if name is None else commands.choices[name]
+        following = arguments[arguments.index(unknown[0]) + 1 :]
+        message = unknown_option(unknown[0], following, [*sub._option_string_actions], hasattr(parsed, "overrides"))
+        sub.error(message or f"unrecognized arguments: {' '.join(unknown)}")
     if rest:  # argparse takes no more positional arguments once it has seen an option
         parsed.overrides = [*parsed.overrides, *rest]
     return parsed

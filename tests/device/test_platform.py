@@ -1,13 +1,22 @@
 """Which device, and in which precision: decided before anything is compiled."""
 
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
 
+from runs import arrays, rows
 from train.config.schema import TrainConfig
-from train.device.platform import Platform, compute_dtype, select
+from train.device import platform
+from train.device.platform import Platform, compute_dtype, environment, keep_programs, select
 from train.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def device(platform: str, capability: str | None = None):
@@ -86,3 +95,107 @@ def test_what_the_environment_asks_for_is_named(monkeypatch):
 def test_a_device_that_is_not_there():
     with pytest.raises(UserError, match="train.device: no tpu here; JAX sees cpu"):
         select(TrainConfig(device="tpu"))
+
+
+SETTINGS = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Returns a function that calls keep_programs and returns the folder that JAX then has."""
+    before = {name: jax.config.values[name] for name in SETTINGS}
+    monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "kept"))
+
+    def kept(kind: str) -> Path | None:
+        jax.config.update("jax_compilation_cache_dir", None)
+        with warnings.catch_warnings():
+            keep_programs(kind)
+        path = jax.config.values["jax_compilation_cache_dir"]
+        return None if path is None else Path(path)
+
+    yield kept
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("kind", ["gpu", "tpu"])
+def test_programs_of_an_accelerator_are_kept_for_this_user_alone(folder, tmp_path, kind):
+    assert (
+        folder(kind) == tmp_path / "kept" / "programs" and (tmp_path / "kept" / "programs").stat().st_mode & 0o77 == 0
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="machines are told apart by /proc/cpuinfo")
+def test_programs_of_a_cpu_are_kept_for_this_machine_alone(folder, tmp_path, monkeypatch):
+    here = folder("cpu")
+    assert here == folder("cpu") and here.parent == tmp_path / "kept" / "programs"
+    fewer = {"device": environment()["device"] | {"cores": 999}}
+    monkeypatch.setattr(platform, "environment", lambda: fewer)
+    assert folder("cpu").parent == here.parent and folder("cpu") != here
+    monkeypatch.undo()
+    monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "kept"))
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *rest: read(path, *rest).replace("flags", "flags : avx1024", 1))
+    assert folder("cpu").parent == here.parent and folder("cpu") != here
+
+
+def test_no_programs_are_kept_where_that_cannot_be_done_or_is_decided_already(folder, tmp_path, monkeypatch):
+    (tmp_path / "kept").write_text("a file")
+    assert folder("gpu") is None and folder("cpu") is None
+    (tmp_path / "kept").unlink()
+    monkeypatch.setattr(platform.os, "access", lambda path, mode: False)  # a file system that is read-only
+    assert folder("gpu") is None
+    monkeypatch.undo()
+    jax.config.update("jax_compilation_cache_dir", "/mine")
+    keep_programs("gpu")
+    assert jax.config.values["jax_compilation_cache_dir"] == "/mine"
+
+
+def test_somebody_elses_programs_are_not_run(folder, monkeypatch):
+    monkeypatch.setattr(platform.os, "getuid", lambda: 12345)
+    assert folder("gpu") is None
+
+
+RESUMED = """
+import jax, sys
+from train.cli import main
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("/cache_hits") else None)
+code = main(["train", "tiny.yaml", *sys.argv[1:]])
+print("hits", len(hits))
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_compiles_nothing_twice_and_ends_the_same(corpus, tmp_path):
+    """In processes of their own: one that trains in one go without a cache, one that stops, and one that goes on.
+
+    A damaged program is compiled again, without a word.
+    """
+    (tmp_path / "tiny.yaml").write_text(
+        f"name: tiny\nmodel: {{layers: 2, width: 16, heads: 2}}\ndata: {{path: {corpus}, context: 8, batch: 4}}\n"
+        "optimizer: {schedule: constant, warmup: 3}\n"
+        "train: {steps: 20, eval_every: 10, eval_batches: 2, checkpoint_every: 10, steps_per_call: 5}\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+
+    def train(runs: str, **settings: str) -> int:
+        cache = {"DELTAFLOW_CACHE": str(tmp_path / "kept"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        command = [sys.executable, "-c", RESUMED, f"runs_dir={runs}", *settings.pop("keys", "").split()]
+        done = subprocess.run(command, cwd=tmp_path, env=environment | cache | settings, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return int(done.stdout.splitlines()[-1].removeprefix("hits "))
+
+    assert train("whole", JAX_ENABLE_COMPILATION_CACHE="false") == 0
+    assert train("parts", keys="train.steps=10") == 0
+    programs = sorted((tmp_path / "kept").rglob("*-cache"))
+    assert len(programs) >= 3
+    assert train("parts") >= 2  # the dispatch and the evaluation
+    runs = [tmp_path / name / "tiny" / "main" for name in ("whole", "parts")]
+    assert arrays(runs[0]) == arrays(runs[1]) and rows(runs[0]) == rows(runs[1])
+    for program in programs:
+        program.write_bytes(program.read_bytes()[:-100])
+    assert train("again") == 0
+    assert rows(tmp_path / "again" / "tiny" / "main") == rows(runs[0])

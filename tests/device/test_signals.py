@@ -327,6 +327,19 @@ def test_a_process_ends_that_does_not_get_round_to_it():
             assert child.stderr is not None and message in child.stderr.read().decode()
 
 
+def test_a_terminal_gets_its_cursor_back_from_a_process_that_does_not_get_round_to_it():
+    leader, follower = os.openpty()
+    command = [sys.executable, "-c", STUCK.format(within="if True:")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=follower) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        time.sleep(0.5)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 143
+    assert b"what was saved before is kept\x1b[?25h" in os.read(leader, 4096)
+    os.close(leader)
+    os.close(follower)
+
+
 def test_under_nohup_a_closed_terminal_is_not_heard(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with listening(Stop()):

@@ -128,7 +128,7 @@ def test_the_citation_is_of_this_version():
 
 
 def test_the_layout_names_every_room():
-    layout = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    layout = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Layout")[2]
     rooms = {path.parent.name for path in (ROOT / "train").glob("*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/", layout, re.M)) == rooms
     top = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."} - {"runs", "build", "dist"}

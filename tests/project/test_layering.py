@@ -1,4 +1,4 @@
-"""Directions of imports (README.md, Layout); each test is one law over all modules."""
+"""Directions of imports (.github/CONTRIBUTING.md, Layout); each test is one law over all modules."""
 
 import ast
 import sys

@@ -53,7 +53,9 @@ def run(parsed: argparse.Namespace) -> int:
         message = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {public}"
         raise UserError(f"--host: {message}", "command line", 2)
     if not folder.is_dir():
-        raise UserError(f"{folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
+        from ..store.rundir import no_folder
+
+        raise UserError(no_folder(folder))
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
         raise UserError(f"{folder}: no runs in it; {command('train', 'quickstart')} makes some")
     port = free_port(parsed.host, parsed.port)

@@ -53,7 +53,9 @@ def named_file(*endings: str) -> Callable[[str], Path]:
 
     def parse(text: str) -> Path:
         if not text.endswith(endings):  # so that `--html RUN` cannot overwrite a file of a run
-            raise argparse.ArgumentTypeError(f"expected a name that ends in {' or '.join(endings)}, got {text!r}")
+            hint = "; give the runs first" if Path(text).is_dir() else ""
+            names = " or ".join(endings)
+            raise argparse.ArgumentTypeError(f"expected a name that ends in {names}, got {text!r}{hint}")
         return new_file(text)
 
     return parse

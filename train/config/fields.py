@@ -1,6 +1,7 @@
 """The keys of a config: what each expects, in words, and the nearest valid key to one that does not exist."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .schema import ExperimentConfig, RunConfig
-from .yaml import clean, show
+from .yaml import clean, scalar, show
 
 SPECIAL = tuple(name for name in ExperimentConfig.model_fields if name not in RunConfig.model_fields)
 
@@ -54,6 +55,8 @@ _ELSEWHERE = {
     "watch.every": ("log_interval", "log_every"),
 }
 _SYNONYMS = {other: key for key, others in _ELSEWHERE.items() for other in others}
+# Ways to write a number that YAML takes for text: 3e-4, and 0,001 and 10_000 and 10k.
+_RESPELT = ((r",$", ""), (r"(?<=\d),(?=\d)", "."), (r"(?<=\d)_(?=\d)", ""), (r"(?<=\d)[kK]$", "000"))
 _VALUES = {"cuda": "gpu", "fp16": "bfloat16", "prenorm": "pre_ln", "postnorm": "post_ln"}  # and those of their values
 
 
@@ -99,6 +102,18 @@ def suggestions(key: str) -> list[str]:
     by_last = {home.rpartition(".")[2]: home for home in reversed(FIELDS)}
     near = nearest(last, by_last)
     return [] if near is None else [by_last[near]]
+
+
+def not_a_section(key: str, value: Any) -> str:
+    """The message for a single value in the place of a section: `optimizer: sgd`."""
+    inner = [name for name in naming(value) if name.startswith(f"{key}.")]
+    hint = f"; did you mean {inner[0]}={value}?" if inner else ""
+    return f"expected a mapping of keys, got {show(value)}{hint}"
+
+
+def naming(value: Any) -> list[str]:
+    """The keys that list a word among their values: optimizer.name for sgd."""
+    return [key for key, field in FIELDS.items() if isinstance(value, str) and value in _literals(_members(field))]
 
 
 @cache
@@ -150,25 +165,35 @@ def _in_words(members: Sequence[Mapping[str, Any]]) -> str:
     return " or ".join(parts)
 
 
+def _fits(field: FieldInfo, value: Any) -> bool:
+    """True for a value that a field takes as it is."""
+    try:
+        TypeAdapter(field.rebuild_annotation()).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return exact(field, value)
+
+
 def exact(field: FieldInfo, value: Any) -> bool:
     """False for a value of another type than the literal it equals: to pydantic, true and 1.0 are 1."""
     suspect = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
     return not suspect or all(type(name) is type(value) for name in _literals(_members(field)) if name == value)
 
 
-def mismatch(field: FieldInfo, value: Any) -> str:
-    """`expected ..., got ...` for a value that a field refuses, with the nearest name it would take."""
+def mismatch(key: str, value: Any) -> str:
+    """`expected ..., got ...` for a value that the field of a key refuses, with the nearest one it would take."""
+    field = FIELDS[key]
     members, hint = _members(field), ""
     if isinstance(value, str):
         names = [name for name in _literals(members) if isinstance(name, str)]
         name = _VALUES.get(value.lower())
         hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
+        respelt = {re.sub(pattern, right, value) for pattern, right in _RESPELT} - {value}
+        hint = hint or next((f"; did you mean {text}?" for text in respelt if _fits(field, scalar(text))), "")
     elif isinstance(value, float) and value.is_integer():
-        try:
-            TypeAdapter(field.rebuild_annotation()).validate_python(int(value), strict=True)
-            hint = f"; write {int(value)}"
-        except ValidationError:
-            pass
+        hint = f"; write {int(value)}" if _fits(field, int(value)) else ""
+    elif isinstance(value, list) and value and all(_fits(field, item) for item in value):
+        hint = f"; a run for each of them: sweep.{key}={show(value)}"
     text = any(member["type"] == "string" and not member.keys() & {"enum", "const", "pattern"} for member in members)
     if not hint and text and isinstance(value, int | float):
         hint = "; put quotes around it"

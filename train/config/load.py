@@ -20,6 +20,7 @@ from data.files import content_of, foreign, similar_path
 from ..errors import UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
+from .overrides import COMMAND_LINE, assignments
 from .schema import RunConfig, leaves
 from .settings import Draft, Settings, config_of, key_problems, merged
 from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
@@ -27,7 +28,6 @@ from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
 
 MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
-_COMMAND_LINE = Place("command line")
 _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
 
@@ -103,7 +103,8 @@ def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
     if (path := SHIPPED / f"{text}.yaml").is_file():
         return path
     names = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-    hint = did_you_mean(text, names) or f"; shipped configs are {', '.join(names)}"
+    hint = f"; did you mean {text}.yaml?" if Path(f"{text}.yaml").is_file() else did_you_mean(text, names)
+    hint = hint or f"; shipped configs are {', '.join(names)}"
     raise ConfigError([Problem(Place(clean(text)), "", f"no such file or shipped config{hint}")])
 
 
@@ -160,12 +161,16 @@ def to_yaml(config: RunConfig) -> str:
 
 def _text(path: str | os.PathLike[str], source: str) -> str:
     """The text of a file; whatever prevents that is a ConfigError."""
-    line = None
+    line, where = None, Path(os.fsdecode(path))
     try:
         return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
-        near = similar_path(Path(os.fsdecode(path)), lambda entry: entry.suffix in (".yaml", ".yml"))
+        near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml"))
         hint = f"; did you mean {clean(str(near), 1000)}?" if near else ""
+        if (SHIPPED / f"{where.stem}.yaml").is_file():
+            hint = f"; the shipped config is called {where.stem}, without a folder and without .yaml"
+        elif "=" in where.name:
+            hint = f"; a config comes first: CONFIG {clean(str(where))}"
         message = foreign(os.fsdecode(path)) or f"no such file{hint}"
     except OSError as error:
         message = f"cannot be read: {clean(error.strerror or type(error).__name__)}"
@@ -175,6 +180,11 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
     except ValueError as error:
         message = clean(str(error))
         message = message if message.startswith("expected") else f"cannot be read: {message}"
+        inside = (path for depth in ("", "*/", "*/*/") for path in where.glob(f"{depth}config.yaml"))
+        if (config := next(inside, None)) is not None:
+            message = (
+                f"expected a config, such as {config}, got a folder of runs, which are resumed by their own config"
+            )
     raise ConfigError([Problem(Place(source, line), "", message)])
 
 
@@ -189,16 +199,10 @@ def _experiment(
         got = "nothing" if root.value is None else show(root.plain)
         raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
     draft, reshaped = Draft(root.value, source, problems), False
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-            message = f"expected key=value, such as optimizer.lr=3e-4, got {show(override)}"
-            problems.append(Problem(_COMMAND_LINE, "", message))
-            continue
-        node, unreadable = read(text, _COMMAND_LINE, key)
+    for key, text in assignments(overrides, problems):
+        node, unreadable = read(text, COMMAND_LINE, key)
         problems += unreadable
-        draft.assign(key, node or Node(BAD, _COMMAND_LINE, key))
+        draft.assign(key, node or Node(BAD, COMMAND_LINE, key))
         reshaped |= key.partition(".")[0] in ("variants", "sweep")
     base = draft.base
     problems += key_problems(base)

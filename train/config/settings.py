@@ -5,7 +5,7 @@ A layer maps dotted keys to nodes, however the keys were written; layers are che
 
 from pydantic import ValidationError
 
-from .fields import FIELDS, SECTIONS, SHORT, SPECIAL, did_you_mean, exact, mismatch, unknown
+from .fields import FIELDS, SECTIONS, SHORT, SPECIAL, did_you_mean, exact, mismatch, not_a_section, unknown
 from .schema import RunConfig
 from .yaml import BAD, Node, Place, Problem, show
 
@@ -82,12 +82,12 @@ def key_problems(layer: Settings) -> list[Problem]:
         for item in error.errors(include_url=False, include_context=False, include_input=False):
             parts = [str(part) for part in item["loc"]]  # what follows the key is inside its value
             wrong.append(next(key for n in range(len(parts)) if (key := ".".join(parts[: n + 1])) in FIELDS))
-    messages = {key: mismatch(FIELDS[key], values[key]) for key in wrong}
+    messages = {key: mismatch(key, values[key]) for key in wrong}
     for key, value in values.items():
         if key not in FIELDS and key not in SECTIONS:
             messages[key] = unknown(key)
         elif key in SECTIONS and value is not BAD:
-            messages[key] = f"expected a mapping of keys, got {show(value)}"
+            messages[key] = not_a_section(key, value)
     return [layer[key].problem(message) for key, message in messages.items()]
 
 

@@ -1,18 +1,24 @@
 """Device selection, compute dtype, and other choices that depend on the platform."""
 
+import hashlib
 import os
 import platform as python
+import re
 import sys
 import textwrap
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from data.files import cache_folder
 
 from ..config.schema import RunConfig, TrainConfig
 from ..errors import UserError, first_line
@@ -34,6 +40,7 @@ PINNED = {
     "jax_debug_nans": False,
     "jax_debug_infs": False,
 }
+_MOST_KEPT = 2**30  # bytes of compiled programs; those that were not used for longest go first
 _UNROLLED_CPU = 12  # blocks; in deeper models unrolling takes longer to compile than it saves
 
 
@@ -82,7 +89,35 @@ def select(config: TrainConfig) -> Platform:
             f"of {capability:.1f}; use float32 or auto"
         )
     jax.config.update("jax_default_device", platform.device)
+    keep_programs(platform.kind)
     return platform
+
+
+def keep_programs(kind: str) -> None:
+    """Keeps compiled programs in the user's cache folder, so that a run that goes on need not compile them again.
+
+    Does nothing if JAX_COMPILATION_CACHE_DIR is set, or if the folder cannot be written or belongs to somebody else,
+    whose programs would be run. On a CPU, whose programs are machine code, only where the machine can be told from
+    others (Linux), with a folder for each.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = cache_folder() / "programs"
+    try:
+        if kind == "cpu":
+            # Also the number of cores, on which the last bits depend: XLA divides a program's work at compile time.
+            cpu = re.findall(r"(?m)^(?:model name|flags|Features|CPU part)\s*:.*", Path("/proc/cpuinfo").read_text())
+            about = [*sorted(set(cpu)), python.machine(), *map(str, environment()["device"].values())]
+            folder /= f"cpu-{hashlib.sha256(' '.join(about).encode()).hexdigest()[:16]}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK) or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):
+            return
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _MOST_KEPT)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # then it is compiled
 
 
 def exact() -> Platform:

@@ -82,7 +82,8 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
                 _say(f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once")
             elif hard and (len(arrived) == 1 or number[0] == signal.SIGINT):
                 if not finished.wait(GRACE_S) and (len(arrived) > 1 or not stop.saves):
-                    _say(f"stopped{about}; what was saved before is kept")
+                    cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while progress is shown
+                    _say(f"stopped{about}; what was saved before is kept{cursor}")
                     os._exit(128 + arrived[0])
 
     watcher = threading.Thread(target=watch, name="signals", daemon=True)

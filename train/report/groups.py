@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Int64
 from ..config.schema import LABELS
 from ..config.yaml import clean, show
 from ..errors import UserError
+from ..store.rundir import no_folder
 from ..text import MISSING
 from .read import Run, depth_series, read_run
 
@@ -71,7 +72,7 @@ def _directories(folder: Path) -> list[Path]:
         if (folder / "config.yaml").is_file() and not inside:  # a copy of its YAML makes no experiment a run
             return [folder]
         if not folder.is_dir():
-            raise UserError(f"{where}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}")
+            raise UserError(no_folder(folder))
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not inside:

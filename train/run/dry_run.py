@@ -38,8 +38,8 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
         console.note(f"all groups: {duration(seconds)}, {flops:.3g} FLOP, {tokens:,} tokens")
     if totals:
         console.note(
-            "time: calls to come, times the median of a few timed ones, on the initial weights; the start of JAX, "
-            "checkpoints, pictures and the report come on top"
+            "time: the median of a few timed calls, on a machine as busy as it is now, times the calls to come; "
+            "the start of JAX, checkpoints, pictures and the report come on top"
         )
     console.note("dry run: nothing was written")
 

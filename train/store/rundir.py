@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from data.files import similar_path
 from ..config.load import Variant, flatten, load
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
 from ..config.variants import START_FILES
-from ..config.yaml import show
+from ..config.yaml import clean, show
 from ..disk import read_json
 from ..errors import UserError
+from ..text import command
 
 
 def directory_of(variant: Variant) -> Path:
@@ -164,14 +166,28 @@ def read_config(directory: Path) -> RunConfig:
 
 def no_run(folder: Path, lacks: str) -> str:
     """Returns the message about a folder without the file that a run has, or that does not exist."""
-    if not folder.exists():
-        near = similar_path(folder, Path.is_dir)
-        return f"{folder}: no such folder" + (f"; did you mean {near}?" if near else "")
     if run := checkpoint_of(folder, lacks):
         return f"{folder}: not a run directory, but part of one; did you mean {run}?"
+    if not folder.is_dir():
+        return no_folder(folder)
     runs = sorted(path.parent.name for path in folder.glob(f"*/{lacks}"))
     instead = f"; the runs in it are {', '.join(runs[:12])}" if runs else ""
     return f"{folder}: not a run directory (no {lacks} in it{instead})"
+
+
+def no_folder(path: Path) -> str:
+    """Returns the message about a path that is no folder of runs, with the folder or the command that is meant."""
+    where, is_file = clean(str(path), 200), path.exists()
+    message = f"{where}: {'expected a folder, got a file' if is_file else 'no such folder'}"
+    near = [path.parent] if any(path.parent.glob("*/config.yaml")) or (path.parent / "config.yaml").is_file() else []
+    near = near if is_file else [similar_path(path, Path.is_dir), Path("runs", path)]
+    if path.suffix in ("", ".yaml", ".yml"):
+        with suppress(UserError):
+            near = [directory_of(load(path).variants[0]).parent]  # of a config, also a shipped one
+            if not near[0].is_dir():
+                return f"{message}; {command('train', path)} makes runs of it"
+    meant = next((folder for folder in near if folder is not None and folder.is_dir()), None)
+    return message if meant is None else f"{message}; did you mean {meant}?"
 
 
 def checkpoint_of(folder: Path, has: str) -> Path | None:
