@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 Chart = dict[str, Any]
 
 WIDTH = 1100  # pixels, of a picture
-SMALL = (500, 230)  # for TensorBoard: the width of a picture, the height of its map
+SMALL = (420, 230)  # for TensorBoard, whose cards are 350 wide: the width of a picture, the height of its map
 MAX_POINTS = 300  # of a curve; there are not many more pixels
 MAX_CELLS = 60_000  # of the heatmaps of one chart
 LIVE_CELLS = 4_000  # of one that is drawn during training, in 0.1 to 0.4 s
