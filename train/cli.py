@@ -41,6 +41,7 @@ EXAMPLES = {
     "sample": "runs/quickstart/with --prompt 'The '",
     "export": "runs/quickstart/with --to with.safetensors",
     "compare": "runs/quickstart runs/mine --html",
+    "watch": "runs/quickstart",
 }
 FIRST = {  # commands to begin with
     ("probe", "quickstart"): "10 seconds: where the gradient goes, without training",
