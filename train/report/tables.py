@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..gradflow.verdict import log10_gain, with_plain_name
-from ..text import MISSING, layer, norm, number, plus_minus, right_aligned
+from ..text import MISSING, norm, number, plus_minus, right_aligned
 from .groups import Group, dotted, estimate, seed_of
-from .read import Run, depth_series
+from .read import Run
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
 
@@ -160,14 +160,21 @@ def best_val(run: Run) -> float | None:
 
 
 def delta_at(run: Run, which: int = -1) -> np.ndarray:
-    """Returns log10 |δ_l| [L+1] of a watched step, -inf for an exact zero; [0] when none was watched."""
-    steps, values = depth_series(run, "delta/norm_log10")
-    if not len(steps):
+    """Returns log10 |δ_l| [L+1] of the last watched step (the first: `which` 0), -inf for an exact zero.
+
+    [0] when none was watched.
+    """
+    prefix = "delta/norm_log10/layer_"
+    logged = {int(tag.removeprefix(prefix)): series for tag, series in run.steps.items() if tag.startswith(prefix)}
+    if not logged:
         return np.zeros(0)
     # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
-    tags = [run.steps.get(f"delta/norm_log10/{layer(depth)}") for depth in range(values.shape[1])]
-    there = [tag is not None and steps[which] in tag[0] for tag in tags]
-    return np.where(there, values[which], -np.inf)
+    delta = np.full(max(logged) + 1, -np.inf)
+    step = (max if which == -1 else min)(at[which] for at, _ in logged.values())
+    for depth, (at, values) in logged.items():
+        if at[which] == step:
+            delta[depth] = values[which]
+    return delta
 
 
 def log10_ratio(run: Run, which: int = -1) -> float | None:
