@@ -201,10 +201,12 @@ def test_a_terminal_breaks_lines_at_words_and_no_command(terminal):
     console, stream, _ = terminal(20)
     console.note("a sentence of several words")
     console.finding(["The gradient arrives at 1/1000."])
+    console.note("report: file:///tmp/runs/quickstart/report.html")
     console.command("python -m train tensorboard runs/quickstart", "TensorBoard: ")
     assert stream.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines() == [
         *("a sentence of", "  several words", ""),
         *("The gradient arrives", "  at 1/1000.", ""),
+        *("report:", "  file:///tmp/runs/quickstart/report.html"),
         "TensorBoard: python -m train tensorboard runs/quickstart",
     ]
 
