@@ -36,7 +36,18 @@ watch: {{every: 0}}
 variants: {{with: {{}}}}
 """
 TWO = ("variants.without={model.residual: none}",)
-CLOCK = ("perf/", "compile_s", "seconds_to_first_step", "steps_per_s", "tokens_per_s", "wall_s", "peak_bytes", "mfu")
+CLOCK = (
+    "perf/",
+    "compile_s",
+    "seconds_to_first_step",
+    "steps_per_s",
+    "tokens_per_s",
+    "wall_s",
+    "peak_bytes",
+    "mfu",
+    "ended",
+    "command",
+)
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ def free_port(host: str, wanted: int | None) -> int | None:
 def deep_link(url: str) -> str:
     """Returns the address of the Time Series page with the headline scalars pinned.
 
-    >>> deep_link("http://127.0.0.1:6006/")[:76]
-    'http://127.0.0.1:6006/?pinnedCards=%5B%7B%22plugin%22:%22scalars%22,%22tag%'
+    >>> deep_link("http://127.0.0.1:6006/")[:77]
+    'http://127.0.0.1:6006/?pinnedCards=%5B%7B%22plugin%22:%22scalars%22,%22tag%22'
     """
     cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in PINNED], separators=(",", ":"))
     # The second smoothing is that of Custom Scalars, which keeps it when somebody goes there.
