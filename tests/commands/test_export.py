@@ -58,23 +58,22 @@ def test_the_json_says_what_else_the_model_is(trained, tmp_path, call):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"data.kind": "digits"}, {"data.kind": "modular"}, {"data.kind": "linear_regression"}]
+    "kind", ["digits", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("modular", "linear_regression"))]
 )
-def test_models_of_other_data(keys, tmp_path, call, monkeypatch):
+def test_models_of_other_data(kind, tmp_path, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.yaml").write_text(
         "name: other\nmodel: {layers: 1, width: 8, heads: 2, residual: mhc}\ndata: {batch: 2}\n"
         "train: {steps: 1, eval_batches: 1}\n"
     )
-    words = [f"{key}={value}" for key, value in keys.items()]
-    assert call("train", "other.yaml", *words)[0] == 0
+    assert call("train", "other.yaml", f"data.kind={kind}")[0] == 0
     assert call("export", "runs/other/main", "--to", "other.safetensors")[::2] == (0, "")
     about, arrays = json.loads((tmp_path / "other.json").read_text()), load_file("other.safetensors")
     expected = {
         "digits": ("classification", 16, None, 10, 4, True),
         "modular": ("lm", 3, 98, 98, None, False),
         "linear_regression": ("regression", 64, None, 1, 9, False),
-    }[keys["data.kind"]]
+    }[kind]
     assert tuple(about[key] for key in ("task", "context", "vocab_size", "outputs", "channels", "pooled")) == expected
     assert arrays["embed"].shape == (about["vocab_size"] or about["channels"], 8) and about["tokenizer"] is None
     assert arrays["blocks.0.residual.across_1.kernel"].shape[0] == 4 * 8

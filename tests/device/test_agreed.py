@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from runs import summary
 from train.device.platform import agreed
 from train.store.checkpoint import Checkpoints
@@ -38,6 +40,7 @@ def test_a_process_that_is_alone_is_asked_alone():
     assert agreed(None) is None and agreed(15) == 15
 
 
+@pytest.mark.slow
 def test_all_processes_save_the_same_step(tmp_path):
     (tmp_path / "t.yaml").write_text(CONFIG, encoding="utf-8")
     with socket.socket() as free:

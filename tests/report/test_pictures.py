@@ -88,6 +88,7 @@ def test_of_many_runs_the_best_and_the_worst_and_some_between_have_a_colour(tmp_
     assert all(f">run{index}</td>" in text for index in range(34)) and "<summary>34 rows</summary>" in text
 
 
+@pytest.mark.slow
 def test_the_largest_sweep_is_a_page_of_less_than_6_mb():
     """1000 variants (no config has more) of 100 blocks, watched 1000 times."""
     steps, random = np.arange(1000), np.random.default_rng(0)

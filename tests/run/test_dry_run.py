@@ -54,7 +54,7 @@ def calls(monkeypatch) -> Counter:
     return counted
 
 
-@pytest.mark.parametrize("killed", [None, 15])
+@pytest.mark.parametrize("killed", [pytest.param(None, marks=pytest.mark.slow), 15])
 def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, monkeypatch, killed):
     if killed:
         killed_at(killed, config)

@@ -298,7 +298,7 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
         assert read_config(tmp_path / "tiny" / name).data.seed == int(name[-1])
 
 
-@pytest.mark.parametrize("group", ["turn", "vmap"])
+@pytest.mark.parametrize("group", ["turn", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, monkeypatch, group):
     """At 2 s a call: the rest of this group, and the compilation and all steps of the one after it, half as large."""
     told: list[tuple[str, int, float]] = []

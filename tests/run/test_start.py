@@ -345,6 +345,7 @@ def test_a_variant_that_goes_on_without_its_group_keeps_the_steps_of_a_dispatch(
     ] * 2
 
 
+@pytest.mark.slow
 def test_no_watched_step_is_missed_where_a_run_goes_on_with_other_dispatches(run, train):
     keys = ["name=rewatched", "watch.every=2", "train.eval_every=8", "train.checkpoint_every=8"]
     assert train(*keys, "train.steps=1", "train.steps_per_call=1")[0] == 0

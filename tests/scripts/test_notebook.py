@@ -73,6 +73,7 @@ def machine(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_it_trains_on_a_text_of_ones_own_and_goes_on_from_drive_on_another_machine(machine, tmp_path):
     drive = tmp_path / "drive"
     form = {"OWN_TEXT": True, "DRIVE": str(drive)}
