@@ -131,7 +131,7 @@ def layer(index: int) -> str:
 
 
 def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """True for each column that holds nothing but numbers."""
+    """True for each column that holds nothing but numbers, or pairs of them such as `1.2 → 3.4`."""
 
     def numeric(cell: str) -> bool:
         try:
@@ -140,4 +140,5 @@ def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list
             return cell == MISSING
         return True
 
-    return [all(numeric(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
+    cells = [[part for row in rows for part in row[i].split(" → ")] for i in range(len(columns))]
+    return [all(map(numeric, column)) and bool(rows) for column in cells]

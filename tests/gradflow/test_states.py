@@ -180,6 +180,7 @@ def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
     [
         ("vanishing", {"model.residual": "none"}, "model.residual: pre_ln"),
         ("vanishing", {"model.skip_scale": 0.0}, "model.skip_scale: 1 (it is 0)"),
+        ("dead_qk", {"model.skip_scale": 0.5}, "model.skip_scale: 1 (it is 0.5, and multiplies delta twice a block)"),
         ("vanishing", {"model.skip_scale": 0.5}, "model.skip_scale: 1 (it is 0.5"),
         ("vanishing", {"model.norm": "none"}, "model.norm: rms"),
         ("vanishing", {"model.residual": "post_ln"}, "pre_ln or deepnorm"),

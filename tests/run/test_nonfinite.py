@@ -171,7 +171,7 @@ def test_updates_that_were_skipped_count_under_the_other_policy_too(train, folde
     killed_at(16, "n.yaml", "name=changed", "train.on_nonfinite=skip")
     assert train("changed") == 0
     assert summary(folder / "runs" / "changed" / "main")["skipped_steps"] == 1
-    assert "main: 1 updates were left out; the first that was not finite was step 10" in capsys.readouterr().out
+    assert "main: 1 update was left out; the first that was not finite was step 10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

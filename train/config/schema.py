@@ -234,7 +234,7 @@ class WatchConfig(Section):
 
 
 class LogConfig(Section):
-    """Where the log goes besides metrics.jsonl, which is always written."""
+    """Destinations of the log besides metrics.jsonl, which is always written."""
 
     tensorboard: bool = Field(default=True, description="TensorBoard's event files, in the run directory")
     wandb: bool = Field(

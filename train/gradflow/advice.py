@@ -44,6 +44,8 @@ def advice_for(state: str, config: RunConfig, update: float | None = None) -> st
             return f"model.residual: {other}; or {slower} if it began while training"
         case "dead_qk" | "collapsed" if no_skip:
             return f"{skip}: without a skip every attention makes the tokens more alike"
+        case "dead_qk" | "collapsed" if abs(model.skip_scale) < 1 and model.rule.additive:
+            return scale
         case "dead_qk" if rule == "value_skipinit":
             return "a smaller model.init_gain.attn_o and mlp_out, and smaller optimizer.lr_factors for the blocks"
         case "dead_qk" if rule in ("post_ln", "highway"):

@@ -1,4 +1,4 @@
-"""Which series TensorBoard shows, and its Custom Scalars: an overview, then all layers of a metric on one chart."""
+"""Series that TensorBoard shows, and its Custom Scalars: an overview, then all layers of a metric on one chart."""
 
 import re
 from collections.abc import Mapping, Sequence

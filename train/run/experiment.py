@@ -160,7 +160,8 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         console.finding(finding(list(by_name.items())))
         if page is not None:
             console.note(f"report: {page.absolute().as_uri()}")
-        console.command(command("tensorboard", root), "TensorBoard: ")
+        if experiment.variants[0].config.log.tensorboard:
+            console.command(command("tensorboard", root), "TensorBoard: ")
         return Outcome(ordered, unmet, stopped)
     except KeyboardInterrupt:  # also Stopped
         console.close()
@@ -186,7 +187,8 @@ def show_results(name: str, ended: Sequence[Mapping[str, Any]], console: Console
     console.table(f"{name}: results", *closing_table(ended))
     for summary in ended:
         if (step := summary["first_nonfinite_step"]) is not None:
-            after = f"{summary.get('skipped_steps')} updates were left out"
+            skipped = summary.get("skipped_steps")
+            after = "1 update was left out" if skipped == 1 else f"{skipped} updates were left out"
             if summary["exit_reason"] == "nonfinite":
                 after = f"stopped by a step that is not finite, step {summary['steps']}"
             console.warn(f"{summary['variant']}: {after}; the first that was not finite was step {step}")
