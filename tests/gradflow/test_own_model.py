@@ -266,6 +266,7 @@ def test_float32_reaches_1e_minus_900_and_1e900_and_examples_of_any_size_add_up(
     np.testing.assert_allclose(delta, exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zeros_of_a_stack_that_is_cut_are_reported_as_possible_underflow():
     loss, steep, of_model, x = chain(1e-15)
     steep[10] = jax.tree_util.Partial(scaled_gradient, jnp.float32(0))

@@ -115,6 +115,7 @@ def test_a_resumed_run_measures_each_step_once(whole, folder, corpus):
         assert [event.step for event in found] == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_vmapped_variants_measure_what_single_ones_do(folder, corpus):
     """Every figure of the gradient's flow, each variant its own; a batched matmul may sum in another order."""
     variants = {"one": {}, "two": {"optimizer.lr": 3e-3, "model.skip_scale": 0.5}}

@@ -322,6 +322,7 @@ def test_fewer_steps_than_were_trained_are_refused(run, train, trained):
     assert before == contents(run)
 
 
+@pytest.mark.slow
 def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, train):
     choices = Path("runs/auto/main/choices.json")
     for keys, expected in (
