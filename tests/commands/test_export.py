@@ -91,3 +91,6 @@ def test_what_it_cannot_export_is_one_line_and_nothing_is_written(trained, tmp_p
         got, out, err = call("export", run, "--to", to / "x.safetensors", *arguments)
         assert (got, out, err.count("\n")) == (code, "", 1) and said in err
     assert contents(run) == before and not list(to.iterdir())
+    (to / "x.json").write_text('{"name": "another program"}')
+    assert call("export", run, "--to", to / "x.safetensors")[0] == 2
+    assert (to / "x.json").read_text() == '{"name": "another program"}' and len(list(to.iterdir())) == 1

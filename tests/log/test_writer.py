@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from train.config.load import from_mapping, to_yaml
 from train.errors import UserError
-from train.log import append
+from train.log import append, backends
 from train.log.append import MAX_PENDING, AppendFile
 from train.log.backends import TAG_SETS
 from train.log.charts_layout import chart_layout, shown
@@ -285,6 +285,20 @@ def test_a_disk_that_stays_full_ends_in_whole_records(tmp_path):
         run.log(1, {"x": 1.0})
         run.close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == line and len(warnings) == 1
+
+
+def test_a_backend_that_failed_does_not_silence_the_warning_of_a_full_disk(tmp_path, monkeypatch):
+    class Bad(backends.Backend):
+        def __init__(self, directory, first_step):
+            raise OSError("no key")
+
+    monkeypatch.setitem(backends.BACKENDS, "csv", Bad)
+    warnings = []
+    run = Tracker(tmp_path, backends=["csv"], warn=warnings.append)
+    with full_disk(10):
+        run.log(1, {"x": 1.0})
+        run.close()
+    assert len(warnings) == 2 and "no key" in warnings[0] and "metrics.jsonl" in warnings[1]
 
 
 def test_a_disk_that_fills_up_and_empties_again_leaves_no_torn_record(tmp_path):

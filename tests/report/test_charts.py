@@ -148,6 +148,14 @@ def test_a_flat_line_looks_flat_and_the_axis_has_room_for_guides_and_intervals()
     assert domain(line_charts([Panel("t", curves(1))], POWERS))[1] > -2 + 0.2
 
 
+def test_a_logarithmic_axis_ignores_guides_and_intervals_that_reach_zero():
+    y = np.geomspace(1e-3, 5.0, 9)
+    low = Curve("a", np.arange(9), y, 2 * y, 0)
+    chart = line_charts([Panel("t", [low])], Axes("x", "y"), [Guide("floor", np.arange(9), np.zeros(9))])
+    scale = layers(chart)[-1]["encoding"]["y"]["scale"]
+    assert scale["type"] == "log" and scale["domain"] == pytest.approx([1e-3, 15.0])
+
+
 def test_values_that_are_not_finite_are_gaps():
     first, second = rows(by_depth({"a": np.array([-np.inf, -1.0]), "b": NAN}), "curve")
     assert first["y"] == [None, -1.0] and set(second["y"]) == {None}
@@ -159,8 +167,11 @@ def test_a_long_curve_keeps_its_extremes_its_ends_and_a_marker_for_a_lonely_valu
     y[[1234, 8000]] = 50, -50
     y[5000:5100], y[5050] = np.nan, 3
     (row,) = rows(losses(y, steps=np.arange(10_000)), "curve")
-    assert len(row["x"]) <= MAX_POINTS + 2 and row["x"][0] == 0 and row["x"][-1] == 9999
+    assert len(row["x"]) <= MAX_POINTS * 3 // 2 + 2 and row["x"][0] == 0 and row["x"][-1] == 9999
     assert {1234, 8000} <= set(row["x"]) and max(filter(None, row["y"])) == 50 and None in row["y"]
+    scattered = np.where(np.arange(3000) % 20 == 0, np.nan, 1.0)
+    (row,) = rows(losses(scattered, steps=np.arange(3000)), "curve")
+    assert sum(value is not None for value in row["y"]) >= 150
     y = np.ones(40)
     y[[6, 8]] = np.nan
     (row,) = rows(losses(y, steps=np.arange(40)), "curve")

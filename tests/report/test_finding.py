@@ -61,6 +61,11 @@ def test_the_quickstart():
         ),
         # 4 % of 3.25 are 0.13: with a best possible loss of 3.15 there is nothing to learn.
         ([("a", [summary(3.2, floors={"floor": 3.15, "floor_unigram": 3.25})])], "'a' learns (held-out loss 3.20)."),
+        (
+            [("a", [summary(4.0, floors={"floor": 3.15, "floor_unigram": 3.25})])],
+            "'a' predicts worse than a constant does (4.00; the best constant prediction has 3.25).",
+        ),
+        ([("a", [summary(3.26, floors={"floor": 3.15, "floor_unigram": 3.25})])], "'a' ends (held-out loss 3.26)."),
         ([("a", [summary(2.0)]), ("b", [summary()])], "'a' learns (held-out loss 2.00)."),
         ([("a", [summary(2.0), summary()])], None),  # a mean over the seeds that came to an end is none
         ([("a", [summary(2.0)]), ("b", [summary(2.0, task="regression")])], None),  # two units

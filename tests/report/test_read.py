@@ -37,6 +37,17 @@ def test_a_log_that_ends_anywhere_is_read_up_to_there(tmp_path, tail):
     }
 
 
+def test_the_summary_of_a_run_that_went_on_is_of_no_run_that_ended(tmp_path):
+    run = write_run(tmp_path, "with")
+    assert read_run(run).summary is not None
+    with open(run / "metrics.jsonl", "a") as log:
+        log.write('{"step":140,"loss/train":2.5}\n')
+    assert read_run(run).summary is not None  # a row after the last step of the config
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 100", "steps: 200"))
+    assert read_run(run).summary is None and compare([run]).finding == []
+
+
 def test_each_prefix_of_a_log_is_a_run_that_can_be_compared(tmp_path):
     """As a report sees runs that are still going on, one of which has not logged yet."""
     whole = (write_run(tmp_path, "a") / "metrics.jsonl").read_bytes()

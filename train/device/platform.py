@@ -102,8 +102,8 @@ def keep_programs(kind: str) -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = cache_folder() / "programs"
     try:
+        folder = cache_folder() / "programs"
         if kind == "cpu":
             # Also the number of cores, on which the last bits depend: XLA divides a program's work at compile time.
             cpu = re.findall(r"(?m)^(?:model name|flags|Features|CPU part)\s*:.*", Path("/proc/cpuinfo").read_text())
@@ -112,7 +112,7 @@ def keep_programs(kind: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK) or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):
             return
-    except OSError:
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: no home
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _MOST_KEPT)

@@ -124,8 +124,9 @@ def ratio_text(delta_log10: np.ndarray | None) -> str:
     """Returns |δ_0| / |δ_L| of log10|δ_l| [L+1]."""
     if delta_log10 is None:
         return MISSING
-    with np.errstate(invalid="ignore"):
-        return factor(float(delta_log10[0] - delta_log10[-1]))
+    if np.isneginf(delta_log10[0]):
+        return factor(-np.inf)  # also where all of it is zero
+    return factor(float(delta_log10[0] - delta_log10[-1]))
 
 
 def sparkline(values: np.ndarray | None, low: float, high: float, most: int) -> str:

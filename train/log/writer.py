@@ -20,7 +20,7 @@ class Tracker:
     """One variant's metrics.jsonl and its backends (train/log/backends.py).
 
     Records reach the files at `flush`, `drain` and `close`. Nothing here stops a training run: when the disk refuses a
-    record, or a backend fails, `warn` is called once, and records wait in memory for a later flush.
+    record, or a backend fails, `warn` is called once for each, and records wait in memory for a later flush.
 
     Args:
       directory: the variant's run directory, made if missing.
@@ -28,7 +28,7 @@ class Tracker:
         disappear from metrics.jsonl and from TensorBoard's view.
       backends: names of BACKENDS; metrics.jsonl is always written.
       matrices: also the series that backends do not show by default (`shown` in train/log/charts_layout.py).
-      warn: called with one line, once.
+      warn: called with one line, once for each destination.
 
     Raises:
       OSError, UserError: metrics.jsonl cannot be opened.
@@ -45,7 +45,7 @@ class Tracker:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._matrices = directory, matrices
-        self._warn: Callable[[str], None] | None = warn
+        self._warn, self._warned = warn, set[str]()
         self._last: dict[str, float] = {}
         self._step = first_step
         self._closed = False
@@ -148,8 +148,8 @@ class Tracker:
         try:
             call()
         except Exception as error:  # of a full disk, another library, a network
-            if self._warn is not None:
-                warn, self._warn = self._warn, None
-                warn(f"{self._directory}: {name} cannot be written ({first_line(error)}); training goes on")
+            if not self._warned & {name, (reason := first_line(error))}:  # a full disk refuses all files: one warning
+                self._warned |= {name, reason}
+                self._warn(f"{self._directory}: {name} cannot be written ({reason}); training goes on")
             return False
         return True

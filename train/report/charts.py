@@ -302,7 +302,12 @@ def _points(curve: Curve) -> dict[str, Any]:
     kept = np.arange(len(y))
     if len(y) > MAX_POINTS:
         stretches = np.array_split(kept, MAX_POINTS // 2)
-        kept = np.unique([0, len(y) - 1, *(s[pick(y[s])] for s in stretches for pick in (np.argmin, np.argmax))])
+        kept = {0, len(y) - 1}
+        for s in stretches:
+            bad, good = s[~np.isfinite(y[s])], s[np.isfinite(y[s])]
+            kept.update(bad[:1].tolist())
+            kept.update(int(good[pick(y[good])]) for pick in (np.argmin, np.argmax) if good.size)
+        kept = np.array(sorted(kept))
     y = y[kept]
     row: dict[str, Any] = {"k": "curve", "g": curve.label, "x": numbers(np.asarray(curve.x)[kept]), "y": numbers(y)}
     if curve.index is None:
@@ -375,7 +380,12 @@ def _y_encoding(curves: Sequence[Curve], guides: Sequence[Guide], axes: Axes) ->
     if not axes.powers:
         values = values[np.isfinite(values)]
         log = len(values) and values.min() > 0 and values.max() > 50 * values.min()
-        scale = {"type": "log"} if log else {"zero": False, "nice": False, "padding": 8}
+        scale: Chart = {"zero": False, "nice": False, "padding": 8}
+        if log:  # a guide or an interval that reaches 0 would leave the axis without any scale
+            highs = [curve.y + curve.half for curve in curves if curve.half is not None]
+            ends = np.concatenate([values, *highs, *(guide.y for guide in guides)])
+            ends = ends[np.isfinite(ends) & (ends > 0)]
+            scale = {"type": "log", "domain": [float(ends.min()), float(ends.max())], "clamp": True}
         title = f"{axes.y}, logarithmic" if log else axes.y
         return {"field": "y", "type": "quantitative", "title": title, "scale": scale}
     drawn += [curve.y + sign * curve.half for curve in curves if curve.half is not None for sign in (-1, 1)]

@@ -46,9 +46,15 @@ def _losses(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
         if name not in losses or not known:
             continue
         constant, best = min(known), floors.get("floor")
-        constants[name], margin = constant, MARGIN * constant
-        if losses[name] >= constant - margin and (best is None or constant - best >= 2 * margin):
-            (worse if losses[name] > constant + margin else stuck).append(name)
+        margin = MARGIN * constant
+        if losses[name] > constant + margin:
+            worse.append(name)
+        elif best is not None and constant - best < 2 * margin:
+            if losses[name] >= constant:
+                continue  # next to nothing can be learned: it only "ends"
+        elif losses[name] >= constant - margin:
+            stuck.append(name)
+        constants[name] = constant
     ranked = [name for name in sorted(losses, key=losses.__getitem__) if name not in (*stuck, *worse)]
     text = {name: number(loss, digits=3) for name, loss in losses.items()}
     loss = "mean held-out loss" if any(len(seeds) > 1 for _, seeds in results) else "held-out loss"

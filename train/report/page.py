@@ -221,7 +221,7 @@ def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
 
 def _lead(groups: Sequence[Group], refresh_s: int | None) -> Html:
     """The finding, and the state of runs that are not finished."""
-    lines = finding([(group.name, [run.summary or {} for run in group.counted]) for group in groups])
+    lines = Comparison("", list(groups), []).finding
     unfinished = [run for group in groups for run in group.runs if not run.done]
     if unfinished:
         at = ", ".join(f"{run.name} at step {run.step}" for run in unfinished[:4])

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,11 @@ def read_run(directory: str | Path) -> Run:
     summary = read_json(path) if path.exists() else None
     if summary and (wrong := summary_problem(summary)):
         raise UserError(f"{path}: {wrong}")
-    return Run(
-        name=directory.resolve().name,
-        directory=directory,
-        config=root.plain,
-        summary=summary,
-        steps=_series(directory / "metrics.jsonl", metrics),
-    )
+    run = Run(directory.resolve().name, directory, root.plain, summary, _series(directory / "metrics.jsonl", metrics))
+    planned = train.get("steps") if isinstance(train := root.plain.get("train"), dict) else None
+    if summary and isinstance(planned, int) and min(run.step, planned) > (summary.get("steps") or 0):
+        return replace(run, summary=None)  # of before the run went on
+    return run
 
 
 def depth_series(run: Run, metric: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "S layers"]]:

@@ -49,12 +49,15 @@ def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json"),
         "tokenizer": read_json(tokenizer) if tokenizer.exists() else None,
     }
+    beside = to.with_suffix(".json")
+    if beside.exists() and not (beside.is_file() and "parameters" in read_json(beside)):
+        raise UserError(f"{beside}: exists, and no export wrote it; name another file with --to", exit_code=2)
     try:
         with replacing(to) as file:
             tensors.write(file, arrays, {"step": str(step)}, sealed=False)
     except OSError as error:
         raise UserError(f"{to}: cannot write: {refusal(error, to.parent)}") from None
-    write_json(to.with_suffix(".json"), about)
+    write_json(beside, about)
     return about
 
 
