@@ -61,6 +61,8 @@ def test_the_json_says_what_else_the_model_is(trained, tmp_path, call):
     "kind", ["digits", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("modular", "linear_regression"))]
 )
 def test_models_of_other_data(kind, tmp_path, call, monkeypatch):
+    if kind == "digits":
+        pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.yaml").write_text(
         "name: other\nmodel: {layers: 1, width: 8, heads: 2, residual: mhc}\ndata: {batch: 2}\n"

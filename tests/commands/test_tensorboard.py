@@ -128,7 +128,7 @@ def test_what_it_cannot_serve_is_one_line(trained, tmp_path, monkeypatch, call):
 
     refused("runs: no such folder")
     (tmp_path / "runs").mkdir()
-    refused(f"runs: no runs in it; {text.command('train', 'quickstart')} makes some")
+    refused(f"runs: no event files in it (log.tensorboard: false?); {text.command('train', 'quickstart')} makes some")
     (tmp_path / "file").write_text("x")
     refused("file: expected a folder, got a file", "file")
     with socket.socket() as busy:

@@ -97,6 +97,7 @@ def test_a_training_ends_with_a_report(trained, capsys):
 def test_a_run_that_cannot_be_read_is_missing_in_the_report_which_says_so(sweep, capsys):
     (sweep / "alone" / "summary.json").write_text("{")
     assert summary.write_report(sweep, Console()) == sweep / "report.html"
+    assert not list(sweep.glob("*@mean"))  # runs without event files, by log.tensorboard: false
     out = capsys.readouterr().out
     assert out.startswith(f"warning: left out, cannot be read: {sweep}/alone/summary.json: cannot read")
     assert f"left out, cannot be read: {sweep}/alone" in (sweep / "report.md").read_text()

@@ -57,7 +57,8 @@ def run(parsed: argparse.Namespace) -> int:
 
         raise UserError(no_folder(folder))
     if not any(next(folder.glob(pattern), None) for pattern in _EVENTS):
-        raise UserError(f"{folder}: no runs in it; {command('train', 'quickstart')} makes some")
+        message = f"no event files in it (log.tensorboard: false?); {command('train', 'quickstart')} makes some"
+        raise UserError(f"{folder}: {message}")
     port = free_port(parsed.host, parsed.port)
     if port is None:
         ports = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"

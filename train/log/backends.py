@@ -241,7 +241,7 @@ BACKENDS: dict[str, type[Backend]] = {"tensorboard": TensorBoard, "wandb": Wandb
 def check_installed(config: LogConfig) -> None:
     """Raises UserError when a backend is asked for whose package is missing."""
     if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("log.wandb: the package wandb is not installed; pip install 'deltaflow[wandb]'")
+        raise UserError("log.wandb: the package wandb is not installed; pip install 'deltaflow[wandb]'", exit_code=2)
 
 
 def _versus(variant: Variant) -> str:
