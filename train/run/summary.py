@@ -138,8 +138,8 @@ def write_report(root: Path, console: Console) -> Path | None:
             console.warn(line)
         write_atomically(root / "report.md", as_markdown(comparison))
         write_atomically(page, as_html(comparison))
-        watched = any(root.glob("*/events.out.tfevents*"))  # else log.tensorboard is false
-        if watched and (names := write_means(root, comparison.groups)):
+        shown = any(root.glob("*/events.out.tfevents*"))  # else log.tensorboard is false
+        if shown and (names := write_means(root, comparison.groups)):
             console.note(f"means over seeds in TensorBoard: NAME@mean, @low and @high of {', '.join(map(repr, names))}")
     except Exception as error:  # of a drawing library, a full disk, a file edited by hand: nothing is lost by it
         console.warn(f"no report: {str(error) or type(error).__name__}")
