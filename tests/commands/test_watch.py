@@ -41,7 +41,7 @@ def test_a_report_follows_a_training_until_it_ends(tmp_path):
         command = [sys.executable, "-m", "train", "watch", str(root), "--every", "1"]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
-        assert child.stdout.readline() == f"{root}: waiting for the first measurements\n"
+        assert child.stdout.readline() == f"no report yet: {root}: nothing to show yet, no run has logged\n"
         (run / "metrics.jsonl").write_text(log)
         assert child.stdout.readline() == f"report: {page.as_uri()} (every 1 s; Ctrl-C ends)\n"
         assert 'http-equiv="refresh" content="1"' in page.read_text() and "x at step 50" in page.read_text()

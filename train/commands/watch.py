@@ -38,10 +38,10 @@ def run(parsed: argparse.Namespace) -> int:
             try:
                 write_atomically(page, as_html(compare([folder]), parsed.every if busy else None))
                 line = f"report: {page.resolve().as_uri()}" + (f" (every {parsed.every} s; Ctrl-C ends)" * busy)
-            except UserError:  # a training that has not logged yet
+            except UserError as error:  # a training that has not logged yet, a full disk
                 if not busy:
                     raise
-                line = f"{folder}: waiting for the first measurements"
+                line = f"no report yet: {error}"
             if busy and line != told:
                 console.note(line)
                 told = line
