@@ -334,4 +334,6 @@ def test_blocks_that_are_no_stack_are_refused():
     with pytest.raises(ValueError, match="expected one call of block 0, got 4.* nn.scan of Linen"):
         gradient_flow(*scanned, LinenBlock, params, *args)
     with pytest.raises(ValueError, match="expected the blocks of LinenStack, got none"):
-        gradient_flow(*scanned, linen.Dense, params, *args)
+        gradient_flow(*scanned, (linen.Dense, linen.Conv), params, *args)
+    with pytest.raises(ValueError, match="expected the class of a Linen model's blocks, or several, got 'block'"):
+        gradient_flow(*scanned, "block", params, *args)

@@ -164,6 +164,8 @@ def _through(call: Callable[..., Any], slot: _Slot, args: Sequence[Any], kwargs:
 
 def _linen(loss, model, blocks, args):
     """Returns (None, L, loss of (slots, None, args)). Blocks are told apart by their paths, in the order of calls."""
+    if not all(isinstance(kind, type) for kind in (blocks if isinstance(blocks, tuple) else (blocks,))):
+        raise ValueError(f"blocks: expected the class of a Linen model's blocks, or several, got {blocks!r}")
     rows: dict[tuple[str, ...], int] = {}
 
     def measured_loss(slots, arrays, args):
