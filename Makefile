@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 CONFIGS ?= $(wildcard configs/*.yaml)
 
-.PHONY: quickstart test slow browser faults lint types unit configs bench docs clean
+.PHONY: quickstart test slow browser tpu faults lint types unit configs bench docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/deltaflow train configs/quickstart.yaml
@@ -29,6 +29,12 @@ slow: $(VENV)/.installed-dev
 # Looks at pages in chromium; without one the tests are skipped, with a line that says so.
 browser: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -rs -m browser tests/browser
+
+# Compiles every config for TPUs, on a machine without one: libtpu needs Python >= 3.12, and one process at a time. Half an
+# hour on two cores, so not in CI. ONLY=colab_tpu, or ONLY='v5e:1x1 and markov', tries some.
+ONLY ?= tpu
+tpu: $(VENV)-tpu/.installed
+	$(VENV)-tpu/bin/python -m pytest -rs -s -m tpu_aot -k "$(ONLY)" tests/device/test_lowering.py
 
 # Hundreds of faults (docs/faults.md) within 15 minutes on two cores. FAULTS='--write docs/faults.md' replaces the table
 # in that page.
@@ -61,9 +67,16 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
+$(VENV)-tpu/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	  { echo "jax[tpu] compiles without a TPU from python3.12 on; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install -q --disable-pip-version-check -e '.[tpu,digits]' pytest -c constraints.txt
+	touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-tpu .pytest_cache .ruff_cache build dist

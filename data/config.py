@@ -70,7 +70,7 @@ class DataConfig(BaseModel):
 
     kind: KindName | _Own = Field(
         default="text",
-        description="text; tokens: a file of token ids; tasks whose best possible loss is known, listed at the end of "
+        description="text; tokens: a file of token ids; tasks whose ideal predictor is known, listed at the end of "
         "docs/config.md; digits: 8x8 images; module:Class: your own (docs/data.md)",
     )
     corpus: Literal["python-docs", "shakespeare"] | None = Field(

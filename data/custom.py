@@ -120,7 +120,7 @@ class CustomSource:
                 if not isinstance(floor, str) and math.isfinite(float(floor)):
                     continue
             self._refuse("floors", f"a finite loss of {name!r}", f"{floor!r:.100}")
-        self.floors = {name: float(floor) for name, floor in floors.items()}
+        self._floors = {name: float(floor) for name, floor in floors.items()}
         self._check_batches()
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Any:
@@ -142,6 +142,9 @@ class CustomSource:
         if rows.min() < 0 or not rows.any():
             self._refuse(place, "weights of rows >= 0, and some above", "none above" if not rows.any() else rows.min())
         return self._batches(place, got[0], rows.shape, False), rows
+
+    def floors(self, batch: int, batches: int | None) -> dict[str, float]:
+        return self._floors
 
     def _spec(self, spec: Any) -> DataSpec:
         if not isinstance(spec, DataSpec) or spec.task not in SERVES:

@@ -9,7 +9,7 @@ from . import DataError
 from .batches import Draws
 from .config import DataConfig
 from .floors import prior
-from .source import Batch, BatchSource, DataSpec, tiled
+from .source import Batch, BatchSource, DataSpec, counted, tiled
 
 _SPLIT, _ORDER = 4, 5  # streams, see Draws
 _SIDE = 8
@@ -33,11 +33,6 @@ class Digits(BatchSource):
     def name(self) -> str:
         return "digits"
 
-    @property
-    def floors(self) -> dict[str, float]:
-        """`prior`, the loss of the class frequencies; the best possible loss is unknown."""
-        return {"prior": prior(self.val.targets)}
-
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Batch:
         """Images drawn with replacement, leaves [steps, B, ...]."""
         index = Draws(seed, _ORDER, first_step, steps, batch).integers(len(self.train.targets))
@@ -45,6 +40,10 @@ class Digits(BatchSource):
 
     def heldout_batches(self, batch: int, batches: int | None) -> tuple[Batch, np.ndarray]:
         return tiled(self.val, batch, batches)
+
+    def floors(self, batch: int, batches: int | None) -> dict[str, float]:
+        """`prior`, the loss of the class frequencies; that of an ideal predictor is unknown."""
+        return {"prior": prior(counted(*self.heldout_batches(batch, batches)).targets)}
 
 
 def open_digits(config: DataConfig) -> Digits:

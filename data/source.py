@@ -70,11 +70,6 @@ class Source(Protocol):
         ...
 
     @property
-    def floors(self) -> Mapping[str, float]:
-        """Losses that are known in advance, by name; "" is the best possible one. Nats, or squared error."""
-        ...
-
-    @property
     def resident(self) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:
         """Tokens (train [n], held out [m]) on the device, if any; batches are then starts of windows in them."""
         ...
@@ -90,6 +85,14 @@ class Source(Protocol):
         """At most `batches` held-out batches (None: all), as above with S for steps, and their rows' weights [S, B]."""
         ...
 
+    def floors(self, batch: int, batches: int | None) -> Mapping[str, float]:
+        """Losses on these batches that are known in advance, by name, in nats or squared error.
+
+        "" is that of the ideal predictor, which knows how the data is made. Others are of constant predictions; those
+        of a text are of its whole held-out part.
+        """
+        ...
+
 
 def tiled(rows: Batch, batch: int, batches: int | None) -> tuple[Batch, NDArray[np.floating]]:
     """Rows [N, ...] as held-out batches [S, B, ...] and weights [S, B], the last filled up with rows of weight 0.
@@ -101,6 +104,11 @@ def tiled(rows: Batch, batch: int, batches: int | None) -> tuple[Batch, NDArray[
     """
     index, weights = spread(len(rows.inputs), batch, batches)
     return Batch(*(None if leaf is None else leaf[index] for leaf in rows)), weights
+
+
+def counted(batches: Batch, weights: NDArray[np.floating]) -> Batch:
+    """The rows [N, ...] of held-out batches [S, B, ...] that are no padding."""
+    return Batch(*(None if leaf is None else leaf[weights > 0] for leaf in batches))
 
 
 def open_source(config: DataConfig) -> Source:

@@ -50,11 +50,6 @@ class Windows:
         sizes = f"{len(self.train):,} + {len(self.val):,} held out, vocabulary {self.vocab_size}"
         return f"tokens {sizes}, on the {self.placement}{self.note}"
 
-    @cached_property
-    def floors(self) -> dict[str, float]:
-        """Loss of the best constant prediction, by token frequencies; the entropy of a text is unknown."""
-        return {"unigram": unigram(counts(self.train), counts(self.val), self.vocab_size)}
-
     @property
     def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
         return (self.train, self.val) if self.placement == "device" else None
@@ -68,6 +63,15 @@ class Windows:
         """Starts [S, B] or windows [S, B, T+1] that tile the split, and their weights [S, B] float32."""
         starts, weights = heldout_starts(len(self.val), self.context, batch, batches)
         return starts if self.placement == "device" else self._windows(self.val, starts), weights
+
+    def floors(self, batch: int, batches: int | None) -> dict[str, float]:
+        """Loss of the best constant prediction on all of `val`; the entropy of a text is unknown."""
+        return {"unigram": self.constant_loss}
+
+    @cached_property
+    def constant_loss(self) -> float:
+        """Loss of a prediction by the token frequencies of `train`."""
+        return unigram(counts(self.train), counts(self.val), self.vocab_size)
 
     def _windows(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Raises DataError when the file behind the tokens has changed."""

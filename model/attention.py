@@ -1,14 +1,16 @@
 """Multi-head attention (Vaswani et al. 2017, 1706.03762, eq. 1) with grouped key and value heads (2305.13245)."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from .config import ModelConfig
 from .init import Init
-from .layers import Linear, dropout, joined, normalize, soft_cap, softmax, wide
+from .layers import Linear, dropout, joined, normalize, product, soft_cap, softmax, wide
 from .positions import alibi, rotate, visible
 
 
@@ -39,12 +41,14 @@ class Attention(nnx.Module):
         mix_value: Callable[[Array], Array] | None = None,
         mix_heads: Callable[[Array, Array], Array] | None = None,
         observe: Callable[..., None] | None = None,
+        fused: str | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "B T G K"]]:
         """Maps h [N, D] with shape = (B, T) to ([N, D], v before `mix_value`), in h's dtype. `key`: dropout, or None.
 
         A residual rule may map the values, `mix_value`: v [B, T, G, K] -> v, and the output of the heads, `mix_heads`:
         (v of each query head, o), both [B, T, H, K] -> o. `observe` is called with ("attention", scores
         [B, H, T, T]), the inputs of the softmax, in which masked scores are the lowest finite number.
+        `fused`: implementation of jax.nn.dot_product_attention (cudnn, xla), used where it applies: see `fusible`.
         """
         config, (B, T) = self.config, shape
         G, R, K = config.value_heads, config.heads // config.value_heads, config.head_width
@@ -58,24 +62,39 @@ class Attention(nnx.Module):
             q, k = (normalize(x.astype(wide(x.dtype)), "rms", eps).astype(x.dtype) for x in (q, k))
         if config.positions == "rope":
             q, k = rotate(q), rotate(k)
-        # Batched products over [B, G] with the R heads of a group stacked as rows: the fastest layout on XLA:CPU.
         q = q * jnp.asarray(numbers.get("attention_scale", config.usual_attention_scale), q.dtype)
-        q_BGQK = q.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
-        k_BGSK, v_BGSK = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        scores_BGQS = jnp.einsum("bgqk,bgsk->bgqs", q_BGQK, k_BGSK, preferred_element_type=wide(h.dtype))
-        scores_BGRTS = soft_cap(scores_BGQS.reshape(B, G, R, T, T), numbers.get("attention_cap"))
-        if config.positions == "alibi":
-            scores_BGRTS = scores_BGRTS + alibi(G * R, T, scores_BGRTS.dtype).reshape(1, G, R, T, T)
-        visible_TS = visible(config, T)
-        if visible_TS is not None:
-            scores_BGRTS = jnp.where(visible_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
-        weights_BGRTS = softmax(scores_BGRTS).astype(h.dtype)
-        if observe is not None:
-            observe("attention", scores_BGRTS.reshape(B, G * R, T, T))
-        place = config.dropout_at("attention")
-        weights_BGRTS = dropout(weights_BGRTS, None if place is None else numbers[place], key)
-        out_BGQK = jnp.einsum("bgqs,bgsk->bgqk", weights_BGRTS.reshape(B, G, R * T, T), v_BGSK)
-        out_BTHK = out_BGQK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
+        if fused is not None and observe is None and fusible(config, key is not None):
+            window = None if config.window is None else (config.window - 1, 0)  # keys before a query, and after it
+            options: Any = {"local_window_size": window, "implementation": fused}
+            out_BTHK = jax.nn.dot_product_attention(
+                q, k, v, scale=1.0, is_causal=config.attention == "causal", **options
+            )
+        else:
+            # Batched products over [B, G] with the R heads of a group stacked as rows: the fastest layout on XLA:CPU.
+            q_BGQK = q.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, K)
+            k_BGSK, v_BGSK = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+            scores_BGQS = product("bgqk,bgsk->bgqs", q_BGQK, k_BGSK)
+            scores_BGRTS = soft_cap(scores_BGQS.reshape(B, G, R, T, T), numbers.get("attention_cap"))
+            if config.positions == "alibi":
+                scores_BGRTS = scores_BGRTS + alibi(G * R, T, scores_BGRTS.dtype).reshape(1, G, R, T, T)
+            visible_TS = visible(config, T)
+            if visible_TS is not None:
+                scores_BGRTS = jnp.where(visible_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
+            weights_BGRTS = softmax(scores_BGRTS).astype(h.dtype)
+            if observe is not None:
+                observe("attention", scores_BGRTS.reshape(B, G * R, T, T))
+            place = config.dropout_at("attention")
+            weights_BGRTS = dropout(weights_BGRTS, None if place is None else numbers[place], key)
+            out_BGQK = jnp.einsum("bgqs,bgsk->bgqk", weights_BGRTS.reshape(B, G, R * T, T), v_BGSK)
+            out_BTHK = out_BGQK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
         if mix_heads is not None:
             out_BTHK = mix_heads(jnp.repeat(v, R, axis=2), out_BTHK)
         return self.o(out_BTHK.reshape(B * T, G * R * K)), raw
+
+
+def fusible(config: ModelConfig, training: bool) -> bool:
+    """True if jax.nn.dot_product_attention computes this attention, with cuDNN too; `training`: dropout is on."""
+    one_sided = config.window is None or config.attention == "causal"
+    plain = config.attention_cap is None and config.positions != "alibi"
+    dropped = training and config.dropout_at("attention") is not None
+    return one_sided and plain and not dropped and config.head_width % 8 == 0 and config.head_width <= 128

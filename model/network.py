@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from .config import ModelConfig
 from .init import Init
 from .residual import Carry, Observer, numbers_of, rule_of
-from .transformer import Interface, StreamStats, Transformer
+from .transformer import Interface, Score, StreamStats, Transformer
 
 Params = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Anatomy(NamedTuple):
     blocks: Any  # parameters, stacked along the first axis
     # (parameters of a block, its index, carry, observer, detached) -> carry; see model/residual/base.py's Context
     block: Callable[..., Carry]
-    logits: Callable[[Carry], Float[Array, "N V"]]  # from the last block's output
+    logits: Callable[..., Any]  # from the last block's output, or their scores: see Transformer.__call__
     stream: Callable[[Carry], Float[Array, "N ..."]]  # the stream that delta is measured on
 
 
@@ -45,7 +45,8 @@ class Network:
 
     Inputs are ids below `vocab_size`, or `channels` real values a token. There are `outputs` logits, or one for each
     token of the vocabulary; `pooled`: one prediction a window, from the mean over its tokens. `task` determines the
-    loss: lm, classification or regression.
+    loss: lm, classification or regression. `unroll`, `remat`, `fused`: see
+    Transformer.__call__.
     """
 
     config: ModelConfig
@@ -57,6 +58,8 @@ class Network:
     outputs: int | None = None
     channels: int | None = None
     pooled: bool = False
+    remat: str = "none"
+    fused: str | None = None
 
     def __post_init__(self) -> None:
         if (self.vocab_size is None) == (self.channels is None) or (self.vocab_size or self.outputs) is None:
@@ -95,8 +98,13 @@ class Network:
         key: Key[Array, ""] | None = None,
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
-    ) -> tuple[Float[Array, "N V"], StreamStats | None]:
-        """Returns logits [B*T, V], or [B, V] when pooled, and stream statistics: see Transformer.__call__."""
+        score: Score | None = None,
+        targets: Array | None = None,
+    ) -> tuple[Any, StreamStats | None]:
+        """Returns logits [B*T, V], or [B, V] when pooled, or their scores, and stream statistics.
+
+        See Transformer.__call__.
+        """
         model: Transformer = nnx.merge(self._graph, params)
         return model(
             tokens,
@@ -104,8 +112,12 @@ class Network:
             key=key,
             dtype=self.dtype,
             unroll=self.unroll,
+            remat=self.remat,
+            fused=self.fused,
             slots=slots,
             head=head,
+            score=score,
+            targets=targets,
         )
 
     def anatomy(
@@ -126,8 +138,8 @@ class Network:
             here = context._replace(layer=layer, observe=observe, detached=detached)
             return nnx.merge(graph, parameters)(carry, here, self.dtype)
 
-        def logits(carry: Carry) -> Array:
-            return model.end(carry, context, self.dtype)
+        def logits(carry: Carry, score: Score | None = None, targets: Array | None = None) -> Any:
+            return model.end(carry, context, self.dtype, None, score, targets)
 
         return Anatomy(carry, stacked, block, logits, rule_of(self.config).stream)
 

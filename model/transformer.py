@@ -12,12 +12,17 @@ from jaxtyping import Array, Float, Int, Key
 from .attention import Attention
 from .config import ModelConfig
 from .init import Init
-from .layers import Norm, dropout, soft_cap, wide
+from .layers import Norm, dropout, product, soft_cap, wide
 from .mlp import MLP
 from .positions import sinusoidal
 from .residual import Carry, Context, Residual, Sublayer, rule_of
 from .scaling import in_double, power_of_two, scaled
+from .sharding import batch_parts, batch_sharded, replicated
 from .taps import tap
+
+MOST_LOGITS = 2**24  # that exist at a time, of one variant on one device: 64 MiB in float32
+
+Score = Callable[[Array, Array], Any]  # (logits [N, V], their targets, of any shape) -> a tree of [N]
 
 
 class RuleParameters(nnx.Module):
@@ -69,12 +74,16 @@ class Block(nnx.Module):
             return jax.lax.stop_gradient(y) if context.detached else y
 
         def attention(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, Array | None]:
-            y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], mix_value, mix_heads, context.observe)
+            h = batch_sharded(h)
+            ends = (mix_value, mix_heads, context.observe, context.fused)
+            y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], *ends)
+            y = batch_sharded(y)
             return detach(dropout(y.astype(h.dtype), rate, keys[1])), None if v is None else detach(v)
 
         def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
             del mix_value, mix_heads  # attention's
-            y = self.mlp(h.astype(dtype), context.observe, context.one)
+            h = batch_sharded(h)
+            y = batch_sharded(self.mlp(h.astype(dtype), context.observe, context.one))
             return detach(dropout(y.astype(h.dtype), rate, keys[2])), None
 
         context = context._replace(key=keys[3])
@@ -146,18 +155,29 @@ class Transformer(nnx.Module):
         key: Key[Array, ""] | None = None,
         dtype: jax.typing.DTypeLike = "float32",
         unroll: int = 1,
+        remat: str = "none",
+        fused: str | None = None,
         slots: Float[Array, "L+1 2"] | None = None,
         head: Float[Array, "V D"] | None = None,
-    ) -> tuple[Float[Array, "N V"], StreamStats | None]:
+        score: Score | None = None,
+        targets: Array | None = None,
+    ) -> tuple[Any, StreamStats | None]:
         """Returns logits [B*T, V], or [B, V] when pooled, in at least float32, and statistics of the stream.
+
+        With `score` and `targets` [B, T, ...] ([B, ...] when pooled) it returns score(logits, targets) in place of the
+        logits. More than MOST_LOGITS never exist as a whole: they are scored, and in the backward pass computed again,
+        for some tokens of each sequence at a time.
 
         `numbers`: the config's traced numbers (model/residual `numbers_of`). `key`: dropout; None turns it off.
         `slots`: zeros whose gradient is |delta| at every depth (model/taps.py); None leaves taps and statistics out
         of the program. `head`: replaces the head's table, so that a tied table can be differentiated separately
-        from its use as lookup. `unroll`: blocks a scan iteration.
+        from its use as lookup. `unroll`: blocks a scan iteration. `remat`: values of a block that the backward
+        pass computes again: none, all but the products with matrices (dots), or all but the block's input (full).
+        `fused`: implementation of attention, which is not differentiable in forward mode; see Attention.
         """
         config, rule = self.config, rule_of(self.config)
         carry, context = self.begin(tokens, numbers, key)
+        context = context._replace(fused=fused)
         if min(unroll, config.layers) > 1:
             context = context._replace(one=1 + 0 * context.numbers["skip_scale"])
         graph, stacked = nnx.split(self.blocks)
@@ -165,14 +185,21 @@ class Transformer(nnx.Module):
         def statistics(carry: Carry) -> StreamStats | None:
             return None if slots is None else _stream_stats(rule.stream(carry), context.shape)
 
+        def block(parameters, carry, layer):
+            layer_key = None if key is None else jax.random.fold_in(key, layer)
+            return nnx.merge(graph, parameters)(carry, context._replace(layer=layer, key=layer_key), dtype)
+
+        if remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+            # Of blocks in one iteration XLA would else merge the second computation with the first.
+            block = jax.checkpoint(block, prevent_cse=min(unroll, config.layers) > 1, policy=policy)
+
         def body(state, inputs):
             (carry, exponent), (parameters, layer, slot) = state, inputs
             stats = statistics(carry)
             if slot is not None:
                 carry, exponent = tap(carry, exponent, slot, rule.stream)
-            layer_key = None if key is None else jax.random.fold_in(key, layer)
-            carry = nnx.merge(graph, parameters)(carry, context._replace(layer=layer, key=layer_key), dtype)
-            return (carry, exponent), stats
+            return (block(parameters, carry, layer), exponent), stats
 
         state = (carry, jnp.zeros((), jnp.float32))
         inputs = (stacked, jnp.arange(config.layers), None if slots is None else slots[:-1])
@@ -181,7 +208,7 @@ class Transformer(nnx.Module):
             last = statistics(carry)
             stats = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), stats, last)
             carry, _ = tap(carry, exponent, slots[-1], rule.stream)
-        return self.end(carry, context, dtype, head), stats
+        return self.end(carry, context, dtype, head, score, targets), stats
 
     def begin(
         self, tokens: Array, numbers: Mapping[str, Any], key: Key[Array, ""] | None = None
@@ -201,27 +228,51 @@ class Transformer(nnx.Module):
         context: Context,
         dtype: jax.typing.DTypeLike = "float32",
         head: Float[Array, "V D"] | None = None,
-    ) -> Float[Array, "N V"]:
-        """Returns the logits, from the last block's output."""
+        score: Score | None = None,
+        targets: Array | None = None,
+    ) -> Any:
+        """Returns the logits or their scores, from the last block's output: see `__call__`."""
         config, numbers = self.config, context.numbers
         x = rule_of(config).end(carry)
         x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
         x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.interface.pooled else x
         if head is None:
             head = self.embed[...] if self.head is None else self.head[...]
-        logits = jnp.matmul(x.astype(dtype), head.astype(dtype).T, preferred_element_type=x.dtype)
-        if config.width_ratio != 1:
-            # The head's initial values do not depend on the width (Yang et al. 2022, 2203.03466, table 8).
-            logits = logits * jnp.asarray(1 / config.width_ratio, logits.dtype)
-        return soft_cap(logits, numbers.get("logit_cap"))
+        x, table = x.astype(dtype), replicated(head)
+
+        def logits(x: Float[Array, "N D"]) -> Float[Array, "N V"]:
+            # The table is cast here, so that its gradient is summed over chunks in its own dtype.
+            y = product("nd,dv->nv", batch_sharded(x), table.astype(dtype).T)
+            if config.width_ratio != 1:
+                # The head's initial values do not depend on the width (Yang et al. 2022, 2203.03466, table 8).
+                y = y * jnp.asarray(1 / config.width_ratio, y.dtype)
+            return soft_cap(y, numbers.get("logit_cap"))
+
+        if score is None or targets is None:
+            return logits(x)
+        B, T = context.shape
+        most = MOST_LOGITS * batch_parts() // (B * len(table))
+        n = max(n for n in range(1, T + 1) if T % n == 0 and (n <= most or n == 1))  # tokens of a sequence in a chunk
+        if n == T or self.interface.pooled:
+            return score(logits(x), targets)
+
+        def of_chunk(chunk: tuple[Array, Array]) -> Any:
+            x, targets = chunk  # [B, n, ...]
+            return score(logits(x.reshape(B * n, -1)), targets)
+
+        chunks = [
+            jnp.moveaxis(rows.reshape(B, T // n, n, *rows.shape[2:]), 1, 0) for rows in (x.reshape(B, T, -1), targets)
+        ]
+        scores = jax.lax.map(jax.checkpoint(of_chunk, prevent_cse=False), tuple(chunks))
+        return jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, B, n), 0, 1).reshape(-1), scores)
 
     def _embedded(self, tokens: Array) -> Float[Array, "N D"]:
-        B, T = tokens.shape[:2]
+        (B, T), table = tokens.shape[:2], replicated(self.embed[...])
         if self.interface.channels is None:
-            x = self.embed[...][tokens.reshape(-1)]
+            x = table[tokens.reshape(-1)]
         else:
-            values = tokens.reshape(B * T, -1).astype(self.embed[...].dtype)
-            x = jnp.matmul(values, self.embed[...], precision="highest")
+            x = jnp.matmul(tokens.reshape(B * T, -1).astype(table.dtype), table, precision="highest")
+        x = batch_sharded(x)
         if self.positions is not None:
             return x + jnp.tile(self.positions[...][:T], (B, 1))
         if self.config.positions == "sinusoidal":

@@ -22,8 +22,10 @@ HEAD = """# The config, key by key
 
 Written by `python scripts/config_reference.py docs/config.md` from the classes that check a config; edit those.
 YAML 1.2: `3e-4` is a number, `no` a word. Unknown keys, duplicate keys, aliases and tags are errors. `key=value` on the
-command line sets any key by its dotted name. The configs of configs/ are found by their bare names from any folder:
-`deltaflow train quickstart`. *Traced* keys may differ between variants of one compiled program.
+command line sets any key by its dotted name. There and in a variant a mapping sets the keys in it and leaves the others
+of its section as they are; an empty one, such as `watch.instruments={}`, resets the section to its defaults. The
+configs of configs/ are found by their bare names from any folder: `deltaflow train quickstart`. *Traced* keys may
+differ between variants of one compiled program.
 """
 
 RULES_HEAD = """`model.residual: NAME`, or `{rule: NAME, option: value}`. x is the stream, F a sublayer, N its norm, L
@@ -31,7 +33,7 @@ the number of blocks, s the skip scale (`model.skip_scale`); with one there is a
 at s = 0.
 """
 TASKS_HEAD = """Rows are drawn by a counter-based generator from (data.seed, step), held-out ones from `data.task_seed`.
-The best possible loss is logged as `loss/floor`, others as `loss/floor_NAME`.
+The loss of the ideal predictor is logged as `loss/floor`, others as `loss/floor_NAME`.
 """
 COMMANDS_HEAD = """# Commands
 
@@ -43,8 +45,8 @@ file, or the bare name of a [shipped experiment](experiments.md).
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | failure, or an `expect:` that did not come true |
-| 2 | bad config, data or usage: one line with its place, the expected and the actual value |
+| 1 | a run, a claim or the machine failed: a non-finite step, an `expect:` that did not come true, a full disk |
+| 2 | what was given cannot be used: words, a config, data, a run; one line with its place, what was expected and got |
 | 129, 130, 143 | ended by SIGHUP, SIGINT or SIGTERM, after saving ([stopping.md](stopping.md)) |
 """
 

@@ -41,6 +41,7 @@ GALLERY = {
     "induction": ("one_block", "two_blocks"),
     "in_context_regression": ("with", "without_skip"),
     "digits": ("with", "without_skip_and_norm"),
+    "sharpness": ("batch_128,lr=0.01", "batch_128,lr=0.2"),
     "grokking": ("decay", "no_decay"),
     "shakespeare_char_cpu": ("main",),
 }

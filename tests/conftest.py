@@ -1,4 +1,4 @@
-"""JAX made strict for every test: no implicit rank or dtype promotion, several CPU devices, warnings are errors."""
+"""JAX made strict for every test: no implicit rank or dtype promotion, and warnings are errors."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from importlib.metadata import version
 # one piece (splitting it costs a twentieth, and both cores have work anyway).
 os.environ["XLA_FLAGS"] = " ".join(
     (
-        "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_cpu_use_fusion_emitters=false" if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else "",
         os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts

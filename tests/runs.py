@@ -118,7 +118,7 @@ def write_run(
     if done:
         summary = {
             **{"variant": name, "task": "lm", "steps": 100, "steps_per_s": 10.0, "exit_reason": "done"},
-            **{"platform": "1 x cpu (cpu)", "versions": {"jax": "0.0"}},
+            **{"platform": "cpu, 2 cores", "versions": {"jax": "0.0"}},
             "verdict": {"state": "healthy", "why": f"because of {name}"},
         }
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")

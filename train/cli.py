@@ -1,6 +1,7 @@
 """The command line: `deltaflow COMMAND ...`, also `python -m train`.
 
-Exit codes: 0 done, 1 failure, 2 bad config or usage; after saving 129 SIGHUP, 130 SIGINT, 143 SIGTERM.
+Exit codes: 0 done, 1 failure, 2 something that was given cannot be used (train.errors); after saving 129 SIGHUP, 130
+SIGINT, 143 SIGTERM.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ from .text import command
 COMMANDS = {
     "train": "train the variants of a config; resumes by itself",
     "probe": "no training: one batch, forward and backward, where the gradient goes",
+    "plan": "no training: mesh, memory, work and bounds on a step, on chips that need not be here",
     "init": "a commented config to start from",
     "chain": "the chain rule, checked by measurement on this machine: predictions, measurements, whether they agree",
     "sample": "text from a trained run, or its next-token probabilities",
@@ -37,6 +39,7 @@ COMMANDS = {
 EXAMPLES = {
     "train": "quickstart optimizer.lr=3e-4",
     "probe": "quickstart",
+    "plan": "quickstart mesh.fsdp=2 --devices v5e:2x4",
     "init": "mine",
     "sample": "runs/quickstart/with --prompt 'The '",
     "export": "runs/quickstart/with --to with.safetensors",
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, hard: bool = False) -> int:
             return parsed.run(parsed)
     except (UserError, DataError, DeclarationError) as error:
         print(f"deltaflow: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else 2
+        return getattr(error, "exit_code", UserError.exit_code)
     except BrokenPipeError:  # `deltaflow probe ... | head`
         sys.stderr.close()
         return 1
@@ -115,14 +118,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     rows = (f"  {words:<{width}}  # {meaning}" for words, meaning in first.items())
     epilog = "\n".join(("to begin with:", *rows))
     parser = _Parser(prog="deltaflow", description=about, epilog=epilog, formatter_class=text)
-    parser.add_argument("--version", action="version", version=f"deltaflow {version('deltaflow')}")
+    number = "(not installed)"  # a clone, or a copy in another package
+    with suppress(PackageNotFoundError):
+        number = version("deltaflow")
+    parser.add_argument("--version", action="version", version=f"deltaflow {number}")
     parser.set_defaults(run=lambda _: parser.print_help() or 0)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     name = next((word for word in arguments if not word.startswith("-")), None)
     if name is not None and name not in COMMANDS:
         from .commands.hints import without_command
 
-        raise UserError(without_command(arguments[arguments.index(name) :], COMMANDS), exit_code=2)
+        raise UserError(without_command(arguments[arguments.index(name) :], COMMANDS))
     for each, summary in COMMANDS.items():
         example = f"example:\n  {command(each)} {EXAMPLES[each]}" if each in EXAMPLES else None
         sub = commands.add_parser(each, help=summary, description=summary, epilog=example, formatter_class=text)

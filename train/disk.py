@@ -7,7 +7,7 @@ from typing import Any
 
 from data.files import json_of, replacing
 
-from .errors import UserError, refusal
+from .errors import Failure, UserError, refusal
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -17,7 +17,7 @@ def write_atomically(path: Path, text: str) -> None:
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path}: cannot write: {refusal(error, path.parent, len(content))}") from None
+        raise Failure(f"{path}: cannot write: {refusal(error, path.parent, len(content))}") from None
     except ValueError as error:  # "." has no name; a null character
         raise UserError(f"{str(path)!r}: cannot write: {error}") from None
 

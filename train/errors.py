@@ -7,20 +7,27 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """An error that is printed without a traceback.
+    """An error that is printed without a traceback; something that the user gave cannot be used.
 
     Args:
         message: what was expected and what was found, on one line; begins with the config's key where one is to blame.
         place: file and line, or "command line", in front of the message.
-        exit_code: 1 for a failure, 2 for a config or a command line that cannot be used.
     """
 
-    def __init__(self, message: str, place: object = None, exit_code: int = 1) -> None:
+    exit_code = 2
+
+    def __init__(self, message: str, place: object = None) -> None:
         super().__init__(message)
-        self.message, self.place, self.exit_code = message, place, exit_code
+        self.message, self.place = message, place
 
     def __str__(self) -> str:
         return self.message if self.place is None else f"{self.place}: {self.message}"
+
+
+class Failure(UserError):
+    """An error where all that the user gave can be used: a full disk, too little memory, a run that is locked."""
+
+    exit_code = 1
 
 
 # Messages of devices without memory; XLA's matrix products on a CPU (YNNPACK) give no reason of their own.

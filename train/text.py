@@ -135,7 +135,7 @@ def right_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
     def numeric(cell: str) -> bool:
         try:
-            float(cell.partition(" ± ")[0].removeprefix("≤"))
+            float(cell.partition(" ± ")[0].removeprefix("≤").removeprefix("1/").replace(",", ""))
         except ValueError:
             return cell == MISSING
         return True

@@ -1,1 +1,1 @@
-"""Synthetic tasks whose best possible loss is known."""
+"""Synthetic tasks whose ideal predictor is known."""

@@ -14,7 +14,7 @@ from .. import DataError
 from ..batches import Draws
 from ..config import DataConfig, declaration_of
 from ..floors import prior
-from ..source import Batch, BatchSource, DataSpec, tiled
+from ..source import Batch, BatchSource, DataSpec, counted, tiled
 
 HELDOUT_ROWS = 4096  # of a task with endless rows
 _TRAIN, _HELDOUT, TASK = 1, 2, 3  # streams, see Draws
@@ -23,7 +23,7 @@ _TRIES = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Synthetic(BatchSource, ABC):
-    """A task whose best possible loss is known. Raises DataError at construction."""
+    """A task whose ideal predictor is known. Raises DataError at construction."""
 
     config: DataConfig
 
@@ -43,8 +43,8 @@ class Synthetic(BatchSource, ABC):
         """All held-out rows, the same for every seed of a run."""
         return self.rows(Draws(self.config.task_seed, _HELDOUT, 0, 1, HELDOUT_ROWS), True)
 
-    def known_losses(self) -> dict[str, float]:
-        """Losses known in advance, by name: "" is that of the ideal predictor, 0 where every answer is certain."""
+    def known_losses(self, rows: Batch) -> dict[str, float]:
+        """Losses on these rows, by name: "" is that of the ideal predictor, 0 where every answer is certain."""
         return {"": 0.0}
 
     @property
@@ -53,11 +53,11 @@ class Synthetic(BatchSource, ABC):
 
     @property
     def details(self) -> str:
-        """Sizes of a window, and the losses that are known in advance."""
+        """Sizes of a window, and losses that are known in advance."""
         spec, unit = self.spec, "squared error" if self.spec.task == "regression" else "nats"
         size = f"{spec.channels} values" if spec.vocab_size is None else f"vocabulary {spec.vocab_size}"
-        floors = ", ".join(f"{name or 'best possible'} {floor:.4f}" for name, floor in self.floors.items())
-        return f"{spec.context} tokens a window, {size}; loss floors ({unit}): {floors}"
+        losses = ", ".join(f"{name or 'ideal predictor'} {loss:.4f}" for name, loss in self.losses.items())
+        return f"{spec.context} tokens a window, {size}; on all held-out rows ({unit}): {losses}"
 
     @property
     def sha256(self) -> str:
@@ -73,12 +73,18 @@ class Synthetic(BatchSource, ABC):
         return _compact(self.heldout_rows())
 
     @cached_property
-    def floors(self) -> dict[str, float]:
-        """`known_losses`, and for tokens `unigram`, the loss of the frequencies of the answers."""
-        floors = self.known_losses()
-        if self.spec.task == "lm" and "unigram" not in floors:
-            floors["unigram"] = prior(self.heldout.targets, self.heldout.weights)
-        return floors
+    def losses(self) -> dict[str, float]:
+        """The `floors` of all held-out rows."""
+        return self._losses(self.heldout)
+
+    def floors(self, batch: int, batches: int | None) -> dict[str, float]:
+        """Losses on the rows of `heldout_batches`: `known_losses`, and for tokens that of the answers' frequencies."""
+        rows, weights = self.heldout_batches(batch, batches)
+        return self.losses if weights.sum() == len(self.heldout.inputs) else self._losses(counted(rows, weights))
+
+    def _losses(self, rows: Batch) -> dict[str, float]:
+        constant = {"unigram": prior(rows.targets, rows.weights)} if self.spec.task == "lm" else {}
+        return self.known_losses(rows) | constant
 
     def train_batches(self, batch: int, seed: int, first_step: int, steps: int) -> Batch:
         """Leaves [steps, B, ...]."""

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from .. import DataError
 from ..batches import Draws
-from ..floors import entropy
 from ..source import Batch, DataSpec
 from .base import Synthetic, drawn_where, next_token
 
@@ -20,8 +19,8 @@ _ROWS = 256  # of regression's windows whose covariances are in memory at once
 class Markov(Synthetic):
     """A stationary Markov chain, P[i, j] = p(j after i), given or softmax(sharpness * normal) over each row.
 
-    The floor is the entropy rate -sum_i pi_i sum_j P_ij ln P_ij (Shannon 1948, section 7); that of a prediction by
-    token frequencies alone is the entropy of the stationary distribution pi.
+    The ideal predictor is P itself. On average its loss is the entropy rate -sum_i pi_i sum_j P_ij ln P_ij (Shannon
+    1948, section 7), and that of token frequencies the entropy of the stationary distribution pi.
     """
 
     def __post_init__(self) -> None:
@@ -68,8 +67,8 @@ class Markov(Synthetic):
             tokens[:, t] = np.minimum(passed.sum(axis=1), last)
         return next_token(tokens)
 
-    def known_losses(self) -> dict[str, float]:
-        return {"": float(self.stationary @ entropy(self.transition)), "unigram": float(entropy(self.stationary))}
+    def known_losses(self, rows: Batch) -> dict[str, float]:
+        return {"": float(np.mean(-np.log(self.transition[rows.inputs, rows.targets]))) + 0.0}  # never -0
 
 
 class _Answer(Synthetic):
@@ -226,9 +225,9 @@ class LinearRegression(Synthetic):
     """In-context linear regression (Garg et al. 2022, 2208.01066): x_1, y_1, x_2, y_2, ..., with y = <w, x> + noise.
 
     Each row has its own w ~ N(0, I / d); x ~ N(0, I), noise of standard deviation `noise`. A token has d + 1 values:
-    (x, 0) or (0, y). The target at x_i is y_i, predicted from the examples before it. The floor is the expected squared
-    error, at the held-out x, of the posterior mean, which is ridge regression and, without noise, least squares of
-    least norm; "zero" is the loss of the prediction 0 on these rows.
+    (x, 0) or (0, y). The target at x_i is y_i, predicted from the examples before it. The ideal predictor is the
+    posterior mean, which is ridge regression and, without noise, least squares of least norm; "zero" is the prediction
+    0.
     """
 
     @property
@@ -246,28 +245,30 @@ class LinearRegression(Synthetic):
         flat = (len(x), 2 * pairs)
         return Batch(inputs.reshape(*flat, d + 1), targets.reshape(flat), weights.reshape(flat))
 
-    def known_losses(self) -> dict[str, float]:
+    def known_losses(self, rows: Batch) -> dict[str, float]:
         d, noise = self.config.dimensions, self.config.noise
-        x = self.heldout.inputs[:, 0::2, :d].astype(np.float64)
-        y = self.heldout.targets[:, 0::2].astype(np.float64)
+        x = rows.inputs[:, 0::2, :d].astype(np.float64)
+        y = rows.targets[:, 0::2].astype(np.float64)
         # In parts: a covariance for each row, of up to 256 x 256.
-        errors = [posterior_error(x[start : start + _ROWS], noise, d) for start in range(0, len(x), _ROWS)]
-        return {"": float(np.mean(np.concatenate(errors))), "zero": float(np.mean(y**2))}
+        parts = [slice(start, start + _ROWS) for start in range(0, len(x), _ROWS)]
+        means = np.concatenate([posterior_means(x[part], y[part], noise) for part in parts])
+        return {"": float(np.mean((means - y) ** 2)), "zero": float(np.mean(y**2))}
 
 
-def posterior_error(x: NDArray[np.float64], noise: float, d: int) -> NDArray[np.float64]:
-    """Expected squared error [N, K] of the posterior mean at each x_k of x [N, K, d], after the k examples before it.
+def posterior_means(x: NDArray[np.float64], y: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    """Posterior mean [N, K] of each y_k of y [N, K] at x_k of x [N, K, d], given the k examples before it.
 
-    It is noise^2 + x^T S x, S the posterior covariance of w, updated example by example (the Kalman filter of a
-    constant state).
+    Mean and covariance of w are updated example by example (the Kalman filter of a constant state).
     """
-    covariance = np.broadcast_to(np.eye(d) / d, (len(x), d, d)).copy()
-    errors = np.empty(x.shape[:2])
-    for k in range(x.shape[1]):
+    n, count, d = x.shape
+    covariance, w = np.broadcast_to(np.eye(d) / d, (n, d, d)).copy(), np.zeros((n, d))
+    means = np.empty((n, count))
+    for k in range(count):
         along = np.einsum("nde,ne->nd", covariance, x[:, k])
-        spread = np.einsum("nd,nd->n", along, x[:, k])
-        errors[:, k] = spread + noise**2
+        variance = np.einsum("nd,nd->n", along, x[:, k]) + noise**2
+        means[:, k] = np.einsum("nd,nd->n", w, x[:, k])
         # A w that is determined up to rounding leaves nothing to learn, or to divide by.
-        gain = np.where(errors[:, k] > 1e-12, 1.0 / np.maximum(errors[:, k], 1e-12), 0.0)
-        covariance -= along[:, :, None] * along[:, None, :] * gain[:, None, None]
-    return errors
+        gain = along * np.where(variance > 1e-12, 1.0 / np.maximum(variance, 1e-12), 0.0)[:, None]
+        w += gain * (y[:, k] - means[:, k])[:, None]
+        covariance -= gain[:, :, None] * along[:, None, :]
+    return means

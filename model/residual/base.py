@@ -31,6 +31,7 @@ class Context(NamedTuple):
     key: Key[Array, ""] | None = None  # of this block's draws; None outside training
     observe: Observer | None = None
     one: Float[Array, ""] | None = None  # for model.layers.fusion_barrier, where blocks are unrolled
+    fused: str | None = None  # implementation of attention: see model/attention.py
     detached: bool = False  # no gradient passes a branch F: what is left comes down through the skips
 
 

@@ -5,6 +5,7 @@
     python scripts/bench --only jax,torch --rounds 3 --seconds 1  # a quick look
     python scripts/bench --watch --rounds 30 --seconds 1          # the cost of watching, in one process
     python scripts/bench --depth                                  # compile time at 96 blocks over 8
+    python scripts/bench --scale                                  # step time over sizes, with exponents
     python scripts/bench --cold                                   # process start to the end of the first dispatch
 
 PyTorch is optional: without it its rows are empty. Close other programs first; every figure is a median over rounds in
@@ -55,6 +56,14 @@ WRITTEN_FOR = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 when no contestant ran, or 2 when the arguments fit none."""
     options = parse(argv)
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if options.scale:
+        from scripts.bench.scale import BASE, scaling
+
+        print(f"around {', '.join(f'{axis} {size}' for axis, size in BASE.items())}; {cpu()}\n")
+        print(markdown(*scaling(options.rounds)))
+        print(*loaded(busy), sep="\n")
+        return 0
     try:
         shapes, dtype, notes = read(Path(options.config))
     except ConfigError as error:
@@ -67,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not entries:
             print(f"--only {options.only}: expected starts of {', '.join(names)}", file=sys.stderr)
             return 2
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the device's memory
     if options.cold:
         environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
@@ -94,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     turns = f" of {seconds:g} s" if seconds else ""
     print(f"method: {options.rounds} rounds{turns}, all contestants in turn, medians; ratios within a round\n")
     print(markdown(*table(lanes, entries[0].name if options.depth else REFERENCE)))
-    print(*target(lanes), *notes, sep="\n")
-    if busy >= cores() / 4:
-        print(f"other programs were busy at the start (load average {busy:.1f} on {cores()} cores)")
+    print(*target(lanes), *notes, *loaded(busy), sep="\n")
     return 0 if any(not lane.trouble for lane in lanes) else 1
 
 
@@ -109,6 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--watch", action="store_true", help="the cost of watching: the project's rows in one process")
     mode.add_argument("--depth", action="store_true", help="compile time at 96 blocks over 8, of the project's step")
+    mode.add_argument("--scale", action="store_true", help="step time over depth, width, context, batch, variants")
     mode.add_argument("--cold", action="store_true", help="seconds from process start to the end of the first dispatch")
     options = parser.parse_args(argv)
     if options.rounds < 1 or not options.seconds > 0:
@@ -150,6 +157,11 @@ def roster(config: str, shapes: Shapes, dtype: str, depth: bool = False) -> list
                 peak = {"framework": framework, "dtype": dtype}
                 rows.append((f"peak_{framework}_{dtype}", f"matmul, {title}, {dtype}", "peak", peak))
     return [Entry(name, label, f"scripts.bench.{module}", arguments) for name, label, module, arguments in rows]
+
+
+def loaded(busy: float) -> list[str]:
+    """Returns a line where other programs were running at the start."""
+    return [f"loaded: a load average of {busy:.1f} on {cores()} cores at the start"] if busy >= cores() / 4 else []
 
 
 def target(lanes: Sequence[Lane]) -> list[str]:

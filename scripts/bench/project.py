@@ -44,7 +44,7 @@ def programs_of(config: str, *overrides: str, watch_every: int | None = None) ->
         watch = first.config.watch.model_copy(update={"every": watch_every, "counterfactual": False})
         first = Variant(first.name, first.config.model_copy(update={"watch": watch}))
     tokens = np.random.default_rng(0).integers(0, SHAKESPEARE_CHARS, TOKENS).astype(np.uint8)
-    return Programs(build_group([first], spec, platform), jax.device_put(tokens)), first, K
+    return Programs(build_group([first], spec, platform), tokens), first, K
 
 
 def make(config: str, watch_every: int, *overrides: str) -> tuple[Callable[[int], float], int]:

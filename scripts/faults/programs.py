@@ -20,10 +20,12 @@ def shared() -> Iterator[None]:
     """
     programs: dict[Any, Any] = {}
 
-    def once_each(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
+    def once_each(
+        function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False, *mesh: Any
+    ) -> Any:
         key = (_key(function), str(jax.tree.map(_shape, arguments)), donate, once)
         if key not in programs:
-            programs[key] = compiled(function, arguments, donate, once)
+            programs[key] = compiled(function, arguments, donate, once, *mesh)
         return programs[key]
 
     with patch("train.device.programs.compiled", once_each):

@@ -81,11 +81,18 @@ def test_custom_scalars_open_with_the_overview_and_nothing_else(chromium, link):
     assert chromium.each("tf-smoothing-input", "element.weight") == [0]
 
 
+def test_the_final_losses_are_on_the_first_screen_of_hparams(chromium, link):
+    chromium.open(re.sub("#.*", "#hparams", link))
+    chromium.shows("Trial ID", "rule", "layers", "lr", "loss/val", "loss/train")
+    place = "[element.matches('.table-header') && element.innerText.trim(), element.getBoundingClientRect().left]"
+    left = dict(chromium.each("div", place))
+    assert 0 < left["rule"] < left["loss/val"] < left["loss/train"] <= 1280 - 80  # a number is 80 wide
+
+
 @pytest.mark.parametrize(
     ("tab", "pieces"),
     [
-        ("text", ["verdict", "healthy", "versus", "yaml"]),
-        ("hparams", ["model.residual.rule", "model.layers", "model.width", "optimizer.lr", "seed", "loss/val"]),
+        ("text", ["finding", "verdict", "versus", "yaml"]),
         ("images", ["twelve/with: δ as trained", "twelve/without_skip: δ as trained"]),
     ],
 )

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import model.layers
 import train.core.loss
 from pages import Reader
-from train.chain import by_hand, descent, loss, optimizer, scalar, transformer
+from train.chain import descent, loss, optimizer, reference, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
-from train.chain.run import judged, selected
+from train.chain.run import GROUPS, judged, selected
 from train.chain.subject import subject_of
-from train.chain.transformer import STEPS, Slopes, grouped, slopes
+from train.chain.transformer import Sample, Slopes, grouped, slopes
 from train.cli import main
 from train.config.load import from_mapping
 from train.report.chain import complaint
@@ -149,7 +150,7 @@ def test_a_claim_that_is_not_borne_out_is_named(name):
 
 
 def test_one_bad_claim_is_exit_code_1_a_warning_and_a_line_of_the_page(monkeypatch, tmp_path):
-    monkeypatch.setattr(loss, "softmax", lambda z: by_hand.softmax(2 * z))
+    monkeypatch.setattr(loss, "softmax", lambda z: reference.softmax(2 * z))
     code, out = called("--only", "loss/softmax*", "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
     (warning,) = (line for line in out.splitlines() if line.startswith("warning: "))
     assert code == 1 and warning.startswith("warning: loss/softmax_jacobian: does not hold: ")
@@ -187,7 +188,7 @@ BROKEN = {
     "scalar/activations": (scalar, "ACTIVATIONS", scalar.ACTIVATIONS | {"gelu": scalar.ACTIVATIONS["silu"]}),
     "descent/clip_norm": (descent, "clipped", lambda grads, *_: (grads, None)),
     "optimizer/nesterov": (optimizer, "moved", lambda *_: optimizer.by_hand(optimizer.momentum)),
-    "transformer/delta": (by_hand, "rms_norm", lambda x, eps: x),
+    "transformer/delta": (reference, "normalized", lambda x, *_: x),
 }
 
 
@@ -195,31 +196,35 @@ BROKEN = {
 def test_a_broken_rule_is_seen(id, x64, checked, monkeypatch):
     module, name, broken = BROKEN[id]
     (claim,) = selected(id)
-    transformer.tiny_pass.cache_clear()
+    transformer.by_hand.cache_clear()
     monkeypatch.setattr(module, name, broken)
     assert judged(claim, transformer.tiny())["status"] == "fails"
-    transformer.tiny_pass.cache_clear()
+    transformer.by_hand.cache_clear()
 
 
-def test_differences_know_a_slope_and_how_well():
-    h = 0.5 * STEPS
+def sample(label, size=0.5, gradient=0.0) -> Sample:
+    return Sample(label, np.zeros(1), size, np.array([gradient]))
+
+
+def test_differences_know_a_slope_and_how_well(x64):
     functions = {
-        "exp": (np.exp, 1.0, 1e-11),
+        "exp": (jnp.exp, 1.0, 1e-11),
         "quartic": (lambda x: 3 * x + x**2 - 5 * x**3 + x**4, 3.0, 1e-12),
-        "a kink nearby": (lambda x: 2 * x + np.maximum(0, x - 1e-3), 2.0, 1e-9),
-        "large values": (lambda x: 1e6 + np.sin(x), 1.0, 1e-6),
+        "a kink nearby": (lambda x: 2 * x + jnp.maximum(0, x - 1e-3), 2.0, 1e-9),
+        "large values": (lambda x: 1e6 + jnp.sin(x), 1.0, 1e-6),
     }
     for name, (f, slope, close) in functions.items():
-        estimate = slopes(f(np.stack([h, -h]))[None], np.array([0.5]))
+        estimate = slopes(lambda place, change, f=f: f(place + change), [sample(name)])
         off = abs(estimate.value[0] - slope)
         assert off < close and off <= 10 * estimate.doubt[0], name
-    flat = slopes(np.full((1, 2, len(h)), 3.0), np.ones(1))
+    flat = slopes(lambda place, change: 3.0 + 0 * change, [sample("flat", 1.0)])
     assert flat.value[0] == 0 and 0 < flat.doubt[0] < 1e-10  # not certain: the values are rounded
 
 
 def test_slopes_that_differences_cannot_tell_from_zero_are_against_the_largest():
     predicted = Slopes(np.array([0.0, 1.0, 1e-9, 1e-9]), np.array([0.0, 1e-12, 1e-12, 1e-20]))
-    pairs, note = grouped("abcd", [1, 1, 1, 1], predicted, np.array([1e-17, 1.0, 1e-9, 1e-9]), "four")
+    gradients = zip("abcd", (1e-17, 1.0, 1e-9, 1e-9), strict=True)
+    pairs, note = grouped([sample(label, gradient=gradient) for label, gradient in gradients], predicted, "four")
     assert [(pair.label, pair.size) for pair in pairs] == [("b", None), ("d", None), ("a", 1.0), ("c", 1.0)]
     assert note == "four. Too small for differences, so their errors are against the largest slope: a; c"
 
@@ -264,13 +269,16 @@ def test_the_form_of_the_data_is_kept(task, data, inputs, targets, outputs, x64)
 def test_every_parameter_of_every_block_is_looked_at(x64):
     shapes = subject_of(config(model__layers=3, model__width=8, model__heads=2, model__bias=True), "x").network.shapes()
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), shapes)
-    parts, leaves = transformer.parts_of(params), jax.tree_util.tree_leaves_with_path(params)
+    indices = np.arange(sum(leaf.size for leaf in jax.tree.leaves(params)), dtype=float)
+    samples = transformer.samples_of(params, ravel_pytree(params)[1](indices))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     blocks = [leaf for keys, leaf in leaves if keys[0].key == "blocks"]
-    assert len(parts) == 3 * len(blocks) + len(leaves) - len(blocks)
-    places = np.concatenate([part.places for part in parts])
+    assert len(samples) == 3 * len(blocks) + len(leaves) - len(blocks)
+    places = np.concatenate([sample.places for sample in samples])
+    np.testing.assert_array_equal(np.concatenate([sample.measured for sample in samples]), places)
     owner = np.concatenate([np.full(leaf.size, n) for n, (_, leaf) in enumerate(leaves)])
     assert len(set(places.tolist())) == len(places) and set(owner[places]) == set(range(len(leaves)))
-    assert {part.size for part in parts} == {0.5}
+    assert {sample.size for sample in samples} == {0.5}
 
 
 def test_a_model_of_the_users_own(tmp_path):
@@ -287,8 +295,12 @@ def test_a_model_of_the_users_own(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "scaler"], "command line: --only: no claim matches 'scaler'; nearest: scalar"),
-        (["--only", "scalar/slop"], "no claim matches 'scalar/slop'; nearest: scalar/slope"),
+        (["--only", "scaler"], "command line: --only: no claim matches 'scaler'; did you mean scalar?"),
+        (
+            ["--only", "nosuch"],
+            f"no claim matches 'nosuch'; there are {', '.join(GROUPS)}, and single claims of them, ",
+        ),
+        (["--only", "scalar/slop"], "no claim matches 'scalar/slop'; did you mean scalar/slope?"),
         (["god.yaml"], "god.yaml: no such file"),
         (["good.yaml", "model.layers=0"], "command line: model.layers: expected"),
         (["good.yaml", "data.kind=copy", "task.kind=regression"], "task.kind: data.kind copy is for lm, got"),

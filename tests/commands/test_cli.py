@@ -1,13 +1,17 @@
 """The command line: exit codes, and errors in one line."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import pytest
 
+from data import DataError
+from model.rules import DeclarationError
 from train.cli import COMMANDS, EXAMPLES, FIRST
 from train.disk import write_atomically
-from train.errors import UserError
+from train.errors import Failure, UserError
 from train.text import command
 
 
@@ -45,8 +49,8 @@ def folder(tmp_path, monkeypatch, corpus):
         ("good.yaml data.path=short.txt", 2, ["command line: data.path: 'short.txt' is too short"]),
         ("good.yaml data.path=hollow", 2, ["command line: data.path: 'hollow' holds no .txt file"]),
         ("lost.yaml", 2, ["lost.yaml:4: data.path: 'nowhere.txt' does not exist"]),
-        ("tpu.yaml", 1, ["tpu.yaml:5: train.device: no tpu here; JAX sees cpu"]),
-        ("good.yaml train.device=gpu", 1, ["command line: train.device: no gpu here; JAX sees cpu"]),
+        ("tpu.yaml", 2, ["tpu.yaml:5: train.device: no tpu here; JAX sees cpu"]),
+        ("good.yaml train.device=gpu", 2, ["command line: train.device: no gpu here; JAX sees cpu"]),
     ],
 )
 def test_what_a_user_gets_wrong_is_a_line_each_and_leaves_nothing(folder, call, command, arguments, code, said):
@@ -75,8 +79,13 @@ def test_help_and_version_without_a_command(call):
     assert code == 0 and out.startswith("deltaflow ")
 
 
+def test_it_runs_without_being_installed(call, monkeypatch):
+    monkeypatch.setattr("train.cli.version", Mock(side_effect=PackageNotFoundError("deltaflow")))
+    assert call("--version") == (0, "deltaflow (not installed)\n", "") and call("train", "nothing")[0] == 2
+
+
 @pytest.mark.parametrize("arguments", [["sample"], ["probe", "good.yaml", "--checkpoint"]], ids=" ".join)
-def test_a_folder_that_is_no_run_is_1_in_one_line(folder, call, arguments):
+def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments):
     (folder / "experiment" / "main").mkdir(parents=True)
     (folder / "experiment" / "main" / "config.yaml").touch()
     for where, said in (
@@ -86,7 +95,37 @@ def test_a_folder_that_is_no_run_is_1_in_one_line(folder, call, arguments):
         ("experiment/mian", "no such folder; did you mean experiment/main?"),
     ):
         code, out, err = call(*arguments, where)
-        assert (code, out, err) == (1, "", f"deltaflow: {where}: {said}\n")
+        assert (code, out, err) == (2, "", f"deltaflow: {where}: {said}\n")
+
+
+MISSING = (
+    *("train {}", "train good.yaml data.path={}", "train good.yaml train.init_from={}", "probe {}", "chain {}"),
+    *("probe good.yaml --checkpoint {}", "sample {}", "export {} --to x.safetensors", "compare {}", "watch {}"),
+    *("tensorboard {}", "plan {}"),
+)
+
+
+@pytest.mark.parametrize("words", MISSING)
+@pytest.mark.parametrize("path", ["nothing", "nothing.yaml", "hollow/nothing"])
+def test_a_path_that_is_missing_is_2_for_every_command(folder, call, words, path):
+    assert {words.split()[0] for words in MISSING} == COMMANDS.keys() - {"init", "devices"}  # which read none
+    before = sorted(folder.rglob("*"))
+    code, _, err = call(*words.format(path).split())
+    assert (code, err.count("\n")) == (2, 1) and path in err
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        *((kind("why"), 2) for kind in (UserError, DataError, DeclarationError)),
+        *((kind("why"), 1) for kind in (Failure, OSError)),
+    ],
+)
+def test_the_exit_code_says_whose_fault_it_is(folder, call, monkeypatch, error, code):
+    monkeypatch.setattr("train.commands.compare.run", Mock(side_effect=error))
+    got, out, err = call("compare", "hollow")
+    assert (got, out) == (code, "") and err.startswith("deltaflow: ") and err.endswith("why\n")
 
 
 @pytest.mark.parametrize("path", ["", ".", "hollow", "good.yaml/p.json"])

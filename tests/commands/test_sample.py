@@ -73,7 +73,7 @@ def test_a_checkpoint_is_not_taken_for_its_run(trained, call):
     _, run = trained
     for inside in (run / "ckpt", next((run / "ckpt").iterdir())):
         line = f"deltaflow: {inside}: not a run directory, but part of one; did you mean {run}?\n"
-        assert call("sample", inside) == (1, "", line)
+        assert call("sample", inside) == (2, "", line)
 
 
 @pytest.mark.parametrize("more", [(), ("--top", "3")])

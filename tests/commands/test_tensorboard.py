@@ -123,8 +123,8 @@ def test_what_it_cannot_serve_is_one_line(trained, tmp_path, monkeypatch, call):
     _, directory = trained
     monkeypatch.chdir(tmp_path)
 
-    def refused(said, *arguments):
-        assert call("tensorboard", *arguments) == (1, "", f"deltaflow: {said}\n")
+    def refused(said, *arguments, code=2):
+        assert call("tensorboard", *arguments) == (code, "", f"deltaflow: {said}\n")
 
     refused("runs: no such folder")
     (tmp_path / "runs").mkdir()
@@ -136,6 +136,6 @@ def test_what_it_cannot_serve_is_one_line(trained, tmp_path, monkeypatch, call):
         busy.listen()
         port = busy.getsockname()[1]
         for folder in (directory, directory.parent, directory.parent.parent):  # however far up one points
-            refused(f"port {port} is taken on 127.0.0.1; name another with --port", folder, "--port", port)
+            refused(f"port {port} is taken on 127.0.0.1; name another with --port", folder, "--port", port, code=1)
     monkeypatch.setitem(sys.modules, "tensorboard.program", None)
-    refused("tensorboard is not installed; pip install tensorboard", directory)
+    refused("tensorboard is not installed; pip install tensorboard", directory, code=1)

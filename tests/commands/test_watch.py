@@ -25,10 +25,11 @@ def test_a_folder_without_runs_is_one_line(call, tmp_path, folder):
     write_run(tmp_path / "new", "x", done=False).joinpath("metrics.jsonl").unlink()
     code, out, err = call("watch", tmp_path / folder)
     says = {"missing": "no such folder", "empty": "no run and no experiment", "new": "nothing to show yet"}[folder]
-    assert code == 1 and out == "" and says in err and err.count("\n") == 1
+    assert code == 2 and out == "" and says in err and err.count("\n") == 1
     assert not (tmp_path / folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_report_follows_a_training_until_it_ends(tmp_path):
     """The training waits for its first row, logs, and ends."""
     root = tmp_path / "e"

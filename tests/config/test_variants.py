@@ -118,6 +118,34 @@ def test_a_variant_wins_over_an_override_of_the_base_unless_it_is_named(tmp_path
     assert layers("variants.deep={}") == [8, 8]
 
 
+def test_an_empty_mapping_resets_a_section_and_any_other_one_adds_to_it(tmp_path):
+    text = """
+name: a
+model: {residual: {rule: attnres, block: 2}}
+data: {path: x.txt, context: 7}
+watch: {every: 5, instruments: {sharpness: 100}}
+variants: {with: {}, plain: {watch.instruments: {}}}
+"""
+
+    def configs(*overrides):
+        return [variant.config for variant in loaded(tmp_path, text, *overrides).variants]
+
+    def instruments(*overrides):
+        found = configs(*overrides)
+        assert {config.watch.every for config in found} == {5}
+        return [config.watch.instruments.model_dump(exclude_defaults=True) for config in found]
+
+    assert instruments() == [{"sharpness": 100}, {}]
+    assert instruments("watch.instruments={}") == [{}, {}]
+    assert instruments("watch.instruments={noise: 50}") == [{"sharpness": 100, "noise": 50}, {}]
+    assert instruments("watch.instruments={}", "watch.instruments.noise=50") == [{"noise": 50}, {}]
+    assert instruments("watch.instruments.noise=50", "watch.instruments={}") == [{}, {}]
+    rule = configs("model.residual={}")[0].model.residual
+    assert (rule.rule, rule.block) == ("pre_ln", None)
+    data = configs("data={}")[0].data
+    assert (data.path, data.context) == (None, 64)
+
+
 def test_an_override_finds_variants_with_dots_in_their_name(tmp_path):
     text = "name: a\nvariants:\n  v1: {}\n  v1.5: {}\n"
     found = loaded(tmp_path, text, "variants.v1.5.seed=3", "variants.v1.seed=2")
@@ -153,7 +181,7 @@ def test_overrides_of_variants_and_sweep_leave_out_what_was_expected_of_others(t
     assert loaded(tmp_path, text, "variants={x: {}}", "expect.x.acc=[0, 1]").expect == {
         "x": {"loss": [1, 2], "acc": [0, 1]}
     }
-    with pytest.raises(ConfigError, match="^command line: expect.z: no such variant$"):
+    with pytest.raises(ConfigError, match="^command line: expect.z: no such variant; there is main$"):
         loaded(tmp_path, text, "variants={}", "expect.z={loss: [0, 1]}")
 
 

@@ -231,7 +231,7 @@ def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):
         ("name: 'a b:c'", "name: expected*or module:function, got 'a b:c'"),
         ("lr_factors: {embed: -1.0}", "lr_factors: expected a mapping, each value a number >= 0, got {embed: -1.0}"),
         ("lr_factors: 2.0", "lr_factors: expected a mapping, each value a number >= 0, got 2.0"),
-        ("freeze: embed", "freeze: expected a list, each text, got 'embed'"),
+        ("freeze: embed", "freeze: expected a list, each text, got 'embed'; write [[]'embed']"),
         ("freeze: [1]", "freeze: expected a list, each text, got [[]1]"),
         ("clip_value: 0.0", "clip_value: expected a number > 0 or null, got 0.0"),
         ("ema: 1.0", "ema: expected a number >= 0 and < 1 or null, got 1.0"),

@@ -402,7 +402,7 @@ def test_a_run_goes_on_with_its_own_merges_or_not_at_all(run, monkeypatch, capsy
     other = json.loads(good)
     other["model"]["merges"].pop()
     write(stored, json.dumps(other))
-    assert main(command) == 1
+    assert main(command) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith(f"deltaflow: {run}: was trained with another tokenizer than ")
     write(stored, good)

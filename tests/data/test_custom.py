@@ -112,7 +112,7 @@ def test_the_class_of_the_page(own):
     batch = data.train_batches(3, 0, 0, 2)
     assert isinstance(batch, Batch) and batch.targets.shape == (2, 3)
     np.testing.assert_array_equal(batch.inputs.sum(axis=2) % 2, batch.targets)
-    assert (data.name, data.details) == ("own_parity:Parity", "8 tokens a window") and data.floors == {}
+    assert (data.name, data.details) == ("own_parity:Parity", "8 tokens a window") and data.floors(4, 2) == {}
     body = "spec = DataSpec('regression', 8, None, 2, channels=3)\n" + rows(
         "np.stack([x] * 3, 2), np.stack([x] * 2, 2)"
     )
@@ -161,7 +161,7 @@ def test_what_comes_later_is_checked_too(own):
     )
     body = "name, floors = 'two\\nlines', {'': np.float32(0.5)}\n" + train("\n  ".join(lines))
     data = opened(kind=class_of(body), context=8)
-    assert data.name == "two lines" and data.floors == {"": 0.5} and type(data.floors[""]) is float
+    assert data.name == "two lines" and repr(data.floors(4, None)) == "{'': 0.5}"
     batch = data.train_batches(3, 0, 4, 1)
     assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32]
     for step, message in {5: r"expected inputs \[1, 3, 8\], got \[1, 3, 7\]", 6: "ValueError: two in train_"}.items():
@@ -188,9 +188,9 @@ def test_a_class_of_your_own_is_trained_and_probed_and_its_context_must_be_the_c
     summary = json.loads(Path("runs/own/main/summary.json").read_text())
     assert 0 <= summary["accuracy_val"] <= 1 and summary["loss_val"] > 0 and summary["floors"] == {}
     assert main(["probe", config, "--checkpoint", "runs/own/main"]) == 0
-    assert main(["sample", "runs/own/main"]) == 1
+    assert main(["sample", "runs/own/main"]) == 2
     capsys.readouterr()
     kind = class_of("def __init__(self, config):\n  super().__init__(config.model_copy(update={'context': 8}))")
-    assert main(["train", config, f"data.kind={kind}", "data.context=9", "name=other"]) == 1
+    assert main(["train", config, f"data.kind={kind}", "data.context=9", "name=other"]) == 2
     message = f"command line: data.context: data.kind {kind} has windows of 8 tokens"
     assert message in "".join(capsys.readouterr())

@@ -19,7 +19,10 @@ def test_digits():
     assert set(np.unique(batch.targets)) == set(range(10))
     held_out, weights = data.heldout_batches(64, None)
     assert weights.sum() == 359
-    assert data.floors == {"prior": pytest.approx(np.log(10), abs=0.02)} and data.floors["prior"] < np.log(10)
+    prior = data.floors(64, None)["prior"]
+    assert prior == pytest.approx(np.log(10), abs=0.02) and prior < np.log(10)
+    some = np.unique(data.heldout_batches(5, 1)[0].targets, return_counts=True)[1] / 5
+    assert data.floors(5, 1)["prior"] == pytest.approx(-np.sum(some * np.log(some)))
     trained = {image.tobytes() for image in batch.inputs.reshape(-1, 64)}
     held = {image.tobytes() for image in held_out.inputs.reshape(-1, 64)[weights.ravel() > 0]}
     assert len(trained) > 700 and not trained & held

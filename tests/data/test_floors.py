@@ -34,9 +34,11 @@ def test_of_a_text_it_is_the_loss_of_the_training_texts_frequencies():
     source = opened(path=write("t.txt", text), context=8, val_fraction=0.125)
     train, heldout = text[:-88], text[-88:]
     p = {token: (train.count(token) + 1) / (len(train) + 3) for token in "abc"}
-    assert source.floors == {"unigram": pytest.approx(-np.mean([np.log(p[token]) for token in heldout]))}
+    assert source.floors(4, 2) == {"unigram": pytest.approx(-np.mean([np.log(p[token]) for token in heldout]))}
     np.save("t.npy", np.tile(np.arange(4, dtype=np.uint16), 100))
-    assert opened(kind="tokens", path="t.npy", context=8).floors == {"unigram": pytest.approx(np.log(4), abs=1e-3)}
+    assert opened(kind="tokens", path="t.npy", context=8).floors(4, None) == {
+        "unigram": pytest.approx(np.log(4), abs=1e-3)
+    }
 
 
 def test_of_classes():

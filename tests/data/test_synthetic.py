@@ -11,7 +11,7 @@ from data.batches import Draws
 from data.config import KINDS
 from data.source import Batch
 from data.synthetic.base import Synthetic
-from data.synthetic.tasks import Markov, posterior_error
+from data.synthetic.tasks import Markov, posterior_means
 from sources import opened, refused
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def test_form_and_dtypes(kind):
         assert set(np.unique(batch.weights)) <= {0.0, 1.0} and (batch.weights.sum(axis=2) >= 1).all()
     assert data.sha256 == source(kind).sha256 != source(kind, task_seed=1).sha256
     assert data.name == kind and "\n" not in data.details
-    assert min(data.floors.values()) == data.floors[""]
+    assert min(data.losses.values()) == data.losses[""]
 
 
 @pytest.mark.parametrize("kind", ["markov", "induction", "linear_regression"])
@@ -149,7 +149,7 @@ def test_no_pair_is_both_trained_on_and_held_out(kind):
 # Floors
 
 
-def test_markov_floors_by_counting():
+def test_the_chain_is_that_of_its_transitions_and_its_floor_near_the_entropies():
     data: Any = source("markov", context=200)
     examples = strings(rows(data.train_batches(200, 0, 0, 20)))
     counts = np.zeros((5, 5))
@@ -158,24 +158,38 @@ def test_markov_floors_by_counting():
     conditional = joint / joint.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(conditional, data.transition, atol=0.01)
     np.testing.assert_allclose(data.stationary @ data.transition, data.stationary, atol=1e-12)
-    assert data.floors[""] == pytest.approx(-np.sum(joint * np.log(conditional)), abs=0.003)
+    assert data.losses[""] == pytest.approx(-np.sum(joint * np.log(conditional)), abs=0.003)
     marginal = joint.sum(axis=0)
-    assert data.floors["unigram"] == pytest.approx(-np.sum(marginal * np.log(marginal)), abs=0.003)
-    ideal = -np.log(data.transition)[examples[:, :-1], examples[:, 1:]].mean()
-    assert data.floors[""] == pytest.approx(ideal, abs=0.003) and data.floors[""] < data.floors["unigram"] - 0.1
+    assert data.losses["unigram"] == pytest.approx(-np.sum(marginal * np.log(marginal)), abs=0.003)
+    assert data.losses[""] < data.losses["unigram"] - 0.1
     np.testing.assert_allclose(np.bincount(examples[:, 0]) / len(examples), data.stationary, atol=0.03)
 
 
-def test_a_given_chain_by_hand():
-    data = source("markov", symbols=16, transition=[[0.9, 0.1], [0.5, 0.5]])
-    binary = lambda p: -p * math.log(p) - (1 - p) * math.log(1 - p)  # noqa: E731
+def evaluated(data: Synthetic, batch: int, batches: int | None) -> list[tuple[np.ndarray, ...]]:
+    """The rows of an evaluation, each as (inputs, targets)."""
+    held, weights = data.heldout_batches(batch, batches)
+    return [(x, y) for x, y, weight in zip(*rows(held)[:2], weights.ravel(), strict=True) if weight]
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(2, 3), (3, None)])
+def test_a_given_chain_by_hand(batch, batches):
+    chain = [[0.9, 0.1], [0.5, 0.5]]
+    data = source("markov", symbols=16, transition=chain)
     assert data.spec.vocab_size == 2
-    assert data.floors["unigram"] == pytest.approx(binary(1 / 6), rel=1e-12)
-    assert data.floors[""] == pytest.approx(5 / 6 * binary(0.1) + 1 / 6 * binary(0.5), rel=1e-12)
+    pairs = [(int(a), int(b)) for x, y in evaluated(data, batch, batches) for a, b in zip(x, y, strict=True)]
+    share = sum(b for _, b in pairs) / len(pairs)
+    by_hand = {
+        "": -sum(math.log(chain[a][b]) for a, b in pairs) / len(pairs),
+        "unigram": -share * math.log(share) - (1 - share) * math.log(1 - share),
+    }
+    assert data.floors(batch, batches) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_chains_whose_losses_are_certain():
     turn = source("markov", symbols=16, transition=[[0, 1], [1, 0]])
-    assert turn.floors == {"": 0.0, "unigram": pytest.approx(math.log(2))}
-    chance = pytest.approx(math.log(5))
-    assert source("markov", sharpness=0.0).floors == {"": chance, "unigram": chance}
+    assert turn.losses == {"": 0.0, "unigram": pytest.approx(math.log(2), abs=1e-6)}
+    assert "ideal predictor 0.0000" in turn.details
+    assert source("markov", sharpness=0.0).losses[""] == pytest.approx(math.log(5))
 
 
 def test_a_chain_in_two_parts_is_refused():
@@ -196,25 +210,29 @@ def test_the_hash_is_of_what_the_task_reads():
     assert len(hashes) == 6
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_regression_floors_by_ridge(noise):
-    data = source("linear_regression", noise=noise)
-    x, y = data.heldout.inputs[:, 0::2, :3].astype(float), data.heldout.targets[:, 0::2].astype(float)
-    errors = []
-    for xs, ys in zip(x[:600], y[:600], strict=True):
+@pytest.mark.parametrize(("batch", "batches"), [(2, 3), (64, None)])
+@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+def test_the_floor_of_regression_is_the_loss_of_ridge_on_the_rows_of_the_evaluation(noise, batch, batches):
+    data, errors, targets = source("linear_regression", noise=noise), [], []
+    for inputs, values in evaluated(data, batch, batches):
+        x, y = inputs[0::2, :3].astype(float), values[0::2].astype(float)
         for k in range(8):
-            # The posterior mean of w ~ N(0, I/3): ridge regression of strength 3 noise^2.
-            gram = xs[:k].T @ xs[:k] + max(3 * noise**2, 1e-9) * np.eye(3)
-            errors.append((xs[k] @ np.linalg.solve(gram, xs[:k].T @ ys[:k]) - ys[k]) ** 2)
-    assert data.floors[""] == pytest.approx(np.mean(errors), rel=0.08)
-    assert data.floors["zero"] == pytest.approx(1 + noise**2, rel=0.05)
+            # The posterior mean of w ~ N(0, I/3): ridge regression of strength 3 noise^2, here through its dual.
+            gram = x[:k] @ x[:k].T + 3 * noise**2 * np.eye(k)
+            w = x[:k].T @ (np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ y[:k])
+            errors.append((x[k] @ w - y[k]) ** 2)
+        targets += [*y]
+    by_hand = {"": np.mean(errors), "zero": np.mean(np.square(targets))}
+    assert data.floors(batch, batches) == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_without_noise_d_examples_tell_everything():
-    x = np.random.default_rng(0).normal(size=(50, 6, 3))
-    errors = posterior_error(x, 0.0, 3)
-    np.testing.assert_allclose(errors[:, 3:], 0, atol=1e-8)
-    np.testing.assert_allclose(errors[:, 0], np.sum(x[:, 0] ** 2, axis=1) / 3)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 6, 3))
+    y = np.einsum("nkd,nd->nk", x, generator.normal(size=(50, 3)))
+    means = posterior_means(x, y, 0.0)
+    np.testing.assert_allclose(means[:, 3:], y[:, 3:], atol=1e-8)
+    np.testing.assert_array_equal(means[:, 0], 0)
 
 
 def test_regression_rows_hold_one_w():
@@ -229,13 +247,13 @@ def test_regression_rows_hold_one_w():
 @pytest.mark.parametrize("kind", ["copy", "sort", "induction", "addition", "modular"])
 def test_no_fixed_probabilities_are_better_on_the_held_out_rows(kind):
     data = source(kind)
-    rows, floor = data.heldout, data.floors["unigram"]
+    rows, floor = data.heldout, data.losses["unigram"]
     asked = rows.targets[rows.weights > 0]
     share = np.bincount(asked, minlength=data.spec.outputs) / len(asked)
     loss = lambda p: float(-np.mean(np.log(p[asked])))  # noqa: E731
     assert loss(np.where(share > 0, share, 1.0)) == pytest.approx(floor, rel=1e-12)
     other = np.random.default_rng(0).dirichlet(20 * share + 0.01, 50)
-    assert min(loss(np.maximum(p, 1e-12)) for p in other) > floor > data.floors[""] + 0.1
+    assert min(loss(np.maximum(p, 1e-12)) for p in other) > floor > data.losses[""] + 0.1 == 0.1
 
 
 # The split

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,7 +51,7 @@ def refused(capsys, *arguments) -> str:
 
 def device_of(free: int | None) -> Platform:
     stats = None if free is None else {"bytes_limit": free + 300, "bytes_in_use": 300}
-    return Platform(SimpleNamespace(memory_stats=lambda: stats), "gpu", 1)
+    return Platform(SimpleNamespace(memory_stats=lambda: stats), "gpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def budget(tiny):
             variants = tiny({"data.context": 64, "data.batch": 12, "model.layers": 1, "watch.every": 0} | keys).variants
             source = open_text(variants[0].config.data)
             group = build_group(variants, source.spec, platforms.select(variants[0].config.train))
-            programs = Programs(group, jax.device_put(np.asarray(source.train)))
+            programs = Programs(group, np.asarray(source.train))
             programs.prepare_dispatch(source.train_batches(variants[0].config.data.batch, 0, 0, 1), False)
             prepared[str(keys)] = programs
         return Budget(prepared[str(keys)], prepared[str(keys)].corpus, available)
@@ -85,22 +86,36 @@ def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggeste
     # An evaluation takes whole batches: where it takes as much, accumulating does not help.
     measuring = whole.need.passing if key == "data.batch" else 0
     like = replace(whole.need, measuring=measuring)
-    advice = suggestion(whole.programs.group.config, like, int(0.65 * whole.need.total)) or ""
+    advice = suggestion(whole.programs.group, like, int(0.65 * whole.need.total)) or ""
     assert advice == {"data.batch": "data.batch=6", "optimizer.accumulate": "optimizer.accumulate=2"}[key]
     fits = budget(int(0.65 * whole.need.total), **{key: int(advice.partition("=")[2])})
     fits.check()
     assert fits.line.startswith("estimated ") and " of " in fits.line
 
 
+class Mesh:
+    def __init__(self, variants: int, fsdp: int) -> None:
+        self.shape = {"variants": variants, "data": 1, "fsdp": fsdp, "tensor": 1}
+
+
 def test_one_setting_is_suggested_by_proportion(tiny):
-    config = tiny({"data.batch": 12, "optimizer.accumulate": 2}).variants[0].config
-    assert suggestion(config, Need(10, 300, 100), 160) == "optimizer.accumulate=4"
-    assert suggestion(config, Need(10, 300, 100), 110) == "optimizer.accumulate=6"
-    assert suggestion(config, Need(10, 300, 100), 60) == "data.batch=2"  # the evaluation takes whole batches
-    assert suggestion(config, Need(10, 100, 300), 160) == "data.batch=6"
-    assert suggestion(config, Need(10, 100, 300), 111) == "data.batch=4"
-    assert suggestion(config, Need(10, 600, 0), 109) is None
-    assert suggestion(config, Need(10, 100, 100), 10) is None
+    variants = tiny({"data.batch": 12, "optimizer.accumulate": 2}).variants
+    group: Any = SimpleNamespace(config=variants[0].config, variants=[*variants] * 3, vmapped=False, mesh=Mesh(1, 1))
+    assert suggestion(group, Need(10, 300, 100), 160) == "optimizer.accumulate=4"
+    assert suggestion(group, Need(10, 300, 100), 110) == "optimizer.accumulate=6"
+    assert suggestion(group, Need(10, 300, 100), 60) == "data.batch=2"  # the evaluation takes whole batches
+    assert suggestion(group, Need(10, 100, 300), 160) == "data.batch=6"
+    assert suggestion(group, Need(10, 100, 300), 111) == "data.batch=4"
+    assert suggestion(group, Need(10, 600, 0), 109) is None
+    assert suggestion(group, Need(10, 100, 100), 10) is None
+    group.mesh = Mesh(1, 3)  # whose devices need three rows at least
+    assert suggestion(group, Need(10, 300, 100), 160) == "optimizer.accumulate=4"
+    assert suggestion(group, Need(10, 300, 100), 110) is None
+    group.vmapped = True
+    assert suggestion(group, Need(10, 300, 100), 110) == "train.group=turn"
+    assert suggestion(group, Need(10, 300, 100), 109) is None
+    group.mesh = Mesh(3, 1)
+    assert suggestion(group, Need(10, 100, 100), 110) == "train.group=turn mesh.variants=1"
 
 
 def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, monkeypatch, capsys):
@@ -146,7 +161,7 @@ def test_what_a_device_has_left():
     assert here is None or 2**20 < here < 2**50
 
 
-CPU = Platform(SimpleNamespace(memory_stats=lambda: None), "cpu", 1)
+CPU = Platform(SimpleNamespace(memory_stats=lambda: None), "cpu")
 
 
 def written(root: Path, **files: str) -> None:

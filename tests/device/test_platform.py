@@ -37,9 +37,23 @@ def device(platform: str, capability: str | None = None):
     ],
 )
 def test_auto_is_the_fastest_dtype_that_the_device_has(kind, capability, dtype):
-    platform = Platform(device(kind, capability), kind, 1)
+    platform = Platform(device(kind, capability), kind)
     assert compute_dtype(TrainConfig(), platform) == dtype
     assert compute_dtype(TrainConfig(dtype="float32"), platform) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "cores", "label"),
+    [
+        ("cpu", 1, 2, "cpu, 2 cores"),
+        ("cpu", 4, 1, "4 x cpu, 1 core"),
+        ("gpu", 1, 16, "1 x made up (gpu)"),
+        ("tpu", 8, 96, "8 x made up (tpu)"),
+    ],
+)
+def test_a_label_says_what_it_runs_on(monkeypatch, kind, count, cores, label):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert Platform(device(kind), kind, [device(kind)] * count).label == label
 
 
 @pytest.mark.parametrize(
@@ -90,6 +104,12 @@ def test_what_the_environment_asks_for_is_named(monkeypatch):
         "train.device: no device here; JAX sees no device at all (AssertionError); "
         "JAX_PLATFORMS=cuda is set; unset it to let JAX choose"
     )
+
+
+def test_blocks_that_compute_values_again_stay_in_the_loop(tiny):
+    keys = {"model.layers": 3, "train.unroll": "auto"}
+    configs = [tiny(keys | {"train.remat": remat}).variants[0].config for remat in ("none", "dots", "full")]
+    assert [platform.unroll(config, Platform(None, "cpu")) for config in configs] == [3, 1, 1]
 
 
 def test_a_device_that_is_not_there():

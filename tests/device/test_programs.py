@@ -155,7 +155,7 @@ def trained(tiny):
         dataset = open_text(config.data)
         group = build_group(members, dataset.spec, platforms.select(config.train))
         assert group.vmapped == (mode == "vmap" and len(members) > 1)
-        programs = Programs(group, jax.device_put(np.asarray(dataset.train)))
+        programs = Programs(group, np.asarray(dataset.train))
         states, losses = programs.init(), []
         for first in range(0, STEPS, K):
             batch = window_starts(len(dataset.train), config.data.context, config.data.batch, 0, first, K)

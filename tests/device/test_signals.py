@@ -110,7 +110,7 @@ def saved(folder: Path, runs_dir: str) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("moment", "numbers", "code", "message", "expected"),
     [
-        (r"s/a/ckpt/\.00000008", [2], 130, "saved: a, b at step 10; c not begun", [[8, 10], [8, 10], []]),
+        (r"s/a/ckpt/\.00000008", [2], 130, "saved: a, b at step 8; c not begun", [[8], [8], []]),
         # A second one within a save leaves whole checkpoints only: a is saved, and b is not.
         (r"s/b/ckpt/\.00000008", [2, 2], 130, "interrupted during steps 7 to 8", [[8], [], []]),
         (r"s/a/\.summary.json", [15], 143, "saved: a, b at step 12; c not begun", [[8, 12], [8, 12], []]),
@@ -211,6 +211,20 @@ def test_a_deferred_signal_is_noted_and_another_is_not():
     with pytest.raises(Stopped), listening(stop):
         kill(signal.SIGINT)
     assert stop.exit_code == 130
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_waited_for_is_said_among_live_lines_or_on_stderr(capfd, live):
+    """Rich redraws its lines over whatever else was written there."""
+    shown: list[str] = []
+    stop = Stop(doing="steps 1 to 2", show=lambda text: shown.append(text) is None and live)
+    with listening(stop), stop.deferred():
+        kill(signal.SIGINT)
+        while not shown:
+            time.sleep(0.01)
+    (line,) = shown
+    assert line == "stopping after this dispatch (steps 1 to 2); SIGINT (Ctrl-C) again stops at once"
+    assert capfd.readouterr().err == ("" if live else f"\ndeltaflow: {line}\n")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -327,6 +341,7 @@ def test_a_process_ends_that_does_not_get_round_to_it():
             assert child.stderr is not None and message in child.stderr.read().decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_its_cursor_back_from_a_process_that_does_not_get_round_to_it():
     leader, follower = os.openpty()
     command = [sys.executable, "-c", STUCK.format(within="if True:")]

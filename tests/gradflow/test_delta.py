@@ -1,5 +1,6 @@
 """Gradients and delta of the tapped backward pass against definitions without taps or scans (float64)."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -13,10 +14,10 @@ from jax.flatten_util import ravel_pytree
 from model.config import ModelConfig
 from model.network import Network
 from model.residual import numbers_of
-from networks import WINDOWS, B, D, L, T, changed, dense_loss, network, parameters, tapped, untapped
+from networks import WINDOWS, B, D, L, T, changed, dense_loss, network, parameters, same, tapped, untapped
 from train.core.loss import tapped_loss
 from train.gradflow import delta
-from train.gradflow.delta import flow, head_table, mean_of_microbatches
+from train.gradflow.delta import backward, flow, head_table, mean_of_microbatches
 from train.gradflow.gradients import weight_dot_grad
 from train.gradflow.norms import Norm, log10, named, value
 from train.gradflow.verdict import judge, qk_rounded
@@ -97,6 +98,23 @@ def test_one_backward_pass_gives_it_all(x64, residual, norm, tied, unroll):
         products = np.asarray(weights[tag] * named(grads["blocks"])[tag]).reshape(L, -1)
         atol = 1e-12 * np.abs(products).sum(axis=1).max()
         np.testing.assert_allclose(value(dots[tag]), products.sum(axis=1), rtol=0, atol=atol, err_msg=tag)
+
+
+@pytest.mark.parametrize("unroll", [1, L])
+@pytest.mark.parametrize("rule", ["pre_ln", pytest.param("attnres", marks=pytest.mark.slow)])
+def test_values_computed_again_in_the_backward_pass_change_nothing(x64, rule, unroll):
+    """Under dropout, so that the second computation must draw the same masks."""
+    found, products = {}, {}
+    for remat in ("none", "dots", "full"):
+        net = replace(network(unroll=unroll, residual=rule, dropout=0.3), remat=remat)
+        loss = tapped_loss(net, WINDOWS, {"dropout": 0.3}, jax.random.key(1))
+        params = parameters(net)
+        program = jax.jit(lambda params, loss=loss: backward(loss, params, L)[:2]).lower(params)
+        found[remat], products[remat] = program.compile()(params), program.as_text().count("dot_general")
+    same(found["dots"], found["none"], atol=1e-15)
+    same(found["full"], found["none"], atol=1e-15)
+    # dots: attention's scores and its outputs. full: these, and every product with a matrix whose result is needed.
+    assert products["none"] < products["dots"] < products["full"]
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,12 @@ class LinenBlock(linen.Module):
 
 class LinenStack(linen.Module):
     kind: Any = LinenBlock
-    scan: bool = False
+    axis: int | None = None  # of the parameters under scan
 
     @linen.compact
     def __call__(self, x, mask):
-        if self.scan:
-            over = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 4}
+        if self.axis is not None:
+            over = {"variable_axes": {"params": self.axis}, "split_rngs": {"params": True}, "length": 4}
             scan: Any = linen.scan(lambda block, x, _: (block(x, mask)[1], None), **over)
             return scan(self.kind(name="all"), x, None)[0]
         for layer in range(4):
@@ -158,6 +158,14 @@ def linen_remat(weights, x, mask):
     return linen_list(weights, x, mask, linen.remat(LinenBlock))
 
 
+def linen_scan(weights, x, mask, kind=LinenBlock):
+    return linen_loss, LinenStack(kind=kind, axis=0), LinenBlock, {"all": {"weight": weights}}, x, mask
+
+
+def linen_remat_scan(weights, x, mask):
+    return linen_scan(weights, x, mask, linen.remat(LinenBlock, prevent_cse=False))
+
+
 def linen_loss(model, params, x, mask):
     return jnp.sum(model.apply({"params": params}, x, mask[None]) ** 3)
 
@@ -209,7 +217,10 @@ def arguments(build, dtype="float32") -> Any:
     return build(*(jnp.asarray(array, dtype) for array in (WEIGHTS, X, MASK)))
 
 
-@pytest.mark.parametrize("build", [nnx_list, nnx_scan, linen_list, linen_remat, tree, tree_scan, equinox])
+BUILDS = [nnx_list, nnx_scan, linen_list, linen_remat, linen_scan, linen_remat_scan, tree, tree_scan, equinox]
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_delta_at_blocks_of_every_kind_is_the_gradient_of_what_is_added_to_the_stream(build, x64):
     def moved(offsets):
         y = jnp.asarray(X) + offsets[0]
@@ -259,11 +270,24 @@ def scaled_gradient(factor, x):
 scaled_gradient.defvjp(lambda factor, x: (x, factor), lambda factor, g: (jnp.zeros_like(factor), factor * g))
 
 
-@pytest.mark.parametrize("factor", [1e-15, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e15, 1.0))])
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1e-15, 1.0, 1e15])
 def test_float32_reaches_1e_minus_900_and_1e900_and_examples_of_any_size_add_up(factor):
     delta = gradient_flow(*chain(factor)).delta_log10
     exact = 12 + np.log10(2) / 2 + np.arange(60, -1, -1) * np.log10(float(np.float32(factor)))
     np.testing.assert_allclose(delta, exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.2e-38, 1e-30, 1e38])
+def test_a_factor_of_the_loss_changes_no_ratio_in_all_of_float32(factor):
+    loss, model, of_model, *args = arguments(tree)
+    one, other = (
+        gradient_flow(
+            lambda model, c, *args: c * loss(model, *args), model, of_model, jnp.float32(c), *args
+        ).delta_log10
+        for c in (1.0, factor)
+    )
+    np.testing.assert_allclose(other - one, np.full(5, np.log10(factor)), rtol=0, atol=2e-6)
 
 
 @pytest.mark.slow
@@ -305,6 +329,8 @@ def by_keyword(model, x, mask):
         (outer_skip, "goes around block 3: the gradient at its argument is .* that at the output of block 2"),
         (first_alone, "block 1 was not called, or the loss does not depend on it"),
         (shared, "expected one call of block 0, got 2"),
+        (lambda model, x, mask: (first_alone(model, x, mask), x), "loss: expected one real number, got "),
+        (lambda model, x, mask: jax.vmap(model[0], (0, None))(x, mask), "loss: expected one real number, got "),
         (by_keyword, "expected the stream as first positional argument"),
     ],
 )
@@ -329,11 +355,15 @@ def test_blocks_that_are_no_stack_are_refused():
             lambda model: model,
             args[0][0],
         )
-    scanned = linen_loss, LinenStack(scan=True)
-    params = {"all": {"weight": jnp.asarray(WEIGHTS, jnp.float32)}}
-    with pytest.raises(ValueError, match="expected one call of block 0, got 4.* nn.scan of Linen"):
-        gradient_flow(*scanned, LinenBlock, params, *args)
+    loss, model, _, *args = arguments(linen_scan)
     with pytest.raises(ValueError, match="expected the blocks of LinenStack, got none"):
-        gradient_flow(*scanned, (linen.Dense, linen.Conv), params, *args)
+        gradient_flow(loss, model, (linen.Dense, linen.Conv), *args)
     with pytest.raises(ValueError, match="expected the class of a Linen model's blocks, or several, got 'block'"):
-        gradient_flow(*scanned, "block", params, *args)
+        gradient_flow(loss, model, "block", *args)
+    with pytest.raises(ValueError, match="expected nn.scan over axis 0 of the parameters of LinenBlock"):
+        across = {"all": {"weight": jnp.swapaxes(args[0]["all"]["weight"], 0, 1)}}
+        gradient_flow(loss, LinenStack(axis=1), LinenBlock, across, *args[1:])
+    with pytest.raises(
+        ValueError, match=r"loss: expected model.apply\(variables, ...\), with the model that it is given"
+    ):
+        gradient_flow(lambda _, *args: loss(model, *args), model, LinenBlock, *args)

@@ -34,7 +34,12 @@ def both_ways(net, params, numbers):
     last = jax.tree.map(lambda leaf: leaf[-1], per_block.carries(anatomy))
     _, result, _ = backward(tapped_loss(net, WINDOWS, numbers, None), params, net.config.layers)
     logits = net.apply(params, TOKENS, numbers=numbers)[0]
-    return anatomy.logits(last), logits, per_block.split(anatomy, mean_loss), result.delta
+    return (
+        anatomy.logits(last),
+        logits,
+        per_block.split(anatomy, lambda carry: mean_loss(anatomy.logits(carry))),
+        result.delta,
+    )
 
 
 @pytest.mark.parametrize("rule", FEW_RULES)

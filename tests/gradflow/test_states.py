@@ -12,6 +12,8 @@ import pytest
 
 from runs import events_of
 from train.cli import main
+from train.config.load import load
+from train.config.optimizers import OPTIMIZERS
 from train.config.schema import STATES
 from train.gradflow.advice import advice_for
 from train.gradflow.verdict import PLAIN, with_plain_name
@@ -19,6 +21,7 @@ from train.report.read import read_run
 from train.store import checkpoint
 from train.store.checkpoint import Checkpoints
 
+ROOT = Path(__file__).parents[2]
 MODEL = "model: {layers: 2, width: 16, heads: 2, init_std: 0.1}"
 
 # A warm-up to a rate of 10: well for a while, and then no more. And one at which nothing moves.
@@ -103,7 +106,7 @@ def test_a_spike_is_told_when_it_is_seen(run):
     ]
     assert [f"warning: unstable: {text.splitlines()[0]}" for _, text in texts] == told
     for step, text in texts:
-        assert text.startswith(f"loss spike at step {step}, ") and "Try optimizer.lr: 3.0 (it is 10.0)" in text
+        assert text.startswith(f"loss spike at step {step}, ") and "Try optimizer.lr: 0.003 (it is 10.0)" in text
     steps, heights = read_run(directory).steps["loss/spike"]
     first = int(steps[(heights > 0).argmax()])
     assert first - 11 < texts[0][0] <= first and heights[0] == 0.0
@@ -207,9 +210,30 @@ def test_what_to_try_follows_from_the_config(tiny, state, keys, said):
 
 
 def test_a_run_that_does_not_learn_is_told_by_how_much_its_weights_move(tiny):
-    high, long, low = "optimizer.lr: 1.0 (it is 0.001)", "longer train.steps", "optimizer.lr: 0.0003"
+    high, long, low = "optimizer.lr: 0.03 (it is 0.001)", "longer train.steps", "optimizer.lr: 0.0003"
     for update, said in ((-8.9, high), (-6.1, high), (-4.0, long), (-1.9, low)):
         assert str(advice_for("not_learning", tiny().variants[0].config, update)).startswith(said)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "own:rule"])
+def test_a_rate_to_try_is_one_that_somebody_would_use(tiny, name):
+    """Whatever the rate is, and for every optimizer one at which it trains in configs/optimizers.yaml."""
+    base = {"optimizer.name": name, "optimizer.min_lr": 0.0}
+
+    def tried(state, rate, update=None):
+        advice = str(advice_for(state, tiny(base | {"optimizer.lr": rate}).variants[0].config, update))
+        return float(re.findall(r"optimizer.lr: (\S+)", advice)[0])
+
+    if name == "own:rule":
+        assert tried("unstable", 3e6) == 1e6
+        return
+    used = load(str(ROOT / "configs" / "optimizers.yaml"), []).variants
+    (usual,) = (variant.config.optimizer.lr for variant in used if variant.config.optimizer.name == name)
+    assert [tried("unstable", usual * scale) for scale in (1e9, 10.0)] == [usual, usual]
+    assert tried("unstable", usual / 10) == pytest.approx(usual / 30, rel=0.3)
+    assert tried("not_learning", usual / 1e9) < usual and tried("not_learning", usual, -9.0) == pytest.approx(
+        10 * usual
+    )
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,16 @@ def test_the_rows_stay_when_training_has_ended_and_the_rest_follows_them(termina
     assert stream.getvalue().endswith("\x1b[?25hnext\n")
 
 
+def test_a_notice_is_the_last_of_the_live_lines_and_goes_with_them(terminal):
+    console, stream, _ = terminal()
+    assert not console.notice("before")
+    train_three(console)
+    assert console.notice("stopping") and shown(console, 80)[-1] == "stopping"
+    console.close()
+    assert "stopping" not in stream.getvalue().split("\x1b[2K")[-1]
+    assert not console.notice("after")
+
+
 def test_a_terminal_breaks_lines_at_words_and_no_command(terminal):
     console, stream, _ = terminal(20)
     console.note("a sentence of several words")

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from train.config.load import from_mapping, to_yaml
+from train.config.load import flatten, from_mapping, to_yaml
 from train.errors import UserError
 from train.log import append, backends
 from train.log.append import MAX_PENDING, AppendFile
@@ -147,10 +147,13 @@ def test_texts_and_image(tmp_path):
     assert (metadata.display_name, metadata.summary_description) == ("a/with: a title", "a caption")
 
 
-def test_hparams_are_what_differs_and_a_few_more_in_the_runs_own_file(tmp_path):
+@pytest.mark.parametrize("swept", [3, 1, 0])
+def test_hparams_are_what_differs_in_at_least_three_columns_in_the_runs_own_file(tmp_path, swept):
     sweep = {"optimizer.clip": [None, 1.0], "optimizer.betas": [[0.9, 0.99], [0.9, 0.95]], "model.bias": [True, False]}
+    sweep = dict(list(sweep.items())[:swept])
     run = Tracker(tmp_path)
-    run.config(from_mapping({"name": "a", "sweep": sweep}).variants[0])
+    variant = from_mapping({"name": "a", "sweep": sweep}).variants[0]
+    run.config(variant)
     run.log(5, {"loss/val": 2.0, "loss/train": 3.0})
     run.finish({"loss/val": 2.0, "loss/train": 2.5, "final": 1.0})
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -160,17 +163,16 @@ def test_hparams_are_what_differs_and_a_few_more_in_the_runs_own_file(tmp_path):
         return events.SummaryMetadata(tag).plugin_data.content
 
     start = hparams_metadata.parse_session_start_info_plugin_data(content("_hparams_/session_start_info"))
-    assert {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()} == {
-        "optimizer.clip": "null",
-        "optimizer.betas": "[0.9, 0.99]",
-        "model.bias": True,
-        "optimizer.lr": 1e-3,
-        "model.layers": 8.0,
-        "model.width": 128.0,
-        "seed": 0.0,
-    }
+    values = {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()}
+    assert values.keys() == flatten(variant.config).keys()
+    assert values["optimizer.betas"] == "[0.9, 0.99]" and values["optimizer.lr"] == 1e-3 and values["seed"] == 0.0
+    assert swept == 0 or values["optimizer.clip"] == "null"
+    assert values["model.bias"] is (swept == 3)
     experiment = hparams_metadata.parse_experiment_plugin_data(content("_hparams_/experiment"))
-    assert {info.name: info.differs for info in experiment.hparam_infos} == {key: key in sweep for key in start.hparams}
+    columns = {(info.name, info.display_name, info.differs) for info in experiment.hparam_infos}
+    fill = [("optimizer.lr", "lr", False), ("model.layers", "layers", False), ("model.width", "width", False)]
+    names = {"optimizer.clip": "clip", "optimizer.betas": "betas", "model.bias": "model.bias"}  # a rule has a bias too
+    assert columns == {*((key, names[key], True) for key in sweep), *fill[: 3 - swept]}
     assert [info.name.tag for info in experiment.metric_infos] == ["loss/val", "loss/train", "final"]
     end = hparams_metadata.parse_session_end_info_plugin_data(content("_hparams_/session_end_info"))
     assert end.status == 1  # STATUS_SUCCESS

@@ -1,6 +1,7 @@
 """The transformer against a second implementation in numpy, and laws of its parts."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,14 @@ from model import layers, transformer
 from model.attention import Attention
 from model.config import InitGain, ModelConfig, problems
 from model.init import Init
-from model.layers import dropout, fusion_barrier, normalize
+from model.layers import dropout, fusion_barrier, normalize, product
 from model.network import Network, draw, filtered, next_token_logits
 from model.positions import rotate
 from model.residual import numbers_of
 from model.rules import ACTIVATIONS
 from networks import TOKENS, B, D, L, T, V, changed, leaves, logits, parameters
-from reference import FORMULAS, GATES, Reference, norm_formula, softmax
+from train.chain.reference import ACTIVATIONS as FORMULAS
+from train.chain.reference import GATES, Reference, normalized, softmax
 
 SIGMAS = 5  # a statistical test fails by chance once in two million
 
@@ -107,6 +109,22 @@ def test_the_fusion_barrier_is_the_identity_and_so_are_its_derivatives():
 # --- attention ---
 
 
+def test_a_product_and_its_derivatives_in_bfloat16_are_those_in_float32_but_for_rounding():
+    rng = np.random.default_rng(0)
+    x, y, dx, dy = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((4, 6), (6, 5)) * 2)
+    cotangent = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
+
+    def all_of(*factors):
+        out, tangent = jax.jvp(partial(product, "nd,dv->nv"), factors[:2], factors[2:])
+        return out, tangent, *jax.vjp(partial(product, "nd,dv->nv"), *factors[:2])[1](cotangent)
+
+    found, wanted = all_of(x, y, dx, dy), all_of(*(factor.astype(jnp.float32) for factor in (x, y, dx, dy)))
+    assert [leaf.dtype for leaf in found] == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.bfloat16]
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    for one, other in zip(found[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(np.asarray(one, np.float32), other, rtol=0, atol=2**-6 * np.abs(other).max())
+
+
 @partial(jax.jit, static_argnums=0)
 def attention(config, x, kernels):
     """Returns the output of an attention module with these [rows, columns] kernels, of x [T, D]."""
@@ -114,6 +132,51 @@ def attention(config, x, kernels):
     for name, kernel in kernels.items():
         getattr(module, name).kernel[...] = jnp.asarray(kernel, x.dtype)
     return module(x, (1, len(x)), {}, None)[0]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{}",
+        "{attention: full}",
+        "{window: 2}",
+        "{heads: 4, width: 32, kv_heads: 2, positions: rope, qk_norm: true, attention_scale: 0.7}",
+        "{dropout_residual: 0.5, residual: value_residual}",
+        "{residual: value_skipinit}",
+    ],
+)
+def test_fused_attention_is_attention(x64, model):
+    """jax.nn.dot_product_attention computes its softmax in float32, also of float64 scores."""
+    net = network("float64", **({"width": 16} | yaml.safe_load(model)))
+    params = parameters(net)
+
+    def gradient(net):
+        program = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, TOKENS, key=jax.random.key(0))[0] ** 2)))
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own function needs it
+            lowered = program.lower(params)
+        return lowered.as_text(), lowered.compile()(params)
+
+    (plain, wanted), (fused, found) = gradient(net), gradient(replace(net, fused="xla"))
+    assert plain != fused
+    largest = max(np.abs(leaf).max() for leaf in leaves(wanted).values())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=3e-7 * largest), found, wanted)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"attention_cap": 2.0},
+        {"positions": "alibi"},
+        {"window": 2, "attention": "full"},
+        {"dropout_attention": 0.1},
+        {"width": 8},
+    ],
+)
+def test_attention_that_cannot_be_fused_is_not(model):
+    net = network("bfloat16", **({"width": 16} | model))
+    programs = [replace(net, fused=fused) for fused in (None, "cudnn")]
+    texts = [jax.jit(partial(n.apply, key=jax.random.key(0))).lower(n.shapes(), TOKENS).as_text() for n in programs]
+    assert texts[0] == texts[1]
 
 
 def test_attention_by_hand(x64):
@@ -231,7 +294,7 @@ def test_activations(x64):
 def test_norms(x64, kind, eps):
     x = np.random.default_rng(3).normal(size=(4, 6)) * np.asarray([[1], [1e-3], [1e3], [5]]) + 2
     found = np.asarray(normalize(jnp.asarray(x), kind, eps))
-    np.testing.assert_allclose(found, norm_formula(x, kind, eps), rtol=1e-10)
+    np.testing.assert_allclose(found, normalized(x, kind, eps), rtol=1e-10)
     if eps == 0:
         np.testing.assert_allclose((found**2).mean(axis=-1), 1, rtol=1e-12)
         np.testing.assert_allclose(normalize(jnp.asarray(9 * x), kind, eps), found, rtol=1e-10)

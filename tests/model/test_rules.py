@@ -17,7 +17,7 @@ from model.residual.attnres import mix
 from model.residual.streams import sinkhorn
 from model.rules import options
 from networks import EACH_RULE, FEW_RULES, TOKENS, B, D, L, T, V, changed, logits, parameters, same, tapped, untapped
-from reference import Reference
+from train.chain.reference import Reference
 from train.core.dispatch import run_dispatch
 from train.core.state import hparams_of, initial_state
 from train.gradflow import delta

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,8 +170,7 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     logged = {general(tag) for row in rows for tag in row if tag not in ("step", "nonfinite")}
     summary = json.loads((run / "summary.json").read_text())
     assert len(logged) > 20 and not logged - explained and not summary.keys() - explained
-    floors = SimpleNamespace(spec=SimpleNamespace(task="lm"), floors={"": 1.0})
-    optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), floors, "lm", "val_ema"))
+    optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), {"": 1.0}, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
     optional |= {"loss_val_ema", "verdict", "verdict/spike", "versus", "yaml"}
     # Of steps that are not finite: tests/run/test_nonfinite.py.

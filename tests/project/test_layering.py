@@ -127,3 +127,9 @@ def test_no_file_hides_a_package():
         assert not hidden, folder
     inner = {path.name for path in (ROOT / "scripts").iterdir() if path.is_dir()}
     assert not inner & set(PACKAGES)
+
+
+def test_the_reference_shares_no_code_with_what_it_checks():
+    """Or a mistake would be on both sides of a claim, and of a test."""
+    module = "train.chain.reference"
+    assert foreign(module) <= {"numpy", "jaxtyping"} and not ours(module), imported(module)

@@ -19,6 +19,7 @@ from train.report.read import read_run
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_rule_an_activation_and_an_instrument_from_outside_train(corpus, tmp_path):
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
     for name, code in zip(("mine", "code_of_mine"), re.findall(r"```py\n(.*?)```", page, re.S), strict=True):

@@ -143,7 +143,7 @@ def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, me
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    assert main(["compare", *arguments, "--html"]) == 1
+    assert main(["compare", *arguments, "--html"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("deltaflow: ") and err.count("\n") == 1 and message in err
     assert sorted(tmp_path.rglob("*")) == before

@@ -66,14 +66,20 @@ SUMMARIES = [
         "loss_val": 1.75,
         "best_val": 1.74,
         "verdict": {"state": "healthy", "first_bad_layer": None, "why": "gains near 1"},
-        "verdict_start": {"state": "healthy", "ratio": 0.834, "per_layer_gain": 0.9776, "qk_share": 0.12},
-        "verdict_end": {"state": "healthy", "ratio": 12.0, "per_layer_gain": 1.25, "qk_share": 0.5, "qk_rounded": 1},
+        "verdict_start": {"state": "healthy", "log10_ratio": -0.08, "per_layer_gain": 0.9776, "qk_share": 0.12},
+        "verdict_end": {
+            "state": "healthy",
+            "log10_ratio": 1.08,
+            "per_layer_gain": 1.25,
+            "qk_share": 0.5,
+            "qk_rounded": 1,
+        },
     },
     {
         "variant": "without",
         "loss_val": None,
         "verdict": {"state": "vanishing", "ratio": 3.2e-9, "why": "δ falls"},
-        "verdict_start": {"ratio": 3.2e-9},
+        "verdict_start": {"log10_ratio": -3.5},
     },
     {"variant": "killed", "verdict": None},
 ]
@@ -84,8 +90,8 @@ def test_closing_table():
     pairs = [f"{name}: start → end" for name in ("|δ_0|/|δ_L|", "per-layer gain", "q,k share")]
     assert columns == ["variant", "steps", "loss/train", "loss/val", *pairs, "verdict"]
     assert rows == [
-        ["with", "2000", "1.600", "1.750", "8.3e-01 → 1.2e+01", "0.978 → 1.25", "0.12 → ≤0.50", "healthy"],
-        ["without", "-", "-", "-", "3.2e-09 → -", "-", "-", "vanishing (gradient fades)"],
+        ["with", "2000", "1.600", "1.750", "0.83 → 12", "0.978 → 1.25", "0.12 → ≤0.50", "healthy"],
+        ["without", "-", "-", "-", "1/3,200 → -", "-", "-", "vanishing (gradient fades)"],
         ["killed", *"-------"],
     ]
 
@@ -171,7 +177,7 @@ def test_differences_are_taken_seed_by_seed(sweep):
 def test_one_seed_has_no_interval_and_no_column_of_counts(tmp_path):
     write_run(tmp_path / "a", "x", slope=-1.0)
     columns, rows = final_table(groups_of(tmp_path / "a"))
-    assert rows[0][columns.index("|δ_0|/|δ_L|: start → end")] == "1.0e-01 → 1.3e-02"  # 10 ** -1.9 at step 90
+    assert rows[0][columns.index("|δ_0|/|δ_L|: start → end")] == "1/10 → 1/79"  # 10 ** -1.9 at step 90
     assert "seeds" not in columns and not any("±" in cell for cell in rows[0])
 
 

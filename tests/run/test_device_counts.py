@@ -1,7 +1,4 @@
-"""A run that goes on over other numbers of devices: 1 -> 2 -> 4 -> 1 virtual CPU devices, a process each.
-
-The program computes on one device today, so what changes is how XLA's threads are shared out among devices.
-"""
+"""A run that goes on over other numbers of virtual CPU devices and other meshes, a process each."""
 
 import os
 import subprocess
@@ -15,7 +12,8 @@ from runs import rows
 from train.store.checkpoint import Checkpoints
 
 TESTS = Path(__file__).parents[1]
-CHAIN = (1, 2, 4, 1)
+CHAIN = (1, 2, 8, 4, 1)
+MESHES = {8: "mesh={fsdp: 2, tensor: 2}", 4: "mesh={fsdp: 4}"}  # else all of them divide the batch
 EACH = 4  # steps a process
 CONFIG = f"""
 name: tiny
@@ -28,7 +26,7 @@ watch: {{every: 0}}
 RUN = """
 import sys
 from runs import train_until
-train_until(int(sys.argv[1]), "tiny.yaml", "runs_dir=" + sys.argv[2], action=lambda stop: setattr(stop, "signal", 15))
+train_until(int(sys.argv[1]), "tiny.yaml", *sys.argv[2:], action=lambda stop: setattr(stop, "signal", 15))
 """
 
 
@@ -39,7 +37,7 @@ def trained(folder: Path, devices: int, until: int, runs_dir: str) -> str:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
     }
-    command = [sys.executable, "-c", RUN, str(until), runs_dir]
+    command = [sys.executable, "-c", RUN, str(until), f"runs_dir={runs_dir}", *filter(None, [MESHES.get(devices)])]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -59,9 +57,9 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     for step, row in expected_rows.items():
         assert logged[step].keys() == row.keys()
         for tag in (tag for tag in row if tag.startswith("loss/")):
-            np.testing.assert_allclose(logged[step][tag], row[tag], rtol=1.3e-7)
+            np.testing.assert_allclose(logged[step][tag], row[tag], rtol=1e-6)
     expected = Checkpoints(whole).arrays(steps)
     for path, array in Checkpoints(chain).arrays(steps).items():
         if path.startswith("params/"):
             largest = float(np.abs(expected[path]).max())
-            np.testing.assert_allclose(array, expected[path], rtol=0, atol=1.3e-7 * largest)
+            np.testing.assert_allclose(array, expected[path], rtol=0, atol=2e-6 * largest)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from tests.runs import contents, killed_at
@@ -54,28 +55,34 @@ def calls(monkeypatch) -> Counter:
     return counted
 
 
-@pytest.mark.parametrize("killed", [pytest.param(None, marks=pytest.mark.slow), 15])
-def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, monkeypatch, killed):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("killed", "group"),
+    [(None, "auto"), (None, "vmap"), (15, "auto")],
+)
+def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, monkeypatch, killed, group):
     if killed:
         killed_at(killed, config)
     announced, timed = Counter(), dry_run.timed
 
     def announce(run, states):
         parts = timed(run, states)
-        announced.update(parts)
+        announced.update({what: seconds[0] for what, seconds in parts.items()})
         return parts
 
-    monkeypatch.setattr(dry_run, "seconds_of", lambda call: float(bool(call())))
+    monkeypatch.setattr(dry_run, "seconds_of", lambda call: np.full(3, float(bool(call()))))
     monkeypatch.setattr(dry_run, "timed", announce)
-    dry_run.dry_run(load(config), Console(), Stop())
+    experiment = load(config, [f"train.group={group}"])
+    dry_run.dry_run(experiment, Console(), Stop())
     calls.clear()
-    train(load(config), Console(), Stop())
+    train(experiment, Console(), Stop())
     assert announced == {
         "to train": calls["dispatch"],
         "to evaluate": calls["evaluate"],
         "for instruments": calls["instrument"],
     }
-    assert calls["dispatch"] == 3 * 8 if killed is None else 0 < calls["dispatch"] < 3 * 8
+    whole = {"auto": 3 * 8, "vmap": 2 * 8}[group]  # dispatches
+    assert calls["dispatch"] == whole if killed is None else 0 < calls["dispatch"] < whole
 
 
 def test_it_names_size_work_and_time_of_each_group_and_writes_nothing(config, tmp_path, capsys):
@@ -116,3 +123,10 @@ def test_it_refuses_what_the_training_would_refuse(config, monkeypatch, capsys):
     for arguments in (["--dry-run"], []):
         assert main(["train", str(config), *arguments]) == 1
         assert capsys.readouterr().err.startswith("deltaflow: not enough memory: training needs about ")
+
+
+def test_the_time_has_the_range_of_the_timed_calls(config, monkeypatch, capsys):
+    """Each an hour in the median, half of it at best, three at worst; of one dispatch and twice two evaluations."""
+    monkeypatch.setattr(dry_run, "seconds_of", lambda call: 3600 * np.array([1, 0.5, 3]) * bool(call()))
+    dry_run.dry_run(load(config, ["variants={}", "watch.instruments={}", "train.steps=3"]), Console(), Stop())
+    assert "expected time  5h 00m (2h 30m to 15h 00m): " in capsys.readouterr().out

@@ -1,15 +1,18 @@
 """Whole runs through the command line: what they leave, and what a stop and a crash do not change."""
 
+import errno
 import json
 import math
 import re
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runs import arrays, contents, killed_at, rows, summary, train_until
+from runs import arrays, contents, events_of, killed_at, rows, summary, train_until
 from train.cli import main
 from train.config.load import load
 from train.device.signals import Stop
@@ -53,7 +56,7 @@ def test_the_run_directory(trained):
         events = {name for name in names if name.startswith("events.out.tfevents.")}
         of_a_start = {"config.yaml", "tokenizer.json", "data.json", "choices.json"}
         assert names - events == of_a_start | {"metrics.jsonl", "summary.json", "ckpt"}
-        assert len(events) == 1
+        assert len(events) == (2 if variant.name == "with" else 1)  # the finding has a file of its own
         assert sorted(path.name for path in (folder / "ckpt").iterdir()) == [
             "00000020.safetensors",
             "00000040.safetensors",
@@ -153,6 +156,26 @@ def test_the_summary(trained):
         assert end["seconds_to_first_step"] > end["compile_s"]
         assert end["verdict"]["state"] == "healthy" and {"jax", "jaxlib", "flax"} <= end["versions"].keys()
         assert "cpu" in end["platform"]
+
+
+def test_the_finding_is_in_tensorboard_once(trained, capsys):
+    config, run = trained
+    assert main(["train", str(config)]) == 0  # finished before
+    (event,) = events_of(run).Tensors("finding")
+    sentences = event.tensor_proto.string_val[0].decode().split("\n\n")
+    assert event.step == 40 and "\n".join(("", *sentences, "")) in capsys.readouterr().out and len(sentences) > 1
+    assert "finding" not in events_of(run.parent / "without_skip").Tags()["tensors"]
+
+
+@pytest.mark.slow
+def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.run.experiment.add_text", full)
+    assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "variants={}", "model.layers=1"]) == 0
+    out = capsys.readouterr().out
+    assert "warning: no finding in TensorBoard: No space left on device\nTensorBoard: " in out
 
 
 def test_twins_have_the_same_first_loss_only_where_they_agree(trained):
@@ -257,6 +280,22 @@ def test_an_interrupted_run_is_what_an_unbroken_one_is(trained, interrupted, var
         assert one[key] == other[key], key
 
 
+def test_the_seconds_of_earlier_processes_count(trained, interrupted, tmp_path, monkeypatch):
+    config, name = trained[0], "with"
+    shutil.copytree(interrupted[0] / name, tmp_path / "tiny" / name)
+    checkpoints, header = Checkpoints(tmp_path / "tiny" / name), Checkpoints.header
+    checkpoints.path(40).unlink()
+    (tmp_path / "tiny" / name / "summary.json").unlink()
+    before = 1000.0 + checkpoints.header(20).meta["wall_s"]
+
+    def patient(self, step):
+        return replace(header(self, step), meta=header(self, step).meta | {"wall_s": before})
+
+    monkeypatch.setattr(Checkpoints, "header", patient)
+    assert main(["train", str(config), f"runs_dir={tmp_path}", f"variants={{{name}: {{}}}}"]) == 0
+    assert before < header(checkpoints, 40).meta["wall_s"] < summary(tmp_path / "tiny" / name)["wall_s"] < before + 500
+
+
 # Other ways to compute the same
 
 
@@ -298,7 +337,8 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
         assert read_config(tmp_path / "tiny" / name).data.seed == int(name[-1])
 
 
-@pytest.mark.parametrize("group", ["turn", pytest.param("vmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["turn", "vmap"])
 def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, monkeypatch, group):
     """At 2 s a call: the rest of this group, and the compilation and all steps of the one after it, half as large."""
     told: list[tuple[str, int, float]] = []

@@ -174,9 +174,10 @@ def test_updates_that_were_skipped_count_under_the_other_policy_too(train, folde
     assert "main: 1 update was left out; the first that was not finite was step 10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "K", "every", "last"),
-    [pytest.param("Ever", 20, 5, 120, marks=pytest.mark.slow), ("Always", 100, 10, 100)],
+    [("Ever", 20, 5, 120), ("Always", 100, 10, 100)],
 )
 def test_a_run_that_skipped_too_often_ends_with_its_rows_in_order(train, folder, kind, K, every, last):
     keys = [f"data.kind=stormy_batches:{kind}", f"train.steps_per_call={K}", f"watch.every={every}"]

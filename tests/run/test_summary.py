@@ -115,6 +115,7 @@ def test_a_report_that_fails_is_a_warning(sweep, capsys, monkeypatch):
     assert not (sweep / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_seeds_trained_through_the_command_line(corpus, tmp_path, capsys):
     config = tmp_path / "c.yaml"
     config.write_text(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.bench import flax_plain, jax_plain, project, save
+from scripts.bench import flax_plain, jax_plain, project, save, scale
 from scripts.bench.__main__ import main, read, target
 from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in
 from scripts.bench.contestant import Corpus, Facts, Shapes
@@ -43,6 +43,19 @@ def test_ratios_are_taken_within_a_round() -> None:
     under = lane("under", TRAINS, (1.0, 10.0, 1.0))
     assert paired(lane("over", TRAINS, (2.0, 30.0, 2.0)), under) == 2.0
     assert paired(lane("over", TRAINS, (2.0, 30.0, 5.0)), under) == 3.0
+
+
+@pytest.mark.slow
+def test_step_times_of_two_sizes_and_no_more_devices_than_there_are(monkeypatch, jax_defaults, capsys) -> None:
+    sizes = {"width": (8, 16), "variants": (1, 2), "devices": (1, 2)}
+    monkeypatch.setattr(scale, "SIZES", sizes)
+    monkeypatch.setattr(scale, "BASE", {name: 1 for name in scale.BASE} | {"width": 8, "context": 8, "batch": 2})
+    assert main(["--scale", "--rounds", "1"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| width", "| variants"]
+    assert (
+        rows[1][3] == "1.00 |" and 1 < float(rows[0][3].removesuffix(" |")) < 2
+    )  # FLOPs: variants; attention and weights
 
 
 def test_a_table_by_hand() -> None:

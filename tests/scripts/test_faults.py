@@ -124,7 +124,7 @@ def renames(tiny):
     ],
 )
 def test_calls_hold_in_small(tiny, renames, trial, fault):
-    assert len(renames) == 4 and tiny.calls[-1].operation == "unlink"
+    assert len(renames) == 4 and tiny.calls[-1].operation == "write"  # of the finding
     assert trial(tiny, fault(renames)) == HELD
 
 

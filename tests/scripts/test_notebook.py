@@ -49,8 +49,7 @@ def run_all(folder, **form):
         assert settings.count(blank) == 1
         settings = settings.replace(blank, f"\n{name} = {answer!r}  # @param")
     # One CPU device, as a user has: the suite's own flags make several.
-    flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "IPYTHONDIR": str(folder / "ipython")}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(folder / "ipython")}
     command = [sys.executable, "-c", SHELL]
     done = subprocess.run(
         command, cwd=folder, input=json.dumps([settings, *others]), env=environment, capture_output=True, text=True

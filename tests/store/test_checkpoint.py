@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from runs import contents, flip
 from train.cli import main
@@ -28,7 +27,6 @@ from train.store.provenance import same_config, saved_config
 from train.store.tensors import Damaged
 
 ROOT = Path(__file__).parents[2]
-DEVICE = jax.devices()[0]
 
 
 class Adam(NamedTuple):
@@ -74,7 +72,7 @@ def test_what_is_restored_is_what_was_saved(saved):
     checkpoints = Checkpoints(saved)
     assert checkpoints.steps() == [10, 20, 30] and checkpoints.newest() == 30
     for step in (10, 20, 30):
-        assert same(checkpoints.restore(step, state_at(0), DEVICE), state_at(step))
+        assert same(checkpoints.restore(step, state_at(0)), state_at(step))
         assert same(checkpoints.params(step), state_at(step).params)
         assert checkpoints.header(step).meta == {"row": {"loss/val": 3.0 - step / 100}}
 
@@ -107,18 +105,6 @@ def test_the_file_is_one_that_the_safetensors_library_reads(saved):
     assert arrays["optimizer/1/steps"] == 20 and arrays["params/blocks/q"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_arrays_carry_the_sharding_of_their_target(tmp_path, count):
-    state = state_at(5, width=4, dtype=jnp.bfloat16)
-    Checkpoints(tmp_path).save(state, {})
-    mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
-    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(*[None, "data"][: leaf.ndim])), state)
-    restored = Checkpoints(tmp_path).restore(5, state, shardings)
-    assert same(restored, state)
-    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == shardings
-    assert same(Checkpoints(tmp_path).restore(5, state, jax.devices()[count - 1]), state)
-
-
 def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
     config = tiny({}).variants[0].config
     Checkpoints(tmp_path, config, environment()).save(state_at(5), {"row": {"loss/val": 2.5}})
@@ -127,7 +113,7 @@ def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
     assert header.provenance.keys() == {"versions", "device"}
     assert header.provenance["versions"].keys() == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert header.provenance["device"] == {"kind": "cpu", "name": "cpu", "count": 4, "cores": cores}
+    assert header.provenance["device"] == {"kind": "cpu", "name": "cpu", "count": 1, "cores": cores}
     same_config(tmp_path, header, config)
     with pytest.raises(UserError, match="was saved under another config .*seed: 0 there, 3 here"):
         same_config(tmp_path, header, tiny({"seed": 3}).variants[0].config)
@@ -277,7 +263,7 @@ def test_the_one_before_is_used_instead_of_what_is_no_whole_checkpoint_of_its_st
     assert re.fullmatch(why, reason := str(Checkpoints(run).damage(30))) and Checkpoints(run).newest(lines.append) == 20
     assert lines == [f"{run}/ckpt: resuming from step 20; skipped step 30: {reason}"]
     with pytest.raises(UserError, match="00000030.safetensors: cannot restore: "):
-        Checkpoints(run).restore(30, state_at(0), DEVICE)
+        Checkpoints(run).restore(30, state_at(0))
 
 
 def test_other_files_in_the_folder_do_no_harm(run):
@@ -352,11 +338,11 @@ def test_when_none_is_whole_that_is_an_error(run):
 def test_other_shapes_dtypes_and_names_are_listed(saved):
     wide, half = state_at(0, width=4), state_at(0, dtype="float16")
     with pytest.raises(UserError, match=r"params/blocks/q: float32 \[2, 3\] there, float32 \[2, 4\] here"):
-        Checkpoints(saved).restore(30, wide, DEVICE)
+        Checkpoints(saved).restore(30, wide)
     with pytest.raises(UserError, match=r"params/embed: float32 \[6\] there, float16 \[6\] here and 1 more|float16"):
-        Checkpoints(saved).restore(30, half, DEVICE)
+        Checkpoints(saved).restore(30, half)
     with pytest.raises(UserError, match=r"ema/embed: nothing there, float32 \[6\] here"):
-        Checkpoints(saved).restore(30, state_at(0)._replace(ema=state_at(0).params), DEVICE)
+        Checkpoints(saved).restore(30, state_at(0)._replace(ema=state_at(0).params))
 
 
 # Groups, and going on
@@ -410,7 +396,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_loaded(run):
     sys.addaudithook(lambda event, _: loaded.append(event) if listening and event == "pickle.find_class" else None)
     Checkpoints(run).path(30).write_bytes(pickle.dumps(np.float32(1)))
     with pytest.raises(UserError, match="cannot restore"):
-        Checkpoints(run).restore(30, state_at(0), DEVICE)
+        Checkpoints(run).restore(30, state_at(0))
     listening.clear()
     assert not loaded
 
@@ -444,7 +430,7 @@ def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
         ["train", str(trained[0]), f"runs_dir={copied.parents[0]}", "name=new", f"train.init_from={copied / 'with'}"],
         ["train", str(trained[0]), f"runs_dir={copied.parents[0]}"],
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == 2
         err = capsys.readouterr().err
         assert "/with/ckpt: no checkpoint can be used (step 40: its sha256 " in err and err.count("\n") == 1
     assert not (copied.parents[0] / "new").exists()

@@ -6,20 +6,9 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 Relation = Literal["=", "<=", ">="]
 
-# The first part of an id, and the title above the claims whose ids begin with it.
-GROUPS = {
-    "scalar": "Scalars and chains",
-    "backprop": "Backpropagation by hand",
-    "transformer": "The transformer",
-    "loss": "Probabilities and losses",
-    "optimizer": "Optimizers",
-    "descent": "Geometry of descent",
-    "cost": "Cost",
-}
 NEGLIGIBLE = 1e-4  # a prediction this small relative to its pair's size counts as zero
 
 
@@ -41,8 +30,8 @@ class Pair(NamedTuple):
     zeros is an error, since nothing was measured.
     """
 
-    predicted: ArrayLike
-    measured: ArrayLike
+    predicted: Any  # array-like
+    measured: Any
     label: str = ""
     size: float | None = None
 
@@ -61,7 +50,7 @@ class Claim:
     """
 
     id: str  # group/name
-    statement: str  # in plain words, with the formula: the docstring of `measure`
+    statement: str  # in plain words, with the formula
     source: str
     how: str  # "origin of the prediction; origin of the measurement"
     measure: Callable[..., Pair | Evidence]
@@ -80,16 +69,15 @@ class Claim:
 CLAIMS: list[Claim] = []  # in the order of definition
 
 
-def claim(source: str, how: str, **options: Any) -> Callable:
+def claim(source: str, how: str, tolerance: Tolerance = ROUNDING, **options: Any) -> Callable:
     """Registers the decorated function as a claim. `options`: fields of Claim.
 
-    Its file and its name are the claim's id, and its docstring is the statement.
+    The file and the function's name are the claim's id, its docstring is the statement.
     """
 
     def register(measure: Any) -> Any:
-        id = f"{measure.__module__.rpartition('.')[2]}/{measure.__name__}"
-        statement = measure.__doc__ or "(python -OO drops the statements)"
-        CLAIMS.append(Claim(id, " ".join(statement.split()), source, how, measure, **options))
+        id, statement = f"{measure.__module__.rpartition('.')[2]}/{measure.__name__}", measure.__doc__ or ""
+        CLAIMS.append(Claim(id, " ".join(statement.split()), source, how, measure, tolerance, **options))
         return measure
 
     return register
@@ -112,22 +100,19 @@ def compare(pair: Pair, relation: Relation = "=", each: bool = False) -> tuple[f
     ((0.2, 1), (0.0, 0))
     """
     p, m = (np.asarray(value, np.float64) for value in (pair.predicted, pair.measured))
-    where = f"{pair.label}: " if pair.label else ""
+    largest, scale, why = np.abs(p).max(initial=0.0), pair.size, ""
     if p.shape != m.shape or p.size == 0:
-        raise Unmeasured(f"{where}expected a prediction and a measurement of one shape, got {p.shape} and {m.shape}")
-    for name, value in (("prediction", p), ("measurement", m)):
-        if not np.isfinite(value).all():
-            raise Unmeasured(f"{where}the {name} is not finite")
-    scale = np.maximum(np.abs(p), np.abs(m))
-    if pair.size is not None:
-        largest = float(np.abs(p).max())
-        if not 0 < pair.size < np.inf or largest > NEGLIGIBLE * pair.size:
-            sizes = f"{largest:g} and {pair.size:g}"
-            raise Unmeasured(f"{where}expected a prediction that is negligible compared with its size, got {sizes}")
-        scale = pair.size
-    elif not scale.any():
-        raise Unmeasured(f"{where}prediction and measurement are zero everywhere, so nothing was measured")
-    else:
+        why = f"expected a prediction and a measurement of one shape, got {p.shape} and {m.shape}"
+    elif not (np.isfinite(p).all() and np.isfinite(m).all()):
+        why = f"the {'measurement' if np.isfinite(p).all() else 'prediction'} is not finite"
+    elif scale is None and not (p.any() or m.any()):
+        why = "prediction and measurement are zero everywhere, so nothing was measured"
+    elif scale is not None and not (0 < scale < np.inf and largest <= NEGLIGIBLE * scale):
+        why = f"expected a prediction that is negligible compared with its size, got {largest:g} and {scale:g}"
+    if why:
+        raise Unmeasured(f"{pair.label}: {why}" if pair.label else why)
+    if scale is None:
+        scale = np.maximum(np.abs(p), np.abs(m))
         scale = np.where(scale > 0, scale, 1.0) if each else scale.max()  # an entry may be zero on both sides
     off = {"=": np.abs(m - p), "<=": np.maximum(m - p, 0.0), ">=": np.maximum(p - m, 0.0)}[relation]
     errors = off / scale

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ..device.programs import called_once, compiled
+from ..device.programs import called_once
 from .claim import Evidence, Pair, Tolerance, claim
 from .subject import Subject
 
@@ -21,15 +21,12 @@ BOOK = "Griewank & Walther 2008, Evaluating Derivatives, sections 3.2 and 3.3"
 ELEMENTWISE = Tolerance(
     0.1, "tanh, sums and differences are not in the prediction: a few operations for each 2 x 64 of a product"
 )
-# FLOPs of the MLP's matrix products forward: of all layers, and of the first.
-_PRODUCTS = [2.0 * BATCH * a * b for a, b in zip(SIZES[:-1], SIZES[1:], strict=True)]
-FORWARD, FIRST = sum(_PRODUCTS), _PRODUCTS[0]
-
-Loss = Callable[[Float[Array, "n"]], Float[Array, ""]]
+# FLOPs of the MLP's matrix products forward, layer by layer.
+PRODUCTS = [2.0 * BATCH * a * b for a, b in zip(SIZES[:-1], SIZES[1:], strict=True)]
+FORWARD, FIRST = sum(PRODUCTS), PRODUCTS[0]
 
 
-@cache
-def mlp(sizes: tuple[int, ...] = SIZES, batch: int = BATCH) -> tuple[Loss, np.ndarray]:
+def mlp(sizes: tuple[int, ...] = SIZES, batch: int = BATCH) -> tuple[Callable[[Array], Array], np.ndarray]:
     """Returns the loss of a tanh MLP as a function of all its weights in one vector, and such a vector."""
     rng = np.random.default_rng(12)
     weights = [rng.normal(size=pair) / np.sqrt(pair[0]) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
@@ -40,7 +37,7 @@ def mlp(sizes: tuple[int, ...] = SIZES, batch: int = BATCH) -> tuple[Loss, np.nd
         h = jnp.asarray(x)
         for w in unflat(flat):
             h = jnp.tanh(h @ w)
-        return jnp.mean(jnp.square(h - jnp.asarray(y)))
+        return jnp.mean(jnp.square(h - y))
 
     return loss, np.asarray(flat)
 
@@ -48,18 +45,14 @@ def mlp(sizes: tuple[int, ...] = SIZES, batch: int = BATCH) -> tuple[Loss, np.nd
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Returns XLA's count for the program of a function as it was traced, before any rewriting."""
     counted: Any = jax.jit(function).lower(*arguments).cost_analysis()
-    counted = counted[0] if isinstance(counted, list) else counted  # by older versions of JAX
-    return float(counted["flops"])
+    return float((counted[0] if isinstance(counted, list) else counted)["flops"])  # a list in older versions of JAX
 
 
-def tangent_flops(loss: Loss, flat: np.ndarray) -> float:
-    return flops(lambda w, u: jax.jvp(loss, (w,), (u,))[1], flat, np.ones_like(flat))
-
-
+@cache
 @claim(
     BOOK,
     "2 N Σ d_l d_(l+1) by hand (no gradient of the input); XLA's count in jax.grad of an MLP, and in the loss",
-    tolerance=ELEMENTWISE,
+    ELEMENTWISE,
     each=True,
 )
 def backward() -> Evidence:
@@ -69,39 +62,41 @@ def backward() -> Evidence:
     return Evidence([Pair([3 * FORWARD - FIRST, FORWARD], measured)], f"n = {flat.size:,} weights")
 
 
-@claim(BOOK, "by hand; XLA's count in jax.jvp and in jax.jacfwd of the same MLP", tolerance=ELEMENTWISE)
+@cache
+@claim(BOOK, "by hand; XLA's count in jax.jvp and in jax.jacfwd of the same MLP", ELEMENTWISE)
 def forward() -> Evidence:
     """A forward-mode pass costs as much and gives one number of n: F + n (2 F - F_1) FLOPs for the gradient"""
     loss, flat = mlp()
-    n = flat.size
-    one = Pair(3 * FORWARD - FIRST, tangent_flops(loss, flat), "one pass")
-    all_at_once = FORWARD + n * (2 * FORWARD - FIRST), flops(jax.jacfwd(loss), flat)
-    return Evidence([one, Pair(*all_at_once, "n passes that share the way forward")], f"n = {n:,} weights")
+    tangent = flops(lambda w, u: jax.jvp(loss, (w,), (u,))[1], flat, np.ones_like(flat))
+    one = Pair(3 * FORWARD - FIRST, tangent, "one pass")
+    gradient = FORWARD + flat.size * (2 * FORWARD - FIRST)
+    shared = Pair(gradient, flops(jax.jacfwd(loss), flat), "n passes that share the way forward")
+    return Evidence([one, shared], f"n = {flat.size:,} weights")
 
 
 @claim(
     "Baur & Strassen 1983; " + BOOK,
     "n, the number of weights; n times XLA's count in jax.jvp over that in jax.grad",
-    tolerance=ELEMENTWISE,
+    ELEMENTWISE,
 )
 def ratio() -> Pair:
     """n forward-mode passes cost n backward passes, which is why gradients are propagated backwards"""
-    loss, flat = mlp()
-    return Pair(float(flat.size), flat.size * tangent_flops(loss, flat) / flops(jax.grad(loss), flat))
+    (one, _), (gradient,), n = forward().pairs, backward().pairs, mlp()[1].size
+    return Pair(float(n), n * one.measured / gradient.measured[0])
 
 
 @claim(BOOK, "n passes of jax.jvp, one along each weight, of a small MLP; one of jax.grad")
 def same_gradient() -> Pair:
     """n forward-mode passes and one backward pass give the same gradient"""
     loss, flat = mlp(SMALL, FEW)
-    one_pass = compiled(lambda u: jax.jvp(loss, (jnp.asarray(flat),), (u,))[1], (flat,), once=True)
-    return Pair([float(one_pass(u)) for u in np.eye(flat.size)], called_once(jax.grad(loss), flat))
+    passes = jax.vmap(lambda u: jax.jvp(loss, (flat,), (u,))[1])
+    return Pair(called_once(passes, np.eye(flat.size)), called_once(jax.grad(loss), flat))
 
 
 @claim(
     "the cheap gradient principle: Griewank & Walther 2008, Evaluating Derivatives, chapter 3",
     "4; XLA's counts in the project's network, blocks unrolled",
-    tolerance=Tolerance(0.0, "a bound"),
+    Tolerance(0.0, "a bound"),
     relation="<=",
     of_model=True,
 )

@@ -1,7 +1,7 @@
 """Claims about the geometry of descent: the gradient's direction, the end of following it, and clipping."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,56 +10,46 @@ from jaxtyping import Array, Float
 
 from ..config.schema import OptimizerConfig
 from ..core.clipping import clipped
-from ..core.optimizer import transformation
 from ..device.programs import called_once, compiled
 from ..gradflow.norms import flat, frobenius
 from .claim import Evidence, Pair, Tolerance, belief, claim
+from .optimizer import trajectory
 
 BOOK = "Nocedal & Wright 2006, Numerical Optimization"
 CONVEX = "Nesterov 2004, Introductory Lectures on Convex Optimization, theorem 2.1.15"
 SADDLE = "Lee et al. 2016, 1602.04915"
 PASCANU = "Pascanu et al. 2013, 1211.5063, algorithm 1"
+ANGLES, STRIDE = 36_000, 1e-4
+NUDGE, SADDLE_RATE = 1e-8, 0.1
+STEPS, LAMBDA = 200, 3.0
 
 
 def descent(
-    loss: Callable[[Array], Array], start: Float[np.ndarray, "n"], rate: Array | float, steps: int
+    loss: Callable[[Array], Array], start: Float[np.ndarray, "n"], steps: int, rate: Array | float
 ) -> Float[Array, "steps+1 n"]:
     """Returns the path of gradient descent with the project's own SGD, its start first."""
     config = OptimizerConfig(name="sgd", schedule="constant", warmup=0, weight_decay=0.0)
-    hp = {"lr": jnp.asarray(rate), "min_lr": jnp.asarray(rate), "weight_decay": jnp.zeros(())}
-    rule = transformation(config, hp, jnp.zeros((), jnp.int32), 1)
-
-    def step(params: dict[str, Array], _: None) -> tuple[dict[str, Array], Array]:
-        grads = jax.grad(lambda p: loss(p["embed"]))(params)
-        new = jax.tree.map(jnp.add, params, rule.update(grads, rule.init(params), params)[0])
-        return new, new["embed"]
-
-    with jax.numpy_dtype_promotion("standard"):
-        _, path = jax.lax.scan(step, {"embed": jnp.asarray(start)}, None, length=steps)
-    return jnp.concatenate([jnp.asarray(start)[None, :], path])
-
-
-ANGLES, STRIDE = 36_000, 1e-4
+    hp = {"lr": rate, "min_lr": rate, "weight_decay": 0.0}
+    gradient = jax.grad(lambda params: loss(params["embed"]))
+    after = trajectory(config, hp, {"embed": start}, lambda params, _: gradient(params), steps)["embed"]
+    return jnp.concatenate([start[None, :], after])
 
 
 @claim(
     f"{BOOK}, section 2.2",
     f"the best of {ANGLES:,} directions, by the function's values alone; the angle and norm of jax.grad",
-    tolerance=Tolerance(
-        5e-4, "directions are 1.7e-4 radians apart: the error is up to half of that, at an angle of 0.3"
-    ),
+    Tolerance(5e-4, "directions are 1.7e-4 radians apart: the error is up to half of that, at an angle of 0.3"),
 )
 def steepest() -> Evidence:
     """The gradient points where the function rises fastest, and -∇f where it falls fastest"""
 
-    def hill(x: Float[Array, "2"]) -> Array:
+    def hill(x: Float[Array, "2 ..."]) -> Array:
         return jnp.sin(x[0]) * jnp.exp(0.3 * x[1]) + 0.5 * x[0] * x[1] ** 2
 
     at, angles = np.array([0.4, 0.7]), 2 * np.pi * np.arange(ANGLES) / ANGLES
     ring = STRIDE * np.stack([np.cos(angles), np.sin(angles)])
     ahead, behind = np.asarray(called_once(hill, np.stack([at[:, None] + ring, at[:, None] - ring], axis=1)))
-    rise = (ahead - behind) / (2 * STRIDE)
-    gradient = np.asarray(called_once(jax.grad(hill), at))
+    rise, gradient = (ahead - behind) / (2 * STRIDE), np.asarray(called_once(jax.grad(hill), at))
     angle = np.arctan2(gradient[1], gradient[0]) % (2 * np.pi)
     pairs = [
         Pair(angles[rise.argmax()], angle, "direction, radians"),
@@ -77,12 +67,8 @@ def directional() -> Evidence:
     gradient = a.T @ (np.exp(a @ x) / np.exp(a @ x).sum())
     directions = rng.normal(size=(1000, 6))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-
-    def slope(u: Array) -> Array:
-        return jax.jvp(lambda x: jax.nn.logsumexp(jnp.asarray(a) @ x), (jnp.asarray(x),), (u,))[1]
-
-    measured = np.asarray(called_once(jax.vmap(slope), jnp.asarray(directions)))
-    size = float(np.linalg.norm(gradient))
+    slope = jax.vmap(lambda u: jax.jvp(lambda x: jax.nn.logsumexp(a @ x), (x,), (u,))[1])
+    measured, size = np.asarray(called_once(slope, directions)), float(np.linalg.norm(gradient))
     above = max(0.0, float(np.abs(measured).max()) - size)  # nothing, by Cauchy and Schwarz
     return Evidence([Pair(directions @ gradient, measured, "∇f · u"), Pair(0.0, above, "above |∇f|", size)])
 
@@ -100,33 +86,29 @@ def level_curve() -> Evidence:
     }
     pairs = []
     for name, (f, point, tangent) in curves.items():
-        gradient = np.asarray(called_once(jax.vmap(jax.grad(f)), jnp.asarray(np.stack(point, axis=1))))
-        terms = gradient * np.stack(tangent, axis=1)
+        terms = called_once(jax.vmap(jax.grad(f)), np.stack(point, axis=1)) * np.stack(tangent, axis=1)
         pairs.append(Pair(np.zeros(len(t)), terms.sum(axis=1), name, float(np.abs(terms).max())))
     return Evidence(pairs)
 
 
-def least_squares(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the path of descent at 1/λ_max on |A w - b|² / 2, numpy's solution, and the eigenvalues λ of AᵀA."""
+@cache
+def least_squares() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns 400 steps of descent at 1/λ_max on |A w - b|² / 2, numpy's solution, and the eigenvalues λ of AᵀA."""
     rng = np.random.default_rng(9)
     a, b = rng.normal(size=(30, 4)), rng.normal(size=30)
     eigenvalues = np.linalg.eigvalsh(a.T @ a)
-
-    def loss(w: Array) -> Array:
-        return jnp.sum(jnp.square(jnp.asarray(a) @ w - jnp.asarray(b))) / 2
-
-    path = called_once(lambda rate: descent(loss, np.ones(4), rate, steps), 1 / eigenvalues[-1])
-    return np.asarray(path), np.linalg.lstsq(a, b)[0], eigenvalues
+    walk = partial(descent, lambda w: jnp.sum(jnp.square(a @ w - b)) / 2, np.ones(4), 400)
+    return np.asarray(called_once(walk, 1 / eigenvalues[-1])), np.linalg.lstsq(a, b)[0], eigenvalues
 
 
 @claim(
     CONVEX,
     "numpy's least squares; the project's sgd after 400 steps",
-    tolerance=Tolerance(1e-10, "the minimum is known to rounding times the problem's condition"),
+    Tolerance(1e-10, "the minimum is known to rounding times the problem's condition"),
 )
 def convex() -> Pair:
     """On a convex function gradient descent at 1/λ reaches the minimum (λ: the largest eigenvalue)"""
-    path, solution, _ = least_squares(400)
+    path, solution, _ = least_squares()
     return Pair(solution, path[-1])
 
 
@@ -138,12 +120,9 @@ def convex() -> Pair:
 )
 def convex_rate() -> Pair:
     """Its distance from there after t steps is at most (1 - λ_min/λ_max)^t of the first"""
-    path, solution, eigenvalues = least_squares(20)
-    distance = np.linalg.norm(path - solution, axis=1)
+    path, solution, eigenvalues = least_squares()
+    distance = np.linalg.norm(path[:21] - solution, axis=1)
     return Pair((1 - eigenvalues[0] / eigenvalues[-1]) ** np.arange(1, 21) * distance[0], distance[1:])
-
-
-NUDGE, SADDLE_RATE = 1e-8, 0.1
 
 
 def bowl(x: Float[Array, "2"]) -> Array:
@@ -152,8 +131,8 @@ def bowl(x: Float[Array, "2"]) -> Array:
 
 
 @cache
-def from_the_saddle(steps: int) -> np.ndarray:
-    return np.asarray(called_once(lambda start: descent(bowl, start, SADDLE_RATE, steps), np.array([1.0, NUDGE])))
+def from_the_saddle() -> np.ndarray:
+    return np.asarray(called_once(partial(descent, bowl, np.array([1.0, NUDGE]), 600), SADDLE_RATE))
 
 
 @claim(SADDLE, "-1 and 1, and 0; jax.hessian and jax.grad of x²/2 - y²/2 + y⁴/4 at the origin")
@@ -167,20 +146,20 @@ def saddle() -> Evidence:
 @claim(
     SADDLE,
     "1e-8 · 1.1^t; y after each of 100 steps of the project's sgd",
-    tolerance=Tolerance(1e-6, "y⁴/4 bends the slope by y², 2e-8 in the end"),
+    Tolerance(1e-6, "y⁴/4 bends the slope by y², 2e-8 in the end"),
     each=True,
 )
 def saddle_is_left() -> Pair:
     """Gradient descent leaves a saddle: from 1e-8 next to it, y grows by 1 + η a step"""
     steps = np.arange(100, 0, -1)
-    return Pair(NUDGE * (1 + SADDLE_RATE) ** steps, from_the_saddle(100)[steps, 1])
+    return Pair(NUDGE * (1 + SADDLE_RATE) ** steps, from_the_saddle()[steps, 1])
 
 
 @claim(SADDLE, "by hand; the project's sgd after 600 steps")
 def saddle_ends() -> Evidence:
     """It ends in the minimum at (0, 1), where the function is -1/4"""
-    end = from_the_saddle(600)[-1]
-    return Evidence([Pair(-0.25, bowl(jnp.asarray(end)), "value"), Pair([0.0, 1.0], end, "where")])
+    end = from_the_saddle()[-1]
+    return Evidence([Pair(-0.25, bowl(end), "value"), Pair([0.0, 1.0], end, "where")])
 
 
 @belief(
@@ -189,24 +168,10 @@ def saddle_ends() -> Evidence:
 )
 def saddle_traps() -> Pair:
     """“Gradient descent gets stuck in saddle points”"""
-    return Pair(0.0, bowl(jnp.asarray(from_the_saddle(600)[-1])))
-
-
-STEPS, LAMBDA = 200, 3.0
-FACTORS = np.array([0.9, 0.99, 1.0, 1.01])  # of 2 / λ
+    return Pair(0.0, bowl(from_the_saddle()[-1]))
 
 
 @cache
-def on_a_quadratic() -> Float[np.ndarray, "factors steps+1"]:
-    """Returns the distance from the minimum of λx²/2 at each step, for rates of FACTORS · 2/λ."""
-
-    def distance(factor: Array) -> Array:
-        path = descent(lambda x: jnp.sum(LAMBDA * jnp.square(x) / 2), np.ones(1), factor * (2 / LAMBDA), STEPS)
-        return jnp.abs(path[:, 0])
-
-    return np.asarray(called_once(jax.vmap(distance), jnp.asarray(FACTORS)))
-
-
 @claim(
     "x - η λ x = (1 - η λ) x",
     "powers of |1 - ηλ|; the project's sgd, 200 steps on both sides of 2/λ",
@@ -215,8 +180,11 @@ def on_a_quadratic() -> Float[np.ndarray, "factors steps+1"]:
 )
 def quadratic() -> Evidence:
     """On λx²/2 gradient descent is at |1 - ηλ|^t: it shrinks below η = 2/λ, stands at it, grows past it"""
-    predicted, measured = np.abs(1 - 2 * FACTORS)[:, None] ** np.arange(STEPS + 1), on_a_quadratic()
-    curves = zip(predicted, measured, FACTORS, strict=True)
+    factors = np.array([0.9, 0.99, 1.0, 1.01])  # of 2/λ
+    predicted = np.abs(1 - 2 * factors)[:, None] ** np.arange(STEPS + 1)
+    walks = jax.vmap(partial(descent, lambda x: jnp.sum(LAMBDA * jnp.square(x) / 2), np.ones(1), STEPS))
+    measured = np.abs(called_once(walks, factors * (2 / LAMBDA)))[:, :, 0]
+    curves = zip(predicted, measured, factors, strict=True)
     ends = Pair(predicted[:, -1], measured[:, -1], "in the end")
     return Evidence([ends, *(Pair(p, m, f"η = {factor:g} · 2/λ") for p, m, factor in curves)])
 
@@ -224,7 +192,7 @@ def quadratic() -> Evidence:
 @claim(
     "the same in every eigendirection; the largest λ comes first",
     "2 over numpy's largest eigenvalue; bisection for the rate from which the project's sgd moves away",
-    tolerance=Tolerance(1e-9, "30 halvings leave 2e-10"),
+    Tolerance(1e-9, "30 halvings leave 2e-10"),
 )
 def threshold() -> Evidence:
     """In several dimensions gradient descent diverges exactly past 2/λ_max"""
@@ -234,7 +202,7 @@ def threshold() -> Evidence:
 
     def grows(rate: Array) -> Array:
         # After so many steps only the fastest direction is left: does one more take it further out?
-        path = descent(lambda x: x @ jnp.asarray(matrix) @ x / 2, np.ones(5), rate, 300)
+        path = descent(lambda x: x @ matrix @ x / 2, np.ones(5), 300, rate)
         return jnp.linalg.norm(path[-1]) > jnp.linalg.norm(path[-2])
 
     low, high = 1.9 / top, 2.1 / top
@@ -252,7 +220,7 @@ def threshold() -> Evidence:
 )
 def any_rate() -> Pair:
     """“On a convex function gradient descent comes closer, at any rate: it may just be slow”"""
-    distances = on_a_quadratic()[-1]
+    distances = quadratic().pairs[-1].measured
     return Pair(distances[0], distances[-1])
 
 
@@ -260,32 +228,27 @@ def clip(**hp: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns a gradient, flat, before and after the project's clipping."""
     draw = np.random.default_rng(11).normal
     before = {"embed": draw(size=(3, 4)), "head": 5 * draw(size=(2, 4))}
-    limits = jax.tree.map(jnp.asarray, hp)
-    after = called_once(lambda grads: clipped(grads, grads, frobenius(flat(grads)), limits)[0], before)
-    whole, rest = (np.concatenate([np.ravel(leaf) for leaf in tree.values()]) for tree in (before, after))
-    return whole, rest
-
-
-def directions(gradient: np.ndarray, rest: np.ndarray) -> Pair:
-    return Pair(gradient / np.linalg.norm(gradient), rest / np.linalg.norm(rest))
+    after = called_once(lambda grads: flat(clipped(grads, grads, frobenius(flat(grads)), hp)[0]), before)
+    return np.concatenate([np.ravel(leaf) for leaf in before.values()]), np.asarray(after)
 
 
 @claim(PASCANU, "g/|g|; the same of what the project's clipping leaves")
 def clip_direction() -> Pair:
     """Clipping by the global norm keeps the gradient's direction"""
-    return directions(*clip(clip=0.5))
+    before, after = clip(clip=0.5)
+    return Pair(before / np.linalg.norm(before), after / np.linalg.norm(after))
 
 
 @claim(
     PASCANU,
     "min(|g|, limit) for limits 0.5, 2 and 1000; the norm of what the project's clipping leaves",
-    tolerance=Tolerance(1e-6, "the factor is a float32 in every dtype: 2^-24 = 6e-8, times a few"),
+    Tolerance(1e-6, "the factor is a float32 in every dtype: 2^-24 = 6e-8, times a few"),
 )
 def clip_norm() -> Pair:
     """Clipping makes the norm min(|g|, limit)"""
     limits = np.array([0.5, 2.0, 1e3])  # the last one is longer than the gradient
-    results = [clip(clip=limit) for limit in limits]
-    return Pair(np.minimum(limits, np.linalg.norm(results[0][0])), [np.linalg.norm(rest) for _, rest in results])
+    before, after = zip(*(np.linalg.norm(clip(clip=limit), axis=1) for limit in limits), strict=True)
+    return Pair(np.minimum(limits, before), after)
 
 
 @belief(
@@ -294,4 +257,5 @@ def clip_norm() -> Pair:
 )
 def clip_value_direction() -> Pair:
     """“Clipping keeps the direction”, also entry by entry"""
-    return directions(*clip(clip_value=1.0))
+    before, after = clip(clip_value=1.0)
+    return Pair(before / np.linalg.norm(before), after / np.linalg.norm(after))

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from model.traced import numbers
 
 from ..config.schema import OptimizerConfig
 from ..core.optimizer import transformation
-from ..device.programs import compiled
+from ..device.programs import called_once
 from .claim import Evidence, Pair, Tolerance, belief, claim
 
 STEPS = 6
@@ -25,22 +25,34 @@ LR, DECAY, MOMENTUM, BETAS, EPS = 0.02, 0.5, 0.8, (0.8, 0.95), 1e-8
 LOUD = 1000.0
 DECOUPLED = "Loshchilov & Hutter 2019, 1711.05101"
 
-Moved = Float[np.ndarray, "steps n"]
-Vector = Float[np.ndarray, "n"]
+Vector = np.ndarray
 # (memory, gradient, parameters, decay of each entry, t = 1, 2, ...) -> the step down; a memory starts at 0.
 Rule = Callable[[dict[str, Any], Vector, Vector, Vector, int], Vector]
 
 
-@cache
-def problem() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns parameters with stacked blocks, and a gradient for each step."""
+def trajectory(config: OptimizerConfig, hp: Any, start: Any, gradient: Callable[[Any, Any], Any], steps: int) -> Any:
+    """Returns the parameters after each step of the project's rule, stacked. `gradient`: of (parameters, step)."""
 
-    def tree(seed: int) -> dict[str, Any]:
-        draw = np.random.default_rng(seed).normal
-        blocks = {"attn": {"q": {"kernel": draw(size=(2, 3, 3))}}, "norm_1": {"gain": draw(size=(2, 3))}}
-        return {"blocks": blocks, "embed": draw(size=(4, 3))}
+    def step(carry: Any, t: Any) -> tuple[Any, Any]:
+        params, state = carry
+        updates, state = transformation(config, hp, t, steps).update(gradient(params, t), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        return (params, state), params
 
-    return tree(6), [tree(7 + step) for step in range(STEPS)]
+    with jax.numpy_dtype_promotion("standard"):
+        start = jax.tree.map(jnp.asarray, start)
+        state = transformation(config, hp, jnp.int32(0), steps).init(start)
+        return jax.lax.scan(step, (start, state), jnp.arange(steps, dtype=jnp.int32))[1]
+
+
+def draw(seed: int) -> dict[str, Any]:
+    """Returns parameters, or a gradient, with stacked blocks."""
+    normal = np.random.default_rng(seed).normal
+    blocks = {"attn": {"q": {"kernel": normal(size=(2, 3, 3))}}, "norm_1": {"gain": normal(size=(2, 3))}}
+    return {"blocks": blocks, "embed": normal(size=(4, 3))}
+
+
+START, GRADIENTS = draw(6), [draw(7 + step) for step in range(STEPS)]
 
 
 def flat(tree: Any) -> Vector:
@@ -48,37 +60,27 @@ def flat(tree: Any) -> Vector:
 
 
 @cache
-def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1.0) -> Moved:
+def moved(name: str, decay: float = 0.0, kind: str = "auto", loudness: float = 1.0) -> Float[np.ndarray, "steps n"]:
     """Returns the path of the project's rule, with gradients multiplied by `loudness`."""
     settings = {"lr": LR, "weight_decay": decay, "momentum": MOMENTUM, "betas": BETAS, "eps": EPS, "decay": kind}
     config = OptimizerConfig.model_validate({"name": name, "schedule": "constant", "warmup": 0} | settings)
     hp = jax.tree.map(np.float64, numbers(config))
-    start, grads = problem()
+    gradients = jax.tree.map(lambda *each: jnp.asarray(loudness * np.stack(each)), *GRADIENTS)
 
-    def step(params: Any, state: Any, grads: Any, t: Any) -> tuple[Any, Any]:
-        updates, state = transformation(config, hp, t, STEPS).update(grads, state, params)
-        return jax.tree.map(jnp.add, params, updates), state
+    def vectors() -> Float[Array, "steps n"]:
+        steps = trajectory(config, hp, START, lambda _, t: jax.tree.map(lambda g: g[t], gradients), STEPS)
+        return jax.vmap(lambda params: ravel_pytree(params)[0])(steps)
 
-    with jax.numpy_dtype_promotion("standard"):
-        params = jax.tree.map(jnp.asarray, start)
-        state, rows = transformation(config, hp, jnp.int32(0), STEPS).init(params), []
-        program = compiled(step, (params, state, grads[0], np.int32(0)), once=True)
-        for t, grad in enumerate(grads):
-            params, state = program(params, state, jax.tree.map(lambda g: loudness * g, grad), np.int32(t))
-            rows.append(flat(params) - flat(start))
-    return np.stack(rows[::-1])
+    return (np.asarray(called_once(vectors)) - flat(START))[::-1]
 
 
-def by_hand(rule: Rule, decay: float = 0.0) -> Moved:
+def by_hand(rule: Rule, decay: float = 0.0) -> Float[np.ndarray, "steps n"]:
     """Returns the path of a rule in numpy. Matrices and tables decay, gains do not."""
-    start, grads = problem()
-    decays = jax.tree_util.tree_map_with_path(
-        lambda path, x: np.full(x.shape, decay * ("gain" not in str(path))), start
-    )
-    w, memory, rows = flat(start), {"m": 0.0, "v": 0.0}, []
-    for t, grad in enumerate(grads, 1):
-        w = w - rule(memory, flat(grad), w, flat(decays), t)
-        rows.append(w - flat(start))
+    decays = jax.tree_util.tree_map_with_path(lambda at, x: np.full(x.shape, decay * ("gain" not in str(at))), START)
+    w, memory, rows = flat(START), {"m": 0.0, "v": 0.0}, []
+    for t, gradient in enumerate(GRADIENTS, 1):
+        w = w - rule(memory, flat(gradient), w, flat(decays), t)
+        rows.append(w - flat(START))
     return np.stack(rows[::-1])
 
 
@@ -175,7 +177,7 @@ def adam_l2_is_adamw() -> Pair:
 @claim(
     "Kingma & Ba 2015, 1412.6980, section 2.1",
     "both rules in numpy with g; the project's with 1000 g",
-    tolerance=Tolerance(1e-5, "Adam's ε = 1e-8 next to a √v̂ that can be as small as 1e-3"),
+    Tolerance(1e-5, "Adam's ε = 1e-8 next to a √v̂ that can be as small as 1e-3"),
 )
 def loudness() -> Evidence:
     """Adam and Lion take the same steps with gradients 1000 times as large: their norm does not say who learns"""

@@ -13,17 +13,20 @@ from model.rules import ACTIVATIONS
 from model.taps import tap
 
 from ..device.programs import called_once
-from ..gradflow.norms import Norm, log10
-from . import by_hand
+from ..gradflow.delta import delta_of
+from ..gradflow.norms import log10
 from .claim import Evidence, Pair, Tolerance, belief, claim
+from .reference import gelu_slope, sigmoid
 
 LAYERS, SLOPE = 100, 0.9
 DEEP = 10_000  # layers; 0.9^10000 is below the smallest float64
 RULES = "Rumelhart, Hinton & Williams 1986, Nature 323"
 SKIP = "He et al. 2016, 1603.05027, eq. 5"
+DRAW = np.random.default_rng(2).normal
+ROOT, X, DELTA = DRAW(size=(6, 6)), DRAW(size=6), DRAW(size=6)  # A, x and δ of a layer x + W tanh(x)
 
 
-def composed(layer: Callable[[Array, Array], Array], x: Array, inputs: Array) -> Array:
+def composed(layer: Callable[[Any, Any], Any], x: Any, inputs: Any) -> Any:
     """Returns layer(... layer(layer(x, inputs[0]), inputs[1]) ..., inputs[-1])."""
     return jax.lax.scan(lambda x, each: (layer(x, each), None), x, inputs)[0]
 
@@ -36,32 +39,28 @@ def composed(layer: Callable[[Array, Array], Array], x: Array, inputs: Array) ->
 )
 def slope() -> Pair:
     """100 layers of slope 0.9: δ_l = 0.9^(100 - l), so 0.0000266 of it reaches the first"""
-
-    def end(offsets: Float[Array, "L+1"]) -> Array:
-        return composed(lambda x, offset: SLOPE * (x + offset), jnp.ones(()), offsets[:-1]) + offsets[-1]
-
-    return Pair(SLOPE ** (LAYERS - np.arange(LAYERS + 1.0)), called_once(jax.grad(end), jnp.zeros(LAYERS + 1)))
+    end = jax.grad(lambda offsets: composed(lambda x, each: SLOPE * (x + each), 1.0, offsets[:-1]) + offsets[-1])
+    return Pair(SLOPE ** (LAYERS - np.arange(LAYERS + 1.0)), called_once(end, np.zeros(LAYERS + 1)))
 
 
 @claim(
     "model/taps.py",
     "10,000 log10 0.9; the project's taps, powers of two taken out on the way back",
-    tolerance=Tolerance(1e-10, "10,000 roundings of 1.1e-16 in a row, and of the logarithm"),
+    Tolerance(1e-10, "10,000 roundings of 1.1e-16 in a row, and of the logarithm"),
 )
 def underflow() -> Pair:
     """10,000 layers of slope 0.9: log10 |δ_0| = -457.6, which no float64 can hold and the taps still measure"""
 
-    def end(slots: Float[Array, "L+1 2"]) -> Array:
-        def layer(state: tuple[Array, Array], slot: Array) -> tuple[tuple[Array, Array], None]:
-            x, exponent = tap(*state, slot)
-            return (SLOPE * x, exponent), None
+    def layer(state: tuple[Array, Array], slot: Array) -> tuple[Array, Array]:
+        x, exponent = tap(*state, slot)
+        return SLOPE * x, exponent
 
-        start = (jnp.ones(1), jnp.zeros((), jnp.float32))
-        (x, exponent), _ = jax.lax.scan(layer, start, slots[:-1])
+    def end(slots: Float[Array, "L+1 2"]) -> Array:
+        x, exponent = composed(layer, (jnp.ones(1), jnp.zeros((), jnp.float32)), slots[:-1])
         return jnp.sum(tap(x, exponent, slots[-1])[0])
 
-    slots = called_once(jax.grad(end), jnp.zeros((DEEP + 1, 2)))
-    return Pair((DEEP - np.arange(DEEP + 1.0)) * np.log10(SLOPE), log10(Norm(slots[:, 0], slots[:, 1])))
+    delta = called_once(lambda: delta_of(end, DEEP, "float64"))
+    return Pair((DEEP - np.arange(DEEP + 1.0)) * np.log10(SLOPE), log10(delta))
 
 
 @claim(RULES, "the product, with cos by hand at each x_l; jax.grad of the whole")
@@ -72,43 +71,31 @@ def product() -> Pair:
     for rate in rates:
         slopes *= rate * np.cos(rate * x) + 0.5
         x = np.sin(rate * x) + 0.5 * x
-
-    def end(x: Array, rates: Array) -> Array:
-        return composed(lambda x, rate: jnp.sin(rate * x) + 0.5 * x, x, rates)
-
-    return Pair(slopes, called_once(jax.grad(end), jnp.asarray(0.3), jnp.asarray(rates)))
-
-
-def one_plus_slope(slopes: np.ndarray) -> np.ndarray:
-    """Returns d/dx of x + a tanh(x - 0.2) at x = 0.2, where f' = a, for each a."""
-    slope = jax.grad(lambda x, a: x + a * jnp.tanh(x - 0.2))
-    return np.asarray(called_once(jax.vmap(lambda a: slope(jnp.asarray(0.2), a)), jnp.asarray(slopes)))
+    end = jax.grad(lambda x: composed(lambda x, rate: jnp.sin(rate * x) + 0.5 * x, x, rates))
+    return Pair(slopes, called_once(end, 0.3))
 
 
 @cache
-def stack_of_skips(slope: float) -> float:
-    """Returns dL/dx_0 over dL/dx_L of 100 layers x + slope * x."""
-    end = jax.grad(lambda x: composed(lambda x, _: x + slope * x, x, jnp.zeros(LAYERS)))
-    return float(called_once(end, jnp.ones(())))
-
-
 @claim(SKIP, "1 + f'; jax.grad of x + a tanh(x - 0.2)", each=True)
 def skip() -> Pair:
     """x + f(x) has the slope 1 + f', for f' = -2.5, -1.5, -0.5, 0.5, 1.5"""
-    slopes = np.array([-2.5, -1.5, -0.5, 0.5, 1.5])
-    return Pair(1 + slopes, one_plus_slope(slopes))
+    slopes = np.array([-2.5, -1.5, -0.5, 0.5, 1.5])  # at x = 0.2 the slope of a tanh is a
+    measured = jax.vmap(jax.grad(lambda x, a: x + a * jnp.tanh(x - 0.2)), in_axes=(None, 0))
+    return Pair(1 + slopes, np.asarray(called_once(measured, 0.2, slopes)))
 
 
 @belief("widely told; false for every f' < 0: it shrinks between -2 and 0", "1; jax.grad at f' = -0.5", relation=">=")
 def skip_is_at_least_1() -> Pair:
     """“1 + f' is always at least 1, so a skip never shrinks the gradient”"""
-    return Pair(1.0, one_plus_slope(np.array([-0.5]))[0])
+    return Pair(1.0, skip().measured[2])
 
 
+@cache
 @claim(SKIP, "powers of 1 + f'; jax.grad through a scan", each=True)
 def skips_vanish() -> Pair:
     """100 layers x + f(x) with f' = -0.5 leave 0.5^100 of δ; with f' = +0.5 they make it 1.5^100 times as large"""
-    return Pair([0.5**LAYERS, 1.5**LAYERS], [stack_of_skips(-0.5), stack_of_skips(0.5)])
+    end = jax.grad(lambda x, slope: composed(lambda x, _: x + slope * x, x, np.zeros(LAYERS)))
+    return Pair([0.5**LAYERS, 1.5**LAYERS], [called_once(end, 1.0, slope) for slope in (-0.5, 0.5)])
 
 
 @belief(
@@ -118,27 +105,16 @@ def skips_vanish() -> Pair:
 )
 def skips_never_vanish() -> Pair:
     """“The skip passes the gradient on whole and the branch only adds to it, so nothing vanishes”"""
-    return Pair(1.0, stack_of_skips(-0.5))
+    return Pair(1.0, skips_vanish().measured[0])
 
 
 @cache
-def matrix_layer() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns delta, (I + J)^T delta by hand and by JAX for x + W tanh(x); W = -A A^T makes J point backwards."""
-    draw = np.random.default_rng(2).normal
-    root, x, delta = draw(size=(6, 6)), draw(size=6), draw(size=6)
-    w = -0.5 * root @ root.T / np.linalg.norm(root, 2) ** 2
-    by_numpy = (np.eye(6) + w @ np.diag(1 - np.tanh(x) ** 2)).T @ delta
-
-    def pulled_back(x: Array, delta: Array) -> Array:
-        return jax.vjp(lambda x: x + jnp.asarray(w) @ jnp.tanh(x), x)[1](delta)[0]
-
-    return delta, by_numpy, np.asarray(called_once(pulled_back, x, delta))
-
-
 @claim(SKIP, "J = W diag(1 - tanh²) in numpy; jax.vjp of x + W tanh(x)")
 def matrix_skip() -> Pair:
     """x + f(x) hands down (I + J)ᵀδ, J the branch's Jacobian"""
-    return Pair(*matrix_layer()[1:])
+    w = -0.5 * ROOT @ ROOT.T / np.linalg.norm(ROOT, 2) ** 2  # -A Aᵀ makes J point backwards
+    by_hand = (np.eye(6) + w @ np.diag(1 - np.tanh(X) ** 2)).T @ DELTA
+    return Pair(by_hand, called_once(lambda x: jax.vjp(lambda x: x + w @ jnp.tanh(x), x)[1](DELTA)[0], X))
 
 
 @belief(
@@ -148,8 +124,7 @@ def matrix_skip() -> Pair:
 )
 def matrix_skip_is_at_least_1() -> Pair:
     """“|(I + J)ᵀδ| is at least |δ|, because of the I”"""
-    delta, _, measured = matrix_layer()
-    return Pair(np.linalg.norm(delta), np.linalg.norm(measured))
+    return Pair(np.linalg.norm(DELTA), np.linalg.norm(matrix_skip().measured))
 
 
 @claim("Veit et al. 2016, 1605.06431, section 3", "all 1024 products added up; jax.grad through 10 layers x + sin(a x)")
@@ -157,8 +132,8 @@ def paths() -> Pair:
     """∏ (1 + f_l') is a sum over the 2^L paths through L skips: 1024 of them for L = 10"""
     slopes = np.random.default_rng(3).normal(size=10)
     chosen = (np.arange(2**10)[:, None] >> np.arange(10)) & 1  # the branches that a path takes
-    end = jax.grad(lambda x: composed(lambda x, a: x + jnp.sin(a * x), x, jnp.asarray(slopes)))
-    return Pair(np.where(chosen > 0, slopes, 1.0).prod(axis=1).sum(), called_once(end, jnp.zeros(())))
+    end = jax.grad(lambda x: composed(lambda x, a: x + jnp.sin(a * x), x, slopes))
+    return Pair(np.where(chosen > 0, slopes, 1.0).prod(axis=1).sum(), called_once(end, 0.0))
 
 
 Rule = tuple[Callable[[Any], Any], Callable[[Any], Any]]
@@ -175,37 +150,38 @@ TABLE: dict[str, Rule] = {
     "tan x": (jnp.tan, lambda x: 1 / np.cos(x) ** 2),
     "arctan x": (jnp.arctan, lambda x: 1 / (1 + x**2)),
     "tanh x": (jnp.tanh, lambda x: 1 - np.tanh(x) ** 2),
-    "sigmoid x": (jax.nn.sigmoid, lambda x: by_hand.sigmoid(x) * (1 - by_hand.sigmoid(x))),
-    "softplus x": (jax.nn.softplus, by_hand.sigmoid),
+    "sigmoid x": (jax.nn.sigmoid, lambda x: sigmoid(x) * (1 - sigmoid(x))),
+    "softplus x": (jax.nn.softplus, sigmoid),
 }
 # The model's own, on both sides of zero.
 ACTIVE: dict[str, Callable[[Any], Any]] = {
-    "gelu": by_hand.gelu_slope,
+    "gelu": gelu_slope,
     "relu": lambda x: (x > 0) * 1.0,
     "relu2": lambda x: 2 * np.maximum(x, 0),
-    "silu": lambda x: by_hand.sigmoid(x) * (1 + x * (1 - by_hand.sigmoid(x))),
+    "silu": lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x))),
     "linear": np.ones_like,
 }
 
 
-def differentiated(rules: Mapping[str, Rule], points: np.ndarray) -> Evidence:
-    measured = called_once(lambda x: [jax.vmap(jax.grad(function))(x) for function, _ in rules.values()], points)
+def differentiated(rules: Mapping[str, Rule], *points: float) -> Evidence:
+    x = np.array(points)
+    measured = called_once(lambda x: [jax.vmap(jax.grad(function))(x) for function, _ in rules.values()], x)
     pairs = zip(rules.items(), measured, strict=True)
-    return Evidence([Pair(slope(points), m, name) for (name, (_, slope)), m in pairs])
+    return Evidence([Pair(slope(x), m, name) for (name, (_, slope)), m in pairs])
 
 
 @claim("calculus", "each derivative by hand in numpy; jax.grad at four points", each=True)
 def table() -> Evidence:
     """The table of derivatives: x^5, 1/x, sqrt x, exp x, 2^x, ln x, sin x, cos x, tan x, arctan x, tanh x, sigmoid x,
     softplus x"""
-    return differentiated(TABLE, np.array([0.3, 0.9, 1.4, 2.6]))
+    return differentiated(TABLE, 0.3, 0.9, 1.4, 2.6)
 
 
 @claim("model/mlp.py", "by hand in numpy; jax.grad of the project's functions on both sides of 0", each=True)
 def activations() -> Evidence:
     """The slopes of the model's activations: gelu, relu, relu2, silu, linear"""
     rules = {name: (ACTIVATIONS[name].function(), slope) for name, slope in ACTIVE.items()}
-    return differentiated(rules, np.array([0.7, 2.0, -0.4, -1.3]))
+    return differentiated(rules, 0.7, 2.0, -0.4, -1.3)
 
 
 @claim("calculus", "by hand in numpy; jax.grad at three points", each=True)
@@ -219,4 +195,4 @@ def rules() -> Evidence:
         "composition": (lambda x: jnp.sin(jnp.exp(x**2)), lambda _: np.cos(v) * dv),
         "used twice": (lambda x: x**x, lambda x: (1 + np.log(x)) * x**x),
     }
-    return differentiated(functions, x)
+    return differentiated(functions, *x)

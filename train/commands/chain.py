@@ -5,7 +5,7 @@ import itertools
 import json
 import time
 
-from ..config.load import load
+from ..config.load import ConfigError, load
 from ..errors import UserError
 from .types import new_file
 
@@ -26,7 +26,14 @@ def run(parsed: argparse.Namespace) -> int:
     """Prints a table a group; 1 when a claim is not what it should be. Raises ConfigError, DataError, UserError."""
     # After an option argparse takes the config for an override.
     path, *overrides = [*([] if parsed.config is None else [parsed.config]), *parsed.overrides] or [None]
-    experiment = None if path is None else load(path, overrides)  # before JAX starts
+    try:
+        experiment = None if path is None else load(path, overrides)  # before JAX starts
+    except ConfigError:
+        from ..chain.run import GROUPS
+
+        if str(path).partition("/")[0] in GROUPS:
+            raise UserError(f"{path}: no such config; did you mean --only {path}?", "command line") from None
+        raise
     from ..chain.run import judged, selected
     from ..chain.subject import BUILT_IN, subject_of
     from ..device import platform as platforms
@@ -44,7 +51,7 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         claims = selected(parsed.only)
     except ValueError as error:
-        raise UserError(f"--only: {error}", "command line", 2) from None
+        raise UserError(f"--only: {error}", "command line") from None
     versions = platforms.versions()
     about = {"platform": platform.label, "dtype": "float64", "versions": versions, "model": subject.note}
     numbers = ", ".join(f"{name} {number}" for name, number in versions.items())

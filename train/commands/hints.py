@@ -14,6 +14,7 @@ _MEANT = {
     "sample": ("generate", "predict", "infer"),
     "compare": ("report", "diff", "plot", "show", "results"),
     "tensorboard": ("tb", "board", "serve"),
+    "plan": ("dry", "dryrun", "estimate", "cost"),
     "devices": ("device", "info", "doctor", "gpu", "tpu"),
     "export": ("save", "convert"),
 }

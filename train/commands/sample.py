@@ -30,7 +30,7 @@ def run(parsed: argparse.Namespace) -> int:
         for option, value in (("--temperature", parsed.temperature), ("--top-k", parsed.top_k)):
             if value is not None:
                 wrong = "not with --top, whose probabilities are the model's own"
-                raise UserError(f"{option}: {wrong}", "command line", 2)
+                raise UserError(f"{option}: {wrong}", "command line")
     generator = Generator(Path(parsed.run_directory))
     if parsed.top is not None:
         likely = generator.likeliest(parsed.prompt, parsed.top)

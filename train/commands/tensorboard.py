@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import UserError, first_line
+from ..errors import Failure, UserError, first_line
 from ..text import command
 from .types import integer
 
@@ -51,7 +51,7 @@ def run(parsed: argparse.Namespace) -> int:
     if not loopback(parsed.host):
         public = shlex.join(["tensorboard", "--logdir", str(folder), "--bind_all", *SAMPLES])
         message = f"expected a loopback address, got {parsed.host!r}; to let others in, without a password: {public}"
-        raise UserError(f"--host: {message}", "command line", 2)
+        raise UserError(f"--host: {message}", "command line")
     if not folder.is_dir():
         from ..store.rundir import no_folder
 
@@ -62,7 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
     port = free_port(parsed.host, parsed.port)
     if port is None:
         ports = f"port {parsed.port} is" if parsed.port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are"
-        raise UserError(f"{ports} taken on {parsed.host}; name another with --port")
+        raise Failure(f"{ports} taken on {parsed.host}; name another with --port")
     server = board(not parsed.no_browser and has_browser())
     if port != (parsed.port or FIRST_PORT):
         print(f"port {FIRST_PORT} is taken: {port} instead", flush=True)
@@ -129,7 +129,9 @@ def board(browser: bool) -> Any:
         class Server(program.WerkzeugServer):
             def print_serving_message(self) -> None:
                 link = deep_link(self.get_url())
-                print(f"{link}\n(loss and gradient flow pinned, no smoothing; Ctrl-C ends it)", flush=True)
+                print(f"{link}\n(loss and gradient flow pinned, no smoothing; Ctrl-C ends it)")
+                # The browser keeps that setting; no address can change it.
+                print("(a loss at step 0 far above the rest is cut off until you untick Ignore outliers)", flush=True)
                 if browser:
                     with contextlib.suppress(Exception):  # whatever stands in for a browser here
                         webbrowser.open(link)
@@ -137,7 +139,7 @@ def board(browser: bool) -> Any:
         return program.TensorBoard(default.get_plugins(), server_class=Server)
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] == "tensorboard":
-            raise UserError("tensorboard is not installed; pip install tensorboard") from None
-        raise UserError(f"tensorboard cannot be started: {first_line(error)}") from None
+            raise Failure("tensorboard is not installed; pip install tensorboard") from None
+        raise Failure(f"tensorboard cannot be started: {first_line(error)}") from None
     except Exception as error:  # 2.20 with the newest setuptools, an old protobuf
-        raise UserError(f"tensorboard cannot be started: {first_line(error)}") from None
+        raise Failure(f"tensorboard cannot be started: {first_line(error)}") from None

@@ -1,6 +1,8 @@
 """`deltaflow train CONFIG [key=value ...] [--dry-run]`."""
 
 import argparse
+import os
+from contextlib import ExitStack
 
 from ..config.load import load
 
@@ -16,6 +18,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-data-change", action="store_true", help="resume although the data has changed since the run began"
     )
+    several = parser.add_argument_group(
+        "several processes, one a host (docs/howto/devices.md); found on Slurm and TPUs"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs, and a free port there")
+    several.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    several.add_argument("--process", type=int, metavar="I", help="number of this one, from 0")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -32,9 +40,14 @@ def run(parsed: argparse.Namespace) -> int:
 
         dry_run(experiment, Console(), parsed.stop, parsed.allow_data_change)
         return 0
+    from ..device.hosts import connected
     from ..run.experiment import train
 
-    with Console(lasting=True) as console:
+    with ExitStack() as stack:
+        first = stack.enter_context(connected(parsed.coordinator, parsed.processes, parsed.process))
+        stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        console = stack.enter_context(Console(stream, lasting=first))
+        parsed.stop.show = console.notice
         outcome = train(experiment, console, parsed.stop, parsed.allow_data_change)
         if parsed.stop.signal is not None:
             console.note("stopped and saved; the same command goes on from here")

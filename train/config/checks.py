@@ -26,7 +26,7 @@ Fault = tuple[str, str]  # (dotted key, message); a message names the other keys
 
 def problems(config: RunConfig) -> list[Fault]:
     """All broken rules; empty for a config that can run."""
-    rules = (_paths, _model, _task, _precision, _optimizer, _dispatches, instruments.problems)
+    rules = (_paths, _model, _task, _precision, _optimizer, _dispatches, _mesh, instruments.problems)
     broken = [fault for rule in rules for fault in rule(config)]
     return [*broken, *((f"data.{key}", message) for key, message in data.config.problems(config.data))]
 
@@ -106,6 +106,22 @@ def _optimizer(config: RunConfig) -> Iterator[Fault]:
     if batch % optimizer.accumulate:
         nearest = model.config.divisors(batch, optimizer.accumulate)
         yield "optimizer.accumulate", f"expected a divisor of data.batch {batch} {nearest}"
+
+
+def _mesh(config: RunConfig) -> Iterator[Fault]:
+    mesh, size, batch = config.mesh, config.model, config.data.batch
+    rows = batch // config.optimizer.accumulate
+    of = f"data.batch {batch}" + (f" / optimizer.accumulate {config.optimizer.accumulate}" if rows < batch else "")
+    divided = [("fsdp", mesh.fsdp, rows, of), ("fsdp", mesh.fsdp, size.width, f"model.width {size.width}")]
+    if mesh.data > 1 and rows % mesh.fsdp == 0:
+        divided.append(("data", mesh.data, rows // mesh.fsdp, of + (f" / fsdp {mesh.fsdp}" if mesh.fsdp > 1 else "")))
+    divided.append(("tensor", mesh.tensor, size.value_heads, f"the model's {size.value_heads} key and value heads"))
+    if size.mlp_ratio * size.width <= MAX_HIDDEN:
+        divided.append(("tensor", mesh.tensor, size.hidden, f"the MLP's {size.hidden} hidden units"))
+    for key, parts, whole, name in divided:
+        if whole % parts:
+            yield f"mesh.{key}", f"expected a divisor of {name} {model.config.divisors(whole, parts)}"
+            return
 
 
 def _dispatches(config: RunConfig) -> Iterator[Fault]:

@@ -13,6 +13,7 @@ from .schema import ExperimentConfig, RunConfig
 from .yaml import clean, scalar, show
 
 SPECIAL = tuple(name for name in ExperimentConfig.model_fields if name not in RunConfig.model_fields)
+FIXED = ("name", "runs_dir", *SPECIAL)  # shared by all variants of an experiment
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -57,6 +58,7 @@ _ELSEWHERE = {
 _SYNONYMS = {other: key for key, others in _ELSEWHERE.items() for other in others}
 # Ways to write a number that YAML takes for text: 3e-4, and 0,001 and 10_000 and 10k.
 _RESPELT = ((r",$", ""), (r"(?<=\d),(?=\d)", "."), (r"(?<=\d)_(?=\d)", ""), (r"(?<=\d)[kK]$", "000"))
+_NO, _YES = ("none", "off", "no", "false"), ("on", "yes", "true")  # words that YAML 1.2 takes for text
 _VALUES = {"cuda": "gpu", "fp16": "bfloat16", "prenorm": "pre_ln", "postnorm": "post_ln"}  # and those of their values
 
 
@@ -78,8 +80,9 @@ def unknown(key: str) -> str:
     section = key.rpartition(".")[0]
     if section in FIELDS:
         return f"unknown key; {section} expects {expected(FIELDS[section])}"
-    if ":" in key and key.partition(":")[0] in FIELDS:  # {layers:2}
-        return "unknown key; put a space after the colon"
+    for mark, missing in ((":", "a space after the colon"), (" ", "a colon before the blank")):
+        if mark in key and key.partition(mark)[0] in (*FIELDS, *SECTIONS):  # {layers:2}, {layers 2}
+            return f"unknown key; put {missing}"
     if keys := suggestions(key):
         return f"unknown key; did you mean {' or '.join(keys)}?"
     if section in SECTIONS:
@@ -107,7 +110,10 @@ def suggestions(key: str) -> list[str]:
 def not_a_section(key: str, value: Any) -> str:
     """The message for a single value in the place of a section: `optimizer: sgd`."""
     inner = [name for name in naming(value) if name.startswith(f"{key}.")]
-    hint = f"; did you mean {inner[0]}={value}?" if inner else ""
+    inner += [name for name in (f"{key}.path",) if isinstance(value, str) and name in FIELDS]
+    hint = f"; did you mean {clean(f'{inner[0]}={value}')}?" if inner else ""
+    if isinstance(value, list) and value and all(name in SECTIONS[key] for name in value):
+        hint = f"; give each a value: {{{', '.join(f'{name}: ...' for name in value)}}}"
     return f"expected a mapping of keys, got {show(value)}{hint}"
 
 
@@ -190,9 +196,12 @@ def mismatch(key: str, value: Any) -> str:
         hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
         respelt = {re.sub(pattern, right, value) for pattern, right in _RESPELT} - {value}
         hint = hint or next((f"; did you mean {text}?" for text in respelt if _fits(field, scalar(text))), "")
+        meant = (None, False) if value.lower() in _NO else (True,) if value.lower() in _YES else ()
+        hint = hint or next((f"; did you mean {show(each)}?" for each in meant if _fits(field, each)), "")
+        hint = hint or (f"; write {show([value])}" if _fits(field, (value,)) else "")
     elif isinstance(value, float) and value.is_integer():
         hint = f"; write {int(value)}" if _fits(field, int(value)) else ""
-    elif isinstance(value, list) and value and all(_fits(field, item) for item in value):
+    elif isinstance(value, list) and value and key not in FIXED and all(_fits(field, item) for item in value):
         hint = f"; a run for each of them: sweep.{key}={show(value)}"
     text = any(member["type"] == "string" and not member.keys() & {"enum", "const", "pattern"} for member in members)
     if not hint and text and isinstance(value, int | float):

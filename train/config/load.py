@@ -17,7 +17,7 @@ from typing import Any
 from data import DataError
 from data.files import content_of, foreign, similar_path
 
-from ..errors import UserError
+from ..errors import Failure, UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
 from .overrides import COMMAND_LINE, assignments
@@ -39,7 +39,7 @@ class ConfigError(UserError):
         self.problems = tuple(problems)
         lines = [str(problem) for problem in self.problems[:MAX_LINES]]
         left = len(self.problems) - len(lines)
-        super().__init__("\n".join([*lines, f"and {left} more"] if left else lines), exit_code=2)
+        super().__init__("\n".join([*lines, f"and {left} more"] if left else lines))
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Variant:
         try:
             yield
         except (DataError, UserError) as error:
-            code = error.exit_code if isinstance(error, UserError) else 2
-            raise UserError(str(error), self.place(str(error)), code) from None
+            kind = Failure if isinstance(error, Failure) else UserError
+            raise kind(str(error), self.place(str(error))) from None
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ def _experiment(
         raise ConfigError(problems)
     if not isinstance(root.value, dict):
         got = "nothing" if root.value is None else show(root.plain)
-        raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}")])
+        hint = "; write key: value" if isinstance(root.value, str) and "=" in root.value else ""
+        raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}{hint}")])
     draft, reshaped = Draft(root.value, source, problems), False
     for key, text in assignments(overrides, problems):
         node, unreadable = read(text, COMMAND_LINE, key)
@@ -228,7 +229,8 @@ def _experiment(
         if name in names:
             problems += promises(tags)
         elif len(axes) == len(draft.sweep) and not (reshaped and place.source == source.source):
-            problems.append(Problem(place, clean(f"expect.{name}"), f"no such variant{did_you_mean(name, names)}"))
+            near = did_you_mean(name, names) or f"; there is {clean(', '.join(sorted(names)))}"
+            problems.append(Problem(place, clean(f"expect.{name}"), f"no such variant{near}"))
     if problems:
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))

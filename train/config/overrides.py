@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .fields import FIELDS, SHORT, SPECIAL, expected, suggestions
 from .settings import key_problems
-from .yaml import Place, Problem, read, show
+from .yaml import Place, Problem, clean, read, show
 
 COMMAND_LINE = Place("command line")
 # A key, and its value after an equals sign, a colon or a blank.
@@ -55,7 +55,7 @@ def _misspelt(text: str) -> Problem:
         meant = meant or next(iter(suggestions(key)), None)
         node, unreadable = read(value, COMMAND_LINE, key)
         if meant and node and not unreadable and not (meant in FIELDS and key_problems({meant: node})):
-            right = shlex.quote(f"{meant}={value}")
+            right = shlex.quote(f"{meant}={clean(value, 200)}")
             if _assigns(text) and not re.search(r" =|= ", text):
                 return Problem(COMMAND_LINE, key, f"the shell splits it at its blanks; put quotes around it: {right}")
             return Problem(COMMAND_LINE, "", f"expected key=value as one word, {right}, got {show(text)}")

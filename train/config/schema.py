@@ -31,6 +31,7 @@ CHANGEABLE = (
     "train.on_nonfinite",
     "watch",
     "log",
+    "mesh",
 )
 
 if TYPE_CHECKING:
@@ -188,6 +189,16 @@ class TrainConfig(Section):
         description="K, optimizer steps a dispatch; divides eval_every, checkpoint_every and instruments' intervals",
     )
     unroll: AutoOrCount = Field(default="auto", description="blocks unrolled in the scan over layers")
+    remat: Literal["none", "dots", "full"] = Field(
+        default="none",
+        description="values of each block that the backward pass computes again instead of storing: dots = all but "
+        "products with matrices, full = all; less memory and a longer step (docs/limits.md)",
+    )
+    fused_attention: bool = Field(
+        default=True,
+        description="cuDNN's attention in bfloat16 on one NVIDIA GPU since Ampere, for heads of a multiple of 8 up to "
+        "128 without caps, ALiBi, attention dropout or a window of both sides; its last bits may differ between runs",
+    )
     group: Literal["auto", "vmap", "turn"] = Field(
         default="auto", description="variants of one shape: vmapped in one call, or called in turn; auto = turn on CPU"
     )
@@ -248,11 +259,16 @@ class LogConfig(Section):
 
 
 class MeshConfig(Section):
-    """Devices along each axis. One device for now, so each axis is 1 (-1 = all that are left)."""
+    """Devices along each axis (docs/howto/devices.md); losses, delta and gradient norms are of the whole batch."""
 
-    data: Literal[-1, 1] = Field(default=-1, description="data parallel; one device for now")
-    fsdp: Literal[1] = Field(default=1, description="parameter sharding; only 1 for now")
-    tensor: Literal[1] = Field(default=1, description="tensor parallel; only 1 for now")
+    data: Literal[-1] | Annotated[int, Field(ge=1)] = Field(
+        default=-1, description="parts of the batch; -1 = as many of the devices left as divide it"
+    )
+    fsdp: int = Field(
+        default=1, ge=1, description="parts of the batch whose devices also share parameters and optimizer state"
+    )
+    tensor: int = Field(default=1, ge=1, description="parts of each matrix: of the heads and of the hidden layer")
+    variants: int = Field(default=1, ge=1, description="parts of a vmapped group of variants")
 
 
 class RunConfig(Section):

@@ -1,17 +1,17 @@
 """Layers of settings: what the file, the command line, each variant and each point of a sweep sets.
 
-A layer maps dotted keys to nodes, however the keys were written; layers are checked alone and merged.
+A layer maps dotted keys to nodes, however the keys were written; layers are checked alone and merged. A section set to
+an empty mapping stays in its layer as that key: it takes away what the layers below set in it.
 """
 
 from pydantic import ValidationError
 
-from .fields import FIELDS, SECTIONS, SHORT, SPECIAL, did_you_mean, exact, mismatch, not_a_section, unknown
+from .fields import FIELDS, FIXED, SECTIONS, SHORT, SPECIAL, did_you_mean, exact, mismatch, not_a_section, unknown
 from .schema import RunConfig
 from .yaml import BAD, Node, Place, Problem, show
 
 Settings = dict[str, Node]
 
-FIXED = ("name", "runs_dir", *SPECIAL)  # shared by all variants of an experiment
 _RIVALS = {"data.path": "data.corpus", "data.corpus": "data.path"}  # a config has one of them
 
 
@@ -31,7 +31,7 @@ def settings(node: Node, problems: list[Problem], of: str = "keys", fixed: bool 
             problems.append(child.problem(f"variants and sweeps cannot set {key.partition('.')[0]}"))
             continue
         if key and key in SECTIONS and isinstance(child.value, dict):
-            inner = settings(child, problems, prefix=f"{key}.")
+            inner = {key: child} if not child.value else settings(child, problems, prefix=f"{key}.")
         for name, leaf in inner.items():
             if name in layer:
                 problems.append(leaf.repeated(layer[name].place))
@@ -44,7 +44,9 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     if isinstance(node.value, dict):
         return node.value
     if node.value is not BAD:
-        problems.append(node.problem(f"expected a mapping of {of}, got {show(node.plain)}"))
+        items = node.plain if isinstance(node.value, list) else []
+        hint = "; leave out the dashes" if any(isinstance(item, dict) for item in items) else ""
+        problems.append(node.problem(f"expected a mapping of {of}, got {show(node.plain)}{hint}"))
     return {}
 
 
@@ -55,7 +57,14 @@ def merged(below: Settings, above: Settings) -> Settings:
     """
     ruled = tuple(f"{section}." for section, head in SHORT.items() if f"{section}.{head}" in above)
     rivals = {_RIVALS.get(key) for key, node in above.items() if node.value is not None}
-    return {key: node for key, node in below.items() if not key.startswith(ruled) and key not in rivals} | above
+    kept = {key: node for key, node in below.items() if not key.startswith(ruled) and key not in rivals}
+    return later(kept, above)
+
+
+def later(before: Settings, layer: Settings) -> Settings:
+    """The settings of both layers; a section that `layer` empties starts over."""
+    emptied = tuple(f"{key}." for key in layer if key in SECTIONS)
+    return {key: node for key, node in before.items() if not key.startswith(emptied)} | layer
 
 
 def config_of(layer: Settings) -> RunConfig:
@@ -86,7 +95,7 @@ def key_problems(layer: Settings) -> list[Problem]:
     for key, value in values.items():
         if key not in FIELDS and key not in SECTIONS:
             messages[key] = unknown(key)
-        elif key in SECTIONS and value is not BAD:
+        elif key in SECTIONS and value not in (BAD, {}):
             messages[key] = not_a_section(key, value)
     return [layer[key].problem(message) for key, message in messages.items()]
 
@@ -114,10 +123,10 @@ class Draft:
         return merged(self.file, self.commands)
 
     def assign(self, key: str, node: Node) -> None:
-        """Sets one dotted key. A mapping for a section sets the keys it names and leaves the others."""
+        """Sets one dotted key. A mapping for a section sets the keys in it; an empty one resets the section."""
         first, _, rest = key.partition(".")
         if first not in SPECIAL:
-            self.commands |= settings(Node({key: node}, node.place, ""), self.problems)
+            self.commands = later(self.commands, settings(Node({key: node}, node.place, ""), self.problems))
         elif first == "sweep":
             inner = Node({rest: node}, node.place, "sweep") if rest else node
             layer = settings(inner, self.problems, "keys and their values", fixed=True)

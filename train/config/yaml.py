@@ -161,6 +161,8 @@ def read(text: str, place: Place, path: str = "") -> tuple[Node | None, list[Pro
             message += "; indent with spaces, not tabs"
         elif error.problem in ("mapping values are not allowed here", "could not find expected ':'"):
             message += "; check the indentation, and the space after each colon"
+        elif error.problem and "document start" in error.problem:  # [model], as in an INI file
+            message = "expected one mapping of keys; write key: value"
         line = None if mark is None else mark.line
         begun = None if error.context_mark is None else reader.place(error.context_mark.line).line
         if line is not None and begun not in (None, reader.place(line).line):

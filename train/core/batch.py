@@ -41,8 +41,11 @@ def weighted_sum(values: Float[Array, "N"], batch: Batch) -> Float[Array, ""]:
 
 
 def micro(parts: int, batch: Batch, key: Key[Array, ""] | None) -> tuple[Batch, Key[Array, "parts"] | None]:
-    """Returns micro-batches, leaves [parts, B / parts, ...], and their dropout keys."""
-    split = jax.tree.map(lambda leaf: leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), batch)
+    """Returns micro-batches, leaves [parts, B / parts, ...], and their dropout keys.
+
+    Each takes every `parts`-th row, so that the rows of a device stay there.
+    """
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
     return split, None if key is None else jax.random.split(key, parts)
 
 

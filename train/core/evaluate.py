@@ -36,13 +36,16 @@ def evaluate(
         shape = batch.targets.shape[: 1 if network.pooled else 2]  # that of the weights
         row = jnp.broadcast_to(row.reshape(-1, *(1,) * (len(shape) - 1)), shape)
         batch = batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)
-        logits, _ = network.apply(params, batch.inputs, numbers=numbers)
-        correct = jnp.zeros(logits.shape[:1], logits.dtype)
-        if network.task != "regression":
-            likeliest = jnp.argmax(logits, axis=-1).astype(batch.targets.dtype)
-            correct = (likeliest == batch.targets.reshape(-1)).astype(logits.dtype)
-        each = losses(network, logits, batch)
-        sums = (weighted_sum(each, batch), weighted_sum(correct, batch), weight_of(batch, logits.dtype))
+
+        def score(logits: Array, targets: Array) -> tuple[Array, Array]:
+            correct = jnp.zeros(logits.shape[:1], logits.dtype)
+            if network.task != "regression":
+                likeliest = jnp.argmax(logits, axis=-1).astype(targets.dtype)
+                correct = (likeliest == targets.reshape(-1)).astype(logits.dtype)
+            return losses(network, logits, batch._replace(targets=targets)), correct
+
+        (each, correct), _ = network.apply(params, batch.inputs, numbers=numbers, score=score, targets=batch.targets)
+        sums = (weighted_sum(each, batch), weighted_sum(correct, batch), weight_of(batch, each.dtype))
         return jax.tree.map(lambda total, more: total + more.astype(total.dtype), totals, sums), None
 
     zero = jnp.zeros((), network.param_dtype)

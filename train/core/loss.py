@@ -69,9 +69,20 @@ def tapped_loss(
     batch = batch_of(feed)
 
     def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[StreamStats | None, Array]]:
-        logits, stats = network.apply(params, batch.inputs, numbers=numbers, key=key, slots=slots, head=head)
-        rms = root_mean_square(jax.lax.stop_gradient(logits))
-        each = losses(network, logits, batch, numbers)
-        return mean_loss(each, batch, total), (stats, rms)
+        def score(logits: Array, targets: Array) -> tuple[Array, Array]:
+            rms = jax.vmap(root_mean_square)(jax.lax.stop_gradient(logits))
+            return losses(network, logits, batch._replace(targets=targets), numbers), rms
+
+        (each, rms), stats = network.apply(
+            params,
+            batch.inputs,
+            numbers=numbers,
+            key=key,
+            slots=slots,
+            head=head,
+            score=score,
+            targets=jnp.asarray(batch.targets),
+        )
+        return mean_loss(each, batch, total), (stats, root_mean_square(rms))
 
     return loss  # pyright: ignore[reportReturnType]  # None slots leave the taps out; `backward` always passes them

@@ -28,9 +28,8 @@ def network_of(config: RunConfig, spec: DataSpec, dtype: str, unroll: int = 1) -
         raise UserError(f"task.kind: data.kind {config.data.kind} is for {spec.task}, got {task}")
     # Regression on class labels: the label, as a real number, is the only output.
     outputs = 1 if spec.task != task else spec.outputs
-    return Network(
-        config.model, spec.vocab_size, spec.context, dtype, unroll, task, outputs, spec.channels, spec.pooled
-    )
+    shape = (spec.vocab_size, spec.context, dtype, unroll, task, outputs, spec.channels, spec.pooled)
+    return Network(config.model, *shape, config.train.remat)
 
 
 class State(NamedTuple):

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..config.schema import RunConfig
-from ..errors import UserError, out_of_memory
+from ..errors import Failure, out_of_memory
 from ..text import size
 from .platform import Platform
-from .programs import Programs
+from .programs import Programs, VariantGroup
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,11 @@ def need(programs: Programs, resident: Any) -> Need:
         passing, analysis = bytes_of(feed), program.memory_analysis()
         if analysis is not None:
             results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
-            passing += int(analysis.temp_size_in_bytes + results)
+            temporaries = int(analysis.temp_size_in_bytes)
+            if programs.group.mesh.devices.flat[0].platform == "tpu":  # whose peak is up to a third below their sum
+                peak = getattr(analysis, "peak_memory_in_bytes", 0) - analysis.argument_size_in_bytes
+                temporaries = min(temporaries, peak) if peak > 0 else temporaries
+            passing += int(temporaries + results)
         if key == ("init",):
             measuring = max(measuring, passing - state)  # its result is a state, which is held
         elif key[0] == "dispatch":
@@ -58,8 +61,14 @@ def need(programs: Programs, resident: Any) -> Need:
 
 
 def bytes_of(tree: Any) -> int:
-    """Returns the bytes of arrays, or of shapes with dtypes."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Returns the bytes on each device of arrays, or of shapes with dtypes, by their shardings if they have some."""
+
+    def bytes_of_leaf(leaf: Any) -> int:
+        sharding = getattr(leaf, "sharding", None)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(bytes_of_leaf, jax.tree.leaves(tree)))
 
 
 @dataclass
@@ -82,15 +91,15 @@ class Budget:
             tables = (network.vocab_size or 0) * network.config.width * jnp.dtype(network.param_dtype).itemsize
             large = 2 * tables > states.total / 3  # ids of a file may be of any size, which makes the vocabulary
             about = f"; most of it is for a vocabulary of {network.vocab_size:,} tokens" if large else ""
-            raise UserError(complaint(states, budget.available, None) + about)
+            raise Failure(complaint(states, budget.available, None) + about)
         return budget
 
     def check(self) -> None:
         """To be called before the first step. Raises UserError when the compiled programs do not fit."""
         self.need = need(self.programs, self.resident)
         if self.available is not None and self.need.total > self.available:
-            setting = suggestion(self.programs.group.config, self.need, self.available)
-            raise UserError(complaint(self.need, self.available, setting))
+            setting = suggestion(self.programs.group, self.need, self.available)
+            raise Failure(complaint(self.need, self.available, setting))
 
     def explain(self, error: Exception) -> None:
         """Raises UserError in place of an out-of-memory error of a running program or a compiler.
@@ -104,8 +113,8 @@ class Budget:
         setting = None
         if self.need is not None:
             bounds = [self.need.total, *([] if self.available is None else [self.available])]
-            setting = suggestion(self.programs.group.config, self.need, int(0.75 * min(bounds)))
-        raise UserError(complaint(self.need, self.available, setting)) from None
+            setting = suggestion(self.programs.group, self.need, int(0.75 * min(bounds)))
+        raise Failure(complaint(self.need, self.available, setting)) from None
 
     @property
     def line(self) -> str:
@@ -114,15 +123,18 @@ class Budget:
         return "unknown" if self.need is None else f"estimated {size(self.need.total)}{of}"
 
 
-def suggestion(config: RunConfig, need: Need, available: int) -> str | None:
+def suggestion(group: VariantGroup, need: Need, available: int) -> str | None:
     """Returns the setting next to the config's that fits if a program's memory is in proportion to its batch.
 
-    More micro-batches if that suffices, since the run then computes the same; else a smaller batch, in as many
-    micro-batches as before. None if neither fits.
+    Variants in turn or more micro-batches if that suffices, since the runs then compute the same; else a smaller
+    batch, in as many micro-batches as before. None if nothing fits.
     """
-    batch, parts, left = config.data.batch, config.optimizer.accumulate, available - need.held
-    micro = batch // parts
-    divisors = [n for n in range(2, micro + 1) if micro % n == 0]
+    config, left = group.config, available - need.held
+    batch, parts = config.data.batch, config.optimizer.accumulate
+    if group.vmapped and need.passing / len(group.variants) * group.mesh.shape["variants"] <= left:
+        return "train.group=turn" if group.mesh.shape["variants"] == 1 else "train.group=turn mesh.variants=1"
+    micro, rows = batch // parts, group.mesh.shape["data"] * group.mesh.shape["fsdp"]
+    divisors = [n for n in range(2, micro + 1) if micro % n == 0 and micro // n % rows == 0]
     if need.measuring <= left:
         for n in divisors:
             if need.training / n <= left:
@@ -153,6 +165,8 @@ def available_memory(platform: Platform, root: Path = Path("/")) -> int | None:
     As reported by an accelerator; on a CPU the least of RAM with swap, cgroup limits and ulimits (`-v`, `-d`), which
     Linux states in files below `root`.
     """
+    if platform.compiler is not None and platform.chip is not None:
+        return int(platform.chip.memory)
     stats = platform.device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))

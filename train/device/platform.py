@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from data.files import cache_folder
 
 from ..config.schema import RunConfig, TrainConfig
 from ..errors import UserError, first_line
+from .chips import Chip, chip_of, devices_to_compile_for
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}
 # JAX's settings that change a run's numbers, which an environment may have set otherwise (JAX_DEFAULT_PRNG_IMPL=rbg).
@@ -46,27 +47,65 @@ _UNROLLED_CPU = 12  # blocks; in deeper models unrolling takes longer to compile
 
 @dataclass(frozen=True)
 class Platform:
-    """The first local device of the requested kind, and the number of such devices."""
+    """The first local device of the requested kind, and all such devices, of every process."""
 
     device: Any  # jax.Device
     kind: str  # cpu, gpu or tpu
-    count: int
+    devices: Sequence[Any] = ()
+    chip: Chip | None = None  # its public figures, if it is one of those known
+    compiler: str | None = None  # devices that are not here: what compiles for them, in words
 
     @property
     def label(self) -> str:
-        return f"{self.count} x {self.device.device_kind} ({self.kind})"
+        """The device in words: `cpu, 2 cores`, `1 x NVIDIA H200 (gpu)`."""
+        if self.compiler is not None and self.chip is not None:
+            return f"{len(self.devices)} x {self.chip.device_kind} ({self.kind}, not here; compiled by {self.compiler})"
+        if self.kind == "cpu":
+            number = cores()
+            devices = f"{len(self.devices)} x cpu" if len(self.devices) > 1 else "cpu"
+            return f"{devices}, {number} core{'s' * (number != 1)}"
+        return f"{len(self.devices)} x {self.device.device_kind} ({self.kind})"
 
 
-def select(config: TrainConfig) -> Platform:
-    """Starts JAX on the device that `train.device` names. Raises UserError if there is none or it lacks the dtype."""
+def select(config: TrainConfig, topology: str | None = None) -> Platform:
+    """Starts JAX on the device that `train.device` names. Raises UserError if there is none or it lacks the dtype.
+
+    `topology`: chips to compile for in place of the devices here (train/device/chips.py).
+    """
     for name, value in PINNED.items():
         if name in jax.config.values:
             jax.config.update(name, value)
+    if virtual := re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
+        # XLA:CPU's pool has a thread a core or device, and each collective in flight holds one: too few wait for ever.
+        os.environ.setdefault("NPROC", str(8 * int(virtual[1])))
     jax.config.update("jax_enable_x64", config.dtype == "float64")  # process-wide, and only before the first array
     precision = None if config.matmul_precision == "default" else config.matmul_precision
     jax.config.update("jax_default_matmul_precision", precision)
+    if topology is None:
+        platform = _here(config)
+    else:
+        chip, devices, compiler = devices_to_compile_for(topology)
+        platform = Platform(devices[0], chip.kind, devices, chip, compiler)
+    if config.dtype == "float64" and platform.kind != "cpu":
+        raise UserError(
+            f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
+        )
+    if config.dtype == "bfloat16" and platform.kind == "gpu" and (capability := _capability(platform) or 8.0) < 8.0:
+        raise UserError(
+            f"train.dtype: bfloat16 needs a GPU of compute capability 8 (Ampere), and the device is {platform.label} "
+            f"of {capability:.1f}; use float32 or auto"
+        )
+    if topology is None:
+        jax.config.update("jax_default_device", platform.device)
+        keep_programs(platform.kind)
+    return platform
+
+
+def _here(config: TrainConfig) -> Platform:
+    """The devices of this machine that `train.device` names."""
     try:
-        devices = jax.local_devices(backend=None if config.device == "auto" else config.device)
+        backend = None if config.device == "auto" else config.device
+        local = jax.local_devices(backend=backend)
     except (RuntimeError, AssertionError) as error:  # JAX asserts that a backend named by a setting exists
         why = textwrap.shorten(first_line(error), 100, placeholder=" ...")
         details = f" ({why})" if why else ""
@@ -78,19 +117,8 @@ def select(config: TrainConfig) -> Platform:
         except (RuntimeError, AssertionError):
             visible = "no device at all"
         raise UserError(f"train.device: no {kind} here; JAX sees {visible}{details}") from None
-    platform = Platform(devices[0], device_kind(devices[0]), len(devices))
-    if config.dtype == "float64" and platform.kind != "cpu":
-        raise UserError(
-            f"train.dtype: float64 runs on cpu only, and the device is {platform.label}; set train.device=cpu"
-        )
-    if config.dtype == "bfloat16" and platform.kind == "gpu" and (capability := _capability(platform) or 8.0) < 8.0:
-        raise UserError(
-            f"train.dtype: bfloat16 needs a GPU of compute capability 8 (Ampere), and the device is {platform.label} "
-            f"of {capability:.1f}; use float32 or auto"
-        )
-    jax.config.update("jax_default_device", platform.device)
-    keep_programs(platform.kind)
-    return platform
+    devices = local if jax.process_count() == 1 else jax.devices(backend)
+    return Platform(local[0], device_kind(local[0]), devices, chip_of(local[0]))
 
 
 def keep_programs(kind: str) -> None:
@@ -136,6 +164,8 @@ def compute_dtype(config: TrainConfig, platform: Platform) -> str:
     """Returns `train.dtype` with auto resolved: bfloat16 on TPUs and on GPUs from Ampere (compute capability 8) on."""
     if config.dtype != "auto":
         return config.dtype
+    if platform.compiler is not None:  # all of those chips have it
+        return "bfloat16"
     return "bfloat16" if platform.kind == "tpu" or (_capability(platform) or 0.0) >= 8.0 else "float32"
 
 
@@ -148,16 +178,31 @@ def _capability(platform: Platform) -> float | None:
 
 
 def unroll(config: RunConfig, platform: Platform) -> int:
-    """Returns the blocks a scan iteration: all of a shallow model on a CPU, where a loop costs a third of the step."""
-    if config.train.unroll != "auto":
-        return min(config.train.unroll, config.model.layers)
-    return config.model.layers if platform.kind == "cpu" and config.model.layers <= _UNROLLED_CPU else 1
+    """Returns the blocks a scan iteration: all of a shallow model on a CPU, where a loop costs a third of the step.
+
+    `train.remat` needs the loop: of unrolled blocks XLA:CPU computes values again and stores as many as without it.
+    """
+    train, layers = config.train, config.model.layers
+    if train.unroll != "auto":
+        return min(train.unroll, layers)
+    return layers if platform.kind == "cpu" and layers <= _UNROLLED_CPU and train.remat == "none" else 1
 
 
-def grouped_by(config: TrainConfig, platform: Platform) -> str:
-    """Returns `train.group` with auto resolved: on a CPU vmap is no faster than separate calls (docs/benchmarks.md)."""
-    if config.group != "auto":
-        return config.group
+def fused_attention(config: TrainConfig, platform: Platform) -> str | None:
+    """Returns the implementation of fused attention: cudnn in bfloat16 on an NVIDIA GPU that has it, else None."""
+    capable = compute_dtype(config, platform) == "bfloat16" and (_capability(platform) or 0.0) >= 8.0
+    return "cudnn" if config.fused_attention and capable else None
+
+
+def grouped_by(config: RunConfig, platform: Platform) -> str:
+    """Returns `train.group` with auto resolved: on a CPU vmap is no faster than separate calls (docs/benchmarks.md).
+
+    Variants on several devices are vmapped.
+    """
+    if config.mesh.variants > 1:
+        return "vmap"
+    if config.train.group != "auto":
+        return config.train.group
     return "turn" if platform.kind == "cpu" else "vmap"
 
 
@@ -172,8 +217,13 @@ def environment() -> dict[str, dict[str, Any]]:
     first = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
     device = {"kind": device_kind(first), "name": first.device_kind, "count": len(jax.devices(first.platform))}
     if device["kind"] == "cpu":
-        device["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        device["cores"] = cores()
     return {"versions": versions() | {"python": python.python_version()}, "device": device}
+
+
+def cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_bytes(platform: Platform) -> int | None:
@@ -201,15 +251,3 @@ def matmul_peak(dtype: str, size: int = 2048) -> float:
         jax.block_until_ready(product(a))
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def agreed(signal: int | None) -> int | None:
-    """Returns the largest signal number that any process has received, the same in all processes, or None.
-
-    A collective: every process must call it equally often, since each waits for the others.
-    """
-    if jax.process_count() == 1:
-        return signal
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None

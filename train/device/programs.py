@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -15,9 +16,12 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from model.network import Network, path_of
 from model.residual import rule_of
+from model.sharding import BATCH_AXES
 
 from ..config.load import Variant
 from ..config.schema import RunConfig
@@ -28,6 +32,7 @@ from ..core.optimizer import HParams
 from ..core.parameters import is_matrix
 from ..core.state import State, hparams_of, initial_state, program_structure, stacked_hparams
 from ..instruments.snapshot import read
+from .mesh import laid_out, placed
 
 # At optimization level 0 XLA's old CPU emitters compile in half the time of the new ones; jaxlib 0.11 removed them.
 _ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}
@@ -35,14 +40,26 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     _ONCE["xla_cpu_use_fusion_emitters"] = False
 
 
-def compiled(function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False) -> Any:
-    """Compiles `function` for `arguments` (arrays, or their shapes and dtypes).
+def compiled(
+    function: Callable,
+    arguments: tuple,
+    donate: tuple[int, ...] = (),
+    once: bool = False,
+    mesh: Mesh | None = None,
+    outputs: Any = None,
+) -> Any:
+    """Compiles `function` for `arguments` (arrays, or their shapes, dtypes and shardings).
+
+    `outputs`: shardings of what it returns, over `mesh`.
 
     `once`: the program runs a few times at most, so it is compiled without optimization on a CPU. The initial draws
     then compile 3.5 times faster; their last bit may differ.
     """
-    options = _ONCE if once and jax.default_backend() == "cpu" else None
-    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile(compiler_options=options)
+    backend = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    options = _ONCE if once and backend == "cpu" else None
+    with nullcontext() if mesh is None or mesh.size == 1 else jax.set_mesh(mesh):
+        lowered = jax.jit(function, donate_argnums=donate, out_shardings=outputs).lower(*arguments)
+        return lowered.compile(compiler_options=options)
 
 
 def called_once(function: Callable, *arguments: Any) -> Any:
@@ -57,6 +74,7 @@ class VariantGroup:
     variants: tuple[Variant, ...]
     network: Network
     vmapped: bool
+    mesh: Mesh
 
     @property
     def config(self) -> RunConfig:
@@ -109,19 +127,29 @@ class Programs:
     """The compiled programs of one group, each compiled once, in the background."""
 
     group: VariantGroup
-    corpus: Any  # device array, or None if batches arrive whole
+    corpus: Any  # tokens, put on every device of the mesh; None if batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Key, Future] = field(default_factory=dict)
     feeds: dict[Key, Any] = field(default_factory=dict)  # arguments of each program after the state, numbers and corpus
 
+    def __post_init__(self) -> None:
+        if isinstance(self.corpus, np.ndarray):
+            self.corpus = placed(self.corpus, self.layout())
+
     def prepare(
-        self, key: Key, function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False
+        self,
+        key: Key,
+        function: Callable,
+        arguments: tuple,
+        outputs: Any,
+        donate: tuple[int, ...] = (),
+        once: bool = False,
     ) -> Future:
-        """Starts compiling `function` for `arguments`, unless `key` was prepared before."""
+        """Starts compiling `function` for `arguments`, unless `key` was prepared before; see `compiled`."""
         if key not in self._compiled:
 
             def build():
-                return compiled(function, arguments, donate, once)
+                return compiled(function, arguments, donate, once, self.group.mesh, outputs)
 
             self._compiled[key] = self._pool.submit(build)
             self.feeds[key] = arguments[3:]
@@ -129,7 +157,7 @@ class Programs:
 
     def run(self, key: Key, function: Callable, *arguments: Any, once: bool = True) -> Any:
         """Returns `function(*arguments)`, compiled at the first call with this key."""
-        return self.prepare(key, function, arguments, once=once).result()(*arguments)
+        return self.prepare(key, function, arguments, None, once=once).result()(*arguments)
 
     def wait(self) -> None:
         """Waits until all prepared programs are compiled."""
@@ -148,20 +176,31 @@ class Programs:
     @cached_property
     def abstract_state(self) -> State:
         """Shapes and dtypes of one call's state: [variants, ...] when vmapped."""
-        return jax.eval_shape(self._init, self.hparams[0])
+        return laid_out(self.group.mesh, jax.eval_shape(self._init, self.hparams[0]), self.group.vmapped)
+
+    @property
+    def shardings(self) -> State:
+        """Layout of one call's state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def layout(self, *axes: Any) -> NamedSharding:
+        """Returns the layout of arrays whose leading axes lie over these axes of the mesh; of none: on each device."""
+        return NamedSharding(self.group.mesh, P(*axes))
 
     @property
     def _init(self) -> Callable:
         return self._mapped(partial(initial_state, self.group.network, self.group.config))
 
     def _mapped(self, function: Callable, in_axes: Any = 0) -> Callable:
-        return jax.vmap(function, in_axes) if self.group.vmapped else function
+        return jax.vmap(function, in_axes, spmd_axis_name="variants") if self.group.vmapped else function
 
     @cached_property
     def hparams(self) -> list[HParams]:
         """One HParams a call, kept on the device so that it is not uploaded again every call."""
         group = self.group
-        return jax.device_put([stacked_hparams(group.hparams)] if group.vmapped else group.hparams)
+        if group.vmapped:
+            return placed([stacked_hparams(group.hparams)], self.layout("variants"))
+        return placed(group.hparams, self.layout())
 
     @property
     def calls(self) -> int:
@@ -174,14 +213,16 @@ class Programs:
         return [program(self.hparams[index]) for index in range(self.calls)]
 
     def prepare_init(self) -> Future:
-        return self.prepare(("init",), self._init, (self.hparams[0],), once=True)
+        return self.prepare(("init",), self._init, (self.hparams[0],), self.shardings, once=True)
 
     def prepare_dispatch(self, batches: BatchInput, watched: bool) -> Future:
         """Prepares a dispatch of as many steps as one variant's `batches` have: [K, B, ...], or shapes and dtypes."""
         every = self.group.config.watch.every if watched else 0
         key = ("dispatch", *(leaf.shape for leaf in jax.tree.leaves(batches)), watched)
         function = partial(run_dispatch, self.group.network, self.group.config, every)
-        return self._prepare_on_batches(key, function, batches, donate=(0,))
+        return self._prepare_on_batches(
+            key, function, batches, (self.shardings, self.layout(), self.layout()), donate=(0,)
+        )
 
     def dispatch(self, states: list[Any], batches: list[BatchInput], watched: bool) -> tuple[list[Any], list[Any]]:
         """Runs a dispatch of every variant. Returns the new states and the measurements, both still on the device.
@@ -195,41 +236,55 @@ class Programs:
     def prepare_instrument(self, name: str, batches: BatchInput) -> Future:
         """Prepares an instrument for one variant's batches, [instrument's batches, B, ...], or shapes and dtypes."""
         function = partial(read, name, self.group.network, self.group.config)
-        return self._prepare_on_batches(("instrument", name), function, batches)
+        return self._prepare_on_batches(("instrument", name), function, batches, self.layout())
 
     def instrument(self, name: str, states: list[Any], batches: list[BatchInput]) -> list[Any]:
         """Returns an instrument's readings of every variant, still on the device; `batches` as for `dispatch`."""
         return self._called(self.prepare_instrument(name, batches[0]).result(), states, batches)
 
     def _prepare_on_batches(
-        self, key: Key, function: Callable, batches: BatchInput, donate: tuple[int, ...] = ()
+        self, key: Key, function: Callable, batches: BatchInput, outputs: Any, donate: tuple[int, ...] = ()
     ) -> Future:
         """Prepares a function of (state, numbers, corpus, batches); `batches` are those of one variant."""
-        lead = (len(self.group.variants),) if self.group.vmapped else ()
-        feed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), batches)
-        arguments = (self.abstract_state, self.hparams[0], self.corpus, feed)
-        return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, donate)
+        lead, sharding = (len(self.group.variants),) if self.group.vmapped else (), self._batch_layout
+
+        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=sharding)
+
+        arguments = (self.abstract_state, self.hparams[0], self.corpus, jax.tree.map(shape, batches))
+        return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, outputs, donate)
+
+    @property
+    def _batch_layout(self) -> NamedSharding:
+        """Layout of a call's batches [K, B, ...], or [variants, K, B, ...]."""
+        return self.layout(*["variants"] * self.group.vmapped, None, BATCH_AXES)
 
     def _called(self, program: Callable, states: list[Any], batches: list[BatchInput]) -> list[Any]:
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
+        layout = self._batch_layout
         return [
-            None if state is None else program(state, self.hparams[index], self.corpus, jax.device_put(batch))
+            None if state is None else program(state, self.hparams[index], self.corpus, placed(batch, layout))
             for index, (state, batch) in enumerate(zip(states, batches, strict=True))
         ]
 
     def prepare_evaluation(self, corpus: Any, batches: BatchInput, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # shorter to compile, and there is no backward pass
-        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, batches, weights)
+
+        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.layout(None, BATCH_AXES))
+
+        feed = jax.tree.map(shape, (batches, weights))
+        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, *feed)
         mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
-        return self.prepare(("evaluate",), mapped, arguments)
+        return self.prepare(("evaluate",), mapped, arguments, self.layout())
 
     def evaluate(
         self, states: list[Any], corpus: Any, batches: BatchInput, weights: np.ndarray, averaged: bool = False
     ) -> list[Any]:
         """Returns held-out scores of the parameters or their moving averages, one entry a call, still on the device."""
         program = self.prepare_evaluation(corpus, batches, weights).result()
-        batches, weights = jax.device_put((batches, weights))
+        batches, weights = placed((batches, weights), self.layout(None, BATCH_AXES))
 
         def scores(index: int, state: State | None) -> Any:
             if state is None:
@@ -241,10 +296,8 @@ class Programs:
     @property
     def abstract_single(self) -> State:
         """Shapes and dtypes of one variant's state."""
-        like = self.abstract_state
-        if not self.group.vmapped:
-            return like
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
+        lead = int(self.group.vmapped)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), self.abstract_state)
 
     def each(self, fetched: list[Any]) -> list[Any]:
         """Splits host arrays that have one entry a call into one entry a variant."""
@@ -254,5 +307,6 @@ class Programs:
         return [jax.tree.map(lambda leaf, index=index: leaf[index], fetched[0]) for index in range(count)]
 
     def joined(self, states: list[State]) -> list[Any]:
-        """Stacks the states of single variants into those of calls, the inverse of `each`."""
-        return [jax.tree.map(lambda *leaves: np.stack(leaves), *states)] if self.group.vmapped else states
+        """Returns the states of calls, on their devices, from those of single variants; the inverse of `each`."""
+        states = [jax.tree.map(lambda *leaves: np.stack(leaves), *states)] if self.group.vmapped else states
+        return [placed(state, self.shardings) for state in states]

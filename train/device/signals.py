@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -24,6 +24,7 @@ class Stop:
     signal: int | None = None
     doing: str = ""
     saves: bool = False  # a first signal only sets the flag
+    show: Callable[[str], bool] = lambda text: False  # shows a line where lines are redrawn; false if there are none
 
     @property
     def exit_code(self) -> int:
@@ -79,7 +80,9 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
             arrived.append(number[0])
             about = f" during {stop.doing}" if stop.doing else ""
             if len(arrived) == 1 and stop.saves:
-                _say(f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once")
+                text = f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once"
+                if not stop.show(text):
+                    _say(text)
             elif hard and (len(arrived) == 1 or number[0] == signal.SIGINT):
                 if not finished.wait(GRACE_S) and (len(arrived) > 1 or not stop.saves):
                     cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while progress is shown

@@ -1,17 +1,23 @@
 """Advice for a verdict: one sentence that names config keys to try, chosen by state and config."""
 
+import math
+
 from ..config.schema import RunConfig
 from ..config.yaml import show
 
 # log10 of the update ratio |dW| / |W| a step. A run that does not learn hardly moves its weights below STILL and
 # replaces much of them in a step above WILD. Runs of docs/verdict.md that learn end between 10^-5.8 and 10^-2.9.
 STILL, USUAL, WILD = -6.0, -3.0, -2.0
+# Rates at which the optimizers train a small transformer (configs/optimizers.yaml).
+RATES = {"sgd": 0.5, "momentum": 0.1, "nesterov": 0.1, "adam": 3e-3, "adamw": 3e-3, "lion": 1e-3, "rmsprop": 1e-3}
+RATES |= {"adafactor": 3e-2, "adagrad": 3e-2, "muon": 1e-2}
 
 
 def advice_for(state: str, config: RunConfig, update: float | None = None) -> str | None:
     """Returns advice for a verdict's state, None if healthy. `update`: median of log10(|dW| / |W|), if logged."""
     model, optimizer, rule = config.model, config.optimizer, config.model.residual.rule
-    lower = _round(optimizer.lr / 3)
+    rate = RATES.get(optimizer.name)  # None: the user's own optimizer
+    lower = _round(min(optimizer.lr / 3, rate or math.inf))
     end = f", optimizer.min_lr: {show(_round(lower / 10))}" if lower < optimizer.min_lr else ""
     slower = f"optimizer.lr: {show(lower)} (it is {show(optimizer.lr)}){end}"
     scale = f"model.skip_scale: 1 (it is {show(model.skip_scale)}, and multiplies delta twice a block)"
@@ -72,7 +78,8 @@ def advice_for(state: str, config: RunConfig, update: float | None = None) -> st
         case "not_learning" if optimizer.freeze:
             return f"optimizer.freeze: [] (it holds {', '.join(optimizer.freeze)})"
         case "not_learning" if update is None or update < STILL:
-            higher = min(10.0 * optimizer.lr if update is None else optimizer.lr * 10 ** (USUAL - update), 1.0) or 1e-3
+            higher = optimizer.lr * (10.0 if update is None else 10 ** (USUAL - update)) or 1e-3
+            higher = min(higher, 10 * (rate or 0.1))
             return f"optimizer.lr: {show(_round(higher))} (it is {show(optimizer.lr)})"
         case "not_learning" if update is not None and update > WILD:
             return slower

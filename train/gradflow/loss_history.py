@@ -24,7 +24,7 @@ class LossHistory(NamedTuple):
     train: float | None = None  # mean of about the last RECENT steps
     val: float | None = None  # held out, at the last step
     constant: float | None = None  # loss of the best constant prediction
-    best: float | None = None  # the best possible loss
+    best: float | None = None  # that of the ideal predictor
     spikes: tuple[tuple[int, float], ...] = ()  # (step of detection, greatest height)
     in_spike: bool = False  # at the end
     nonfinite: int | None = None  # first step whose loss was not finite, or which ended the run

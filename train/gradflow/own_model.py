@@ -4,13 +4,14 @@ A meter is the identity at the argument and at the output of a block; its backwa
 of Linen are intercepted, blocks of NNX and of other pytrees (Equinox) replaced in a copy of the model.
 
 The powers of two that keep a deep stack in the range of its dtype cannot travel from block to block here, as they do in
-model/taps.py. They are inputs, chosen on the host from the norms of the pass before, and so the same under vmap, scan,
-jit and remat. Squares are summed in bins of 64 binary orders: the examples of a vmapped model add up, whatever their
-sizes.
+model/taps.py. They are inputs, one a block and one for the loss, chosen on the host from the norms of the pass before,
+and so the same under vmap, scan, jit and remat. Squares are summed in bins of 64 binary orders: the examples of a
+vmapped model add up, whatever their sizes.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from model.scaling import exponent_limit, power_of_two, scaled
 
 from .verdict import Verdict, judge, power
 
+_METER = "deltaflow_meter"  # name of a slot among the parameters of a block of Linen
 BIN = 64  # binary orders of the squares in a bin
 SAFE = 40.0  # log2 of a measured norm, or of its inverse, up to which a pass is in the range of float32
 SAME = 0.02  # difference in log2 between two measurements of the same cotangent
@@ -63,18 +65,29 @@ def gradient_flow(loss: Callable[..., Array], model: Any, blocks: Any, *args: An
         raise ValueError(f"blocks: expected the blocks of {type(model).__name__}, got none")
     dtype = jnp.result_type(float)  # float64 if it is enabled
     bins = jnp.zeros((depth, 2, 2 * ((exponent_limit(dtype) + 2) * 2 // BIN)), dtype)
-    measure = jax.jit(jax.grad(measured_loss))
+    zeros = _Slot(jnp.zeros(depth, dtype), bins, jnp.zeros(depth, dtype))
+    result = jax.eval_shape(measured_loss, zeros, arrays, args)
+    if getattr(result, "shape", None) != () or not jnp.issubdtype(result.dtype, jnp.floating):
+        raise ValueError(f"loss: expected one real number, got {result}")
+    limit = exponent_limit(result.dtype)
 
-    taken, delta = np.zeros(depth), np.zeros(0)
-    for _ in range(depth + 2):  # each pass reaches at least one depth more
-        slots = measure(_Slot(jnp.asarray(taken, dtype), bins, jnp.zeros((depth,), dtype)), arrays, args)
+    @jax.jit
+    @jax.grad
+    def measure(slots, exponent, arrays, args):
+        return _meter(measured_loss(slots, arrays, args), exponent, bins[0, 0], exponent)
+
+    taken, delta = np.zeros(depth + 1), np.zeros(0)  # the last one at the loss
+    for _ in range(depth + 3):  # each pass reaches at least one depth more
+        exponents = jnp.asarray(taken, dtype)
+        slots = measure(zeros._replace(exponent=exponents[:-1]), exponents[-1], arrays, args)
         seen = _log2_norm(slots.bins)
-        above = np.append(np.cumsum(taken[::-1])[::-1][1:], 0.0)
+        above = np.cumsum(taken[::-1])[::-1][1:]
         _check(np.asarray(slots.calls), seen + above[:, None])
         delta = np.append(seen[0, 0] + above[0], seen[:, 1] + above)
         if np.abs(seen).max() <= SAFE:
             break
-        before, taken = taken, np.zeros(depth)
+        before, taken = taken, np.zeros(depth + 1)
+        taken[depth] = np.clip(np.round(np.nan_to_num(delta[depth], nan=limit)), -limit, limit)
         for layer in reversed(range(depth)):
             if not np.isfinite(delta[layer]):
                 break
@@ -127,8 +140,8 @@ def _check(calls: Float[np.ndarray, "L"], norms: Float[np.ndarray, "L 2"]) -> No
         if calls[layer] == 0:
             raise ValueError(f"blocks: block {layer} was not called, or the loss does not depend on it")
         raise ValueError(
-            f"blocks: expected one call of block {layer}, got {calls[layer]:g}. Blocks that share weights and nn.scan "
-            "of Linen are not supported; of other stacks under scan, return the stacked module itself, not a list"
+            f"blocks: expected one call of block {layer}, got {calls[layer]:g}. Blocks that share weights are not "
+            "supported; of a stack under scan, return the stacked module itself, not a list"
         )
     upper, lower = norms[1:, 0], norms[:-1, 1]
     with np.errstate(invalid="ignore"):
@@ -163,27 +176,57 @@ def _through(call: Callable[..., Any], slot: _Slot, args: Sequence[Any], kwargs:
 
 
 def _linen(loss, model, blocks, args):
-    """Returns (None, L, loss of (slots, None, args)). Blocks are told apart by their paths, in the order of calls."""
+    """Returns (None, L, loss of (slots, None, args)). Blocks are told apart by their paths, in the order of calls.
+
+    A slot is a parameter of its block, which nn.scan hands to the calls of a stack one by one.
+    """
     if not all(isinstance(kind, type) for kind in (blocks if isinstance(blocks, tuple) else (blocks,))):
         raise ValueError(f"blocks: expected the class of a Linen model's blocks, or several, got {blocks!r}")
-    rows: dict[tuple[str, ...], int] = {}
+    stacks: dict[tuple[str, ...], tuple[int, ...]] = {}  # by path: () of one block, (n,) of n under nn.scan
 
     def measured_loss(slots, arrays, args):
         del arrays
+        params: Any = None
+
+        def apply(variables, *arguments, **keywords):
+            nonlocal params
+            params, end = variables.get("params", {}), 0
+            for path, stack in stacks.items():
+                start, end = end, end + math.prod(stack)
+                if slots is not None:
+                    slot = _Slot(*(leaf[start:end].reshape(*stack, *leaf.shape[1:]) for leaf in slots))
+                    params = _with_meter(params, path, slot)
+            return model.apply({**variables, "params": params}, *arguments, **keywords)
 
         def intercept(call, arguments, keywords, context):
-            if context.method_name != "__call__" or not isinstance(context.module, blocks):
+            block = context.module
+            if context.method_name != "__call__" or not isinstance(block, blocks):
                 return call(*arguments, **keywords)
-            row = rows.setdefault(context.module.path, len(rows))
-            if slots is None:
-                return call(*arguments, **keywords)
-            return _through(call, jax.tree.map(lambda leaf: leaf[row], slots), arguments, keywords)
+            if params is None:
+                raise ValueError("loss: expected model.apply(variables, ...), with the model that it is given")
+            if slots is not None:
+                return _through(call, block.get_variable("params", _METER), arguments, keywords)
+            whole = jax.tree.leaves(reduce(lambda tree, name: tree.get(name, {}), block.path, params))
+            parts = jax.tree.leaves(block.variables.get("params", {}))
+            stack = whole[0].shape[: whole[0].ndim - parts[0].ndim] if parts else ()
+            if any(one.shape != (*stack, *part.shape) for one, part in zip(whole, parts, strict=True)):
+                raise ValueError(f"blocks: expected nn.scan over axis 0 of the parameters of {type(block).__name__}")
+            stacks[block.path] = stack
+            return call(*arguments, **keywords)
 
+        copy = model.clone()
+        object.__setattr__(copy, "apply", apply)
         with linen.intercept_methods(intercept):
-            return loss(model, *args)
+            return loss(copy, *args)
 
     jax.eval_shape(lambda *args: measured_loss(None, None, args), *args)
-    return None, len(rows), measured_loss
+    return None, sum(map(math.prod, stacks.values())), measured_loss
+
+
+def _with_meter(params, path, slot):
+    """Returns nested parameters with a slot among those of the module at `path`."""
+    first, *rest = path or [_METER]
+    return {**params, first: _with_meter(params.get(first, {}), rest, slot) if path else slot}
 
 
 @cache

@@ -95,15 +95,15 @@ class Split(NamedTuple):
     cosine: Float[Array, "L"]  # between skip and branch; nan where one is exactly zero
 
 
-def split(anatomy: Anatomy, loss: Callable[[Float[Array, "N V"]], Float[Array, ""]]) -> Split:
+def split(anatomy: Anatomy, loss: Callable[[Carry], Float[Array, ""]]) -> Split:
     """Returns the skip and branch parts of delta_l = J^T delta_(l+1), J = dx_(l+1) / dx_l, for every block.
 
     The skip part is the same product with every branch F held constant: s^2 delta_(l+1) under pre_ln, what passes
-    through the norms under post_ln. `loss` is a function of the logits.
+    through the norms under post_ln. `loss` is a function of the last block's output.
     """
     entered = carries(anatomy)
     last = jax.tree.map(lambda leaf: leaf[-1], entered)
-    cotangent = jax.grad(lambda carry: loss(anatomy.logits(carry)))(last)
+    cotangent = jax.grad(loss)(last)
     depth = jax.tree.leaves(anatomy.blocks)[0].shape[0]
 
     def body(state: tuple[Carry, Array], inputs: tuple[Any, Array, Carry]) -> tuple[tuple[Carry, Array], Split]:

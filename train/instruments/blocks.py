@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from model.residual import Carry
+
 from ..core.loss import losses, mean_loss
 from ..gradflow import jacobian as jacobians
 from ..gradflow import per_block
@@ -30,11 +32,15 @@ def units(snapshot: Snapshot) -> dict[str, Reading]:
 def split(snapshot: Snapshot) -> dict[str, Reading]:
     """Delta past the sublayers of each block and through them."""
     batch = snapshot.batch()
+    anatomy = snapshot.anatomy(batch.inputs)
 
-    def loss(logits: Array) -> Array:
-        return mean_loss(losses(snapshot.network, logits, batch, snapshot.hp.model), batch)
+    def score(logits: Array, targets: Array) -> Array:
+        return losses(snapshot.network, logits, batch._replace(targets=targets), snapshot.hp.model)
 
-    parts = per_block.split(snapshot.anatomy(batch.inputs), loss)
+    def loss(carry: Carry) -> Array:
+        return mean_loss(anatomy.logits(carry, score, batch.targets), batch)
+
+    parts = per_block.split(anatomy, loss)
     return {"split/skip": parts.skip, "split/branch": parts.branch, "split/cosine": parts.cosine}
 
 

@@ -92,7 +92,8 @@ def read(
     feeds: leaves [J, B, ...], the next J batches. Gradients are those of training, in its dtype; a precise instrument
     computes in float32 at least.
     """
-    rolled = dataclasses.replace(network, unroll=1)  # short to compile, and it runs rarely
+    # Unrolled it would be long to compile, and it runs rarely. Fused attention has no derivative in forward mode.
+    rolled = dataclasses.replace(network, unroll=1, fused=None)
     batches = jax.vmap(lambda feed: batch_of(feed, corpus, network.context))(feeds)
     instrument, snapshot = INSTRUMENTS[name], Snapshot(rolled, config, state, hp, batches)
     if not instrument.precise:

@@ -15,13 +15,17 @@ from data.files import replacing
 
 from ..config.load import Variant, flatten, to_yaml
 from ..config.schema import LogConfig
+from ..config.variants import short
 from ..config.yaml import show
 from ..errors import UserError
 from .append import AppendFile, event_file_header, event_file_name, event_record
 from .charts_layout import Layout
 
 TAG_SETS = 16  # sets of tags whose Summary is kept for reuse: building one takes six times as long as filling it in
-COLUMNS = ("optimizer.lr", "model.layers", "model.width", "seed")  # of TensorBoard's HParams in every experiment
+# Keys that fill up TensorBoard's HParams to _LEAST columns where fewer differ. With more of them, the final losses are
+# beyond the edge of a window of 1280 pixels.
+COLUMNS = ("optimizer.lr", "model.layers", "model.width", "seed")
+_LEAST = 3
 _MOST = 3  # names, and values, in a cell of the table of differences
 
 
@@ -67,7 +71,7 @@ class TensorBoard(Backend):
         self._summary = Summary
         self._summaries: dict[tuple[str, ...], Any] = {}  # by tags
         self._hparams: dict[str, str | float | bool] = {}
-        self._differ: set[str] = set()  # columns that come first
+        self._columns: dict[str, bool] = {}  # keys of HParams; True: it differs, and comes first
         self._events = AppendFile(directory / event_file_name())
         self._events.append(event_file_header(first_step))
 
@@ -78,11 +82,12 @@ class TensorBoard(Backend):
     def config(self, step: int, variant: Variant) -> None:
         """Logs the config as text, and the differences to the other variants; the columns of HParams at `finish`.
 
-        The Text tab sorts by name: `verdict`, `versus`, `yaml`.
+        The Text tab sorts by name: `finding` (see `add_text`), `verdict`, `versus`, `yaml`.
         """
-        flat, self._differ = flatten(variant.config), set(variant.differences)
-        for key in dict.fromkeys((*variant.differences, *COLUMNS)):
-            value = flat[key]
+        fill = [key for key in COLUMNS if key not in variant.differences]
+        self._columns = dict.fromkeys(variant.differences, True)
+        self._columns |= dict.fromkeys(fill[: max(0, _LEAST - len(self._columns))], False)
+        for key, value in flatten(variant.config).items():  # also those that differ in another experiment of the folder
             if isinstance(value, bool | str):
                 self._hparams[key] = value
             else:
@@ -164,8 +169,11 @@ class TensorBoard(Backend):
         experiment, *session = hparams(self._hparams, dict(metrics))
         plugin: Any = experiment.value[0].metadata.plugin_data
         data: Any = plugin_hparams_pb2.HParamsPluginData.FromString(plugin.content)  # pyright: ignore[reportAttributeAccessIssue]
-        for info in data.experiment.hparam_infos:
-            if info.name in self._differ:
+        infos = {info.name: info for info in data.experiment.hparam_infos}
+        del data.experiment.hparam_infos[:]
+        for key, differs in self._columns.items():
+            info = data.experiment.hparam_infos.add(name=key, display_name=short(key), type=infos[key].type)
+            if differs:
                 info.MergeFromString(b"\x38\x01")  # `differs: true`, a field that tensorboardX does not know
         plugin.content = data.SerializeToString()
         for summary in (experiment, *session):
@@ -241,7 +249,15 @@ BACKENDS: dict[str, type[Backend]] = {"tensorboard": TensorBoard, "wandb": Wandb
 def check_installed(config: LogConfig) -> None:
     """Raises UserError when a backend is asked for whose package is missing."""
     if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("log.wandb: the package wandb is not installed; pip install 'deltaflow[wandb]'", exit_code=2)
+        raise UserError("log.wandb: the package wandb is not installed; pip install 'deltaflow[wandb]'")
+
+
+def add_text(directory: Path, step: int, tag: str, markdown: str) -> None:
+    """Adds a text to the Text tab of a run that is closed. Raises OSError."""
+    run = TensorBoard(directory, step + 1)  # which replaces nothing
+    run.text(tag, step, markdown)
+    run.flush(sync=False)
+    run.close()
 
 
 def _versus(variant: Variant) -> str:

@@ -131,6 +131,13 @@ class Console:
         if done:
             del self._running[variant]
 
+    def notice(self, text: str) -> bool:
+        """Shows a line under the live ones with their next redraw, from any thread; returns false if there are none."""
+        if (live := self._live) is None:
+            return False
+        live.notice = text
+        return True
+
     def stopped(self, variant: str, step: int) -> None:
         """Marks a variant that stopped before its last step."""
         self._running.pop(variant, None)

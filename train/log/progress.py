@@ -42,6 +42,7 @@ class Display:
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console, self._clock = console, clock
         self.rows: dict[str, Row] = {}
+        self.notice = ""  # under the rows, until they are left
         self._began = self._since = clock()
         self._now: tuple[str, list[str], float | None] | None = "", [], None  # one object, for the sake of the thread
         self._live = _Tolerant(
@@ -70,11 +71,11 @@ class Display:
 
     def render(self) -> Group:
         width, height = self._console.size
-        lines = [] if (now := self._now) is None else [self._header(width, *now)]
+        lines: list[Table | Text] = [] if (now := self._now) is None else [self._header(width, *now)]
         rows = dict(list(self.rows.items())[-max(1, height - 5) :])  # those that train are the last
         if rows:
             lines += self._rows(rows, width)
-        return Group(*lines)
+        return Group(*lines, *([] if now is None or not self.notice else [Text(self.notice, "yellow")]))
 
     def _header(self, width: int, title: str, texts: list[str], left_s: float | None) -> Table:
         now = self._clock()

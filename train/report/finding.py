@@ -81,7 +81,7 @@ def _losses(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
 def _gradients(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     flows = []
     for name, seeds in results:
-        start, end = ([_log10_ratio(seed.get(key)) for seed in seeds] for key in ("verdict_start", "verdict_end"))
+        start, end = ([ratio_log10(seed.get(key)) for seed in seeds] for key in ("verdict_start", "verdict_end"))
         if None not in (*start, *end):
             flows.append((name, *(float(np.mean(np.array(logs, float))) for logs in (start, end))))
     if not flows:
@@ -113,7 +113,7 @@ def _reasons(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     return "; ".join(parts)
 
 
-def _log10_ratio(verdict: Mapping[str, Any] | None) -> float | None:
+def ratio_log10(verdict: Mapping[str, Any] | None) -> float | None:
     """Returns log10 |δ_0| / |δ_L|: -inf for an exact zero, NaN where it is not finite, None if it is not known."""
     if not verdict or "log10_ratio" not in verdict:
         return None

@@ -13,7 +13,7 @@ from .tables import FIGURES, loss_unit
 MAX_GROUPS = 8  # with a colour and a heatmap
 MAX_GREY = 100  # drawn without a colour
 MAX_FRAMES = 60  # steps of a slider
-_FLOORS = {"floor": "best possible", "floor_unigram": "token frequencies only"}
+_FLOORS = {"floor": "ideal predictor", "floor_unigram": "token frequencies only"}
 _FLOORS |= {"floor_zero": "always predicting 0"}
 
 Depths = tuple[np.ndarray, np.ndarray]  # steps [S], and values [n, S, layers] of n seeds

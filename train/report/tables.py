@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..gradflow.verdict import log10_gain, with_plain_name
-from ..text import MISSING, norm, number, plus_minus, right_aligned
+from ..text import MISSING, factor, norm, number, plus_minus, right_aligned
+from .finding import ratio_log10
 from .groups import Group, dotted, estimate, seed_of
 from .read import Run
 
@@ -22,7 +23,7 @@ ABOVE = "above best, by seed"
 def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """Returns the end of training: a row for each variant's summary.json; a missing figure is `-`.
 
-    The columns of the best possible loss and of the accuracy are there if one variant at least has such a figure.
+    The columns of the loss floor and of the accuracy are there if one variant at least has such a figure.
     """
     floors = [summary.get("floors") or {} for summary in summaries]
     with_floor = any("floor" in each for each in floors)
@@ -38,7 +39,7 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         row += [number(floor.get("floor"))] * with_floor + [number(summary.get("accuracy_val"))] * with_accuracy
         ends = [summary.get(key) or {} for key in ("verdict_start", "verdict_end")]
         pairs = [
-            [number(end.get("ratio"), end.get("log10_ratio"), digits=2, scientific=True) for end in ends],
+            [MISSING if (ratio := ratio_log10(end)) is None else factor(ratio) for end in ends],
             [number(end.get("per_layer_gain"), digits=3) for end in ends],
             [share(end) for end in ends],
         ]
@@ -225,11 +226,11 @@ def final_table(groups: Sequence[Group]) -> Table:
     seeded = any(len(group.runs) > 1 for group in groups)
     figures: dict[str, list[str]] = {}
     for title, figure in FIGURES.items():
-        factor = figure is log10_ratio and not seeded  # over seeds logarithms are averaged
-        cells = [_cell(group, figure, factor) for group in groups]
+        log10 = figure is log10_ratio and not seeded  # over seeds logarithms are averaged
+        cells = [_cell(group, figure, log10) for group in groups]
         if at_start := _STARTS.get(figure):
-            title = f"{title.removeprefix('log10 ') if factor else title}: start → end"
-            starts = [_cell(group, at_start, factor) for group in groups]
+            title = f"{title.removeprefix('log10 ') if log10 else title}: start → end"
+            starts = [_cell(group, at_start, log10) for group in groups]
             pairs = zip(starts, cells, strict=True)
             cells = [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
         figures[title] = cells
@@ -246,15 +247,15 @@ def final_table(groups: Sequence[Group]) -> Table:
     return ["run", *(["seeds"] if seeded else []), "steps", "verdict", *figures], rows
 
 
-def _cell(group: Group, figure: Callable[[Run], float | None], factor: bool) -> str:
-    """Returns a group's figure; `factor`: it is the log10 of what is shown."""
+def _cell(group: Group, figure: Callable[[Run], float | None], log10: bool) -> str:
+    """Returns a group's figure; `log10`: that of what is shown."""
     values = [value for run in group.counted if (value := figure(run)) is not None]
     if len(values) < len(group.counted):
         return MISSING
     if len(values) > 1 and (bad := np.count_nonzero(~np.isfinite(values))):
         return f"not finite in {bad} of {len(values)}"
-    if factor:
-        return number(None, values[0], digits=2, scientific=True)
+    if log10:
+        return factor(values[0])
     return number(float(np.mean(values))) if figure in _ALIKE else _interval(values)
 
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float64
 
 from ..config.instruments import INSTRUMENTS
 from ..config.load import Experiment
@@ -26,7 +28,7 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
 
     Raises UserError, ConfigError, DataError.
     """
-    platform, groups = prepared(experiment, console, stop)
+    _, platform, groups = prepared(experiment, console, stop)
     stop.doing = "compilation and timed calls"
     runs = (
         GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
@@ -34,18 +36,22 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
     )
     totals = [total for run in runs if (total := announced(run)) is not None]
     if len(totals) > 1:
-        seconds, flops, tokens = map(sum, zip(*totals, strict=True))
-        console.note(f"all groups: {duration(seconds)}, {flops:.3g} FLOP, {tokens:,} tokens")
+        seconds, flops, tokens = zip(*totals, strict=True)
+        console.note(f"all groups: {spread(np.sum(seconds, axis=0))}, {sum(flops):.3g} FLOP, {sum(tokens):,} tokens")
     if totals:
         console.note(
-            "time: the median of a few timed calls, on a machine as busy as it is now, times the calls to come; "
-            "the start of JAX, checkpoints, pictures and the report come on top"
+            "time: the median of a few timed calls times the calls to come (and the same of the fastest and the "
+            "slowest), on a machine as busy as it is now; the start of JAX, checkpoints, pictures and the report come "
+            "on top"
         )
     console.note("dry run: nothing was written")
 
 
-def announced(run: GroupRun) -> tuple[float, float, int] | None:
-    """Prints the block of a group; returns its seconds, FLOPs and tokens, None when nothing is left to train."""
+def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
+    """Prints the block of a group; returns its seconds, FLOPs and tokens, None when nothing is left to train.
+
+    Seconds are those of the median, the fastest and the slowest of the timed calls.
+    """
     group, config, began = run.group, run.config, time.perf_counter()
     start = run.begin()
     if start.finished is not None:
@@ -58,25 +64,36 @@ def announced(run: GroupRun) -> tuple[float, float, int] | None:
             run.programs.wait()
             budget.check()
             compile_s = time.perf_counter() - began
-            parts = {"to compile": compile_s} | timed(run, states)
+            parts = {"to compile": np.full(3, compile_s)} | timed(run, states)
         except Exception as error:
             budget.explain(error)
             raise
     title, rows = described(group, start, compile_s, budget.line, run.directories[0].parent)
-    steps, seconds = len(group.variants) * (config.train.steps - start.step), sum(parts.values())
+    steps, seconds = len(group.variants) * (config.train.steps - start.step), np.sum([*parts.values()], axis=0)
     flops = steps * model_flops(group.network, config.data.batch)
     tokens = steps * config.data.batch * config.data.context
     rows[-1] = "run directory", f"{rows[-1][1]}, {f'goes on at step {start.step:,}' if start.step else 'from step 0'}"
     rows.append(("in all", f"{flops:.3g} FLOP, {tokens:,} tokens"))
     rows.append(
-        ("expected time", f"{duration(seconds)}: {', '.join(f'{duration(s)} {what}' for what, s in parts.items())}")
+        ("expected time", f"{spread(seconds)}: {', '.join(f'{duration(s[0])} {what}' for what, s in parts.items())}")
     )
     run.console.block(title, rows)
     return seconds, flops, tokens
 
 
-def timed(run: GroupRun, states: list[Any]) -> dict[str, float]:
-    """Returns the seconds of a group's calls to come, by purpose. `states` are donated.
+def spread(seconds: Float64[np.ndarray, "3"]) -> str:
+    """
+    >>> spread(np.array([70.0, 68.0, 80.2])), spread(np.array([0.3, 0.2, 0.4]))
+    ('1m 10s (1m 08s to 1m 20s)', 'less than 1s')
+    """
+    middle, low, high = map(duration, seconds)
+    if seconds.max() < 0.5:
+        return "less than 1s"
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def timed(run: GroupRun, states: list[Any]) -> dict[str, Float64[np.ndarray, "3"]]:
+    """Returns the seconds of a group's calls to come, by purpose, as `seconds_of`. `states` are donated.
 
     Variants that take turns run the same program, so that one of them is timed for all.
     """
@@ -87,7 +104,7 @@ def timed(run: GroupRun, states: list[Any]) -> dict[str, float]:
         (end - start, bool(watched_steps(start, end, config.watch.every)))
         for start, end in dispatches(start_step, steps, run.start.K, config.watch.every)
     )
-    train_s = instruments_s = 0.0
+    train_s = instruments_s = np.zeros(3)
     for (length, watched), count in shapes.items():
         batches = run.batches(0, length)
 
@@ -96,7 +113,7 @@ def timed(run: GroupRun, states: list[Any]) -> dict[str, float]:
             states, measured = programs.dispatch(states, batches, watched)
             return measured
 
-        train_s += count * seconds_of(dispatch)
+        train_s = train_s + count * seconds_of(dispatch)
 
     def due(every: int) -> int:
         """The multiples of `every` up to the last step; a run that goes on has measured at the step it goes on from."""
@@ -106,16 +123,17 @@ def timed(run: GroupRun, states: list[Any]) -> dict[str, float]:
     evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *run.heldout))
     for name, every in run.instruments.items():
         batches = run.batches(0, INSTRUMENTS[name].batches(config.watch))
-        instruments_s += due(every) * seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b))
+        seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b))
+        instruments_s = instruments_s + due(every) * seconds
     parts = {"to train": train_s, "to evaluate": evaluate_s}
     parts |= {"for instruments": instruments_s} if run.instruments else {}
     return {what: programs.calls * seconds for what, seconds in parts.items()}
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    """Returns the seconds of a call with its results on the host: the median of five, or of as many as take 2 s.
+def seconds_of(call: Callable[[], Any]) -> Float64[np.ndarray, "3"]:
+    """Returns the seconds of a call with its results on the host: median, fastest and slowest of several.
 
-    One more call before them allocates memory.
+    They are five, or as many as take 2 s; one more call before them allocates memory.
     """
     jax.device_get(call())
     times: list[float] = []
@@ -123,4 +141,4 @@ def seconds_of(call: Callable[[], Any]) -> float:
         began = time.perf_counter()
         jax.device_get(call())
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return np.array([statistics.median(times), min(times), max(times)])

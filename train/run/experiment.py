@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.custom import imported
@@ -10,20 +10,22 @@ from data.source import DataSpec, Source, open_source
 
 from ..config.checks import warnings_for
 from ..config.load import ConfigError, Experiment, Variant
-from ..config.schema import RunConfig
+from ..config.schema import MeshConfig, RunConfig
 from ..core.optimizer import FUNCTIONS, check
 from ..core.state import hparams_of, network_of
+from ..device import hosts
 from ..device import platform as platforms
+from ..device.mesh import mesh_of
 from ..device.platform import Platform
 from ..device.programs import VariantGroup, grouped
 from ..device.signals import Stop
 from ..errors import UserError
-from ..log.backends import check_installed
+from ..log.backends import add_text, check_installed
 from ..log.console import Console
 from ..report.finding import finding
 from ..report.groups import seedless
 from ..report.read import read_run
-from ..report.tables import closing_table, verdict_lines
+from ..report.tables import closing_table, text, verdict_lines
 from ..store.rundir import directory_of
 from ..text import command
 from . import summary as summaries
@@ -57,15 +59,17 @@ def data_key(config: RunConfig) -> str:
     return config.data.model_copy(update={"batch": 1, "seed": 0}).model_dump_json()
 
 
-def device_of(experiment: Experiment) -> Platform:
-    """Starts JAX and returns the device that all variants name. Raises UserError when there is none."""
+def device_of(experiment: Experiment, topology: str | None = None) -> Platform:
+    """Starts JAX and returns the device that all variants name, or one to compile for. Raises UserError."""
     first = experiment.variants[0]
     with first.placing():
-        return platforms.select(first.config.train)
+        return platforms.select(first.config.train, topology)
 
 
-def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform) -> VariantGroup:
-    """Returns variants of one structure with their network.
+def build_group(
+    variants: Sequence[Variant], spec: DataSpec, platform: Platform, one_device: bool = False
+) -> VariantGroup:
+    """Returns variants of one structure with their network and mesh; `one_device`: without the config's mesh.
 
     Raises ConfigError when the data or the optimizer does not fit the config; UserError for what users bring along.
     """
@@ -90,28 +94,49 @@ def build_group(variants: Sequence[Variant], spec: DataSpec, platform: Platform)
                 check(variant.config.optimizer, numbers, network.shapes())
             except UserError as error:
                 raise ConfigError([variant.problem(str(error))]) from None
-    vmapped = len(variants) > 1 and platforms.grouped_by(config.train, platform) == "vmap"
-    return VariantGroup(tuple(variants), network, vmapped)
+    vmapped = not one_device and len(variants) > 1 and platforms.grouped_by(config, platform) == "vmap"
+    if one_device:
+        mesh = mesh_of(MeshConfig(), 1, 1, [platform.device])
+    else:
+        with variants[0].placing():
+            rows = config.data.batch // config.optimizer.accumulate
+            mesh = mesh_of(config.mesh, rows, len(variants) if vmapped else 1, platform.devices)
+    if mesh.size == 1:
+        network = replace(network, fused=platforms.fused_attention(config.train, platform))
+    return VariantGroup(tuple(variants), network, vmapped, mesh)
 
 
 def prepared(
     experiment: Experiment, console: Console, stop: Stop
-) -> tuple[Platform, list[tuple[Source, VariantGroup]]]:
-    """Prints what the experiment runs on; returns its device, and all its groups with their data.
+) -> tuple[Experiment, Platform, list[tuple[Source, VariantGroup]]]:
+    """Prints what the experiment runs on; returns it with its device, and all its groups with their data.
 
-    All of them, so that an error in one is reported before another has trained. Raises UserError, ConfigError,
-    DataError.
+    In a process other than the first its run directories are a copy. All groups, so that an error in one is reported
+    before another has trained. Raises UserError, ConfigError, DataError.
     """
     stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
     stop.doing = "the start of JAX"
     platform = device_of(experiment)
+    experiment = in_own_folder(experiment)
     show_start(experiment, sources, platform, console)
     groups = []
     for members in grouped(experiment.variants):
         source = sources[data_key(members[0].config)]
         groups += [(source, build_group(part, source.spec, platform)) for part in resumable_parts(members)]
-    return platform, groups
+    if (used := max(group.mesh.size for _, group in groups)) < (count := len(platform.devices)):
+        console.warn(f"devices: {used} of {count} in use; more do not divide data.batch, or mesh: asks for no more")
+    return experiment, platform, groups
+
+
+def in_own_folder(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the run directories of this process (train/device/hosts.py)."""
+    folder = directory_of(experiment.variants[0]).parent
+    if (own := hosts.own(folder)) == folder:
+        return experiment
+    moved = {"runs_dir": str(own.parent)}
+    variants = (replace(each, config=each.config.model_copy(update=moved)) for each in experiment.variants)
+    return replace(experiment, variants=tuple(variants))
 
 
 def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
@@ -123,13 +148,15 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     Raises UserError, ConfigError, DataError, and Stopped when a signal comes where nothing is to be saved.
     """
     try:
-        platform, groups = prepared(experiment, console, stop)
+        experiment, platform, groups = prepared(experiment, console, stop)
         console.plan([variant.name for _, group in groups for variant in group.variants])
         training = [group for _, group in groups if not finished_run(group.variants[0])]  # else all of it is finished
+        trained = {variant.name for group in training for variant in group.variants}
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
         for source, group in groups:
-            if stop.signal is not None:
+            if (signal := hosts.agreed(stop.signal)) is not None:
+                stop.signal = signal
                 break
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
@@ -157,10 +184,17 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         by_name: dict[str, list[dict[str, Any]]] = {}
         for summary in ordered:
             by_name.setdefault(seedless(summary["variant"]), []).append(summary)
-        console.finding(finding(list(by_name.items())))
+        console.finding(sentences := finding(list(by_name.items())))
         if page is not None:
             console.note(f"report: {page.absolute().as_uri()}")
         if experiment.variants[0].config.log.tensorboard:
+            first = next((summary for summary in ordered if summary["variant"] in trained), None)
+            if first is not None and sentences:
+                markdown = "\n\n".join(map(text, sentences))
+                try:
+                    add_text(root / first["variant"], first["steps"], "finding", markdown)
+                except OSError as error:
+                    console.warn(f"no finding in TensorBoard: {error.strerror}")
             console.command(command("tensorboard", root), "TensorBoard: ")
         return Outcome(ordered, unmet, stopped)
     except KeyboardInterrupt:  # also Stopped
@@ -176,8 +210,6 @@ def show_start(experiment: Experiment, sources: Mapping[str, Source], platform: 
     rows += [("data", f"{source.name}: {source.details}") for source in sources.values()]
     rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
     console.block(f"deltaflow {experiment.name}", rows)
-    if platform.count > 1:
-        console.warn(f"one of {platform.count} devices is used: {platform.device}")
     for line in warnings_for(experiment.variants):
         console.warn(line)
 

@@ -12,7 +12,7 @@ from model.network import path_of
 
 from ..core.state import network_of
 from ..disk import read_json, write_json
-from ..errors import UserError, refusal
+from ..errors import Failure, UserError, refusal
 from ..store import tensors
 from ..store.checkpoint import Checkpoints
 from ..store.rundir import checkpoint_of, read_config
@@ -25,7 +25,7 @@ def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
     """
     config, checkpoints = read_config(directory), Checkpoints(directory)
     if (to.parent / "config.yaml").exists() or checkpoint_of(to, "config.yaml"):
-        raise UserError(f"{to}: expected a file outside of run directories, whose files have such names", exit_code=2)
+        raise UserError(f"{to}: expected a file outside of run directories, whose files have such names")
     step = chosen(checkpoints, step)
     header, arrays = checkpoints.header(step), named(checkpoints.params(step))
     if config.data.kind in ("text", "tokens"):  # whose files may be gone
@@ -51,12 +51,12 @@ def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
     }
     beside = to.with_suffix(".json")
     if beside.exists() and not (beside.is_file() and "parameters" in read_json(beside)):
-        raise UserError(f"{beside}: exists, and no export wrote it; name another file with --to", exit_code=2)
+        raise UserError(f"{beside}: exists, and no export wrote it; name another file with --to")
     try:
         with replacing(to) as file:
             tensors.write(file, arrays, {"step": str(step)}, sealed=False)
     except OSError as error:
-        raise UserError(f"{to}: cannot write: {refusal(error, to.parent)}") from None
+        raise Failure(f"{to}: cannot write: {refusal(error, to.parent)}") from None
     write_json(beside, about)
     return about
 

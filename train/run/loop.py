@@ -6,9 +6,9 @@ Evaluations, instruments, checkpoints and pictures are hooks between two dispatc
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -21,8 +21,10 @@ from data.source import Source
 from ..config.instruments import INSTRUMENTS
 from ..core.batch import BatchInput
 from ..device import process
+from ..device.hosts import agreed
 from ..device.memory import Budget
-from ..device.platform import Platform, agreed, environment
+from ..device.mesh import fetched, placed
+from ..device.platform import Platform, environment
 from ..device.programs import Programs, VariantGroup, with_steps
 from ..device.signals import Stop
 from ..gradflow.norms import named
@@ -86,7 +88,7 @@ class GroupRun:
         self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
         self.metrics: list[RunMetrics] = []
         self.checkpoints: list[Checkpoints] = []
-        self.drawn_at = self.compile_s = 0.0
+        self.drawn_at = self.compile_s = self.began = 0.0
 
     def run(self) -> list[dict[str, Any]]:
         """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
@@ -111,6 +113,7 @@ class GroupRun:
                 for variant, checkpoints in zip(group.variants, self.checkpoints, strict=True):
                     saved = checkpoints.header(start.step).meta if start.step else None
                     checkpoints.go_on_from(start.step)
+                    self.began = started - (saved or {}).get("wall_s", 0.0)  # as if it had never been interrupted
                     dtype, warn = group.network.dtype, self.console.warn
                     metrics = RunMetrics(variant, checkpoints.run_directory, dtype, start.step, saved, warn)
                     stack.callback(metrics.tracker.close)
@@ -123,7 +126,7 @@ class GroupRun:
                 for metrics in self.metrics:
                     metrics.tracker.layout(chart_layout(matrices, without, list(self.instruments)))
                 self.train()
-                wall_s = time.perf_counter() - started
+                wall_s = time.perf_counter() - self.began
                 worth_it = wall_s >= _WORTH_A_PEAK_S and self.stop.signal is None
                 timing |= performance(group, self.platform, self.throughput, wall_s, worth_it)
                 if timing["mfu"] is not None:
@@ -156,8 +159,7 @@ class GroupRun:
                 self.states, measured = self.programs.dispatch(self.states, self.batches(start, end), watched)
                 self.pending.append((measured, partial(self.log_dispatch, start, end)))
                 self.settle(leave=1)
-                if (signal := agreed(self.stop.signal)) is not None:  # so that all processes save the same step
-                    self.stop.signal = signal
+                if self.stopping():
                     self.save(end, eval_pending=True)  # the resumed run does what is due here
                     break
                 for hook in hooks:
@@ -165,7 +167,16 @@ class GroupRun:
                         hook.function(end)
                 if not self.live():
                     break
+                if end < steps and self.stopping():  # a hook may have waited for the dispatch
+                    self.save(end)
+                    break
             self.settle()
+
+    def stopping(self) -> bool:
+        """Returns true after a signal to any process, so that all of them save the same step."""
+        if (signal := agreed(self.stop.signal)) is not None:
+            self.stop.signal = signal
+        return signal is not None
 
     def settle(self, leave: int = 0) -> None:
         """Fetches and logs the pending results, but for the newest `leave`."""
@@ -184,6 +195,12 @@ class GroupRun:
         drawn = {seed: self.source.train_batches(data.batch, seed or 0, start, end - start) for seed in set(seeds)}
         return [drawn[seed] for seed in seeds]
 
+    @cached_property
+    def floors(self) -> Mapping[str, float]:
+        """Losses on the rows of the evaluations that are known in advance, as far as the data has this task."""
+        source, batches = self.source, self.config.train.eval_batches
+        return source.floors(self.config.data.batch, batches) if source.spec.task == self.group.network.task else {}
+
     # -- hooks
 
     def evaluate(self, step: int) -> None:
@@ -193,7 +210,7 @@ class GroupRun:
         def log(split: str, results: list[Any]) -> None:
             self.throughput.pause()
             for index, metrics in self.live():
-                metrics.add(step, evaluation_row(results[index], self.source, task, split))
+                metrics.add(step, evaluation_row(results[index], self.floors, task, split))
 
         self.pending.append((self.programs.evaluate(self.states, *self.heldout), partial(log, "val")))
         if self.config.optimizer.ema is not None:
@@ -218,10 +235,11 @@ class GroupRun:
     def save(self, step: int, eval_pending: bool = False) -> None:
         """Saves a checkpoint of every live variant, once all its rows are on the disk."""
         self.settle()
-        singles = self.programs.each([jax.device_get(state) for state in self.states])
+        singles = self.programs.each(fetched(self.states))
         for index, metrics in self.live():
             metrics.tracker.drain()
-            self.checkpoints[index].save(singles[index], metrics.meta(step, eval_pending))
+            wall_s = time.perf_counter() - self.began
+            self.checkpoints[index].save(singles[index], metrics.meta(step, eval_pending) | {"wall_s": wall_s})
         self.throughput.pause()
 
     def draw(self, step: int) -> None:
@@ -269,13 +287,12 @@ class GroupRun:
     def compile(self) -> Budget:
         """Starts compiling every program of the run. Raises UserError when the states alone do not fit into memory."""
         group, config, data = self.group, self.config, self.config.data
-        train, val = None, None  # tokens on the device; None where batches arrive whole
-        if self.source.resident is not None:
-            train, val = (jax.device_put(np.asarray(tokens), self.platform.device) for tokens in self.source.resident)
-        self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
+        train, val = (None, None) if self.source.resident is None else map(np.asarray, self.source.resident)
         self.programs = programs = Programs(group, train)
+        val = None if val is None else placed(val, programs.layout())
+        self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
         check_dtypes(programs.abstract_single)  # of a user's own optimizer
-        budget = Budget.of(programs, (train, val), self.platform)
+        budget = Budget.of(programs, (programs.corpus, val), self.platform)
         if not self.start.step:
             programs.prepare_init()
         for length, watched in dispatch_shapes(config, self.start.step, self.start.K):
@@ -290,16 +307,16 @@ class GroupRun:
         states, pretrained = self.programs.init(), self.start.pretrained
         if pretrained is None:
             return states
-        fresh = self.programs.each([jax.device_get(state) for state in states])
+        fresh = self.programs.each(fetched(states))
         tokenizer = {} if self.source.tokenizer is None else self.source.tokenizer.to_json()
         with self.group.variants[0].placing():
             singles, transfer = started_from(pretrained, self.config, self.group.hparams, fresh, tokenizer)
         if console is not None:
             console.block(f"parameters from {pretrained.directory}, step {pretrained.step}", transfer.rows())
-        return self.programs.joined(jax.device_get(singles) if self.group.vmapped else singles)
+        return self.programs.joined(jax.device_get(singles))
 
     def resumed(self) -> list[Any]:
         """Returns the states saved at the step of the start."""
-        step, like, device = self.start.step, self.programs.abstract_single, self.platform.device
+        step, like = self.start.step, self.programs.abstract_single
         self.console.note(f"resuming at step {step} of {self.config.train.steps}")
-        return self.programs.joined([checkpoints.restore(step, like, device) for checkpoints in self.checkpoints])
+        return self.programs.joined([checkpoints.restore(step, like) for checkpoints in self.checkpoints])

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data.source import Source
 from model.residual import rule_of
 
 from ..config.instruments import lines
@@ -239,10 +238,10 @@ class RunMetrics:
             self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure), title, caption)
 
 
-def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dict[str, float | None]:
+def evaluation_row(scores: Scores, floors: Mapping[str, float], task: str, split: str) -> dict[str, float | None]:
     """Returns the tags of an evaluation; `split` is val, or val_ema for the averaged weights.
 
-    Includes the best possible losses of the data, if known for this task: flat lines in a chart.
+    floors: losses on the same rows that are known in advance, by name (data/source.py); flat lines in a chart.
     """
     loss = float(scores.loss)
     row: dict[str, float | None] = {f"loss/{split}": loss}
@@ -251,5 +250,4 @@ def evaluation_row(scores: Scores, source: Source, task: str, split: str) -> dic
             row[f"perplexity/{split}"] = float(np.exp(loss))
     if task != "regression":
         row[f"accuracy/{split}"] = float(scores.accuracy)
-    floors = source.floors if task == source.spec.task else {}
     return row | {f"loss/floor{name and '_'}{name}": floor for name, floor in floors.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data.source import Source
 from model.config import ModelConfig
@@ -52,8 +53,8 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
                     "else; probe it on the text it was trained on"
                 )
             step = step or Checkpoints(checkpoint).only_newest()
-        group = build_group(members, source.spec, platform)
-        programs = Programs(group, None if source.resident is None else jnp.asarray(source.resident[0]))
+        group = build_group(members, source.spec, platform, one_device=True)
+        programs = Programs(group, None if source.resident is None else np.asarray(source.resident[0]))
         for variant, hp in zip(group.variants, group.hparams, strict=True):
             if checkpoint is None:
                 # The same program as in training, so that both have the same weights to the last bit.
@@ -105,7 +106,7 @@ def restored_state(
             "of the instruments read the optimizer's state"
         )
     like = jax.eval_shape(partial(state_at, group.config, hp), params)
-    return Checkpoints(directory).restore(step, like, platform.device)
+    return jax.device_put(Checkpoints(directory).restore(step, like), platform.device)
 
 
 def not_for(config: RunConfig, instruments: Sequence[str]) -> list[str]:

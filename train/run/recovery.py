@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from ..core.batch import batch_of
 from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.state import State
+from ..device.mesh import fetched
 from ..device.programs import Programs, called_once
 from ..errors import UserError, first_line
 from ..gradflow.advice import advice_for
@@ -77,10 +78,9 @@ def find_cause(
     Returns the first bad step at or before `bad` and its cause; None when `stopping`. Needs memory for a second state.
     """
     group, every = programs.group, programs.group.config.watch.every
-    if group.vmapped:  # one call of all: the others repeat this one
-        states = programs.joined([state] * len(group.variants))
-    else:
-        states = [state if other == index else None for other in range(len(group.variants))]
+    states = programs.joined([state] * len(group.variants))  # in one call of all the others repeat this one
+    if not group.vmapped:
+        states = [states[0] if other == index else None for other in range(len(group.variants))]
     for start, end in replayed:
         if stopping():
             return None
@@ -96,7 +96,7 @@ def find_cause(
             metrics = programs.each(jax.device_get(measured))[index][0]
             if not metrics.finite[0]:
                 break
-        before = programs.each(jax.device_get(before))[index]
+        before = programs.each(fetched(before))[index]
         network, config = group.network, group.variants[index].config
         feed = jax.tree.map(lambda leaf: leaf[0], batches(step, step + 1)[index])
         batch = batch_of(feed, programs.corpus, network.context)
@@ -121,9 +121,9 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     try:
         since = checkpoints.newest(warn) or 0
         if since:
-            good = checkpoints.restore(since, programs.abstract_single, run.platform.device)
+            good = checkpoints.restore(since, programs.abstract_single)
         else:
-            good = programs.each(jax.device_get(run.initial(None)))[index]
+            good = programs.each(fetched(run.initial(None)))[index]
         replayed = dispatches(since, config.train.steps, run.start.K, config.watch.every)
         origin = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
         if origin is not None:  # perhaps earlier: single steps may round differently

@@ -46,7 +46,7 @@ def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: 
             metrics.draw()
             if summary["verdict"] is not None:
                 metrics.tracker.text("verdict", summary["steps"], verdict_text(summary["verdict"]))
-            names = ("loss/train", "loss/val", "accuracy/val")
+            names = ("loss/val", "loss/train", "accuracy/val")
             finals = {tag: summary[_SUMMARY_KEYS[tag]] for tag in names}
             metrics.tracker.finish({tag: value for tag, value in finals.items() if value is not None})
         write_json(metrics.directory / "summary.json", summary)
@@ -62,7 +62,8 @@ def performance(
     mfu = None
     if seconds is not None and measure_peak:
         lanes = len(group.variants) if group.vmapped else 1
-        mfu = lanes * model_flops(network, config.data.batch) / seconds / platforms.matmul_peak(network.dtype)
+        peak = group.mesh.size * platforms.matmul_peak(network.dtype)
+        mfu = lanes * model_flops(network, config.data.batch) / seconds / peak
     return {
         # For one call: variants called in turn share the time of a step, vmapped ones each take all of it.
         "steps_per_s": None if seconds is None else 1.0 / seconds,

@@ -23,7 +23,7 @@ from data.files import replacing, sync_folder
 
 from ..config.schema import RunConfig
 from ..core.state import State
-from ..errors import UserError, refusal
+from ..errors import Failure, UserError, refusal
 from . import tensors
 from .tensors import Damaged
 
@@ -111,9 +111,9 @@ class Checkpoints:
                 tensors.write(file, arrays, header.as_text())
         except OSError as error:
             why = refusal(error, self.folder, sum(array.nbytes for array in arrays.values()))
-            raise UserError(f"{self.path(step)}: cannot save: {why}") from None
+            raise Failure(f"{self.path(step)}: cannot save: {why}") from None
         except Damaged as error:
-            raise UserError(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
+            raise Failure(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
         self._losses[step] = header.loss_val
         with suppress(OSError):  # what cannot be removed now is removed after the next save
             self._prune(step)
@@ -149,7 +149,7 @@ class Checkpoints:
                 path = self.path(newer)
                 os.replace(path, path.with_name(f".{path.name}{_ASIDE}"))
         except OSError as error:
-            raise UserError(f"{error.filename}: cannot be changed: {refusal(error, self.folder)}") from None
+            raise Failure(f"{error.filename}: cannot be changed: {refusal(error, self.folder)}") from None
 
     def _header(self, step: int) -> Header:
         """Raises Damaged."""
@@ -200,11 +200,10 @@ class Checkpoints:
             raise UserError(f"{self.path(step)}: cannot restore: {error}") from None
         return arrays
 
-    def restore(self, step: int, like: State, device: Any) -> State:
-        """Returns the state saved at `step`, bit for bit.
+    def restore(self, step: int, like: State) -> State:
+        """Returns the state saved at `step`, bit for bit, as numpy arrays.
 
-        like: arrays, or their shapes and dtypes. device: where each array is put; a Device or a Sharding, or a pytree
-        of Shardings with the structure of `like`. Raises UserError, also when the arrays differ from those of `like`:
+        like: arrays, or their shapes and dtypes. Raises UserError, also when the arrays differ from those of `like`:
         the names, shapes and dtypes that differ are listed.
         """
         arrays = self.arrays(step)
@@ -216,8 +215,7 @@ class Checkpoints:
             some = [f"{p}: {there.get(p, 'nothing')} there, {here.get(p, 'nothing')} here" for p in different[:3]]
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(f"{self.path(step)}: cannot restore: other arrays ({'; '.join(some)}{more})")
-        saved = jax.tree_util.tree_map_with_path(lambda keys, _: arrays[leaf_path(keys)], like)
-        return jax.device_put(saved, device)
+        return jax.tree_util.tree_map_with_path(lambda keys, _: arrays[leaf_path(keys)], like)
 
     def params(self, step: int) -> dict[str, Any]:
         """Returns the parameters saved at `step` as nested mappings of numpy arrays, of any model. Raises UserError."""

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from data.files import sync_folder
 
-from ..errors import UserError, refusal
+from ..errors import Failure, refusal
 
 NAME = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -63,10 +63,10 @@ def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{directory}: is written by {_named(_holder(path))}; {wait}") from None
+        raise Failure(f"{directory}: is written by {_named(_holder(path))}; {wait}") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise UserError(f"{path}: cannot lock: {refusal(error, directory)}") from None
+            raise Failure(f"{path}: cannot lock: {refusal(error, directory)}") from None
         if before and before["host"] == socket.gethostname() and before["pid"] != owner:
             try:
                 os.kill(before["pid"], 0)
@@ -74,7 +74,7 @@ def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
             except (OSError, OverflowError) as answer:
                 lives = not isinstance(answer, ProcessLookupError)
             if lives:
-                raise UserError(f"{directory}: is written by {_named(before)}; {wait}") from None
+                raise Failure(f"{directory}: is written by {_named(before)}; {wait}") from None
         with suppress(OSError), open(path, "ab") as file:  # the text alone has to do here
             _sign(file.fileno())
             signed = True
@@ -131,7 +131,7 @@ def _made(directory: Path) -> Iterator[None]:
         for path in missing:  # or a power cut could take the run with all that is synced in it
             sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be made: {refusal(error, directory)}") from None
+        raise Failure(f"{directory}: cannot be made: {refusal(error, directory)}") from None
     try:
         yield
     finally:
