@@ -12,7 +12,7 @@ from model.config import ModelConfig, problems
 from model.layers import normalize
 from model.network import Network
 from model.residual import Context, Sublayer, numbers_of, rule_of
-from networks import TOKENS, B, D, L, T, changed, leaves, logits, parameters, same, tapped, untapped
+from networks import TOKENS, B, D, L, T, changed, leaves, logits, parameters, same, untapped
 from train.core.optimizer import transformation
 from train.core.state import hparams_of
 
@@ -124,7 +124,12 @@ def test_gpas_at_gate_0_is_pre_ln_bitwise_and_its_gate_s_gradient_is_minus_half_
     def loss(gate: Any) -> Any:
         return jnp.sum(c * one.run(one.x, lambda h, k: jnp.asarray(outputs[k]), {"gate": gate})[-1])
 
-    # Both sublayers of a block have its gate; outputs are constant, so delta is c at both.
+    # Both sublayers of a block have its gate; outputs are constant, so delta is c at both. At any gate it passes whole.
+    opened = {"gate": jnp.asarray(1.0)}
+    end, pull = jax.vjp(lambda x: one.run(x, lambda h, k: jnp.asarray(outputs[k]), opened)[-1], one.x)
+    same(pull(jnp.asarray(c))[0], c)
+    kept = 1 - 1 / (1 + np.exp(-1))
+    same(end, kept * (kept * (one.x + outputs[0]) + outputs[1]))
     assert float(jax.grad(loss)(0.0)) == pytest.approx(float(-0.5 * jnp.sum(c * (states[1] + states[2]))), rel=1e-12)
 
 
@@ -242,14 +247,13 @@ def test_completep_s_optimizer_divides_the_factor_out_of_the_blocks_gradients(ti
 
 
 @pytest.mark.parametrize("kind", ["dyt", "derf"])
-def test_dyt_and_derf_act_on_each_entry_by_itself(x64, kind):
-    """A norm's Jacobian is diagonal there, and its slope at 0 is alpha times the slope of tanh or erf."""
-    net = network("pre_ln", norm=kind)
+def test_dyt_and_derf_keep_the_signs_of_large_entries_alone(x64, kind):
+    """tanh and erf of each entry by itself: a stream of 1e8 gives logits of signs, where rms would keep its shape."""
+    net = network("pre_ln", norm=kind, positions="none")
     params = jax.jit(lambda: net.init(0))()
-    norm = params["blocks"]["norm_1"]
-    assert set(norm) == {"gain", "alpha"} | ({"shift"} if kind == "derf" else set())
-    np.testing.assert_array_equal(norm["alpha"], np.full(L, 0.5))
-    assert "alpha" in params["norm_f"]
-    grads = untapped(net, parameters(net))[1]
-    assert np.abs(grads["blocks"]["norm_2"]["alpha"]).min() > 0
-    assert np.isfinite(tapped(net, changed(params, "embed", lambda e: 1e8 * e))[0])  # bounded, whatever comes in
+    assert set(params["norm_f"]) == {"gain", "alpha"} | ({"shift"} if kind == "derf" else set())
+    np.testing.assert_array_equal(params["blocks"]["norm_1"]["alpha"], np.full(L, 0.5))
+    large = changed(params, "embed", lambda table: 1e8 * table)
+    wanted = np.sign(np.asarray(params["embed"])[TOKENS.reshape(-1)]) @ np.asarray(params["head"]).T
+    same(logits(net, large), wanted, rtol=1e-12)
+    assert np.abs(untapped(net, parameters(net))[1]["blocks"]["norm_2"]["alpha"]).min() > 0
