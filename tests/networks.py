@@ -26,7 +26,10 @@ ALIKE += ("hyper_connections", "mix_ln", "keel", "res_post_norm", "lns", "comple
 EACH_RULE = [pytest.param(rule, marks=[pytest.mark.slow] if rule in ALIKE else []) for rule in RULES]
 # The same for laws whose programs are long: of mhc's the compiler alone takes three times as long as of the others.
 FEW_RULES = [
-    pytest.param(rule, marks=[pytest.mark.slow] if rule in (*ALIKE, "mhc", "value_residual") else []) for rule in RULES
+    pytest.param(
+        rule, marks=[pytest.mark.slow] if rule in (*ALIKE, "mhc", "value_residual", "siamese", "denseformer") else []
+    )
+    for rule in RULES
 ]
 
 
