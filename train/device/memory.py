@@ -14,6 +14,7 @@ from ..errors import Failure, out_of_memory
 from ..text import size
 from .hosts import agreed
 from .platform import Platform
+from .process import trim
 from .programs import Programs, VariantGroup
 
 
@@ -83,6 +84,7 @@ class Budget:
 
     @staticmethod
     def of(programs: Programs, resident: Any, platform: Platform) -> "Budget":
+        trim()  # of an earlier group
         free = available_memory(platform)
         return Budget(programs, resident, None if free is None else free + bytes_of(resident))
 
