@@ -106,7 +106,8 @@ EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory alloca
         (8, 1, True, 10 + 4 * 25 - 1, [3, 3, 2]),
         (5, 1, True, 10 + 3 * 25, [3, 2]),
         (3, 1, True, 10 + 25, [1, 1, 1]),
-        (8, 2, True, 10 + 6 * 25, [4, 4]),  # mesh.variants: parts are multiples of it
+        (8, 2, True, 10 + 6 * 25, [4, 4]),
+        (6, 2, True, 10 + 4 * 25, [4, 2]),  # mesh.variants: parts are multiples of it
         (8, 2, True, 10 + 4 * 25 - 1, [2, 2, 2, 2]),
         (8, 1, False, 30 + 4 * 5, [4, 4]),  # in turn: only what is held is in proportion
     ],
