@@ -131,11 +131,11 @@ def test_a_grid_that_a_compiler_refuses_is_halved(budget, monkeypatch):
 
     monkeypatch.setattr(memory, "need", need)
     group = budget(None).programs.group
-    grid = Budget(SimpleNamespace(group=replace(group, variants=group.variants * 5)), np.zeros(0), 10**9)
-    assert [len(wave.variants) for wave in grid.waves()] == [3, 2]
-    grid.programs.group = group
-    with pytest.raises(jax.errors.JaxRuntimeError):  # for `explain`
-        grid.waves()
+    grid = replace(group, variants=group.variants * 5, vmapped=True)
+    assert [len(wave.variants) for wave in Budget(SimpleNamespace(group=grid), [], 10**9).waves()] == [3, 2]
+    for refused in (group, replace(grid, vmapped=False)):
+        with pytest.raises(jax.errors.JaxRuntimeError):  # for `explain`
+            Budget(SimpleNamespace(group=refused), [], 10**9).waves()
 
 
 def test_a_wave_needs_what_was_expected(budget):

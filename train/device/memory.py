@@ -99,7 +99,7 @@ class Budget:
             self.need = need(self.programs, self.resident)
             waves = math.ceil(count / self.fitting(self.need))
         except Exception as error:  # compilers for TPUs refuse what does not fit, without its size
-            if not out_of_memory(error) or count == unit:
+            if not (out_of_memory(error) and group.vmapped and count > unit):
                 raise
             waves = 2
         size = unit * math.ceil(count / unit / (agreed(waves) or 1))

@@ -51,7 +51,7 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
 
 
 def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
-    """Prints the block of a group; returns its seconds, FLOPs and tokens, None when nothing is left to train or it has waves.
+    """Prints the block of a group; returns its seconds, FLOPs and tokens, None if it has waves or none is to train.
 
     Seconds are those of the median, the fastest and the slowest of the timed calls.
     """
