@@ -84,7 +84,8 @@ class Budget:
 
     @staticmethod
     def of(programs: Programs, resident: Any, platform: Platform) -> "Budget":
-        trim()  # of an earlier group
+        """Returns the budget of a group that is to be compiled."""
+        trim()  # what earlier groups have freed
         free = available_memory(platform)
         return Budget(programs, resident, None if free is None else free + bytes_of(resident))
 

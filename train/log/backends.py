@@ -256,7 +256,7 @@ def check_installed(config: LogConfig) -> None:
 def add_text(directory: Path, step: int, tag: str, markdown: str) -> None:
     """Adds a text to the Text tab of a run that is closed, unless a run of the experiment has it. Raises OSError."""
     suffix = f".{tag}_{zlib.crc32(markdown.encode()):08x}"
-    if any(directory.parent.glob(f"*/{EVENTS_PREFIX}*{suffix}")):
+    if any(file.stat().st_size for file in directory.parent.glob(f"*/{EVENTS_PREFIX}*{suffix}")):
         return
     run = TensorBoard(directory, step + 1, suffix)  # which replaces nothing
     run.text(tag, step, markdown)
