@@ -182,6 +182,18 @@ def test_probe_reads_them(folder, whole, corpus, capsys):
     assert "split/cosine" in printed and "sharpness/top" in printed
 
 
+@pytest.mark.slow
+def test_a_probe_explains_starved_attention(folder, corpus, capsys):
+    """With the mean parts, if they are read."""
+    model = {"layers": 12, "width": 16, "heads": 2, "residual": "none", "init": "xavier"}
+    path = config_of(folder, corpus, "starved", {}, model=model)
+    for instruments, said in (("units", False), ("grad_mean", True)):
+        assert main(["probe", str(path), "--instruments", instruments]) == 0
+        printed = capsys.readouterr().out
+        assert "dead_qk" in printed
+        assert bool(re.search(r"make \d\d+ % of the gradient of V, and 0 % of that of K\n", printed)) == said
+
+
 def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
     """The optimizer's state too, where an instrument needs it."""
     path, file = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4)), folder / "checkpoint.json"

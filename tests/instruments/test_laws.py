@@ -96,9 +96,7 @@ def test_equal_tokens_teach_v_and_o_but_not_q_and_k(x64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-    "name", ["attention", "ledger", "depth_loss", "grad_mean", "stable_rank", "critical_sharpness"]
-)
+@pytest.mark.parametrize("name", ["attention", "grad_mean"])
 def test_they_read_every_rule(name, rule, tiny):
     """At weights where no branch is shut: all that is not lost in rounding is a number."""
     config = tiny({"model.residual": rule, "optimizer.name": "sgd"}).variants[0].config
