@@ -125,7 +125,8 @@ def split(anatomy: Anatomy, loss: Callable[[Carry], Float[Array, ""]]) -> Split:
         lost = (size > 0) & (size < 100 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x)))
         branch_part = jnp.where(lost, jnp.nan, branch_part)
         angle = cosine(inner(skip_part, branch_part), inner(skip_part, skip_part), inner(branch_part, branch_part))
-        return down, Split(*(frobenius(part, exponent) for part in (x, skip_part, branch_part)), angle)
+        whole, skip_size, branch_size = (frobenius(part, exponent) for part in (x, skip_part, branch_part))
+        return down, Split(whole, skip_size, branch_size, angle)
 
     return _downwards(anatomy, loss, of_block)
 

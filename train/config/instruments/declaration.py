@@ -1,4 +1,4 @@
-"""What an instrument is to a config, a log and a page: its key, tags, charts, and when it can measure. No JAX."""
+"""The declaration of an instrument: its key, tags and charts, and when it can measure. No JAX."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
