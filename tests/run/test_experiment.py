@@ -165,6 +165,7 @@ def test_the_finding_is_in_tensorboard_once_also_if_the_training_was_killed_befo
     written.write_bytes(b"")  # killed while it was written
     for _ in range(2):
         assert main(["train", str(config)]) == 0  # finished before
+    written.unlink()
     (event,) = events_of(run).Tensors("finding")
     sentences = event.tensor_proto.string_val[0].decode().split("\n\n")
     assert event.step == 40 and "\n".join(("", *sentences, "")) in capsys.readouterr().out and len(sentences) > 1
