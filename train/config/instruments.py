@@ -38,6 +38,7 @@ class Instrument:
     charts: tuple[tuple[str, str], ...] = ()  # (title, pattern of the tags on it)
     lines: Mapping[str, str] = field(default_factory=dict)  # curves that become pictures: tag, and what each is along
     histograms: bool = False
+    matrices: bool = False  # that become pictures
     batches: Callable[["WatchConfig"], int] = lambda watch: 1  # that it measures on
     optimizer: bool = False  # it needs the optimizer's state
     precise: bool = False  # products in full float32, also where training multiplies in less
@@ -52,7 +53,7 @@ class Instrument:
     @property
     def pictured(self) -> bool:
         """It leaves histograms or pictures, which a resumed run has to draw again."""
-        return self.histograms or bool(self.lines)
+        return self.histograms or self.matrices or bool(self.lines)
 
     def function(self) -> Any:
         """The measuring function; imports JAX. Raises DeclarationError."""
@@ -140,6 +141,26 @@ INSTRUMENTS: dict[str, Instrument] = {
             ("log10 of the part of delta_l that comes through block l", f"split/branch_log10/{LAYER}"),
             ("cosine of the two parts, by block", f"split/cosine/{LAYER}"),
         ),
+    ),
+    "residual": Instrument(
+        ".blocks:residual",
+        "the residual rule's own parameters",
+        (
+            Tags(
+                ("residual",),
+                "by name and layer, such as `residual/alpha_1/layer_000`: a number as it is, of a vector or matrix the "
+                "root mean square. Pictures of mixing weights, a row or more a block: hyper_connections' `read`, "
+                "`across` (from, to) and `write`, mhc's `across` without what depends on the token, attnres' `mixing`: "
+                "the sources (columns) of what the MLP, then the next block reads, means over tokens. Not for rules "
+                "without parameters",
+            ),
+        ),
+        (("the residual rule's own parameters, by block", f"residual/.+/{LAYER}"),),
+        matrices=True,
+        unmet=lambda config: (
+            None if config.model.rule.growth else f"residual.rule {config.model.residual.rule} has no parameters"
+        ),
+        optional=True,
     ),
     "twins": Instrument(
         ".gradients:twins",

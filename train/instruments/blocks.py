@@ -1,15 +1,16 @@
-"""Instruments inside the blocks: attention, hidden units, delta's two ways down a block, Jacobians."""
+"""Instruments inside the blocks: attention, hidden units, delta's two ways down, Jacobians, a rule's parameters."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from model.residual import Carry
+from model.residual import Carry, rule_of
+from model.residual.attnres import AttnRes
 
 from ..core.loss import losses, mean_loss
 from ..gradflow import jacobian as jacobians
-from ..gradflow import per_block
-from .readings import Reading
+from ..gradflow import mixing, per_block
+from .readings import Matrix, Reading
 from .snapshot import Snapshot
 
 
@@ -50,3 +51,18 @@ def jacobian(snapshot: Snapshot) -> dict[str, Reading]:
     of = jacobians.jacobians(anatomy, jax.random.key(0))
     blocks = {f"jacobian/{key}": value for key, value in of.block._asdict().items()}
     return blocks | {f"jacobian/stack_{key}": value for key, value in of.stack._asdict().items()}
+
+
+def residual(snapshot: Snapshot) -> dict[str, Reading]:
+    """The rule's own parameters, and its mixing weights as matrices."""
+    model, own = snapshot.config.model, mixing.own_parameters(snapshot.params)
+    rule = rule_of(model)
+    pictures = mixing.matrices(own, [name for name, growth in model.rule.growth.items() if growth == "scalar"])
+    if model.residual.rule == "mhc":
+        biases = {name: pictures.pop(f"{name}/bias") for name in ("across_1", "across_2")}
+        pictures |= {name: mixing.stream_mixing(bias[:, 0], rule.option("rounds")) for name, bias in biases.items()}
+    if isinstance(rule, AttnRes):
+        anatomy, eps = snapshot.anatomy(snapshot.batch().inputs), snapshot.hp.model["norm_eps"]
+        pictures["mixing"] = mixing.depth_mixing(anatomy, own, rule.size, eps)
+    readings: dict[str, Reading] = {f"residual/{name}": values for name, values in mixing.sizes(own).items()}
+    return readings | {f"residual/{name}/matrix": Matrix(values) for name, values in pictures.items()}
