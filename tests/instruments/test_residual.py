@@ -14,7 +14,9 @@ import pytest
 from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network
-from model.residual import Context, Sublayer, rule_of
+from model.residual import Context, Sublayer
+from model.residual.attnres import AttnRes
+from model.residual.streams import ManifoldHyperConnections
 from runs import events_of
 from train.cli import main
 from train.gradflow.mixing import depth_mixing, matrices, own_parameters, sizes, source_weights, stream_mixing
@@ -58,7 +60,7 @@ def test_numbers_and_matrices_by_hand():
 def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block):
     """sum_i alpha_i v_i is the h that a block passes on, by the model itself."""
     net = network({"rule": "attnres", "block": block}, norm_eps=1e-3)
-    rule, eps = rule_of(net.config), jnp.float64(1e-3)
+    rule, eps = AttnRes(net.config), jnp.float64(1e-3)
     counts = [2 + done // rule.size for done in range(6)]
 
     @jax.jit
@@ -85,7 +87,7 @@ def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block):
 
 def test_streams_are_mixed_as_mhc_mixes_a_token_without_its_dynamic_part(x64):
     net = network({"rule": "mhc", "streams": 3, "rounds": 50})
-    rule, own = rule_of(net.config), own_parameters(drawn(net))
+    rule, own = ManifoldHyperConnections(net.config), own_parameters(drawn(net))
     own["across_2/bias"] = own["across_2/bias"] / 8  # farther from the identity
     found = stream_mixing(own["across_2/bias"], 50)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)

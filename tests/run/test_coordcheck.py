@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from data.source import open_source
 from train.cli import main
 from train.config.load import from_mapping
 from train.core.batch import batch_of
@@ -74,7 +73,8 @@ def test_the_figures_are_those_of_training_step_by_step(keys):
     config = (
         from_mapping(keys | {"optimizer.warmup": 0, "optimizer.schedule": "constant", "seed": 5}).variants[0].config
     )
-    source = open_source(config.data)
+    source, _ = bench(experiment)
+    assert source.resident is not None
     network, hp = network_of(config, source.spec, "float32"), hparams_of(config)
     batch = batch_of(source.train_batches(4, 5, 0, 1)[0], np.asarray(source.resident[0]), 8)
     state = jax.jit(initial_state, static_argnums=(0, 1))(network, config, hp)

@@ -185,7 +185,7 @@ class TrainConfig(Section):
         description="when a loss or gradient is not a finite number: stop the variant, or skip the update "
         "(docs/stopping.md)",
     )
-    stop_when: tuple[Literal[STATES[1:]], ...] = Field(  # pyright: ignore[reportInvalidTypeForm]
+    stop_when: tuple[Literal[STATES[1:]], ...] = Field(  # pyright: ignore[reportGeneralTypeIssues, reportInvalidTypeForm]
         default=(),
         strict=False,
         description="states of the verdict that end a variant early, saved, once its run so far has one of them "

@@ -17,8 +17,8 @@ def matrix_chart(values: Float[np.ndarray, "L rows columns"], title: str) -> Cha
     cells: list[dict[str, Any]] = []
     for line, row in enumerate(values.reshape(depth * rows, columns)):
         top, bottom = line / rows, (line + 1) / rows
-        for place, value in enumerate(numbers(row)):
-            cells.append({"x": place - 0.5, "x2": place + 0.5, "y": top, "y2": bottom, "v": value})
+        for column, value in enumerate(numbers(row)):
+            cells.append({"x": column - 0.5, "x2": column + 0.5, "y": top, "y2": bottom, "v": value})
     finite = values[np.isfinite(values)]
     ends = [min(0.0, float(finite.min(initial=0.0))), max(1.0, float(finite.max(initial=1.0)))]
     axis = {"grid": False, "format": "d", "tickMinStep": 1}

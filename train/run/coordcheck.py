@@ -118,8 +118,8 @@ def coordinates(
         return jnp.stack([root_mean_square(x) for x in (*now, *(a - b for a, b in zip(now, first, strict=True)))])
 
     def step(state: State, _: None) -> tuple[State, Float[Array, "4"]]:
-        state, _, _ = train_step(network, config, state, hp, batch, False)
-        return state, sizes(state.params)
+        after = train_step(network, config, state, hp, batch, False)[0]
+        return after, sizes(after.params)
 
     _, rows = jax.lax.scan(step, start, None, length=steps)
     return jnp.concatenate([sizes(start.params)[None], rows])
