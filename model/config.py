@@ -74,7 +74,10 @@ class ModelConfig(Section):
     activation: Literal[tuple(ACTIVATIONS)] = Field(  # pyright: ignore[reportInvalidTypeForm]
         default="gelu", description="gelu is the tanh form; swiglu and geglu add a gate matrix; linear is none at all"
     )
-    norm: Literal["rms", "layer", "none"] = Field(default="rms", description="the final norm follows it")
+    norm: Literal["rms", "layer", "dyt", "derf", "none"] = Field(
+        default="rms",
+        description="of every block, and the final one; dyt and derf are tanh and erf of a learnable multiple",
+    )
     norm_eps: Annotated[float, Traced()] = Field(
         default=1e-6, ge=0, description="added to the mean square (rms) or variance (layer)"
     )
@@ -196,7 +199,7 @@ def problems(config: ModelConfig) -> list[tuple[str, str]]:
     if config.hidden < 1:
         message = f"mlp_ratio times width must be at least 1, got {config.mlp_ratio} * {config.width}"
         wrong.append(("mlp_ratio", message))
-    wrong += rules.problems(config.residual, config.skip_scale)
+    wrong += rules.problems(config)
     if config.init_gain.mlp_gate != 1.0 and not config.gated:
         wrong.append(("init_gain.mlp_gate", f"activation {config.activation} has no gate; it is for swiglu and geglu"))
     return wrong

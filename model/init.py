@@ -57,9 +57,9 @@ class Init:
         values = jax.random.normal(self._key_of(path, 0), (rows, columns), jnp.float32)
         return (values * jnp.asarray(self.numbers["init_std"], jnp.float32)).astype(self.dtype)
 
-    def constant(self, value: float, size: int) -> Array:
-        """Returns a constant [size] vector (gains 1, biases 0)."""
-        return jnp.full((size,), value, self.dtype)
+    def constant(self, value: float, *shape: int) -> Array:
+        """Returns a constant array (gains 1, biases 0)."""
+        return jnp.full(shape, value, self.dtype)
 
 
 def _orthogonal(rows: int, columns: int) -> Callable[[Key[Array, ""]], Float[Array, "rows columns"]]:

@@ -52,17 +52,25 @@ def joined(linears: list[Linear], x: Float[Array, "N D"]) -> list[Float[Array, "
 
 
 class Norm(nnx.Module):
-    """RMSNorm (Zhang & Sennrich 2019, 1910.07467) or LayerNorm (Ba et al. 2016, 1607.06450) over the last axis."""
+    """RMSNorm (Zhang & Sennrich 2019, 1910.07467) or LayerNorm (Ba et al. 2016, 1607.06450) over the last axis, or what
+    stands in their place, entry by entry: DyT, tanh(alpha x) (Zhu et al. 2025, 2503.10622, eq. 1), or Derf,
+    erf(alpha x + shift) (Chen et al. 2025, 2512.10938); alpha is 0.5 and shift 0 at the start."""
 
     def __init__(self, config: ModelConfig, init: Init):
         self.kind = config.norm
-        gained = config.norm_gain
+        gained, pointwise = config.norm_gain, config.norm in ("dyt", "derf")
         self.gain = nnx.Param(init.constant(1.0, config.width)) if gained else None
-        biased = gained and config.bias and config.norm == "layer"
+        biased = gained and config.bias and config.norm != "rms"
         self.bias = nnx.Param(init.constant(0.0, config.width)) if biased else None
+        self.alpha = nnx.Param(init.constant(0.5)) if pointwise else None
+        self.shift = nnx.Param(init.constant(0.0)) if config.norm == "derf" else None
 
     def __call__(self, x: Float[Array, "N D"], eps: Float[Array, ""]) -> Float[Array, "N D"]:
-        y = normalize(x, self.kind, eps)
+        if self.alpha is None:
+            y = normalize(x, self.kind, eps)
+        else:
+            y = self.alpha[...].astype(x.dtype) * x
+            y = jnp.tanh(y) if self.shift is None else jax.scipy.special.erf(y + self.shift[...].astype(x.dtype))
         if self.gain is not None:
             y = y * self.gain[...][None, :]
         return y if self.bias is None else y + self.bias[...][None, :]

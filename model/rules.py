@@ -7,7 +7,7 @@ schema is imported, and an activation in `ACTIVATIONS`:
     RULES["scaled"] = Rule("my_rules:Scaled", {"factor": Option("factor of F", 0.5)})
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Real
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 # How a parameter's shape grows with the width (train/core/mup.py).
 Growth = Literal["hidden", "vector", "readout", "scalar"]
+Mixing = Literal["sinkhorn", "identity", "circulant", "lite"]  # of mhc
 
 
 class DeclarationError(ValueError):
@@ -64,13 +65,13 @@ class Option:
 
     meaning: str
     default: Any  # a value, or a function of the model's config
-    kind: type = float  # float: traced; int, bool: part of the program
+    kind: Any = float  # float: traced; int, bool, a Literal of names: part of the program
     bounds: Mapping[str, Any] = field(default_factory=dict)  # pydantic's ge, gt, le, lt
     shown: str = ""  # the default in words, where it is not a value
     needs: str | None = None  # another option, which must be true
 
     def __post_init__(self) -> None:
-        if not self.shown and not isinstance(self.default, Real):
+        if not self.shown and not isinstance(self.default, Real | str):
             raise DeclarationError(
                 f"Option {self.meaning!r}: `shown` is needed, the default in words, where it is no number"
             )
@@ -87,6 +88,8 @@ class Rule:
     additive: bool = True  # the skip scale applies, so the counterfactual s = 0 exists
     draws: bool = False  # its training depends on a random key
     skip_scale: float | None = None  # fixed by the rule
+    derivative: bool = True  # what passes down is the derivative of the loss
+    check: Callable[[Any], Iterator[tuple[str, str]]] | None = None  # model's config -> problems, see `problems`
     program: str | None = None  # the rule whose program it runs, with other numbers
     meaning: str = ""  # where it is not the class's docstring
 
@@ -98,6 +101,22 @@ class Rule:
         """The value of an option that the config leaves null; `config` is the model's."""
         value = self.options[option].default
         return value(config) if callable(value) else value
+
+
+def _mhc(config: Any) -> Iterator[tuple[str, str]]:
+    options = config.residual
+    if options.mixing == "lite" and (options.streams or 4) > 6:
+        yield (
+            "residual.streams",
+            f"mixing: lite has streams! weights a token; expected at most 6, got {options.streams}",
+        )
+    if options.mixing not in (None, "sinkhorn") and options.rounds is not None:
+        yield "residual.rounds", f"an option of mixing: sinkhorn; residual.mixing is {options.mixing}"
+
+
+def _attnres(config: Any) -> Iterator[tuple[str, str]]:
+    if config.residual.heads is not None and config.width % config.residual.heads:
+        yield "residual.heads", f"expected a divisor of width {config.width}, got {config.residual.heads}"
 
 
 _ALPHA = Option("alpha at the start", 0.0)
@@ -113,7 +132,25 @@ RULES: dict[str, Rule] = {
         program="pre_ln",
         meaning="x <- F(N(x)): pre_ln at s = 0, and the same compiled program.",
     ),
+    "mix_ln": Rule(
+        ".scaled:MixLN",
+        {"share": Option("share of the blocks, from the first, that are post_ln", 0.25, bounds={"ge": 0, "le": 1})},
+    ),
+    "keel": Rule(".scaled:Keel", {"alpha": Option("alpha", lambda config: 2.0 * config.layers, shown="2L")}),
     "sandwich": Rule(".scaled:Sandwich"),
+    "res_post_norm": Rule(".scaled:ResPostNorm"),
+    "lns": Rule(".scaled:LayerNormScaling"),
+    "completep": Rule(
+        ".scaled:CompleteP", {"base_layers": Option("L_base, the depth that the rate is right for", 2, int, {"ge": 1})}
+    ),
+    "orthogonal": Rule(".scaled:Orthogonal"),
+    "gpas": Rule(".scaled:GPAS", {"gate": Option("g at the start", 0.0)}, {"gate": "scalar"}, derivative=False),
+    "siamese": Rule(".streams:Siamese"),
+    "denseformer": Rule(
+        ".mixed:DenseFormer",
+        {"dynamic": Option("weights that depend on the token", False, bool)},
+        {"alpha": "scalar", "dynamic/hidden": "readout", "dynamic/out": "scalar"},
+    ),
     "rezero": Rule(".scaled:ReZero", {"alpha": _ALPHA}, {"alpha_*": "scalar"}),
     "skipinit": Rule(".scaled:SkipInit", {"alpha": _ALPHA}, {"alpha_*": "scalar"}),
     "layerscale": Rule(
@@ -166,16 +203,22 @@ RULES: dict[str, Rule] = {
         {
             "streams": _STREAMS,
             "gate": Option(_GATE, 0.01),
+            "mixing": Option("how H_res is made doubly stochastic", "sinkhorn", Mixing),
             "rounds": Option("rounds of Sinkhorn", 20, int, {"ge": 1, "le": 1000}),
         },
         {"*/kernel": "readout", "*/bias": "scalar", "*/gate": "scalar"},
         skip_only=("across_*",),
+        check=_mhc,
     ),
     "attnres": Rule(
         ".attnres:AttnRes",
-        {"block": Option("blocks whose outputs are summed into one source", None, int, {"ge": 1}, "none are")},
+        {
+            "block": Option("blocks whose outputs are summed into one source", None, int, {"ge": 1}, "none are"),
+            "heads": Option("parts of the width, each with weights of its own", 1, int, {"ge": 1}),
+        },
         {"query_*": "readout"},
         additive=False,
+        check=_attnres,
     ),
     "value_skipinit": Rule(
         ".mixed:ValueSkipInit",
@@ -199,13 +242,14 @@ def meanings(rules: Mapping[str, Option]) -> str:
     """Returns an option in words, once for rules that share them: `rezero, skipinit: alpha at the start; null = 0`."""
     by_text: dict[str, list[str]] = {}
     for name, option in rules.items():
-        shown = option.shown or (str(option.default).lower() if option.kind is bool else f"{option.default:g}")
+        shown = option.shown or (f"{option.default:g}" if option.kind in (int, float) else str(option.default).lower())
         by_text.setdefault(f"{option.meaning}; null = {shown}", []).append(f"{option.needs or ''} {name}".strip())
     return ". ".join(f"{', '.join(names)}: {text}" for text, names in by_text.items())
 
 
-def problems(residual: Any, skip_scale: float) -> Iterator[tuple[str, str]]:
-    """Problems of the rule's options and of the skip scale, as (key of the model section, message)."""
+def problems(config: Any) -> Iterator[tuple[str, str]]:
+    """Problems of the rule's options and of the skip scale in a model's config, as (key of the section, message)."""
+    residual, skip_scale = config.residual, config.skip_scale
     name, rule = residual.rule, RULES[residual.rule]
     for key, owners in options().items():
         if getattr(residual, key) is None:
@@ -214,6 +258,7 @@ def problems(residual: Any, skip_scale: float) -> Iterator[tuple[str, str]]:
             yield f"residual.{key}", f"an option of {', '.join(owners)}; residual.rule is {name}"
         elif (needs := owners[name].needs) and not getattr(residual, needs):
             yield f"residual.{key}", f"an option of {needs} {name}; residual.{needs} is false"
+    yield from rule.check(config) if rule.check else ()
     if not rule.additive and skip_scale != 1.0:
         yield "skip_scale", f"{name} has none; leave it at 1, got {skip_scale}"
     if rule.skip_scale is not None and skip_scale not in (rule.skip_scale, 1.0):

@@ -233,7 +233,7 @@ class Transformer(nnx.Module):
     ) -> Any:
         """Returns the logits or their scores, from the last block's output: see `__call__`."""
         config, numbers = self.config, context.numbers
-        x = rule_of(config).end(carry)
+        x = rule_of(config).end(carry, context)
         x = x if self.norm_f is None else self.norm_f(x, numbers["norm_eps"])
         x = jnp.mean(x.reshape(*context.shape, -1), axis=1) if self.interface.pooled else x
         if head is None:

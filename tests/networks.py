@@ -22,11 +22,14 @@ TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
 
 # Rules that differ from one of the others in a factor or a norm alone: their longer laws are for `make slow`.
 ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
-ALIKE += ("hyper_connections",)
+ALIKE += ("hyper_connections", "mix_ln", "keel", "res_post_norm", "lns", "completep", "gpas", "orthogonal")
 EACH_RULE = [pytest.param(rule, marks=[pytest.mark.slow] if rule in ALIKE else []) for rule in RULES]
 # The same for laws whose programs are long: of mhc's the compiler alone takes three times as long as of the others.
 FEW_RULES = [
-    pytest.param(rule, marks=[pytest.mark.slow] if rule in (*ALIKE, "mhc", "value_residual") else []) for rule in RULES
+    pytest.param(
+        rule, marks=[pytest.mark.slow] if rule in (*ALIKE, "mhc", "value_residual", "siamese", "denseformer") else []
+    )
+    for rule in RULES
 ]
 
 
@@ -96,7 +99,9 @@ def dense_loss(net: Network, params: Any, head: Any, offsets: Any, numbers: Any 
         """The carry with `o` added to what delta is taken of, by rule: not as `Residual.stream` has it."""
         if rule in ("value_residual", "x0_lambda"):
             return carry[0] + o, carry[1]
-        return (carry[0], carry[1] + o) if rule == "attnres" else carry + o
+        if rule == "siamese":
+            return carry[0] + o[0], carry[1] + o[1]
+        return (carry[0], carry[1] + o) if rule in ("attnres", "denseformer") else carry + o
 
     x = params["embed"][tokens.reshape(-1)]
     x = x + jnp.tile(params["positions"][: tokens.shape[1]], (len(tokens), 1)) if "positions" in params else x
@@ -105,6 +110,6 @@ def dense_loss(net: Network, params: Any, head: Any, offsets: Any, numbers: Any 
     for layer in range(net.config.layers):
         block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
         carry = block(moved(carry, offsets[layer]), context._replace(layer=jnp.int32(layer)), dtype)
-    x = rule_of(net.config).end(moved(carry, offsets[-1]))
+    x = rule_of(net.config).end(moved(carry, offsets[-1]), context)
     x = x if model.norm_f is None else model.norm_f(x, numbers["norm_eps"])
     return -jnp.mean(jax.nn.log_softmax(x @ head.T)[jnp.arange(targets.size), targets])

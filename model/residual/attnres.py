@@ -12,6 +12,9 @@ class AttnRes(Residual):
     """h = sum_i alpha_i v_i, alpha = softmax_i(w^T RMSNorm(v_i)), v_0 the embedding and v_i the output F(N(h)) of
     sublayer i; the head reads such a mix too (Attention Residuals, 2603.15031). All w are 0 at the start.
 
+    `heads` divides the width: each part of h has a query and weights of its own over the sources, whose keys are normed
+    as a whole.
+
     `block: S` sums the outputs of S blocks into one source, and the sum so far of the current ones is another. w = 0
     weighs all sources alike, so N(h) and with it the whole function are pre_ln's (up to norm_eps).
 
@@ -51,7 +54,8 @@ class AttnRes(Residual):
         y = sub.f(sub.norm(h))
         sources = sources.at[row].add(y)
         # Recomputed in the backward pass: the keys alone are as large as the sources.
-        mixed = jax.checkpoint(mix)(sources, sub.own["query"].astype(y.dtype), row + 1, context.numbers["norm_eps"])
+        query = sub.own["query"].astype(y.dtype).reshape(self.option("heads"), -1)
+        mixed = jax.checkpoint(mix)(sources, query, row + 1, context.numbers["norm_eps"])
         return sources, mixed
 
     def stream(self, carry):
@@ -59,12 +63,14 @@ class AttnRes(Residual):
 
 
 def mix(
-    sources: Float[Array, "S N D"], query: Float[Array, "D"], count: Int[Array, ""], eps: Float[Array, ""]
+    sources: Float[Array, "S N D"], query: Float[Array, "H K"], count: Int[Array, ""], eps: Float[Array, ""]
 ) -> Float[Array, "N D"]:
-    """The attention of one query over the first `count` sources: keys are normed, values are not."""
-    seen_S = jnp.arange(sources.shape[0], dtype=count.dtype) < count
+    """The attention of H queries over the first `count` sources, D = H K: keys are normed, values are not."""
+    (S, N, D), H = sources.shape, len(query)
+    seen_S = jnp.arange(S, dtype=count.dtype) < count
     # Sources still to come are zero, and a norm without epsilon would divide by zero.
     keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
-    scores_SN = jnp.einsum("snd,d->sn", keys, query)
-    scores_SN = jnp.where(seen_S[:, None], scores_SN, jnp.finfo(scores_SN.dtype).min)
-    return jnp.einsum("sn,snd->nd", jax.nn.softmax(scores_SN, axis=0), sources)
+    scores_SNH = jnp.einsum("snhk,hk->snh", keys.reshape(S, N, H, -1), query)
+    scores_SNH = jnp.where(seen_S[:, None, None], scores_SNH, jnp.finfo(scores_SNH.dtype).min)
+    weights = jax.nn.softmax(scores_SNH, axis=0)
+    return jnp.einsum("snh,snhk->nhk", weights, sources.reshape(S, N, H, -1)).reshape(N, D)

@@ -92,6 +92,11 @@ class Residual:
         return {}
 
     @property
+    def gradient_factor(self) -> float:
+        """Factor of the blocks' gradients before the optimizer."""
+        return 1.0
+
+    @property
     def flops(self) -> int:
         """Operations of a token's forward pass beyond those of every rule (products with matrices, attention)."""
         return 0
@@ -121,7 +126,7 @@ class Residual:
         total = context.numbers["skip_scale"] * x + y
         return total if context.one is None else fusion_barrier(total, context.one)
 
-    def end(self, carry: Carry) -> Float[Array, "N D"]:
+    def end(self, carry: Carry, context: Context) -> Float[Array, "N D"]:
         """The input of the final norm and the head."""
         return self.stream(carry)
 

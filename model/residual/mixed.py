@@ -1,8 +1,12 @@
 """Rules that mix in something from the bottom of the network, or inside attention."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..layers import normalize
 from .base import Carry, Context, Parameters, Residual, Sublayer, scalar
 
 
@@ -65,6 +69,52 @@ class X0Lambda(Residual):
 
     def stream(self, carry):
         return carry[0]
+
+
+class DenseFormer(Residual):
+    """pre_ln whose stream after block l is sum_j alpha_lj X_j: X_0 the embedding output, X_j the output of block j
+    counted from 1; alpha_l is 1 at X_l and 0 elsewhere at the start, learnable (Pagliardini et al. 2024, 2402.02622,
+    eq. 3).
+
+    `dynamic: true` adds GELU(RMSNorm(X_l) W_1) W_2 to alpha_l, a value a token, W_2 = 0 at the start: the residual
+    stream of MUDDFormer (Xiao et al. 2025, 2502.12170, section 2.2) without its ways into q, k and v.
+
+    The carry is (all X, the stream), delta is taken of the stream; gains need not telescope as Jacobians do. s = 0
+    leaves the paths by alpha open.
+    """
+
+    parts = True
+
+    @property
+    def flops(self) -> int:
+        return self.config.layers * 2 * (self.config.layers + 1) * self.config.width  # the sum over all X
+
+    def block_parameters(self, init, layer):
+        sources = self.config.layers + 1
+        own: dict[str, Any] = {"alpha": jax.nn.one_hot(layer + 1, sources, dtype=init.dtype)}
+        if self.option("dynamic"):
+            kernel = init.matrix("blocks/residual/dynamic", layer, self.config.width, sources)
+            own["dynamic"] = {"hidden": kernel, "out": jnp.zeros((sources, sources), init.dtype)}
+        return own
+
+    def begin(self, x, context):
+        return jnp.zeros((self.config.layers + 1, *x.shape), x.dtype).at[0].set(x), x
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        outputs, x = carry
+        x = super().sublayer(x, sub, context)
+        if sub.index == 0:
+            return outputs, x
+        assert context.layer is not None
+        # Blocks above are zero here, and so is the gradient of their alpha.
+        outputs, alpha = outputs.at[context.layer + 1].set(x), sub.block["alpha"].astype(x.dtype)[None]
+        if self.option("dynamic"):
+            hidden, out = (sub.block["dynamic"][name].astype(x.dtype) for name in ("hidden", "out"))
+            alpha = alpha + jax.nn.gelu(normalize(x, "rms", context.numbers["norm_eps"]) @ hidden) @ out
+        return outputs, jnp.sum(alpha.T[:, :, None] * outputs, axis=0)
+
+    def stream(self, carry):
+        return carry[1]
 
 
 class ValueSkipInit(Residual):

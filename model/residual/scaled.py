@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..layers import normalize
 from .base import Carry, Context, Residual, Sublayer, scalar
 
 
@@ -15,6 +16,100 @@ class PostLN(Residual):
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         return sub.norm(self.add(carry, sub.f(carry), context))
+
+
+class MixLN(PostLN):
+    """post_ln in the first `share` of the blocks, pre_ln in the others, and a final norm (Li et al. 2024, Mix-LN,
+    2412.13795, section 3)."""
+
+    final_norm = True
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        assert context.layer is not None
+        share = jnp.asarray(self.number(context.numbers, "share"), carry.dtype)
+        post = context.layer.astype(carry.dtype) + 0.5 < share * self.config.layers  # as many as are nearest
+        total = self.add(carry, sub.f(jnp.where(post, carry, sub.norm(carry))), context)
+        return jnp.where(post, sub.norm(total), total)
+
+
+class Keel(Residual):
+    """x <- N_o(s alpha x + F(N_i(x))), alpha = 2L, the number of sublayers (Chen & Wei 2026, 2601.19895).
+
+    The last norm is the block's own. With |F| = sigma |x| a sublayer's skip keeps 1 / sqrt(1 + sigma^2 / alpha^2) of
+    delta, post_ln's 1 / sqrt(1 + sigma^2).
+    """
+
+    norm_slots = ("in", "out")
+    final_norm = False
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        alpha = jnp.asarray(self.number(context.numbers, "alpha"), carry.dtype)
+        return sub.norms["out"](self.add(alpha * carry, sub.f(sub.norm(carry)), context))
+
+
+class ResPostNorm(Residual):
+    """x <- s x + N(F(x)), without a norm before F: OLMo 2 (Walsh et al. 2024, 2501.00656, section 3.2), and Swin v2
+    (Liu et al. 2021, 2111.09883)."""
+
+    norm_slots = ("out",)
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        return self.add(carry, sub.norms["out"](sub.f(carry)), context)
+
+
+class LayerNormScaling(Residual):
+    """x <- s x + F(N(x) / sqrt(l)), l the block, counted from 1 (Sun et al. 2025, 2502.05795, eq. 5).
+
+    Where F is as large as its input, the mean square of the stream grows by the harmonic number, as log L, and not
+    as L.
+    """
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        assert context.layer is not None
+        depth = (context.layer + 1).astype(carry.dtype)
+        return self.add(carry, sub.f(sub.norm(carry) / jnp.sqrt(depth)), context)
+
+
+class CompleteP(Residual):
+    """x <- s x + (L_base / L) F(N(x)): a learning rate that is right at L_base blocks is right at any depth (Dey et al.
+    2025, 2505.01618, table 1 with alpha = 1).
+
+    The gradients of a block, which have the factor too, are divided by it before the optimizer, as Adam's epsilon of
+    blocks times L_base / L has the same effect; sgd needs it for the same transfer.
+    """
+
+    @property
+    def gradient_factor(self) -> float:
+        return self.config.layers / self.option("base_layers")
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        y = sub.f(sub.norm(carry))
+        return self.add(carry, y if self.gradient_factor == 1 else y / self.gradient_factor, context)
+
+
+class Orthogonal(Residual):
+    """x <- s x + y - (<y, x> / |x|^2) x, y = F(N(x)): a token's update is perpendicular to its stream, which therefore
+    grows in every sublayer (Oh et al. 2025, 2505.11881, section 3, without an epsilon)."""
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        y, unit = sub.f(sub.norm(carry)), normalize(carry, "rms", 0.0)
+        return self.add(carry, y - jnp.mean(y * unit, axis=-1, keepdims=True) * unit, context)
+
+
+class GPAS(Residual):
+    """z = s x + F(N(x)), x <- z - SiLU(g) sg(z), sg without a gradient; g is learnable, 0 at the start, one a block
+    (Chen et al. 2025, 2506.22049, section 3).
+
+    Activations are scaled by 1 - SiLU(g) and gradients are not, so that delta and the gradients of all blocks below are
+    no derivatives of the loss at g != 0.
+    """
+
+    def block_parameters(self, init, layer):
+        return {"gate": scalar(init, self.number(init.numbers, "gate"))}
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        z = super().sublayer(carry, sub, context)
+        return z - jax.nn.silu(sub.block["gate"].astype(z.dtype)) * jax.lax.stop_gradient(z)
 
 
 class Sandwich(Residual):

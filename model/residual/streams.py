@@ -5,10 +5,12 @@ stream do.
 """
 
 import math
+from itertools import permutations
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..layers import normalize
@@ -42,7 +44,7 @@ class Streams(Residual):
         mixed = sum(across[:, i, :].T[:, :, None] * carry[i][None] for i in range(self.n))
         return context.numbers["skip_scale"] * mixed + write.T[:, :, None] * y[None]
 
-    def end(self, carry: Carry) -> Float[Array, "N D"]:
+    def end(self, carry: Carry, context: Context) -> Float[Array, "N D"]:
         """The sum of the streams; the final norm takes the factor n out again."""
         return jnp.sum(carry, axis=0)
 
@@ -104,20 +106,34 @@ class ManifoldHyperConnections(Streams):
     At the start W = 0 and each gate is 0.01; b_pre = -ln(n - 1), so that H_pre averages the streams; b_post = 0, so
     that H_post is 1; b_res is 0 on the diagonal and -8 elsewhere, close to the identity. While the streams are copies
     this is pre_ln's function.
+
+    `mixing` is another map to doubly stochastic matrices, exact where Sinkhorn's is a limit. identity: H_res = I.
+    circulant: a softmax over the n cyclic shifts. lite: one over all n! permutations (mHC-lite, 2601.05732). The
+    logits are 0 for the identity and -8 for the others at the start.
     """
 
+    def permutations(self) -> Float[np.ndarray, "P n n"]:
+        """The matrices whose convex combinations circulant and lite are, the identity first."""
+        shifts = [np.roll(np.arange(self.n), -shift) for shift in range(self.n)]
+        orders = shifts if self.option("mixing") == "circulant" else [*permutations(range(self.n))]
+        return np.eye(self.n)[np.stack(orders)]
+
+    def starts(self) -> dict[str, Float[np.ndarray, "columns"]]:
+        """The logits of a sublayer's matrices where the dynamic part is 0."""
+        n, mixing = self.n, self.option("mixing")
+        logits = {"read": np.full(n, -math.log(n - 1)), "write": np.zeros(n)}
+        if mixing == "sinkhorn":
+            logits["across"] = -8 * (1 - np.eye(n)).ravel()
+        elif mixing != "identity":
+            logits["across"] = -8 * (np.arange(len(self.permutations())) > 0)
+        return logits
+
     def sublayer_parameters(self, init, layer, index):
-        n, width = self.n, self.n * self.config.width
-        starts = {
-            "read": jnp.full((n,), -math.log(n - 1), init.dtype),
-            "write": jnp.zeros((n,), init.dtype),
-            "across": -8 * (1 - jnp.eye(n, dtype=init.dtype)),
-        }
+        width = self.n * self.config.width
+        starts = {name: jnp.asarray(logits, init.dtype) for name, logits in self.starts().items()}
         gate = scalar(init, self.number(init.numbers, "gate"))
         kernels = {name: jnp.zeros((width, start.size), init.dtype) for name, start in starts.items()}
-        return {
-            name: {"kernel": kernels[name], "bias": start.reshape(-1), "gate": gate} for name, start in starts.items()
-        }
+        return {name: {"kernel": kernels[name], "bias": start, "gate": gate} for name, start in starts.items()}
 
     def weights(self, carry, sub, context):
         normed = normalize(self.stream(carry), "rms", context.numbers["norm_eps"])
@@ -126,9 +142,45 @@ class ManifoldHyperConnections(Streams):
             kernel, bias, gate = (sub.own[name][part].astype(carry.dtype) for part in ("kernel", "bias", "gate"))
             return gate * (normed @ kernel) + bias[None, :]
 
-        # Sinkhorn's matrix maps streams (columns) to streams (rows).
-        across = sinkhorn(logits("across").reshape(-1, self.n, self.n), self.option("rounds"))
-        return jax.nn.sigmoid(logits("read")), jnp.swapaxes(across, 1, 2), 2 * jax.nn.sigmoid(logits("write"))
+        mixing = self.option("mixing")
+        if mixing == "identity":
+            across = jnp.eye(self.n, dtype=carry.dtype)[None]
+        elif mixing == "sinkhorn":
+            # Its matrix maps streams (columns) to streams (rows).
+            across = jnp.swapaxes(sinkhorn(logits("across").reshape(-1, self.n, self.n), self.option("rounds")), 1, 2)
+        else:
+            shares = jax.nn.softmax(logits("across"), axis=-1)
+            across = jnp.tensordot(shares, jnp.asarray(self.permutations(), carry.dtype), 1)
+        return jax.nn.sigmoid(logits("read")), across, 2 * jax.nn.sigmoid(logits("write"))
+
+
+class Siamese(Residual):
+    """u <- N_post(u), r = F(N(u + N_pre(y))), u <- s u + r / sqrt(2l), y <- s y + r: a stream that is normed as that of
+    post_ln and one that is not, l the block counted from 1 (Li et al. 2026, SiameseNorm, 2602.08064).
+
+    Both start as the embedding output. The head reads the sum of the two, each normed without a gain: of the paper's
+    output only summaries could be read. Delta is taken of both together.
+    """
+
+    norm_slots = ("in", "post", "pre")
+
+    def begin(self, x, context):
+        return x, x
+
+    def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
+        assert context.layer is not None
+        u, y = sub.norms["post"](carry[0]), carry[1]
+        r = sub.f(sub.norm(u + sub.norms["pre"](y)))
+        depth = (2 * (context.layer + 1)).astype(r.dtype)
+        return self.add(u, r / jnp.sqrt(depth), context), self.add(y, r, context)
+
+    def end(self, carry, context):
+        kind, eps = self.config.norm, context.numbers["norm_eps"]
+        u, y = carry if kind == "none" else (normalize(x, kind, eps) for x in carry)
+        return u + y
+
+    def stream(self, carry):
+        return jnp.concatenate(carry, axis=1)
 
 
 def sinkhorn(logits: Float[Array, "N n n"], rounds: int) -> Float[Array, "N n n"]:

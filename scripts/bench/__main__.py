@@ -6,6 +6,7 @@
     python scripts/bench --watch --rounds 30 --seconds 1          # the cost of watching, in one process
     python scripts/bench --depth                                  # compile time at 96 blocks over 8
     python scripts/bench --scale                                  # step time over sizes, with exponents
+    python scripts/bench --rules                                  # the cost of each residual rule
     python scripts/bench --cold                                   # process start to the end of the first dispatch
 
 PyTorch is optional: without it its rows are empty. Close other programs first; every figure is a median over rounds in
@@ -65,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(*loaded(busy), sep="\n")
         return 0
     try:
+        if options.rules:
+            from scripts.bench.rules import costs
+
+            print(markdown(*costs(options.config, options.rounds)), f"\n{cpu()}", *loaded(busy), sep="\n")
+            return 0
         shapes, dtype, notes = read(Path(options.config))
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -116,6 +122,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--watch", action="store_true", help="the cost of watching: the project's rows in one process")
     mode.add_argument("--depth", action="store_true", help="compile time at 96 blocks over 8, of the project's step")
     mode.add_argument("--scale", action="store_true", help="step time over depth, width, context, batch, variants")
+    mode.add_argument("--rules", action="store_true", help="cost of each residual rule in time, memory and FLOPs")
     mode.add_argument("--cold", action="store_true", help="seconds from process start to the end of the first dispatch")
     options = parser.parse_args(argv)
     if options.rounds < 1 or not options.seconds > 0:

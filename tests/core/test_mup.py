@@ -152,7 +152,11 @@ def test_logits_are_a_quarter_and_attention_is_flatter(x64, model, ends, apart):
 
 MATRICES = [f"attn/{name}" for name in ("q", "k", "v", "o")] + [f"mlp/{name}" for name in ("in", "gate", "out")]
 COMMON = dict.fromkeys(["embed", "positions", "head", "norm_f/gain", "norm_f/bias"], "vector")
-COMMON |= {f"blocks/norm_{n}/{leaf}": "vector" for n in (1, 2, "1_out", "2_out") for leaf in ("gain", "bias")}
+COMMON |= {
+    f"blocks/norm_{n}/{leaf}": "vector"
+    for n in ("1", "2", *(f"{n}_{slot}" for n in "12" for slot in ("out", "post", "pre")))
+    for leaf in ("gain", "bias")
+}
 COMMON |= {
     f"blocks/{matrix}/{leaf}": kind for matrix in MATRICES for leaf, kind in (("kernel", "hidden"), ("bias", "vector"))
 }
@@ -172,6 +176,8 @@ OWN: dict[str, dict[str, str]] = {
     "value_residual": {"lambda": "scalar"},
     "x0_lambda": {"lambda_0": "scalar", "lambda_1": "scalar"},
     "value_skipinit": {"alpha": "scalar", "beta": "scalar"},
+    "gpas": {"gate": "scalar"},
+    "denseformer": {"alpha": "scalar", "dynamic/hidden": "readout", "dynamic/out": "scalar"},
 }
 
 
@@ -182,7 +188,7 @@ def own_kinds(rule: str) -> dict[str, str]:
 
 def everything(rule: str, **model: Any) -> Network:
     """Returns a network of the rule with every parameter that an option can add."""
-    residual = {"rule": rule} | ({"dynamic": True} if rule == "hyper_connections" else {})
+    residual = {"rule": rule} | ({"dynamic": True} if rule in ("hyper_connections", "denseformer") else {})
     options = {"norm": "layer", "bias": True, "activation": "swiglu", "tied_head": False}
     return network(residual=residual, **(options | model))
 

@@ -44,6 +44,8 @@ def seen(network: Network, params, tokens):
         "{}",
         "{norm: layer, bias: true, norm_eps: 0.01}",
         "{norm: none, activation: relu, attention: full}",
+        "{norm: dyt, bias: true}",
+        "{norm: derf, norm_gain: false, residual: keel}",
         "{residual: post_ln}",
         "{residual: post_ln, norm: layer, norm_gain: false, activation: silu}",
         "{residual: post_ln, norm: none, positions: none}",

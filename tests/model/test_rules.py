@@ -58,6 +58,16 @@ def test_logits_equal_those_of_the_second_transformer(x64, rule, norm):
         {"rule": "mhc", "streams": 3, "rounds": 2},
         {"rule": "attnres", "block": 1},
         {"rule": "attnres", "block": 2},
+        {"rule": "attnres", "heads": 4},
+        {"rule": "mhc", "mixing": "identity"},
+        {"rule": "mhc", "mixing": "circulant", "streams": 3},
+        {"rule": "mhc", "mixing": "lite", "streams": 3},
+        {"rule": "denseformer", "dynamic": True},
+        {"rule": "mix_ln", "share": 0.0},
+        {"rule": "mix_ln", "share": 0.5},
+        {"rule": "mix_ln", "share": 1.0},
+        {"rule": "keel", "alpha": 1.5},
+        {"rule": "completep", "base_layers": 1},
     ],
 )
 def test_options_against_the_second_transformer(x64, residual):
@@ -78,7 +88,7 @@ def test_scanned_and_unrolled_alike(x64, rule):
 def test_delta_and_gradients_are_those_of_the_dense_definition(x64, rule):
     net = network(rule)
     params = parameters(net)
-    copies = (net.config.residual.streams or 4,) if rule in ("hyper_connections", "mhc") else ()
+    copies = {"hyper_connections": (4,), "mhc": (4,), "siamese": (2,)}.get(rule, ())
     dense = jax.value_and_grad(lambda p, o: networks.dense_loss(net, p, p["head"], o, windows=APART), argnums=(0, 1))
     loss, (grads, slopes) = jax.jit(dense)(params, jnp.zeros((L + 1, *copies, B * T, D)))
     found, result = tapped(net, params, None, APART)
@@ -115,13 +125,13 @@ def test_delta_at_the_bottom_by_finite_differences_of_the_second_transformer(x64
     embed, (_, result) = np.asarray(params["embed"]), tapped(net, params, None, APART)
     analytic = np.asarray(true_gradients(result)["embed"])
     # The embeddings are copied into every stream there, and have a second path here.
-    if rule not in ("hyper_connections", "mhc", "x0_lambda", "attnres"):
+    if rule not in ("hyper_connections", "mhc", "x0_lambda", "attnres", "siamese", "denseformer"):
         assert value(result.delta)[0] == pytest.approx(np.linalg.norm(analytic), rel=1e-9)
     assert numbers_of(net.config)["skip_scale"] == (0.0 if rule == "none" else 1.0)
     for _ in range(3):
         direction = rng.normal(size=embed.shape) * np.isin(np.arange(V), DISTINCT)[:, None]
         slope = (loss(embed + 1e-6 * direction) - loss(embed - 1e-6 * direction)) / 2e-6
-        assert np.sum(analytic * direction) == pytest.approx(slope, rel=1e-5)
+        assert (np.sum(analytic * direction) == pytest.approx(slope, rel=1e-5)) == RULES[rule].derivative
 
 
 @pytest.mark.parametrize("rule", ["x0_lambda", "value_residual"])
@@ -277,10 +287,10 @@ def test_sinkhorn_is_doubly_stochastic_and_so_are_products(x64):
 def test_a_mix_weighs_by_normed_keys_and_adds_raw_values(x64):
     # Two sources of one token in the direction of the query, lengths 1 and 10: equal keys, so equal weights.
     sources = jnp.asarray([[[1.0, 0.0]], [[10.0, 0.0]], [[7.0, 7.0]]])
-    same(mix(sources, jnp.asarray([3.0, 0.0]), jnp.int32(2), jnp.asarray(0.0)), np.array([[5.5, 0.0]]))
+    same(mix(sources, jnp.asarray([[3.0, 0.0]]), jnp.int32(2), jnp.asarray(0.0)), np.array([[5.5, 0.0]]))
     # Normed keys are (sqrt 2, 0) and (1, 1): scores q sqrt 2 and q.
     q = np.log(3) / (np.sqrt(2) - 1)
-    found = mix(sources[1:], jnp.asarray([q, 0.0]), jnp.int32(2), jnp.asarray(0.0))
+    found = mix(sources[1:], jnp.asarray([[q, 0.0]]), jnp.int32(2), jnp.asarray(0.0))
     same(found, np.array([[(3 * 10 + 7) / 4, 7 / 4]]))
 
 
@@ -328,7 +338,9 @@ def test_every_rule_is_named_and_built_and_an_option_of_another_rule_is_refused(
         assert rule_of(ModelConfig(residual=rule)).config.residual == ResidualConfig(rule=rule)  # pyright: ignore[reportArgumentType]
     assert ["rule", *options()] == list(ResidualConfig.model_fields)
     for option, owners in options().items():
-        config = ModelConfig(residual={"rule": "pre_ln", option: {"dynamic": True, "streams": 2}.get(option, 1)})  # pyright: ignore[reportArgumentType]
+        config = ModelConfig(
+            residual={"rule": "pre_ln", option: {"dynamic": True, "streams": 2, "mixing": "lite"}.get(option, 1)}
+        )  # pyright: ignore[reportArgumentType]
         message = f"an option of {', '.join(owners)}; residual.rule is pre_ln"
         assert problems(config) == [(f"residual.{option}", message)]
 

@@ -19,11 +19,18 @@ CYCLES: dict[str, list[dict[str, Any]]] = {
     + [
         {"model.residual": {"rule": "attnres", "block": 1}},
         {"model.residual": {"rule": "hyper_connections", "dynamic": True, "streams": 2}},
+        {"model.residual": {"rule": "denseformer", "dynamic": True}},
+        *(
+            {"model.residual": {"rule": "mhc", "mixing": mixing}}
+            for mixing in ("sinkhorn", "identity", "circulant", "lite")
+        ),
     ],
     "norm": [
         {"model.norm": "rms", "model.norm_eps": 0.0},
         {"model.norm": "layer", "model.bias": True},
         {"model.norm": "none"},
+        {"model.norm": "dyt"},
+        {"model.norm": "derf", "model.bias": True},
         {"model.norm": "layer", "model.norm_gain": False},
     ],
     "attention": [
@@ -105,7 +112,9 @@ def literals(annotation: Any) -> set[Any]:
 
 
 def test_the_table_has_every_word_that_a_key_may_be():
-    used = {value for variant in table().values() for value in variant.values() if isinstance(value, str)}
+    values = [value for variant in table().values() for value in variant.values()]
+    values += [option for value in values if isinstance(value, dict) for option in value.values()]
+    used = {value for value in values if isinstance(value, str)}
     fields = [
         (section, key)
         for section in (ModelConfig, ResidualConfig, DataConfig, TaskConfig, OptimizerConfig)

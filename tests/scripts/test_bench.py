@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.bench import flax_plain, jax_plain, project, save, scale
+from scripts.bench import flax_plain, jax_plain, project, rules, save, scale
 from scripts.bench.__main__ import main, read, target
 from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in
 from scripts.bench.contestant import Corpus, Facts, Shapes
@@ -56,6 +56,19 @@ def test_step_times_of_two_sizes_and_no_more_devices_than_there_are(monkeypatch,
     assert (
         rows[1][3] == "1.00 |" and 1 < float(rows[0][3].removesuffix(" |")) < 2
     )  # FLOPs: variants; attention and weights
+
+
+@pytest.mark.slow
+def test_the_cost_of_two_rules(monkeypatch, jax_defaults, tmp_path, capsys) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: c\nmodel: {layers: 2, width: 16, heads: 2}\ndata: {context: 8, batch: 2}\n")
+    monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("pre_ln", "highway")})
+    monkeypatch.setattr(rules, "OPTIONS", ({"rule": "mhc", "mixing": "lite"},))
+    assert main(["--rules", "--rounds", "1", "--config", str(path)]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["rule", "---", "pre_ln", "highway", "mhc lite"]
+    assert rows[2][2:] == ["1.00", "1", "1", "1"]
+    assert float(rows[3][5]) > 1 and float(rows[3][4]) > 1
 
 
 def test_a_table_by_hand() -> None:

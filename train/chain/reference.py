@@ -4,7 +4,9 @@ Claims and tests compare the project's code with these, so neither JAX nor model
 sides. Every function of x takes complex values too, for `jacobian`. Axes as in model/__init__.py; n: streams.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from itertools import permutations
 from operator import itemgetter
 from typing import Any
 
@@ -95,9 +97,16 @@ class Reference:
         self.table = self.params.get("head", self.params["embed"])  # of the head
 
     def norm(self, p: Tree, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        if self.config.norm == "none":
-            return x
-        return normalized(x, self.config.norm, self.config.norm_eps) * p.get("gain", 1.0) + p.get("bias", 0.0)
+        match self.config.norm:
+            case "none":
+                return x
+            case "dyt":
+                y = np.tanh(p["alpha"] * x)
+            case "derf":
+                y = np.vectorize(math.erf)(p["alpha"] * x + p["shift"])
+            case kind:
+                y = normalized(x, kind, self.config.norm_eps)
+        return y * p.get("gain", 1.0) + p.get("bias", 0.0)
 
     def linear(self, p: Tree, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
         return x @ p["kernel"] + p.get("bias", 0.0)
@@ -160,8 +169,35 @@ class Reference:
                 x = f(norm(x), identity=r["alpha"], weight=r["beta"])
             case "none" | "value_skipinit":
                 x = f(norm(x))
-            case "post_ln":
+            case "lns":
+                x = s * x + f(norm(x) / np.sqrt(layer + 1))
+            case "completep":
+                x = s * x + f(norm(x)) * (options.base_layers or 2) / self.config.layers
+            case "orthogonal":
+                y = f(norm(x))
+                x = s * x + y - (y * x).sum(1, keepdims=True) / (x * x).sum(1, keepdims=True) * x
+            case "gpas":
+                x = (s * x + f(norm(x))) * (1 - ACTIVATIONS["silu"](r["gate"]))
+            case "siamese":
+                u, y = norm(x[:, 0], "_post"), x[:, 1]
+                branch = f(norm(u + norm(y, "_pre")))
+                x = np.stack([s * u + branch / np.sqrt(2 * (layer + 1)), s * y + branch], axis=1)
+            case "denseformer":
+                x = s * x + f(norm(x))
+                if n == 2:
+                    memory, weights = [*memory, x], np.tile(r["alpha"], (len(x), 1))
+                    if options.dynamic:
+                        h = gelu(normalized(x, "rms", self.config.norm_eps) @ r["dynamic"]["hidden"])
+                        weights = weights + h @ r["dynamic"]["out"]
+                    x = np.einsum("tj,jtd->td", weights[:, : len(memory)], np.stack(memory))
+            case "mix_ln" if layer + 0.5 >= (0.25 if options.share is None else options.share) * len(self.blocks):
+                x = s * x + f(norm(x))
+            case "post_ln" | "mix_ln":
                 x = norm(s * x + f(x))
+            case "keel":
+                x = norm(s * (options.alpha or 2 * self.config.layers) * x + f(norm(x)), "_out")
+            case "res_post_norm":
+                x = s * x + norm(f(x), "_out")
             case "sandwich":
                 x = s * x + norm(f(norm(x)), "_out")
             case "rezero":
@@ -184,8 +220,12 @@ class Reference:
                 starts = (2 * layer + n - 1) % size == 0  # a block of sublayers, whose outputs are added up
                 memory = [*memory, y] if starts else [*memory[:-1], memory[-1] + y]
                 keys = [normalized(source, "rms", self.config.norm_eps) for source in memory]
-                weights = softmax(np.stack([key @ r[f"query_{n}"] for key in keys], axis=-1))
-                x = np.einsum("ts,std->td", weights, np.stack(memory))
+                parts = []
+                for columns in np.split(np.arange(self.config.width), options.heads or 1):
+                    query = r[f"query_{n}"][columns]
+                    weights = softmax(np.stack([key[:, columns] @ query for key in keys], axis=-1))
+                    parts.append(np.einsum("ts,std->td", weights, np.stack(memory)[:, :, columns]))
+                x = np.concatenate(parts, axis=1)
             case "hyper_connections" | "mhc":
                 read, across, write = self.mixing(x, r, n)
                 y = f(norm(np.einsum("tn,tnd->td", read, x)))
@@ -197,8 +237,8 @@ class Reference:
     def mixing(self, x: Float[Array, "T n D"], r: Tree, n: int) -> tuple[Array, Array, Array]:
         """Returns a sublayer's matrices for each token: read [T, n], across [T, to, from] and write [T, n]."""
         (T, count, _), options, eps = x.shape, self.config.residual, self.config.norm_eps
-        read, across, write = (r[f"{name}_{n}"] for name in ("read", "across", "write"))
         if options.rule == "hyper_connections":
+            read, across, write = (r[f"{name}_{n}"] for name in ("read", "across", "write"))
             read, across, write = (np.stack([each] * T) for each in (read, across.T, write))
             if options.dynamic:
                 h, parts = normalized(x, "rms", eps), [r[f"dynamic_{name}_{n}"] for name in ("read", "across", "write")]
@@ -207,7 +247,16 @@ class Reference:
                 across = across + np.swapaxes(by_token[1], 1, 2)
             return read, across, write
         h = normalized(x.reshape(T, -1), "rms", eps)
-        read, across, write = (part["gate"] * (h @ part["kernel"]) + part["bias"] for part in (read, across, write))
+        parts = [r[f"{name}_{n}"] for name in ("read", "write", "across") if f"{name}_{n}" in r]
+        read, write, *across = (part["gate"] * (h @ part["kernel"]) + part["bias"] for part in parts)
+        if options.mixing == "identity":
+            return sigmoid(read), np.stack([np.eye(count)] * T), 2 * sigmoid(write)
+        (across,) = across
+        if options.mixing in ("circulant", "lite"):
+            orders = [[(i + k) % count for i in range(count)] for k in range(count)]  # stream i goes to i + k
+            orders = [*permutations(range(count))] if options.mixing == "lite" else orders
+            across = np.einsum("tp,pij->tji", softmax(across), np.eye(count)[np.array(orders)])
+            return sigmoid(read), across, 2 * sigmoid(write)
         across = np.exp(across.reshape(T, count, count))
         for _ in range(options.rounds or 20):  # Sinkhorn: columns, then rows, add up to 1
             across = across / across.sum(axis=1, keepdims=True)
@@ -221,8 +270,9 @@ class Reference:
             x = x + self.params["positions"][: len(tokens)]
         if self.config.positions == "sinusoidal":
             x = x + waves(*x.shape)
-        several = options.rule in ("hyper_connections", "mhc")
-        carries: list[Carry] = [(np.stack([x] * (options.streams or 4), axis=1) if several else x, [x])]
+        count = {"hyper_connections": options.streams or 4, "mhc": options.streams or 4, "siamese": 2}
+        several = options.rule in count
+        carries: list[Carry] = [(np.stack([x] * count[options.rule], axis=1) if several else x, [x])]
         for layer in range(self.config.layers):
             attended = self.sublayer(carries[-1], layer, 1, s)
             carries.append(self.sublayer(attended, layer, 2, s))
@@ -230,8 +280,11 @@ class Reference:
 
     def normed(self, x: Float[Array, "T ..."]) -> Float[Array, "T D"]:
         """Returns what the head reads, from the last stream: its sum, where there are several, after the final norm."""
+        rule, kind = self.config.residual.rule, self.config.norm
+        if rule == "siamese" and kind != "none":
+            x = normalized(x, kind, self.config.norm_eps)
         x = x.sum(axis=1) if x.ndim == 3 else x
-        post_norm = self.config.residual.rule in ("post_ln", "deepnorm")
+        post_norm = rule in ("post_ln", "deepnorm", "keel")
         return x if post_norm else self.norm(self.params.get("norm_f", {}), x)
 
     def logits(self, tokens: Int[Array, "B T"], s: float = 1.0) -> Float[Array, "B*T V"]:

@@ -54,7 +54,8 @@ class Subject:
         """A description in one line."""
         model, shape = self.network.config, self.batch.inputs.shape
         smaller = f"; smaller than in the config: {', '.join(self.shrunk)}" if self.shrunk else ""
-        sizes = f"{model.layers} blocks ({model.residual.rule}), width {model.width}"
+        surrogate = "" if model.rule.derivative else ", whose gradients are no derivatives of the loss"
+        sizes = f"{model.layers} blocks ({model.residual.rule}{surrogate}), width {model.width}"
         parameters = f"{parameter_count(self.network.shapes()):,} parameters"
         return f"{self.name}: {sizes}, {parameters}, {shape[0]} x {shape[1]} drawn tokens{smaller}"
 

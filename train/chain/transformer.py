@@ -13,13 +13,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from data.source import Batch
-from model.config import ModelConfig
+from model.config import ModelConfig, ResidualConfig
 from model.network import Network, path_of
 
 from ..device.programs import called_once
 from ..gradflow.delta import true_gradients
 from ..gradflow.norms import value
-from .claim import NEGLIGIBLE, Evidence, Pair, Tolerance, claim
+from .claim import NEGLIGIBLE, Evidence, Pair, Tolerance, belief, claim
 from .reference import Reference, jacobian, softmax
 from .subject import Subject
 
@@ -163,6 +163,22 @@ def slopes(function: Callable[[Array, Array], Array], samples: Sequence[Sample])
     doubt = np.abs(np.diff(better, axis=1)) + rounding[:, 2:]
     best = doubt.argmin(axis=1)[:, None]
     return Slopes(np.take_along_axis(better[:, 1:], best, 1)[:, 0], np.take_along_axis(doubt, best, 1)[:, 0])
+
+
+@belief(
+    "GPAS, Chen et al. 2025, 2506.22049, eq. 4: activations are scaled by 1 - SiLU(g) behind a stop-gradient",
+    "|δ_0| of the project's backward pass at g = 1; a central difference of the loss along δ_0",
+)
+def stopped_gradient() -> Pair:
+    """“What backpropagation returns is the slope of the loss”, with any residual rule"""
+    network = dataclasses.replace(TINY, config=TINY.config.model_copy(update={"residual": ResidualConfig(rule="gpas")}))
+    gates = {"gate": jnp.ones(TINY.config.layers)}
+    subject = dataclasses.replace(tiny(), network=network)
+    params = tiny().params | {"blocks": tiny().params["blocks"] | {"residual": gates}}
+    delta = called_once(jax.grad(subject.loss), params)["embed"]
+    unit = delta / np.linalg.norm(delta)
+    up, down = (called_once(subject.loss, params | {"embed": params["embed"] + h * unit}) for h in (1e-5, -1e-5))
+    return Pair(np.linalg.norm(delta), (up - down) / 2e-5)
 
 
 def grouped(samples: Sequence[Sample], predicted: Slopes, note: str) -> Evidence:

@@ -29,6 +29,7 @@ The factor comes before decoupled weight decay, so the decay of a step, lr * wei
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -44,6 +45,10 @@ GROWTH: dict[str, Growth] = {
     "embed": "vector",
     "positions": "vector",
     "head": "vector",
+    "norm_f/alpha": "scalar",
+    "norm_f/shift": "scalar",
+    "blocks/norm_*/alpha": "scalar",
+    "blocks/norm_*/shift": "scalar",
     "norm_f/*": "vector",
     "blocks/norm_*": "vector",
     "blocks/attn/*/kernel": "hidden",
@@ -87,3 +92,12 @@ def by_width(optimizer: str, model: ModelConfig) -> optax.GradientTransformation
         return update * jnp.asarray(model.width_ratio**power, update.dtype) if power else update
 
     return optax.stateless(lambda updates, _: by_path(scaled, updates))
+
+
+def by_depth(factor: float) -> optax.GradientTransformation:
+    """Multiplies the gradients of the blocks: see model/residual `gradient_factor`."""
+
+    def scaled(updates: Any, _: Any) -> Any:
+        return dict(updates, blocks=jax.tree.map(lambda u: u * jnp.asarray(factor, u.dtype), updates["blocks"]))
+
+    return optax.stateless(scaled)

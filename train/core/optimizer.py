@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from data import one_line
 from model.config import ModelConfig
+from model.residual import rule_of
 
 from ..config.optimizers import OPTIMIZERS
 from ..config.schema import OptimizerConfig
 from ..errors import UserError
-from .mup import by_width
+from .mup import by_depth, by_width
 from .patterns import decayed, factors, unfrozen, unmatched
 from .schedule import learning_rate
 from .update_rules import Numbers
@@ -43,7 +44,7 @@ def transformation(
 ) -> optax.GradientTransformation:
     """Returns the update rule at `step`, which expects a gradient that is already clipped. Raises UserError.
 
-    `model` gives the built-in rules the width of the parameters; None: the standard parametrization.
+    `model` gives the built-in rules the width and the depth of the parameters; None: the standard parametrization.
     """
     lr = rate(config, hp, step, steps)
     if ":" in config.name:
@@ -54,7 +55,8 @@ def transformation(
         decay = optax.add_decayed_weights(hp["weight_decay"], partial(decayed, config))
         coupled = config.decay == "l2" or (config.decay == "auto" and optimizer.l2)
         wide = [] if model is None or model.width_ratio == 1 else [by_width(config.name, model)]
-        parts = [decay, direction, *wide] if coupled else [direction, *wide, decay]
+        deep = [] if model is None or (factor := rule_of(model).gradient_factor) == 1 else [by_depth(factor)]
+        parts = [*deep, decay, direction, *wide] if coupled else [*deep, direction, *wide, decay]
         parts.append(optax.scale_by_learning_rate(lr))
     if config.lr_factors:
         parts.append(factors(config, hp))
