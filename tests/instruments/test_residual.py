@@ -14,7 +14,6 @@ import pytest
 from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network
-from model.residual import Context, Sublayer
 from model.residual.attnres import AttnRes
 from model.residual.streams import ManifoldHyperConnections
 from runs import events_of
@@ -56,10 +55,10 @@ def test_numbers_and_matrices_by_hand():
     assert drawn["across_1"][1].tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
-@pytest.mark.parametrize("block", [None, 1])
-def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block):
+@pytest.mark.parametrize(("block", "heads"), [(None, 2), (1, None)])
+def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block, heads):
     """sum_i alpha_i v_i is the h that a block passes on, by the model itself."""
-    net = network({"rule": "attnres", "block": block}, norm_eps=1e-3)
+    net = network({"rule": "attnres", "block": block, "heads": heads}, norm_eps=1e-3)
     rule, eps = AttnRes(net.config), jnp.float64(1e-3)
     counts = [2 + done // rule.size for done in range(6)]
 
@@ -68,15 +67,17 @@ def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block):
         anatomy, own = net.anatomy(params, TOKENS), own_parameters(params)
         entered = carries(anatomy)
         sources, h = jax.tree.map(lambda leaf: leaf[1:], entered)  # that leave each block
-        weights = [source_weights(sources[i], own["query_2"][i], jnp.int64(counts[2 * i + 1]), eps) for i in range(3)]
+        queries, H = own["query_2"].reshape(3, heads or 1, -1), heads or 1
+        weights = [source_weights(sources[i], queries[i], jnp.int64(counts[2 * i + 1]), eps) for i in range(3)]
+        mixed = jnp.einsum("lsnh,lsnhk->lnhk", jnp.stack(weights), sources.reshape(*sources.shape[:-1], H, -1))
         zero = {name: jnp.zeros_like(query) for name, query in own.items()}
-        found = depth_mixing(anatomy, own, rule.size, eps), depth_mixing(anatomy, zero, rule.size, eps)
-        return found, jnp.einsum("lsn,lsnd->lnd", jnp.stack(weights), sources), h, jnp.stack(weights)
+        found = depth_mixing(rule, anatomy, own, eps), depth_mixing(rule, anatomy, zero, eps)
+        return found, mixed.reshape(h.shape), h, jnp.stack(weights)
 
     (found, alike), mixed, h, weights = jax.device_get(measured(drawn(net)))
     assert found.shape == (3, 2, rule.rows)
     np.testing.assert_allclose(mixed, h, rtol=1e-9)
-    np.testing.assert_allclose(found[:, 1], weights.mean(axis=2), rtol=1e-9)
+    np.testing.assert_allclose(found[:, 1], weights.mean(axis=(2, 3)), rtol=1e-9)
     assert np.ptp(found[2, 1]) > 0.01  # or any weights would do
     for done, count in enumerate(counts):  # queries of 0 weigh all sources alike
         for each in (found, alike):
@@ -85,27 +86,23 @@ def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block):
         np.testing.assert_allclose(row[:count], 1 / count, rtol=1e-12)
 
 
-def test_streams_are_mixed_as_mhc_mixes_a_token_without_its_dynamic_part(x64):
-    net = network({"rule": "mhc", "streams": 3, "rounds": 50})
-    rule, own = ManifoldHyperConnections(net.config), own_parameters(drawn(net))
-    own["across_2/bias"] = own["across_2/bias"] / 8  # farther from the identity
-    found = stream_mixing(own["across_2/bias"], 50)
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-3)  # in the limit of many rounds
-    mine = {
-        part: {
-            leaf: 0 * own[f"{part}_2/{leaf}"][1] if leaf == "kernel" else own[f"{part}_2/{leaf}"][1] for leaf in LEAVES
-        }
-        for part in ("read", "across", "write")
-    }
-    context = Context({"norm_eps": jnp.float64(1e-6), "skip_scale": jnp.float64(1)}, (1, 2))
-    streams = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 8)))
-    across = rule.weights(streams, Sublayer(1, None, {}, mine, {}), context)[1]
-    np.testing.assert_allclose(across[0], found[1], rtol=1e-9)
-    assert abs(found[1] - found[1].T).max() > 1e-3  # or its transpose would do
-
-
-LEAVES = ("kernel", "bias", "gate")
+@pytest.mark.parametrize("mixing", ["sinkhorn", "identity", "lite"])
+def test_mhc_without_its_dynamic_part_by_its_equations(x64, mixing):
+    net = network({"rule": "mhc", "streams": 3, "mixing": mixing})
+    params = drawn(net)
+    own = jax.device_get(own_parameters(params))
+    found = jax.device_get(stream_mixing(ManifoldHyperConnections(net.config), params["blocks"]["residual"]))
+    for k in "12":
+        np.testing.assert_allclose(found[f"read_{k}"][:, 0], 1 / (1 + np.exp(-own[f"read_{k}/bias"])), rtol=1e-9)
+        np.testing.assert_allclose(found[f"write_{k}"][:, 0], 2 / (1 + np.exp(-own[f"write_{k}/bias"])), rtol=1e-9)
+        for axis in (1, 2):
+            np.testing.assert_allclose(found[f"across_{k}"].sum(axis=axis), 1, atol=3e-3)
+    if mixing == "sinkhorn":  # its scaling of rows and columns leaves such ratios as they are; (from, to) is transposed
+        logs, logits = np.log(found["across_2"][1]), np.reshape(own["across_2/bias"][1], (3, 3)).T
+        gaps = [x[0, 1] + x[1, 2] - x[0, 2] - x[1, 1] for x in (logs, logits, logits.T)]
+        assert gaps[0] == pytest.approx(gaps[1], rel=1e-6) and gaps[0] != pytest.approx(gaps[2], rel=1e-2)
+    if mixing == "identity":
+        assert (found["across_1"] == np.eye(3)).all()
 
 
 def test_a_picture_has_each_entry_at_its_place():
@@ -124,8 +121,9 @@ def test_a_picture_has_each_entry_at_its_place():
             {"read_1", "across_2"},
             {"read_#": (1, 2), "across_#": (2, 2), "write_#": (1, 2)},
         ),
-        ("mhc", {"across_1/bias", "read_1/gate"}, {"read_#/bias": (1, 4), "across_#": (4, 4), "write_#/bias": (1, 4)}),
+        ("mhc", {"across_1/bias", "read_1/gate"}, {"read_#": (1, 4), "across_#": (4, 4), "write_#": (1, 4)}),
         ("attnres", {"query_1"}, {"mixing": (2, 7)}),
+        ("denseformer", {"alpha"}, {"alpha": (1, 4)}),
     ],
 )
 def test_every_rule_has_its_numbers_and_pictures(rule, numbers, pictures):

@@ -38,32 +38,31 @@ def test_the_slope_of_a_power_is_its_exponent():
 
 
 @pytest.mark.parametrize(
-    ("place", "slope", "flat", "why"),
+    ("over", "place", "slope", "flat", "why"),
     [
-        (None, 0.0, True, "every slope is as it should be"),
-        ((1, LOGITS_CHANGE), FLAT, True, "the rms of logits change after 1 step, width^0.15, from -0.65 to 0.15)"),
-        ((2, LOGITS), -0.64, True, "the rms of logits after 2 steps, width^-0.64, from -0.65"),
-        ((1, LOGITS_CHANGE), -0.66, False, "logits change after 1 step shrinks as width^-0.66, and flat is from -0.65"),
+        ("width", STREAM, 0.0, True, "every slope is as it should be"),
+        ("width", LOGITS_CHANGE, FLAT, True, "the rms of logits change, width^0.15, from -0.65 to 0.15)"),
+        ("width", LOGITS, -0.64, True, "the rms of logits, width^-0.64, from -0.65"),
         (
-            (2, LOGITS),
-            0.5,
+            "width",
+            LOGITS_CHANGE,
+            -0.66,
             False,
-            "the rms of logits after 2 steps grows as width^0.50, and flat is from -0.65 to 0.15",
+            "the rms of logits change shrinks as width^-0.66, and flat is from -0.65",
         ),
-        ((0, STREAM), -0.2, False, "the rms of stream at the start shrinks as width^-0.20"),
-        ((2, STREAM_CHANGE), np.nan, False, "the rms of stream change after 2 steps is 0 or not finite"),
-        ((1, STREAM), -np.inf, False, "the rms of stream after 1 step is 0 or not finite"),
+        ("width", LOGITS, 0.5, False, "the rms of logits grows as width^0.50, and flat is from -0.65 to 0.15"),
+        ("width", STREAM, -0.2, False, "the rms of stream shrinks as width^-0.20, and flat is from -0.15"),
+        ("depth", STREAM_CHANGE, -0.64, True, "the rms of stream change, depth^-0.64, from -0.65 to 0.15"),
+        ("depth", LOGITS, -0.2, False, "the rms of logits shrinks as depth^-0.20, and flat is from -0.15"),
+        ("width", STREAM_CHANGE, np.nan, False, "the rms of stream change is 0 or not finite"),
+        ("width", LOGITS, -np.inf, False, "the rms of logits is 0 or not finite"),
     ],
 )
-def test_verdicts_by_hand(place, slope, flat, why):
-    found = np.full((3, 4), 0.01)
-    found[0, STREAM_CHANGE:] = np.nan
-    if place:
-        found[place] = slope
-    verdict = judged("width", found)
+def test_verdicts_by_hand(over, place, slope, flat, why):
+    found = np.full(4, 0.01)
+    found[place] = slope
+    verdict = judged(over, found)
     assert verdict[0] == flat and why in verdict[1]
-    if place == (2, LOGITS):  # which the depth changes in no way
-        assert judged("depth", found)[0] is False
 
 
 def test_the_figures_are_those_of_training_step_by_step(keys):

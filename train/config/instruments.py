@@ -149,10 +149,10 @@ INSTRUMENTS: dict[str, Instrument] = {
             Tags(
                 ("residual",),
                 "by name and layer, such as `residual/alpha_1/layer_000`: a number as it is, of a vector or matrix the "
-                "root mean square. Pictures of mixing weights, a row or more a block: hyper_connections' `read`, "
-                "`across` (from, to) and `write`, mhc's `across` without what depends on the token, attnres' `mixing`: "
-                "the sources (columns) of what the MLP, then the next block reads, means over tokens. Not for rules "
-                "without parameters",
+                "root mean square. Pictures of what mixes streams or depths, a row or more a block: `read`, `across` "
+                "(from, to) and `write` of hyper_connections and mhc, without what depends on the token; `mixing` of "
+                "attnres, the sources (columns) of what the MLP, then the next block reads, means over tokens and "
+                "heads; `alpha` of denseformer. Not for rules without parameters",
             ),
         ),
         (("the residual rule's own parameters, by block", f"residual/.+/{LAYER}"),),

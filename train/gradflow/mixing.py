@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from model.layers import normalize
 from model.network import Anatomy, path_of
-from model.residual import Carry
-from model.residual.streams import sinkhorn
+from model.residual import Branch, Carry, Context, Sublayer
+from model.residual.attnres import AttnRes
+from model.residual.streams import Streams
 
 
 def own_parameters(params: Mapping[str, Any]) -> dict[str, Array]:
@@ -38,35 +39,51 @@ def matrices(own: Mapping[str, Array], patterns: Iterable[str]) -> dict[str, Flo
     }
 
 
-def stream_mixing(bias: Float[Array, "L n*n"], rounds: int) -> Float[Array, "L n n"]:
-    """Returns mhc's H_res of a token whose dynamic part is 0, (from, to) as `across` of hyper_connections."""
-    n = round(bias.shape[1] ** 0.5)
-    return jnp.swapaxes(sinkhorn(bias.reshape(-1, n, n), rounds), 1, 2)
+def stream_mixing(rule: Streams, residual: Mapping[str, Any]) -> dict[str, Float[Array, "L rows n"]]:
+    """Returns how each sublayer reads, mixes (from, to) and writes n streams, for a token whose dynamic part is 0.
+
+    residual: the parameters of `blocks/residual`, nested.
+    """
+    dtype = jax.tree.leaves(residual)[0].dtype
+    streams, unread = jnp.ones((rule.n, 1, rule.config.width), dtype), cast(Branch, None)
+    context = Context({"norm_eps": jnp.ones((), dtype)}, (1, 1))
+
+    def one(block: Mapping[str, Any]) -> dict[str, Array]:
+        out: dict[str, Array] = {}
+        for index in (0, 1):
+            own = {name[:-2]: value for name, value in block.items() if name.endswith(f"_{index + 1}")}
+            own = jax.tree_util.tree_map_with_path(lambda keys, x: 0 * x if path_of(keys[-1:]) == "kernel" else x, own)
+            read, across, write = rule.weights(streams, Sublayer(index, unread, {}, own, {}), context)
+            out |= {f"read_{index + 1}": read, f"across_{index + 1}": across[0], f"write_{index + 1}": write}
+        return out
+
+    return jax.vmap(one)(residual)
 
 
-def depth_mixing(anatomy: Anatomy, own: Mapping[str, Array], size: int, eps: Array) -> Float[Array, "L 2 S"]:
-    """Returns the weights of attnres' sources (model/residual/attnres.py), means over tokens; rows sum to 1.
+def depth_mixing(rule: AttnRes, anatomy: Anatomy, own: Mapping[str, Array], eps: Array) -> Float[Array, "L 2 S"]:
+    """Returns the weights of attnres' sources, means over tokens and heads; rows sum to 1.
 
-    [l, 0]: what the MLP of block l reads, [l, 1]: what the next block, or the head, reads. `size`: sublayers whose
-    outputs are summed into one source; the sum that is not complete is taken as it is at the end of the block.
+    [l, 0]: what the MLP of block l reads, [l, 1]: what the next block, or the head, reads. Under the option `block` an
+    incomplete sum is taken as it is after the MLP.
     """
 
     def one(carry: Carry, inputs: tuple[Any, Array, Array]) -> tuple[Carry, Float[Array, "2 S"]]:
         block, layer, queries = inputs
         sources, h = anatomy.block(block, layer, carry)
-        counts = 2 + (2 * layer + jnp.arange(2, dtype=layer.dtype)) // size
-        weights = [jnp.mean(source_weights(sources, queries[k].astype(h.dtype), counts[k], eps), 1) for k in (0, 1)]
-        return (sources, h), jnp.stack(weights)
+        counts = 2 + (2 * layer + jnp.arange(2, dtype=layer.dtype)) // rule.size
+        parts = queries.astype(h.dtype).reshape(2, rule.option("heads"), -1)
+        return (sources, h), jnp.mean(jax.vmap(source_weights, (None, 0, 0, None))(sources, parts, counts, eps), (2, 3))
 
     queries = jnp.stack([own["query_1"], own["query_2"]], axis=1)
     return jax.lax.scan(one, anatomy.carry, (anatomy.blocks, jnp.arange(queries.shape[0]), queries))[1]
 
 
 def source_weights(
-    sources: Float[Array, "S N D"], query: Float[Array, "D"], count: Array, eps: Array
-) -> Float[Array, "S N"]:
-    """Returns the weight of each of the first `count` sources in `mix` of model/residual/attnres.py; 0 for the rest."""
-    seen_S = jnp.arange(sources.shape[0], dtype=count.dtype) < count
+    sources: Float[Array, "S N D"], query: Float[Array, "H K"], count: Array, eps: Array
+) -> Float[Array, "S N H"]:
+    """Returns the weights of the first `count` sources in `mix` of model/residual/attnres.py; 0 for the others."""
+    (S, N, _), H = sources.shape, len(query)
+    seen_S = jnp.arange(S, dtype=count.dtype) < count
     keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
-    scores_SN = jnp.einsum("snd,d->sn", keys, query)
-    return jax.nn.softmax(jnp.where(seen_S[:, None], scores_SN, -jnp.inf), axis=0)
+    scores_SNH = jnp.einsum("snhk,hk->snh", keys.reshape(S, N, H, -1), query)
+    return jax.nn.softmax(jnp.where(seen_S[:, None, None], scores_SNH, -jnp.inf), axis=0)

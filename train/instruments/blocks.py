@@ -6,6 +6,7 @@ from jaxtyping import Array
 
 from model.residual import Carry, rule_of
 from model.residual.attnres import AttnRes
+from model.residual.streams import Streams
 
 from ..core.loss import losses, mean_loss
 from ..gradflow import jacobian as jacobians
@@ -55,14 +56,13 @@ def jacobian(snapshot: Snapshot) -> dict[str, Reading]:
 
 def residual(snapshot: Snapshot) -> dict[str, Reading]:
     """The rule's own parameters, and its mixing weights as matrices."""
-    model, own = snapshot.config.model, mixing.own_parameters(snapshot.params)
-    rule = rule_of(model)
-    pictures = mixing.matrices(own, [name for name, growth in model.rule.growth.items() if growth == "scalar"])
-    if model.residual.rule == "mhc":
-        biases = {name: pictures.pop(f"{name}/bias") for name in ("across_1", "across_2")}
-        pictures |= {name: mixing.stream_mixing(bias[:, 0], rule.option("rounds")) for name, bias in biases.items()}
+    own, rule = mixing.own_parameters(snapshot.params), rule_of(snapshot.config.model)
+    growth = snapshot.config.model.rule.growth
+    pictures = mixing.matrices(own, [name for name, kind in growth.items() if kind == "scalar"])
+    if isinstance(rule, Streams):
+        pictures = mixing.stream_mixing(rule, snapshot.params["blocks"]["residual"])
     if isinstance(rule, AttnRes):
-        anatomy, eps = snapshot.anatomy(snapshot.batch().inputs), snapshot.hp.model["norm_eps"]
-        pictures["mixing"] = mixing.depth_mixing(anatomy, own, rule.size, eps)
+        anatomy = snapshot.anatomy(snapshot.batch().inputs)
+        pictures = {"mixing": mixing.depth_mixing(rule, anatomy, own, snapshot.hp.model["norm_eps"])}
     readings: dict[str, Reading] = {f"residual/{name}": values for name, values in mixing.sizes(own).items()}
     return readings | {f"residual/{name}/matrix": Matrix(values) for name, values in pictures.items()}

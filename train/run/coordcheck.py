@@ -58,7 +58,7 @@ def coordcheck(
             models = grown[variant.name, over]
             rms = np.stack([measured(model, source, platform, steps, seeds) for model in models])
             slope = slopes(sizes, rms)
-            flat, why = judged(over, slope)
+            flat, why = judged(over, slope[-1])
             yield {
                 **{"variant": variant.name, "over": over, "sizes": list(sizes), "steps": steps, "seeds": seeds},
                 "rms": {name: finite(rms[:, :, index]) for index, name in enumerate(QUANTITIES)},
@@ -136,22 +136,20 @@ def slopes(sizes: Sequence[int], rms: Float[np.ndarray, "S ..."]) -> Float[np.nd
         return np.tensordot(x, np.log2(rms), 1) / (x @ x)
 
 
-def judged(over: str, slope: Float[np.ndarray, "steps+1 4"]) -> tuple[bool, str]:
-    """Returns true if every slope is flat, and the evidence, which is the one that is farthest from it.
+def judged(over: str, slope: Float[np.ndarray, "4"]) -> tuple[bool, str]:
+    """Returns true if the slopes after the last step are flat, and the evidence: the one farthest from it.
 
-    Over the width logits may fall, up to its root: what comes of the initial head is a sum of independent terms over m.
+    What comes of the initial weights may fall up to the root: over the width that of the head in the logits, a sum of
+    independent terms over m under muP; over the depth that of the blocks in the stream, one over L under CompleteP.
     """
     low = np.full(4, -FLAT)
-    low[1::2] -= 0.5 * (over == "width")
+    low[1 if over == "width" else 0 :: 2] -= 0.5
     excess = np.where(np.isfinite(slope), np.maximum(slope - FLAT, low - slope), np.inf)
-    excess[0, 2:] = -np.inf  # nothing has changed yet
-    step, index = np.unravel_index(np.argmax(excess), excess.shape)
-    power = float(slope[step, index])
-    after = f"after {step} step{'s' * int(step > 1)}" if step else "at the start"
-    what = f"the rms of {QUANTITIES[index].replace('_', ' ')} {after}"
-    if not np.isfinite(power):
+    index = int(np.argmax(excess))
+    what = f"the rms of {QUANTITIES[index].replace('_', ' ')}"
+    if not np.isfinite(slope[index]):
         return False, f"{what} is 0 or not finite"
-    allowed = f"from {low[index]:g} to {FLAT:g}"
-    if excess.max() <= 0:
-        return True, f"every slope is as it should be (closest to its limit: {what}, {over}^{power:.2f}, {allowed})"
-    return False, f"{what} {'grows' if power > 0 else 'shrinks'} as {over}^{power:.2f}, and flat is {allowed}"
+    power, allowed = f"{over}^{slope[index]:.2f}", f"from {low[index]:g} to {FLAT:g}"
+    if excess[index] <= 0:
+        return True, f"every slope is as it should be (closest to its limit: {what}, {power}, {allowed})"
+    return False, f"{what} {'grows' if slope[index] > 0 else 'shrinks'} as {power}, and flat is {allowed}"
