@@ -116,6 +116,7 @@ def test_a_picture_has_each_entry_at_its_place():
     ("rule", "numbers", "pictures"),
     [
         ("rezero", {"alpha_1", "alpha_2"}, {}),
+        ("layerscale", {"lambda_2"}, {}),
         (
             {"rule": "hyper_connections", "streams": 2},
             {"read_1", "across_2"},
@@ -136,7 +137,7 @@ def test_every_rule_has_its_numbers_and_pictures(rule, numbers, pictures):
     assert {f"residual/{name}/layer_002" for name in numbers} <= tags.keys()
     assert all(re.fullmatch(r"residual/.+/layer_00[012]", tag) for tag in tags)
     drawn = {name: reading.values.shape for name, reading in readings.items() if isinstance(reading, Matrix)}
-    names = [(name.replace("#", sub), shape) for name, shape in pictures.items() for sub in "12"]
+    names = [(name.replace("#", sublayer), shape) for name, shape in pictures.items() for sublayer in "12"]
     assert drawn == {f"residual/{name}/matrix": (3, *shape) for name, shape in names}
 
 
