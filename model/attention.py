@@ -40,14 +40,13 @@ class Attention(nnx.Module):
         key: Key[Array, ""] | None,
         mix_value: Callable[[Array], Array] | None = None,
         mix_heads: Callable[[Array, Array], Array] | None = None,
-        observe: Callable[..., None] | None = None,
+        observe: Callable[[str, Array], Array] | None = None,
         fused: str | None = None,
     ) -> tuple[Float[Array, "N D"], Float[Array, "B T G K"]]:
         """Maps h [N, D] with shape = (B, T) to ([N, D], v before `mix_value`), in h's dtype. `key`: dropout, or None.
 
         A residual rule may map the values, `mix_value`: v [B, T, G, K] -> v, and the output of the heads, `mix_heads`:
-        (v of each query head, o), both [B, T, H, K] -> o. `observe` is called with ("attention", scores
-        [B, H, T, T]), the inputs of the softmax, in which masked scores are the lowest finite number.
+        (v of each query head, o), both [B, T, H, K] -> o. `observe`: see model/residual/base.py's Observer.
         `fused`: implementation of jax.nn.dot_product_attention (cudnn, xla), used where it applies: see `fusible`.
         """
         config, (B, T) = self.config, shape
@@ -80,16 +79,17 @@ class Attention(nnx.Module):
             visible_TS = visible(config, T)
             if visible_TS is not None:
                 scores_BGRTS = jnp.where(visible_TS[None, None, None], scores_BGRTS, jnp.finfo(scores_BGRTS.dtype).min)
-            weights_BGRTS = softmax(scores_BGRTS).astype(h.dtype)
             if observe is not None:
-                observe("attention", scores_BGRTS.reshape(B, G * R, T, T))
+                scores_BGRTS = observe("attn/scores", scores_BGRTS.reshape(B, G * R, T, T)).reshape(B, G, R, T, T)
+            weights_BGRTS = softmax(scores_BGRTS).astype(h.dtype)
             place = config.dropout_at("attention")
             weights_BGRTS = dropout(weights_BGRTS, None if place is None else numbers[place], key)
             out_BGQK = jnp.einsum("bgqs,bgsk->bgqk", weights_BGRTS.reshape(B, G, R * T, T), v_BGSK)
             out_BTHK = out_BGQK.reshape(B, G, R, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
         if mix_heads is not None:
             out_BTHK = mix_heads(jnp.repeat(v, R, axis=2), out_BTHK)
-        return self.o(out_BTHK.reshape(B * T, G * R * K)), raw
+        out = out_BTHK.reshape(B * T, G * R * K)
+        return self.o(out if observe is None else observe("attn/heads", out)), raw
 
 
 def fusible(config: ModelConfig, training: bool) -> bool:

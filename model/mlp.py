@@ -35,13 +35,10 @@ class MLP(nnx.Module):
     def __call__(
         self,
         h: Float[Array, "N D"],
-        observe: Callable[..., None] | None = None,
+        observe: Callable[[str, Array], Array] | None = None,
         one: Float[Array, ""] | None = None,
     ) -> Float[Array, "N D"]:
-        """Maps h [N, D] to [N, D]. `observe` is called with ("mlp", hidden [N, F]), the input of the output matrix.
-
-        `one`: see Linear.
-        """
+        """Maps h [N, D] to [N, D]. `observe`: see model/residual/base.py's Observer; `one`: see Linear."""
         act = ACTIVATIONS[self.activation].function()
         if self.gate is None:
             hidden = act(self.in_(h))
@@ -49,5 +46,5 @@ class MLP(nnx.Module):
             gate, value = joined([self.gate, self.in_], h)
             hidden = act(gate) * value
         if observe is not None:
-            observe("mlp", hidden)
+            hidden = observe("mlp/hidden", hidden)
         return self.out(hidden, one)

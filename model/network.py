@@ -38,6 +38,11 @@ class Anatomy(NamedTuple):
     logits: Callable[..., Any]  # from the last block's output, or their scores: see Transformer.__call__
     stream: Callable[[Carry], Float[Array, "N ..."]]  # the stream that delta is measured on
 
+    @property
+    def layers(self) -> Int[Array, "L"]:
+        """Indices of the blocks."""
+        return jnp.arange(jax.tree.leaves(self.blocks)[0].shape[0])
+
 
 @dataclass(frozen=True)
 class Network:

@@ -73,32 +73,39 @@ class Block(nnx.Module):
         def detach(y: Array) -> Array:
             return jax.lax.stop_gradient(y) if context.detached else y
 
+        def seen(name: str, value: Array) -> Array:
+            return value if context.observe is None else context.observe(name, value)
+
         def attention(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, Array | None]:
-            h = batch_sharded(h)
+            h = seen("attn/input", batch_sharded(h))
             ends = (mix_value, mix_heads, context.observe, context.fused)
             y, v = self.attn(h.astype(dtype), context.shape, numbers, keys[0], *ends)
             y = batch_sharded(y)
-            return detach(dropout(y.astype(h.dtype), rate, keys[1])), None if v is None else detach(v)
+            y = seen("attn/output", detach(dropout(y.astype(h.dtype), rate, keys[1])))
+            return y, None if v is None else detach(v)
 
         def mlp(h: Array, mix_value=None, mix_heads=None) -> tuple[Array, None]:
             del mix_value, mix_heads  # attention's
-            h = batch_sharded(h)
+            h = seen("mlp/input", batch_sharded(h))
             y = batch_sharded(self.mlp(h.astype(dtype), context.observe, context.one))
-            return detach(dropout(y.astype(h.dtype), rate, keys[2])), None
+            return seen("mlp/output", detach(dropout(y.astype(h.dtype), rate, keys[2]))), None
 
         context = context._replace(key=keys[3])
         carry = rule.enter(carry, own, context)
-        for index, branch in enumerate((attention, mlp)):
+        for index, (branch, part) in enumerate(((attention, "attn"), (mlp, "mlp"))):
             mine = {name[:-2]: value for name, value in own.items() if name.endswith(f"_{index + 1}")}
-            carry = rule.sublayer(carry, Sublayer(index, branch, self._norms(rule, index, numbers), mine, own), context)
+            norms = self._norms(rule, index, numbers, partial(seen, f"{part}/norm"))
+            carry = rule.sublayer(carry, Sublayer(index, branch, norms, mine, own), context)
         return carry
 
-    def _norms(self, rule: Residual, index: int, numbers: Mapping[str, Array]) -> dict[str, Callable[[Array], Array]]:
-        if self.config.norm == "none":
-            return dict.fromkeys(rule.norm_slots, lambda x: x)
-        names = self._norm_names(rule)
-        norms: dict[str, Norm] = {slot: getattr(self, names[index, slot]) for slot in rule.norm_slots}
-        return {slot: partial(norm, eps=numbers["norm_eps"]) for slot, norm in norms.items()}
+    def _norms(
+        self, rule: Residual, index: int, numbers: Mapping[str, Array], seen: Callable[[Array], Array]
+    ) -> dict[str, Callable[[Array], Array]]:
+        norms = dict.fromkeys(rule.norm_slots, lambda x: x)
+        if self.config.norm != "none":
+            names, eps = self._norm_names(rule), numbers["norm_eps"]
+            norms = {slot: partial(getattr(self, names[index, slot]), eps=eps) for slot in rule.norm_slots}
+        return norms if "in" not in norms else norms | {"in": lambda x: norms["in"](seen(x))}
 
 
 class StreamStats(NamedTuple):

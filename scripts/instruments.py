@@ -5,7 +5,7 @@ python scripts/instruments.py --page docs/instruments.md
 
 The first prints the costs: it runs each instrument and a dispatch of ten plain steps in turn, several times, and gives
 the ratio of the medians, and the seconds of CPU that its program takes to compile. The second writes the table
-of measurements, from the declarations (train/config/instruments.py), into the page.
+of measurements, from the declarations (train/config/instruments/), into the page.
 """
 
 import argparse

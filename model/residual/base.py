@@ -18,8 +18,11 @@ from ..layers import fusion_barrier
 
 Carry = Any  # the pytree that travels through the scan over blocks; x [N, D] for most rules
 Parameters = Mapping[str, Any]  # a rule's own, nested by name
-# Receives intermediate values of a sublayer by name: ("attention", scores), ("mlp", hidden).
-Observer = Callable[..., None]
+# (name, value) -> the value to go on with, for intermediate values of a block: `attn/norm`, the argument of the
+# attention's input norm (each call); `attn/input`, that of attention; `attn/scores` [B, H, T, T], the inputs of the
+# softmax, masked ones the lowest finite number; `attn/heads`, the input of its output matrix; `attn/output`. And
+# `mlp/norm`, `mlp/input`, `mlp/hidden` [N, F], the input of the output matrix, `mlp/output`.
+Observer = Callable[[str, Array], Array]
 
 
 class Context(NamedTuple):

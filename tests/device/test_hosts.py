@@ -105,6 +105,16 @@ def test_two_processes_stop_together_lose_one_and_go_on(tmp_path):
             assert logged[step].keys() == row.keys()
 
 
+@pytest.mark.slow
+def test_a_dry_run_of_two_processes_is_of_both_and_writes_nothing(tmp_path):
+    (tmp_path / "t.yaml").write_text(CONFIG, encoding="utf-8")
+    (code, out, err), (other, silent, _) = ended(both(tmp_path, "--dry-run"))
+    assert (code, other) == (0, 0), err
+    assert "4 x cpu" in out and "expected time" in out and out.endswith("dry run: nothing was written\n")
+    assert all(line.startswith("[Gloo]") for line in silent.splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
+
+
 @pytest.mark.parametrize(
     ("given", "message", "code"),
     [

@@ -14,6 +14,7 @@ import pytest
 
 from data.text import open_text
 from train.cli import main
+from train.device import memory
 from train.device import platform as platforms
 from train.device import programs as compiling
 from train.device.memory import Budget, Need, available_memory, bytes_of, complaint, suggestion
@@ -76,9 +77,9 @@ def budget(tiny):
 def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key):
     """Scores of attention [B, H, T, T] dominate here, so that a step's memory is nearly in proportion to B."""
     with pytest.raises(UserError, match=r"training needs about [\d.]+ MB \(.*; try optimizer.accumulate=") as caught:
-        budget(1_500_000).check()
+        budget(1_500_000).waves()
     whole = budget(None)
-    whole.check()
+    whole.waves()
     assert re.fullmatch(r"estimated [\d.]+ MB", whole.line)  # a device that tells nothing is trained on
     assert whole.need is not None and complaint(whole.need, None, None).partition(" (")[0] in str(caught.value)
     scores = 12 * 2 * 64 * 64 * 4
@@ -89,8 +90,62 @@ def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggeste
     advice = suggestion(whole.programs.group, like, int(0.65 * whole.need.total)) or ""
     assert advice == {"data.batch": "data.batch=6", "optimizer.accumulate": "optimizer.accumulate=2"}[key]
     fits = budget(int(0.65 * whole.need.total), **{key: int(advice.partition("=")[2])})
-    fits.check()
+    fits.waves()
     assert fits.line.startswith("estimated ") and " of " in fits.line
+
+
+EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+@pytest.mark.parametrize(
+    ("count", "unit", "vmapped", "available", "sizes"),
+    [
+        (8, 1, True, None, [8]),
+        (8, 1, True, 10 + 8 * 25, [8]),
+        (8, 1, True, 10 + 8 * 25 - 1, [4, 4]),
+        (8, 1, True, 10 + 4 * 25 - 1, [3, 3, 2]),
+        (5, 1, True, 10 + 3 * 25, [3, 2]),
+        (3, 1, True, 10 + 25, [1, 1, 1]),
+        (8, 2, True, 10 + 6 * 25, [4, 4]),
+        (6, 2, True, 10 + 4 * 25, [4, 2]),  # mesh.variants: parts are multiples of it
+        (8, 2, True, 10 + 4 * 25 - 1, [2, 2, 2, 2]),
+        (8, 1, False, 30 + 4 * 5, [4, 4]),  # in turn: only what is held is in proportion
+    ],
+)
+def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, monkeypatch, count, unit, vmapped, available, sizes):
+    """Tokens take 10 bytes, a variant's state 5, its step 20."""
+    group = replace(budget(None).programs.group, vmapped=vmapped, mesh=Mesh(unit, 1))
+    group = replace(group, variants=group.variants * count)
+    monkeypatch.setattr(memory, "need", lambda *_: Need(10 + 5 * count, 20 * (count if vmapped else 1)))
+    grid = Budget(SimpleNamespace(group=group), np.zeros(10, np.uint8), available)
+    assert [len(wave.variants) for wave in grid.waves()] == sizes
+    least = 10 + 5 * unit + 20 * (unit if vmapped else 1)
+    grid.available = least - 1
+    with pytest.raises(UserError, match=rf"training needs about {least} bytes \("):
+        grid.waves()
+
+
+def test_a_grid_that_a_compiler_refuses_is_halved(budget, monkeypatch):
+    def need(*_):
+        raise EXHAUSTED
+
+    monkeypatch.setattr(memory, "need", need)
+    group = budget(None).programs.group
+    grid = replace(group, variants=group.variants * 5, vmapped=True)
+    assert [len(wave.variants) for wave in Budget(SimpleNamespace(group=grid), [], 10**9).waves()] == [3, 2]
+    for refused in (group, replace(grid, vmapped=False)):
+        with pytest.raises(jax.errors.JaxRuntimeError):  # for `explain`
+            Budget(SimpleNamespace(group=refused), [], 10**9).waves()
+
+
+def test_a_wave_needs_what_was_expected(budget):
+    """Scores dominate as above, so that the step of two takes not much more than half of that of four."""
+    keys = {"train.group": "vmap", "sweep": {"seed": [0, 1, 2, 3]}}
+    four = budget(None, **keys)
+    four.waves()
+    assert four.need is not None
+    two = budget(int(0.7 * four.need.total), **keys | {"sweep": {"seed": [0, 1]}})
+    assert len(budget(two.available, **keys).waves()) == 2 and len(two.waves()) == 1
 
 
 class Mesh:
@@ -129,7 +184,7 @@ def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config
 def test_held_bytes_by_hand(budget):
     """adamw: parameters, two averages of them, two counts of steps; twice for two variants; and the tokens."""
     two = budget(10**9, variants={"a": {}, "b": {"seed": 1}})
-    two.check()
+    two.waves()
     width, tokens, context = 16, 24, 64
     blocks = 4 * width**2 + 2 * 4 * width**2 + 2 * width
     parameters = blocks + width + (tokens + context) * width
@@ -140,12 +195,11 @@ def test_held_bytes_by_hand(budget):
 
 
 def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypatch, capsys):
-    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     with pytest.raises(UserError, match="training needs about .*; try optimizer.accumulate=2$"):
-        budget(10**9).explain(exhausted)
+        budget(10**9).explain(EXHAUSTED)
 
     def refuse(*_):
-        raise exhausted
+        raise EXHAUSTED
 
     monkeypatch.setattr(compiling, "compiled", refuse)
     assert "data.batch, data.context, model.width" in refused(capsys, config, "data.context=8")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from runs import arrays, rows
 from train.config.schema import TrainConfig
@@ -40,6 +41,14 @@ def test_auto_is_the_fastest_dtype_that_the_device_has(kind, capability, dtype):
     platform = Platform(device(kind, capability), kind)
     assert compute_dtype(TrainConfig(), platform) == dtype
     assert compute_dtype(TrainConfig(dtype="float32"), platform) == "float32"
+
+
+def test_without_cudnn_attention_is_not_fused(monkeypatch):
+    hopper = Platform(device("gpu", "9.0"), "gpu")
+    assert platform.fused_attention(TrainConfig(), hopper) is None  # JAX finds no cuDNN here
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    assert platform.fused_attention(TrainConfig(), hopper) == "cudnn"
+    assert platform.fused_attention(TrainConfig(fused_attention=False), hopper) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from train import cli
 # In a process of its own, since the settings last: page faults of a block of 64 MB, asked for and freed three times.
 FAULTS = """
 import ctypes, resource, sys
-from train.device.process import tune
+from train.device.process import trim, tune
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -25,7 +25,7 @@ def faults():
 
 if sys.argv[1] == "tuned":
     tune()
-print(faults(), faults(), faults())
+print(faults(), faults(), faults(), trim() or faults())
 """
 
 
@@ -35,9 +35,10 @@ def test_a_large_block_of_memory_is_kept_for_the_next(tuned):
     """As XLA:CPU asks for one at every call of a program: only the first is new to the kernel, which zeroes pages."""
     command = [sys.executable, "-c", FAULTS, "tuned" if tuned else "as it is"]
     faults = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    first, *later = map(int, faults.split())
+    first, *later, trimmed = map(int, faults.split())
     assert first >= 16  # however large the pages are
     assert max(later) <= 2 if tuned else min(later) > first / 2
+    assert trimmed > first / 2  # the next group's memory is asked for
 
 
 def test_the_command_is_tuned_before_it_does_anything(monkeypatch):

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from networks import WINDOWS, leaves, network, parameters
+from networks import WINDOWS, L, leaves, network, parameters
 from train.core.loss import tapped_loss
 from train.gradflow import jacobian
-from train.gradflow.curvature import along_line, lanczos, preconditioned_sharpness, random_direction, sharpness
-from train.gradflow.noise import noise
+from train.gradflow.curvature import (
+    along_line,
+    critical_multiple,
+    lanczos,
+    preconditioned_sharpness,
+    random_direction,
+    sharpness,
+)
+from train.gradflow.noise import block_squares, noise
 from train.gradflow.norms import log10, value
 from train.gradflow.per_block import carries
 
@@ -180,6 +187,44 @@ def test_a_line_through_a_parabola(x64):
         lambda p: jnp.sum(p["a"] ** 2) + p["b"], params, {"a": jnp.ones(2), "b": jnp.array(-1.0)}, jnp.arange(-2.0, 3.0)
     )
     np.testing.assert_allclose(line, [(1 + t) ** 2 + (2 + t) ** 2 + 3 - t for t in range(-2, 3)])
+
+
+critical = jax.jit(critical_multiple, static_argnums=0)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.03, 0.2, 0.26, 3.0, 1e4])
+def test_critical_sharpness_of_a_parabola_is_its_rayleigh_quotient(rate, x64):
+    """Along a step of gradient descent 2 / eta_c = g.H.g / g.g, be the step far too small or far too large."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 6))
+    hessian, x = jnp.asarray(root @ root.T), jnp.asarray(rng.normal(size=6))
+
+    def loss(p):
+        return p["a"] @ hessian @ p["a"] / 2 + 3.0
+
+    g = jax.grad(loss)({"a": x})["a"]
+    multiple = critical(loss, {"a": x}, {"a": -rate * g})
+    np.testing.assert_allclose(2 / (multiple * rate), g @ hessian @ g / (g @ g), rtol=1e-7)
+
+
+def test_where_a_line_stops_to_fall(x64):
+    """At the other side of a well, before a wall of nan, and nowhere."""
+    at = jnp.zeros(())
+    well = critical(lambda x: jnp.cosh(x - 2.5), at, jnp.ones(()))
+    assert float(well) == pytest.approx(5, rel=1e-2)
+    assert float(critical(lambda x: jnp.where(x < 3.25, -x, jnp.nan), at, jnp.ones(()))) == pytest.approx(
+        3.25, abs=0.13
+    )
+    for loss in (lambda x: x, lambda x: -x, lambda x: 0 * x, lambda x: x * jnp.nan):
+        assert np.isnan(critical(loss, at, jnp.ones(())))
+
+
+def test_squares_by_block(x64):
+    net = network()
+    grads = parameters(net)
+    found = value(block_squares(grads))
+    wanted = [sum(np.sum(np.square(leaf[layer])) for leaf in jax.tree.leaves(grads["blocks"])) for layer in range(L)]
+    np.testing.assert_allclose(found, [*wanted, sum(np.sum(leaf**2) for leaf in leaves(grads).values())], rtol=1e-12)
 
 
 def test_a_random_direction_is_as_long_as_each_matrix(x64):

@@ -1,4 +1,4 @@
-"""Products, cosines, zeros and histograms of gradients against numpy on whole vectors."""
+"""Products, cosines, parts, ranks, zeros and histograms of gradients against numpy on whole vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from networks import B, L, T, V, changed, network, parameters, tapped
 from train.gradflow import delta, gradients
 from train.gradflow.delta import Backward
 from train.gradflow.gradients import OCTAVES, edges
-from train.gradflow.norms import named
+from train.gradflow.norms import named, value
 
 WINDOWS = [np.random.default_rng(i).integers(0, V, size=(B, T + 1)).astype(np.int32) for i in (0, 1)]
 
@@ -107,6 +107,57 @@ def test_a_histogram_counts_every_entry(x64):
         low = 10.0 ** edges(float(found.top[layer]))
         wanted = [((g >= 2.0**-1 * top) & (g < top)).sum() for top in low[:6]]
         np.testing.assert_array_equal(found.counts[layer][:6], wanted)
+
+
+def parts_by_hand(a, delta):
+    """Returns (G, its mean part, its covariance part) of inputs [N, D] and cotangents [N, F], by numpy."""
+    a, delta = np.asarray(a), np.asarray(delta)
+    centred, spread = a - a.mean(0), delta - delta.mean(0)
+    return a.T @ delta, len(a) * np.outer(a.mean(0), delta.mean(0)), np.einsum("nd,nf->df", centred, spread)
+
+
+def shares_of(a, delta):
+    """Returns the shares by `mean_shares` for inputs [L, N, D] and cotangents [L, N, F]."""
+    gradient = jnp.einsum("lnd,lnf->ldf", a, delta)
+    share = jax.jit(gradients.mean_shares)({"w": gradient}, {"w": jnp.sum(delta, 1)}, {"w": jnp.mean(a, 1)})
+    for part in ("mean", "covariance"):  # one matrix is the whole layer
+        np.testing.assert_array_equal(*(value(getattr(share[tag], part)) for tag in ("w", "layer")))
+    return value(share["w"].mean), value(share["w"].covariance)
+
+
+def test_the_parts_of_a_gradient(x64):
+    rng = np.random.default_rng(0)
+    a, delta = jnp.asarray(rng.normal(size=(3, 8, 4)) + 1), jnp.asarray(rng.normal(size=(3, 8, 5)) + 0.5)
+    delta = delta.at[2].set(0)
+    mean, covariance = shares_of(a, delta)
+    for layer in range(2):
+        whole, *parts = parts_by_hand(a[layer], delta[layer])
+        np.testing.assert_allclose(parts[0] + parts[1], whole, rtol=1e-12)
+        wanted = [np.linalg.norm(part) / np.linalg.norm(whole) for part in parts]
+        np.testing.assert_allclose([mean[layer], covariance[layer]], wanted, rtol=1e-12)
+    assert np.isnan([mean[2], covariance[2]]).all()  # no gradient has no parts
+
+
+def test_tokens_that_are_alike_leave_the_mean_part_alone():
+    alike = jnp.tile(jnp.arange(1.0, 5.0), (1, 8, 1))
+    delta = jnp.asarray(np.random.default_rng(0).integers(-9, 9, size=(1, 8, 3)), jnp.float32)
+    for a, d in ((alike, delta), (delta, alike)):
+        np.testing.assert_array_equal(shares_of(a, d), [[1.0], [0.0]])  # exactly
+    mean, covariance = shares_of(alike + 1e-6 * jax.random.normal(jax.random.key(0), alike.shape), delta / 7)
+    np.testing.assert_allclose([mean, covariance], [[1.0], [np.nan]], atol=1e-5)  # lost in the rounding
+    mean, covariance = shares_of(delta - jnp.mean(delta, 1, keepdims=True), delta)
+    np.testing.assert_allclose([mean, covariance], [[0.0], [1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6)])
+def test_the_stable_rank_by_svd(shape, x64):
+    x = np.random.default_rng(0).normal(size=(2, *shape))
+    values = np.linalg.svd(x, compute_uv=False)
+    wanted = np.sum(values**2, axis=-1) / values[:, 0] ** 2
+    for scale in (1, 1e-200):
+        np.testing.assert_allclose(gradients.stable_rank(jnp.asarray(scale * x)), wanted, rtol=1e-12)
+    assert float(gradients.stable_rank(jnp.eye(4))) == 4
+    assert np.isnan(gradients.stable_rank(jnp.zeros((2, 3))))
 
 
 def test_nothing_but_zeros():

@@ -4,25 +4,15 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
 import jsonschema
 import numpy as np
 import pytest
 
-from data.source import Batch
-from model.config import ModelConfig
-from model.network import Network
 from problems import lines
 from runs import events_of
 from train.cli import main
 from train.config.instruments import INSTRUMENTS
-from train.core.state import State, hparams_of
-from train.gradflow.norms import value
-from train.instruments.blocks import split
-from train.instruments.curvature import threshold
-from train.instruments.snapshot import Snapshot
 from train.log.charts_layout import chart_layout
 from train.report.read import read_run
 
@@ -70,14 +60,24 @@ def test_they_measure_at_their_steps(whole):
     series = read_run(whole).steps
     tags = ["attn/entropy/layer_001", "attn/logit_max/layer_000/head_01", "act/dead_units/layer_001"]
     tags += ["split/skip_log10/layer_000", "cosine/without_skip/all", "cosine/next_step/layer_001"]
-    tags += ["noise/scale", "sharpness/top", "jacobian/stack_largest_log10", "landscape/update_lowest_at"]
+    tags += ["attn/sink/layer_001/head_00", "act/peak/layer_001", "ledger/mlp_delta_log10/layer_001"]
+    tags += ["depth_loss/lens/layer_002", "depth_loss/ablated/layer_001", "grad_mean/mean/layer_000/attn_v"]
+    tags += ["weight/stable_rank/layer_001", "grad/stable_rank/layer_000/mlp_out", "sharpness/critical_multiple"]
+    tags += [
+        "noise/scale",
+        "noise/block_scale/layer_001",
+        "sharpness/top",
+        "jacobian/stack_largest_log10",
+        "landscape/update_lowest_at",
+    ]
     for tag in [*tags, "grad/zero_fraction/layer_000/mlp_in"]:
         assert series[tag][0].tolist() == [0, 4, 8], tag
     assert series["sharpness_adam/top"][0].tolist() == [4, 8]  # before the first step Adam knows no curvature
 
 
 def test_what_they_say_agrees_with_the_watched_step(whole):
-    """delta_l by the split, and Adam's threshold by the rate, from tags that come another way."""
+    """delta_l by the split and by the ledger, Adam's threshold and the critical sharpness by the rate, and the loss at
+    the last depth, from tags that come another way."""
     series = {tag: dict(zip(at.tolist(), x, strict=True)) for tag, (at, x) in read_run(whole).steps.items()}
     for step in (0, 4):
         skip, branch = (10 ** series[f"split/{part}_log10/layer_000"][step] for part in ("skip", "branch"))
@@ -85,6 +85,11 @@ def test_what_they_say_agrees_with_the_watched_step(whole):
         delta = 10 ** series["delta/norm_log10/layer_000"][step]
         assert delta == pytest.approx(np.sqrt(skip**2 + branch**2 + 2 * cosine * skip * branch), rel=1e-4)
         assert skip == pytest.approx(10 ** series["delta/norm_log10/layer_001"][step], rel=1e-4)
+        for layer in (0, 1):
+            delta = series[f"delta/norm_log10/layer_00{layer + 1}"][step]
+            assert series[f"ledger/mlp_delta_log10/layer_00{layer}"][step] == pytest.approx(delta, abs=1e-4)
+    step_rate = 2 / series["sharpness/critical"][8] / series["sharpness/critical_multiple"][8]
+    assert step_rate == pytest.approx(1e-3, rel=1e-4)
     assert series["sharpness/bottom"][8] < series["sharpness/top"][8]
     assert series["noise/scale"][8] == pytest.approx(series["noise/trace"][8] / series["noise/gradient_square"][8])
     # At the rate of the next step, which at the end is min_lr.
@@ -166,6 +171,7 @@ def test_probe_reads_them(folder, whole, corpus, capsys):
 
     assert found["attn/entropy"]["layer"] == pytest.approx([first(f"attn/entropy/layer_00{i}") for i in (0, 1)])
     assert found["sharpness/top"] == pytest.approx(first("sharpness/top"), rel=1e-3)
+    assert found["depth_loss/lens"][-1] == pytest.approx(whole_object["loss"], rel=1e-6)
     assert found["sharpness_adam/top"] is None
     assert found["noise/scale"] == pytest.approx(first("noise/scale"), rel=1e-3)
     counts = np.array(found["grad/histogram_log10"]["counts"])
@@ -174,6 +180,18 @@ def test_probe_reads_them(folder, whole, corpus, capsys):
     assert curve["at"][5] == 0 and curve["loss"][5] == pytest.approx(whole_object["loss"], rel=1e-5)
     assert curve["loss"][6] < curve["loss"][5]  # the next update goes downhill
     assert "split/cosine" in printed and "sharpness/top" in printed
+
+
+@pytest.mark.slow
+def test_a_probe_explains_starved_attention(folder, corpus, capsys):
+    """With the mean parts, if they are read."""
+    model = {"layers": 12, "width": 16, "heads": 2, "residual": "none", "init": "xavier"}
+    path = config_of(folder, corpus, "starved", {}, model=model)
+    for instruments, said in (("units", False), ("grad_mean", True)):
+        assert main(["probe", str(path), "--instruments", instruments]) == 0
+        printed = capsys.readouterr().out
+        assert "dead_qk" in printed
+        assert bool(re.search(r"make \d\d+ % of the gradient of V, and 0 % of that of K\n", printed)) == said
 
 
 def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
@@ -208,7 +226,9 @@ def test_every_tag_is_documented(whole):
     parts = r"/(layer_\d+|head_\d+|all|embed|head|lookup|positions|norm_f)\b.*"
     tags = {re.sub(parts, "", tag) for tag in read_run(whole).steps}
     mine = {tag for tag in tags if tag.split("/")[0] in ("attn", "split", "cosine", "noise", "jacobian", "landscape")}
-    mine |= {tag for tag in tags if tag.startswith(("sharpness", "act/dead", "grad/zero", "grad/dot"))}
+    mine |= {tag for tag in tags if tag.split("/")[0] in ("ledger", "depth_loss", "grad_mean")}
+    mine |= {tag for tag in tags if tag.startswith(("sharpness", "act/dead", "act/peak", "grad/zero", "grad/dot"))}
+    mine |= {tag for tag in tags if tag.endswith("stable_rank")}
     assert len(mine) > 30
     assert {tag for tag in mine if f"`{tag}" not in text} == set()
 
@@ -219,54 +239,10 @@ def test_every_chart_in_tensorboard_has_something_to_draw(whole):
     charts = chart_layout(["attn_q"], True, NAMES)["instruments"]
     drawn = {title: [tag for tag in tags if re.match(pattern, tag)] for title, pattern in charts.items()}
     assert {title for title, found in drawn.items() if not found} == set()
-    assert len(charts) == 18
+    assert len(charts) == 35
     together = sum(drawn.values(), [])
     assert len(together) == len(set(together))
     (event,) = events_of(whole).Tensors("custom_scalars__config__")
     written = event.tensor_proto.string_val[0].decode(errors="replace")
     assert all(title in written for title in charts)
     assert "instruments" not in chart_layout(["attn_q"])
-
-
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
-@pytest.mark.parametrize("side", [0.99, 1.01])
-def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64):
-    """The spectral radius of (x, m) -> the next (x, m) under the optimizer's own rule, by numpy."""
-    keys = {"optimizer.name": name, "optimizer.momentum": 0.7, "optimizer.schedule": "constant"}
-    config = tiny(keys).variants[0].config
-    hp = hparams_of(config, "float64")
-    state = State({}, None, np.int32(10))
-    curvature = side * float(threshold("sharpness", Snapshot(None, config, state, hp, None))["sharpness/threshold"])
-    lr, beta = config.optimizer.lr, 0.7
-    g = np.array([curvature, 0.0])  # the gradient as a row of (x, m)
-    m = np.array([0.0, beta]) + g
-    update = {"sgd": g, "momentum": m, "nesterov": g + beta * m}[name]
-    radius = np.abs(np.linalg.eigvals(np.stack([np.array([1.0, 0.0]) - lr * update, m]))).max()
-    assert (radius > 1) == (side > 1)
-
-
-@pytest.mark.parametrize("task", ["regression", "masked", pytest.param("classification", marks=pytest.mark.slow)])
-def test_the_split_is_of_the_loss_that_is_trained(task, x64):
-    """Whatever the targets are, and however many values each has: delta by the split is delta by the taps."""
-    network, batch = other_task(task)
-    params = jax.jit(lambda: network.init(0))()
-    state, hp = SimpleNamespace(params=params), SimpleNamespace(model=None)
-    config = SimpleNamespace(model=network.config)
-    snapshot = Snapshot(network, config, state, hp, jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch))
-    parts, delta = jax.jit(lambda: (split(snapshot), snapshot.backward(params).delta))()
-    skip, branch = value(parts["split/skip"]), value(parts["split/branch"])
-    whole = np.sqrt(skip**2 + branch**2 + 2 * np.asarray(parts["split/cosine"]) * skip * branch)
-    np.testing.assert_allclose(whole, value(delta)[:-1], rtol=1e-9)
-
-
-def other_task(task):
-    rng, model = np.random.default_rng(0), ModelConfig(layers=2, width=8, heads=2)
-    tokens = rng.integers(0, 7, (3, 4))
-    if task == "regression":
-        network = Network(model, None, 4, "float64", task="regression", outputs=3, channels=2)
-        return network, Batch(rng.normal(size=(3, 4, 2)), rng.normal(size=(3, 4, 3)))
-    if task == "classification":
-        network = Network(model, 7, 4, "float64", task="classification", outputs=5, pooled=True)
-        return network, Batch(tokens, rng.integers(0, 5, 3))
-    weights = np.array([[1, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 1]], np.float32)
-    return Network(model, 7, 4, "float64"), Batch(tokens, rng.integers(0, 7, (3, 4)), weights)

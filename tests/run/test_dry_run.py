@@ -1,5 +1,6 @@
 """`deltaflow train --dry-run`: what it announces is what the training then does, and it leaves no trace."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tests.runs import contents, killed_at
 from train.cli import main
 from train.config.load import load
+from train.device import memory
 from train.device.programs import Programs
 from train.device.signals import Stop
 from train.log.console import Console
@@ -123,6 +125,21 @@ def test_it_refuses_what_the_training_would_refuse(config, monkeypatch, capsys):
     for arguments in (["--dry-run"], []):
         assert main(["train", str(config), *arguments]) == 1
         assert capsys.readouterr().err.startswith("deltaflow: not enough memory: training needs about ")
+
+
+@pytest.mark.slow
+def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monkeypatch, capsys):
+    needs, need = [], memory.need
+    monkeypatch.setattr(memory, "need", lambda *arguments: needs.append(need(*arguments)) or needs[-1])
+    keys = ["train.group=vmap", "variants={with: {}, bare: {model.residual: none}}"]
+    assert main(["train", str(config), "--dry-run", *keys]) == 0
+    monkeypatch.setattr(memory, "available_memory", lambda _, free=int(0.7 * needs[-1].total): free)
+    capsys.readouterr()
+    for command, shown in ((["train", "--dry-run"], ["with", "bare"]), (["plan"], ["with"])):
+        assert main([command[0], str(config), *command[1:], *keys]) == 0
+        out = capsys.readouterr().out
+        assert out.count("2 variants do not fit in memory; they train in 2 waves of 1\n") == 1
+        assert re.findall(r"(?m)^  variants +(\S+)$", out) == shown
 
 
 def test_the_time_has_the_range_of_the_timed_calls(config, monkeypatch, capsys):

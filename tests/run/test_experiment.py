@@ -15,6 +15,7 @@ import pytest
 from runs import arrays, contents, events_of, killed_at, rows, summary, train_until
 from train.cli import main
 from train.config.load import load
+from train.device import memory
 from train.device.signals import Stop
 from train.log.console import Console
 from train.report.read import Run, read_run
@@ -158,9 +159,12 @@ def test_the_summary(trained):
         assert "cpu" in end["platform"]
 
 
-def test_the_finding_is_in_tensorboard_once(trained, capsys):
+def test_the_finding_is_in_tensorboard_once_also_if_the_training_was_killed_before_it(trained, capsys):
     config, run = trained
-    assert main(["train", str(config)]) == 0  # finished before
+    (written,) = run.glob("events.out.tfevents.*.finding_*")
+    written.write_bytes(b"")  # killed while it was written
+    for _ in range(2):
+        assert main(["train", str(config)]) == 0  # finished before
     (event,) = events_of(run).Tensors("finding")
     sentences = event.tensor_proto.string_val[0].decode().split("\n\n")
     assert event.step == 40 and "\n".join(("", *sentences, "")) in capsys.readouterr().out and len(sentences) > 1
@@ -335,6 +339,35 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
         else:
             assert np.abs(np.subtract(losses[0], losses[1])).max() > 1e-2
         assert read_config(tmp_path / "tiny" / name).data.seed == int(name[-1])
+
+
+@pytest.mark.slow
+def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_memory(
+    trained, tmp_path, monkeypatch, capsys
+):
+    config, _ = trained
+    keys, needs, need = ["train.group=vmap", "sweep={seed: [0, 7]}"], [], memory.need
+    monkeypatch.setattr(memory, "need", lambda *arguments: needs.append(need(*arguments)) or needs[-1])
+    assert main(["train", str(config), f"runs_dir={tmp_path}/one", *keys]) == 0
+    monkeypatch.setattr(memory, "available_memory", lambda _, free=int(0.8 * needs[-1].total): free)
+    assert main(["train", str(config), f"runs_dir={tmp_path}/waves", *keys]) == 0
+    line = "4 variants do not fit in memory; they train in 2 waves of 2\n"
+    assert line in capsys.readouterr().out
+    keys.append(f"runs_dir={tmp_path}/resumed")
+    train_until(10, config, *keys, action=lambda stop: setattr(stop, "signal", signal.SIGINT))
+    names = ["with,seed=0", "with,seed=7", "without_skip,seed=0", "without_skip,seed=7"]
+    assert [(tmp_path / "resumed" / "tiny" / name).exists() for name in names] == [True, True, False, False]
+    monkeypatch.setattr(memory, "available_memory", lambda _: None)
+    assert main(["train", str(config), *keys]) == 0
+    out = capsys.readouterr().out
+    assert out.count(line) == 1 and "resuming at step 15 of 40" in out
+    for name in names:
+        one, *others = (rows(tmp_path / folder / "tiny" / name) for folder in ("one", "waves", "resumed"))
+        for logged in others:
+            assert logged.keys() == one.keys()
+            for step, row in one.items():
+                assert row.keys() == logged[step].keys()
+                assert logged[step].get("loss/train", 0) == pytest.approx(row.get("loss/train", 0), rel=2e-6)
 
 
 @pytest.mark.slow

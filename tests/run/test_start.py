@@ -448,6 +448,15 @@ def test_those_go_on_together_that_were_stopped_together(run, seeds, more, parts
     assert [[variant.config.seed for variant in part] for part in resumable_parts(variants)] == parts
 
 
+def test_what_a_wave_has_saved_is_not_taken_back_for_one_that_has_not_begun(run):
+    variants = load("tiny.yaml", ["name=apart", "sweep={seed: [0, 1, 2]}"]).variants
+    of_steps(variants[1], [4])
+    assert resumable_parts(variants) == [(variants[1],), (variants[0], variants[2])]
+    directory_of(variants[0]).mkdir(parents=True)
+    (directory_of(variants[0]) / "config.yaml").touch()  # killed between the saves of a group's variants
+    assert resumable_parts(variants) == [(variants[0], variants[1]), (variants[2],)]
+
+
 def test_variants_without_a_whole_step_in_common_go_on_apart(run):
     variants = load("tiny.yaml", ["name=apart", "sweep={seed: [0, 1, 2]}", "train.steps=30"]).variants
     for variant in variants:

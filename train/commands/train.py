@@ -33,14 +33,9 @@ def run(parsed: argparse.Namespace) -> int:
     """
     parsed.stop.doing = "the check of the config"
     experiment = load(parsed.config, parsed.overrides)  # before JAX starts
-    from ..log.console import Console
-
-    if parsed.dry_run:
-        from ..run.dry_run import dry_run
-
-        dry_run(experiment, Console(), parsed.stop, parsed.allow_data_change)
-        return 0
     from ..device.hosts import connected
+    from ..log.console import Console
+    from ..run.dry_run import dry_run
     from ..run.experiment import train
 
     with ExitStack() as stack:
@@ -48,6 +43,9 @@ def run(parsed: argparse.Namespace) -> int:
         stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         console = stack.enter_context(Console(stream, lasting=first))
         parsed.stop.show = console.notice
+        if parsed.dry_run:
+            dry_run(experiment, console, parsed.stop, parsed.allow_data_change)
+            return 0
         outcome = train(experiment, console, parsed.stop, parsed.allow_data_change)
         if parsed.stop.signal is not None:
             console.note("stopped and saved; the same command goes on from here")

@@ -74,7 +74,7 @@ def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed
 
     def inside(part: Batch) -> dict[str, Array]:
         anatomy = network.anatomy(state.params, part.inputs, numbers=hp.model)
-        return observed(anatomy, {"attention": all_finite, "mlp": all_finite})
+        return observed(anatomy, {"attn/scores": all_finite, "mlp/hidden": all_finite})
 
     parts, _ = micro(config.optimizer.accumulate, batch, None)
     branches = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(inside, parts))
@@ -83,8 +83,8 @@ def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed
         _flags(state.params),
         loss,
         result.stream.rms,
-        branches["attention"],
-        branches["mlp"],
+        branches["attn/scores"],
+        branches["mlp/hidden"],
         result.delta,
         _flags(either),
         _flags(after.params),

@@ -143,7 +143,7 @@ def _answers(host: str, port: int) -> bool:
 
 
 def agreed(number: int | None) -> int | None:
-    """Returns the largest signal number that any process has received, the same in all processes, or None.
+    """Returns the largest number that any process has, such as that of a signal, or None if all have 0 or None.
 
     A collective: every process must call it equally often, since each waits for the others.
     """

@@ -1,9 +1,9 @@
-"""Device memory: the bytes that training needs, the bytes available, and the refusal of what does not fit."""
+"""Device memory: the bytes that training needs and those available; waves, and the refusal of what does not fit."""
 
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from ..errors import Failure, out_of_memory
 from ..text import size
+from .hosts import agreed
 from .platform import Platform
+from .process import trim
 from .programs import Programs, VariantGroup
 
 
@@ -82,24 +84,51 @@ class Budget:
 
     @staticmethod
     def of(programs: Programs, resident: Any, platform: Platform) -> "Budget":
-        """Returns the budget, before anything is compiled. Raises UserError when not even the states fit."""
+        """Returns the budget of a group that is to be compiled."""
+        trim()  # what earlier groups have freed
         free = available_memory(platform)
-        budget = Budget(programs, resident, None if free is None else free + bytes_of(resident))
-        states = need(programs, resident)
-        if budget.available is not None and states.total > budget.available:
-            network = programs.group.network
-            tables = (network.vocab_size or 0) * network.config.width * jnp.dtype(network.param_dtype).itemsize
-            large = 2 * tables > states.total / 3  # ids of a file may be of any size, which makes the vocabulary
-            about = f"; most of it is for a vocabulary of {network.vocab_size:,} tokens" if large else ""
-            raise Failure(complaint(states, budget.available, None) + about)
-        return budget
+        return Budget(programs, resident, None if free is None else free + bytes_of(resident))
 
-    def check(self) -> None:
-        """To be called before the first step. Raises UserError when the compiled programs do not fit."""
-        self.need = need(self.programs, self.resident)
-        if self.available is not None and self.need.total > self.available:
-            setting = suggestion(self.programs.group, self.need, self.available)
-            raise Failure(complaint(self.need, self.available, setting))
+    def waves(self) -> list[VariantGroup]:
+        """Returns the group, or if it does not fit the fewest parts of it that do; waits for what is being compiled.
+
+        The same in all processes, as a collective. Raises UserError when not even the smallest part fits.
+        """
+        group, unit = self.programs.group, self.programs.group.mesh.shape["variants"]
+        count = len(group.variants)
+        try:
+            self.need = need(self.programs, self.resident)
+            waves = math.ceil(count / self.fitting(self.need))
+        except Exception as error:  # compilers for TPUs refuse what does not fit, without its size
+            if not (out_of_memory(error) and group.vmapped and count > unit):
+                raise
+            waves = 2
+        size = unit * math.ceil(count / unit / (agreed(waves) or 1))
+        return [replace(group, variants=group.variants[start : start + size]) for start in range(0, count, size)]
+
+    def fitting(self, whole: Need) -> int:
+        """Returns the number of variants that fit together if memory is in proportion to it; `whole`: of the group.
+
+        Before anything is compiled the states alone count. Raises UserError when not even the fewest possible fit.
+        """
+        group, network, fixed = self.programs.group, self.programs.group.network, bytes_of(self.resident)
+        count, unit = len(group.variants), group.mesh.shape["variants"]
+
+        def part(variants: int) -> Need:
+            share = variants / count
+            passing = share if group.vmapped else 1  # a step of those that take turns is one variant's
+            held = fixed + int(share * (whole.held - fixed))
+            return Need(held, int(passing * whole.training), int(passing * whole.measuring))
+
+        if self.available is None:
+            return count
+        if (least := part(unit)).total > self.available:
+            setting = suggestion(replace(group, variants=group.variants[:unit]), least, self.available)
+            tables = (network.vocab_size or 0) * network.config.width * jnp.dtype(network.param_dtype).itemsize
+            large = 2 * tables > least.total / 3  # ids of a file may be of any size, which makes the vocabulary
+            about = f"; most of it is for a vocabulary of {network.vocab_size:,} tokens" if large else ""
+            raise Failure(complaint(least, self.available, setting) + about)
+        return next(size for size in range(count, 0, -unit) if part(size).total <= self.available)
 
     def explain(self, error: Exception) -> None:
         """Raises UserError in place of an out-of-memory error of a running program or a compiler.
@@ -108,6 +137,7 @@ class Budget:
         """
         if not out_of_memory(error):
             return
+        self.need = None
         with suppress(Exception):  # of a program that was never compiled
             self.need = need(self.programs, self.resident)
         setting = None

@@ -9,6 +9,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -191,7 +192,16 @@ def unroll(config: RunConfig, platform: Platform) -> int:
 def fused_attention(config: TrainConfig, platform: Platform) -> str | None:
     """Returns the implementation of fused attention: cudnn in bfloat16 on an NVIDIA GPU that has it, else None."""
     capable = compute_dtype(config, platform) == "bfloat16" and (_capability(platform) or 0.0) >= 8.0
-    return "cudnn" if config.fused_attention and capable else None
+    if not (config.fused_attention and capable):
+        return None
+    with suppress(ImportError):  # JAX's own check has no public name
+        from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+        try:
+            cudnn.check_cudnn_version()
+        except RuntimeError:  # without it JAX uses no GPU, but for JAX_SKIP_CUDA_CONSTRAINTS_CHECK
+            return None
+    return "cudnn"
 
 
 def grouped_by(config: RunConfig, platform: Platform) -> str:

@@ -24,6 +24,13 @@ def tune() -> None:
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def trim() -> None:
+    """Returns freed memory to the system, which would count what `tune` makes malloc keep as in use."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def started(pid: int) -> int | None:
     """Returns when a process started, in clock ticks since boot, which tells it from a later one of the same id.
 

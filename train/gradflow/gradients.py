@@ -1,5 +1,6 @@
-"""Gradient statistics beyond the norm: inner products with weights, cosines, zeros and histograms."""
+"""Gradient statistics beyond the norm: inner products with weights, cosines, mean parts, ranks, histograms."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from model.network import Params
 from model.scaling import exponent_of, power_of_two, scaled
 
 from .delta import Backward, exponents_of, head_table, true_gradients
-from .norms import Norm, along, cosine, inner, named, signed_sum
+from .norms import Norm, along, cosine, inner, named, root_sum_square, signed_sum, stacked_frobenius
 
 OCTAVES = 64  # buckets of a histogram
 
@@ -56,6 +57,61 @@ def cosines(a: Backward, b: Backward) -> Cosines:
 
     layer, whole = zip(products(a, b), products(a, a), products(b, b), strict=True)
     return Cosines(cosine(*layer), cosine(*whole))
+
+
+class MeanShare(NamedTuple):
+    """Sizes of two parts of a gradient, relative to it; they sum to it as matrices, not as norms."""
+
+    mean: Norm  # |N dbar abar^T| / |G|; nan where G is exactly zero
+    covariance: Norm  # |sum_t (delta_t - dbar)(a_t - abar)^T| / |G|; nan too where it is lost in the rounding of G
+
+
+def mean_shares(
+    gradients: Mapping[str, Float[Array, "L D F"]],
+    totals: Mapping[str, Float[Array, "L F"]],
+    inputs: Mapping[str, Float[Array, "L D"]],
+) -> dict[str, MeanShare]:
+    """Returns the shares [L] of the two parts of G = sum_t a_t delta_t^T, by tag, and of all matrices as "layer".
+
+    delta_t is the gradient at the output of a linear map for token t of N, a_t its input. gradients: G, at any scale a
+    layer; totals: N dbar, the gradient of the map's bias; inputs: abar. Tokens that are alike leave the mean part
+    alone. K's is 0, since the softmax is blind to what all keys share (without rotation, norm or cap).
+    """
+    whole, mean, rest = {}, {}, {}
+    for tag, g in gradients.items():
+        part = inputs[tag][:, :, None] * totals[tag][:, None, :]
+        left = g - part
+        size, top = (jnp.max(jnp.abs(x), axis=(1, 2)) for x in (left, g))
+        # A difference below the rounding error of its operands is unknown rather than small.
+        lost = (size > 0) & (size < 100 * jnp.finfo(g.dtype).eps * top)
+        whole[tag], mean[tag] = stacked_frobenius(g), stacked_frobenius(part)
+        rest[tag] = stacked_frobenius(jnp.where(lost[:, None, None], jnp.nan, left))
+    for norms in (whole, mean, rest):
+        norms["layer"] = root_sum_square(list(norms.values()))
+    return {tag: MeanShare(mean[tag].over(norm), rest[tag].over(norm)) for tag, norm in whole.items()}
+
+
+def stable_rank(x: Float[Array, "... D F"]) -> Float[Array, "..."]:
+    """Returns |x|_F^2 / |x|_2^2, from 1 to the rank (Rudelson & Vershynin 2007, math/0503442); nan for a zero x.
+
+    The Gram matrix of the shorter side to the power 2^20, by squaring, projects on its top eigenvectors. (Batched eigh
+    of several matrices at once hangs XLA:CPU on two cores.)
+    """
+    top = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    unit = x / jnp.where(top > 0, top, 1)
+    if x.shape[-2] > x.shape[-1]:
+        unit = jnp.swapaxes(unit, -2, -1)
+    gram = unit @ jnp.swapaxes(unit, -2, -1)
+
+    def trace(matrix: Array) -> Array:
+        return jnp.trace(matrix, axis1=-2, axis2=-1)
+
+    def squared(_: int, power: Array) -> Array:
+        power = power @ power
+        return power / trace(power)[..., None, None]
+
+    power = jax.lax.fori_loop(0, 20, squared, gram / trace(gram)[..., None, None])
+    return trace(gram) / jnp.sum(gram * power, axis=(-2, -1))
 
 
 def zero_fraction(result: Backward) -> dict[str, Float[Array, "L"]]:

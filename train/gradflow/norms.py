@@ -29,6 +29,11 @@ class Norm(NamedTuple):
         """Returns the values times 2^exponent."""
         return Norm(self.mantissa, self.exponent + exponent)
 
+    def over(self, other: "Norm") -> "Norm":
+        """Returns the elementwise quotient; nan where the divisor is exactly zero."""
+        divisor = jnp.where(other.mantissa == 0, jnp.nan, other.mantissa)
+        return Norm(self.mantissa / divisor, self.exponent - other.exponent)
+
 
 @jax.tree_util.register_pytree_node_class
 class Norms(Mapping[str, Norm]):

@@ -1,7 +1,7 @@
 """Verdicts on the gradient flow of a pass and of a run, with the evidence (rules and reasons: docs/verdict.md)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +147,17 @@ def judge(
         lowest = int(np.flatnonzero(rank < COLLAPSED * rank[0])[0]) - 1  # block whose output tokens are alike
         return verdict("collapsed", lowest, f"{why}{power(math.log10(alike)) if alike else 0} of the input's")
     return verdict("healthy", None, fall)
+
+
+def mean_parts(shares: Mapping[str, Sequence[float | None]]) -> str:
+    """Returns the rest of a dead_qk sentence: the shares of the mean part in the gradients of V and K, median over
+    blocks, from the readings `grad_mean/mean` [L] by tag.
+
+    >>> mean_parts({"attn_v": [0.9, 1.0, None], "attn_k": [1e-5, 2e-5, None]})
+    '; the means over tokens make 95 % of the gradient of V, and 0 % of that of K'
+    """
+    v, k = (100 * float(np.nanmedian(np.array(shares[tag], np.float64))) for tag in ("attn_v", "attn_k"))
+    return f"; the means over tokens make {v:.0f} % of the gradient of V, and {k:.0f} % of that of K"
 
 
 def over_run(

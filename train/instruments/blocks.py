@@ -1,14 +1,12 @@
-"""Instruments inside the blocks: attention, hidden units, delta's two ways down, Jacobians, a rule's parameters."""
+"""Instruments inside the blocks: attention, hidden units, sublayers, delta's two ways, losses, rules, Jacobians."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
-from model.residual import Carry, rule_of
+from model.residual import rule_of
 from model.residual.attnres import AttnRes
 from model.residual.streams import Streams
 
-from ..core.loss import losses, mean_loss
 from ..gradflow import jacobian as jacobians
 from ..gradflow import mixing, per_block
 from .readings import Matrix, Reading
@@ -16,33 +14,42 @@ from .snapshot import Snapshot
 
 
 def attention(snapshot: Snapshot) -> dict[str, Reading]:
-    """Entropy and largest logit, mean and maximum over the heads and of each."""
+    """Entropy, largest logit and weight of the first token, over the heads and of each; the stream's largest entry."""
     anatomy = snapshot.anatomy(snapshot.batch().inputs)
-    of = per_block.observed(anatomy, {"attention": per_block.attention})["attention"]
+    seen = per_block.observed(anatomy, {"attn/scores": per_block.attention, "stream": per_block.peak})
+    of = seen["attn/scores"]
     return {
         "attn/entropy": {"layer": jnp.mean(of.entropy, axis=1), "head": of.entropy},
         "attn/logit_max": {"layer": jnp.max(of.logit_max, axis=1), "head": of.logit_max},
+        "attn/sink": {"layer": jnp.mean(of.sink, axis=1), "head": of.sink},
+        "act/peak": seen["stream"],
     }
 
 
 def units(snapshot: Snapshot) -> dict[str, Reading]:
     """Share of MLP units that are exactly 0 for every token."""
     anatomy = snapshot.anatomy(snapshot.batch().inputs)
-    return {"act/dead_units": per_block.observed(anatomy, {"mlp": per_block.dead_units})["mlp"]}
+    return {"act/dead_units": per_block.observed(anatomy, {"mlp/hidden": per_block.dead_units})["mlp/hidden"]}
+
+
+def ledger(snapshot: Snapshot) -> dict[str, Reading]:
+    """Size and direction of each sublayer's output against the stream that it reads, and delta at that output."""
+    anatomy = snapshot.anatomy(snapshot.batch().inputs)
+    of = per_block.ledger(anatomy, snapshot.loss_at(anatomy))
+    return {f"ledger/{part}_{key}": value for part, stats in of.items() for key, value in stats._asdict().items()}
+
+
+def depth_loss(snapshot: Snapshot) -> dict[str, Reading]:
+    """The loss with the head at each depth, and without each block."""
+    anatomy = snapshot.anatomy(snapshot.batch().inputs)
+    of = per_block.depth_loss(anatomy, snapshot.loss_at(anatomy))
+    return {f"depth_loss/{key}": value for key, value in of._asdict().items()}
 
 
 def split(snapshot: Snapshot) -> dict[str, Reading]:
     """Delta past the sublayers of each block and through them."""
-    batch = snapshot.batch()
-    anatomy = snapshot.anatomy(batch.inputs)
-
-    def score(logits: Array, targets: Array) -> Array:
-        return losses(snapshot.network, logits, batch._replace(targets=targets), snapshot.hp.model)
-
-    def loss(carry: Carry) -> Array:
-        return mean_loss(anatomy.logits(carry, score, batch.targets), batch)
-
-    parts = per_block.split(anatomy, loss)
+    anatomy = snapshot.anatomy(snapshot.batch().inputs)
+    parts = per_block.split(anatomy, snapshot.loss_at(anatomy))
     return {"split/skip": parts.skip, "split/branch": parts.branch, "split/cosine": parts.cosine}
 
 

@@ -41,9 +41,9 @@ def threshold(name: str, snapshot: Snapshot) -> dict[str, Reading]:
     2021, 2103.00065, section 2); Adam's for the preconditioned curvature (2 + 2 beta_1) / (1 - beta_1) / lr.
     """
     config, hp = snapshot.config.optimizer, snapshot.hp.optimizer
-    if config.lr_factors or snapshot.config.model.width_ratio != 1:
-        return {}  # there is no one rate
-    lr = rate(config, hp, snapshot.state.step, snapshot.config.train.steps)
+    lr = _rate(snapshot)
+    if lr is None:
+        return {}
     beta = hp["momentum"] if name == "sharpness" else hp["betas"][0]
     of = {
         "sgd": 2.0,
@@ -54,6 +54,22 @@ def threshold(name: str, snapshot: Snapshot) -> dict[str, Reading]:
     }
     own = ("adam", "adamw") if name == "sharpness_adam" else ("sgd", "momentum", "nesterov")
     return {f"{name}/threshold": jnp.asarray(of[config.name] / lr)} if config.name in own else {}
+
+
+def _rate(snapshot: Snapshot) -> Array | None:
+    """The learning rate of the next step; None where parameters have rates of their own."""
+    config = snapshot.config
+    if config.optimizer.lr_factors or config.model.width_ratio != 1:
+        return None
+    return rate(config.optimizer, snapshot.hp.optimizer, snapshot.state.step, config.train.steps)
+
+
+def critical_sharpness(snapshot: Snapshot) -> dict[str, Reading]:
+    """2 / eta_c, with eta_c the rate from which on the next update no longer lowers the loss of its batch."""
+    update = jax.tree.map(jnp.subtract, snapshot.updated(), snapshot.params)
+    multiple, lr = curvature.critical_multiple(snapshot.loss, snapshot.params, update), _rate(snapshot)
+    of: dict[str, Reading] = {"sharpness/critical_multiple": multiple}
+    return of if lr is None else of | {"sharpness/critical": 2 / (multiple * lr.astype(multiple.dtype))}
 
 
 def _preconditioner(snapshot: Snapshot) -> Params:

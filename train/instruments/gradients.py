@@ -1,16 +1,23 @@
-"""Instruments on gradients: their entries, angles between them, and their noise."""
+"""Instruments on gradients: their entries, parts and ranks, angles between them, and their noise."""
+
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from data.source import Batch
 from model.network import Params
 from model.residual import without_skip
 
 from ..core.batch import micro_total
-from ..gradflow import gradients, noise
-from ..gradflow.norms import Norm
+from ..gradflow import gradients, noise, per_block
+from ..gradflow.norms import Norm, named
 from .readings import Reading, Signed
 from .snapshot import Snapshot
+
+# The matrices of a block, and the input of each by the name that an observer has for it (model/residual/base.py).
+INPUT_OF = dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn/input") | {"attn_o": "attn/heads"}
+INPUT_OF |= dict.fromkeys(("mlp_gate", "mlp_in"), "mlp/input") | {"mlp_out": "mlp/hidden"}
 
 
 def entries(snapshot: Snapshot) -> dict[str, Reading]:
@@ -23,6 +30,36 @@ def weight_dot_grad(snapshot: Snapshot) -> dict[str, Reading]:
     """<W, dL/dW>."""
     dots = gradients.weight_dot_grad(snapshot.params, snapshot.backward(snapshot.params))
     return {"grad/dot_weight": {tag: Signed(dot) for tag, dot in dots.items()}}
+
+
+def grad_mean(snapshot: Snapshot) -> dict[str, Reading]:
+    """Shares of the mean and of the covariance part of each matrix's gradient."""
+    biased = snapshot.biased
+    result = biased.backward(biased.params)
+    mean = partial(jnp.mean, axis=0)
+    inputs = per_block.observed(biased.anatomy(biased.batch().inputs), dict.fromkeys(INPUT_OF.values(), mean))
+    grads = named(result.params["blocks"])
+    shares = gradients.mean_shares(
+        {tag: grads[tag] for tag in INPUT_OF if tag in grads},
+        {tag: grads[f"{tag}_bias"] for tag in INPUT_OF if tag in grads},
+        {tag: inputs[name] for tag, name in INPUT_OF.items()},
+    )
+    return {
+        f"grad_mean/{part}": {tag: Signed(getattr(share, part)) for tag, share in shares.items()}
+        for part in gradients.MeanShare._fields
+    }
+
+
+def stable_rank(snapshot: Snapshot) -> dict[str, Reading]:
+    """Stable rank of each matrix and of its gradient, and the least of a layer."""
+
+    def ranks(blocks: Params) -> Reading:
+        matrices = {tag: leaf for tag, leaf in named(blocks).items() if tag in INPUT_OF}
+        of = {tag: gradients.stable_rank(matrix) for tag, matrix in matrices.items()}
+        return {"layer": jnp.nanmin(jnp.stack(list(of.values())), axis=0)} | of
+
+    grads = snapshot.backward(snapshot.params).params["blocks"]
+    return {"weight/stable_rank": ranks(snapshot.params["blocks"]), "grad/stable_rank": ranks(grads)}
 
 
 def twins(snapshot: Snapshot) -> dict[str, Reading]:
@@ -43,19 +80,23 @@ def _angles(name: str, cosines: gradients.Cosines) -> dict[str, Reading]:
 
 
 def noise_scale(snapshot: Snapshot) -> dict[str, Reading]:
-    """Trace of the gradient's covariance, its squared mean, and their ratio in windows."""
+    """Trace of the gradient's covariance, its squared mean, and their ratio in windows: whole, and by block."""
     parts = noise_parts(snapshot.config.data.batch)
 
     def gradient(part: Batch, whole: Batch) -> Params:
         total = micro_total(whole, parts)  # so that the mean over parts is the whole batch's gradient
         return jax.grad(snapshot.loss_of)(snapshot.params, part, total)
 
-    of = noise.noise(gradient, snapshot.batches, parts)
-    ratio = of.trace.mantissa / of.gradient.mantissa
+    def at(part: Norm, index: int | slice) -> Signed:
+        return Signed(jax.tree.map(lambda leaf: leaf[index], part))
+
+    of = noise.noise(gradient, snapshot.batches, parts, noise.block_squares)
+    scale = of.trace.over(of.gradient)
     return {
-        "noise/scale": Signed(Norm(ratio, of.trace.exponent - of.gradient.exponent)),
-        "noise/gradient_square": Signed(of.gradient),
-        "noise/trace": Signed(of.trace),
+        "noise/scale": at(scale, -1),
+        "noise/gradient_square": at(of.gradient, -1),
+        "noise/trace": at(of.trace, -1),
+        "noise/block_scale": at(scale, slice(-1)),
     }
 
 

@@ -5,7 +5,7 @@ a step with no instrument due is not slowed, and training is the same with or wi
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from data.source import Batch
-from model.network import Anatomy, Network, Params
+from model.network import Anatomy, Network, Params, path_of
+from model.residual import Carry
 
 from ..config.instruments import INSTRUMENTS
 from ..config.schema import RunConfig
 from ..core.batch import BatchInput, batch_of
-from ..core.loss import tapped_loss
+from ..core.loss import losses, mean_loss, tapped_loss
 from ..core.optimizer import HParams
 from ..core.state import State
 from ..core.step import train_step
@@ -69,10 +70,32 @@ class Snapshot:
         total, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros((), first.dtype), self.batches)
         return total / jax.tree.leaves(self.batches)[0].shape[0]
 
+    @property
+    def biased(self) -> "Snapshot":
+        """With a bias of zero in every linear map, whose gradient is delta at the map's output, summed over tokens."""
+        config = self.network.config.model_copy(update={"bias": True})
+        network, mine = dataclasses.replace(self.network, config=config), self.params
+        own = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(mine)}
+
+        def filled(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
+            return own[path_of(path)] if path_of(path) in own else jnp.zeros(leaf.shape, leaf.dtype)
+
+        params = jax.tree_util.tree_map_with_path(filled, network.shapes())
+        return dataclasses.replace(self, network=network, state=self.state._replace(params=params))
+
     def updated(self) -> Params:
         """The weights after the step that training takes next."""
         state, _, _ = train_step(self.network, self.config, self.state, self.hp, self.batch(), False)
         return state.params
+
+    def loss_at(self, anatomy: Anatomy) -> Callable[[Carry], Float[Array, ""]]:
+        """The training loss of the first batch as a function of the last block's output."""
+        batch = self.batch()
+
+        def score(logits: Array, targets: Array) -> Array:
+            return losses(self.network, logits, batch._replace(targets=targets), self.hp.model)
+
+        return lambda carry: mean_loss(anatomy.logits(carry, score, batch.targets), batch)
 
     def anatomy(self, inputs: Array) -> Anatomy:
         return self.network.anatomy(self.params, inputs, numbers=self.hp.model)

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..config.schema import LogConfig
 from ..config.variants import short
 from ..config.yaml import show
 from ..errors import UserError
-from .append import AppendFile, event_file_header, event_file_name, event_record
+from .append import EVENTS_PREFIX, AppendFile, event_file_header, event_file_name, event_record
 from .charts_layout import Layout
 
 TAG_SETS = 16  # sets of tags whose Summary is kept for reuse: building one takes six times as long as filling it in
@@ -65,14 +66,14 @@ class Backend:
 class TensorBoard(Backend):
     """An event file. Records reach it at `flush` and wait in memory while the disk refuses them."""
 
-    def __init__(self, directory: Path, first_step: int) -> None:
+    def __init__(self, directory: Path, first_step: int, suffix: str = "") -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         self._summary = Summary
         self._summaries: dict[tuple[str, ...], Any] = {}  # by tags
         self._hparams: dict[str, str | float | bool] = {}
         self._columns: dict[str, bool] = {}  # keys of HParams; True: it differs, and comes first
-        self._events = AppendFile(directory / event_file_name())
+        self._events = AppendFile(directory / f"{event_file_name()}{suffix}")
         self._events.append(event_file_header(first_step))
 
     @property
@@ -253,8 +254,11 @@ def check_installed(config: LogConfig) -> None:
 
 
 def add_text(directory: Path, step: int, tag: str, markdown: str) -> None:
-    """Adds a text to the Text tab of a run that is closed. Raises OSError."""
-    run = TensorBoard(directory, step + 1)  # which replaces nothing
+    """Adds a text to the Text tab of a run that is closed, unless a run of the experiment has it. Raises OSError."""
+    suffix = f".{tag}_{zlib.crc32(markdown.encode()):08x}"
+    if any(file.stat().st_size for file in directory.parent.glob(f"*/{EVENTS_PREFIX}*{suffix}")):
+        return
+    run = TensorBoard(directory, step + 1, suffix)  # which replaces nothing
     run.text(tag, step, markdown)
     run.flush(sync=False)
     run.close()

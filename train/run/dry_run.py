@@ -13,6 +13,7 @@ from jaxtyping import Float64
 
 from ..config.instruments import INSTRUMENTS
 from ..config.load import Experiment
+from ..device.hosts import agreed
 from ..device.programs import model_flops
 from ..device.signals import Stop
 from ..log.console import Console
@@ -30,11 +31,13 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
     """
     _, platform, groups = prepared(experiment, console, stop)
     stop.doing = "compilation and timed calls"
-    runs = (
-        GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
-        for source, group in groups
-    )
-    totals = [total for run in runs if (total := announced(run)) is not None]
+    totals = []
+    while groups:
+        (source, group), *groups = groups
+        run = GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
+        if (total := announced(run)) is not None:
+            totals.append(total)
+        groups = run.waves + groups
     if len(totals) > 1:
         seconds, flops, tokens = zip(*totals, strict=True)
         console.note(f"all groups: {spread(np.sum(seconds, axis=0))}, {sum(flops):.3g} FLOP, {sum(tokens):,} tokens")
@@ -48,7 +51,7 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
 
 
 def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
-    """Prints the block of a group; returns its seconds, FLOPs and tokens, None when nothing is left to train.
+    """Prints the block of a group; returns its seconds, FLOPs and tokens, None if it has waves or none is to train.
 
     Seconds are those of the median, the fastest and the slowest of the timed calls.
     """
@@ -59,10 +62,12 @@ def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | No
     with ExitStack() as stack:
         budget = run.compile()
         stack.callback(run.programs.abandon)
+        if run.waves:
+            return None
         try:
             states = run.programs.init() if start.step else run.initial(run.console)
-            run.programs.wait()
-            budget.check()
+            if run.divided(budget):
+                return None
             compile_s = time.perf_counter() - began
             parts = {"to compile": np.full(3, compile_s)} | timed(run, states)
         except Exception as error:
@@ -133,11 +138,11 @@ def timed(run: GroupRun, states: list[Any]) -> dict[str, Float64[np.ndarray, "3"
 def seconds_of(call: Callable[[], Any]) -> Float64[np.ndarray, "3"]:
     """Returns the seconds of a call with its results on the host: median, fastest and slowest of several.
 
-    They are five, or as many as take 2 s; one more call before them allocates memory.
+    They are five, or as many as take 2 s, equally many in all processes; one more call before them allocates memory.
     """
     jax.device_get(call())
     times: list[float] = []
-    while len(times) < 5 and sum(times) < 2:
+    while agreed(len(times) < 5 and sum(times) < 2):
         began = time.perf_counter()
         jax.device_get(call())
         times.append(time.perf_counter() - began)

@@ -150,21 +150,22 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
     try:
         experiment, platform, groups = prepared(experiment, console, stop)
         console.plan([variant.name for _, group in groups for variant in group.variants])
-        training = [group for _, group in groups if not finished_run(group.variants[0])]  # else all of it is finished
-        trained = {variant.name for group in training for variant in group.variants}
+        finished = {v.name for _, group in groups if finished_run(group.variants[0]) for v in group.variants}
         ended: dict[str, dict[str, Any]] = {}
         began = time.perf_counter()
-        for source, group in groups:
+        while groups:
+            (source, group), *groups = groups
             if (signal := hosts.agreed(stop.signal)) is not None:
                 stop.signal = signal
                 break
             stop.doing = "set-up and compilation"
             waited_s = time.perf_counter() - began
-            training = [later for later in training if later is not group]
+            later = [group for _, group in groups if group.variants[0].name not in finished]
             run = GroupRun(
-                group, source, platform, console, stop, waited_s, training, allow_data_change, experiment.command
+                group, source, platform, console, stop, waited_s, later, allow_data_change, experiment.command
             )
             ended |= {summary["variant"]: summary for summary in run.run()}
+            groups = run.waves + groups
         console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
@@ -191,8 +192,8 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         if page is not None:
             console.note(f"report: {page.absolute().as_uri()}")
         if experiment.variants[0].config.log.tensorboard:
-            first = next((summary for summary in ordered if summary["variant"] in trained), None)
-            if first is not None and sentences:
+            if sentences:
+                first = next((each for each in ordered if each["variant"] not in finished), ordered[0])
                 markdown = "\n\n".join(map(text, sentences))
                 try:
                     add_text(root / first["variant"], first["steps"], "finding", markdown)

@@ -87,12 +87,16 @@ class GroupRun:
         self.programs: Programs
         self.states: list[Any]  # one a call; None for a variant that has ended
         self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
+        self.waves: list[tuple[Source, VariantGroup]] = []  # parts to train in its place if the group does not fit
         self.metrics: list[RunMetrics] = []
         self.checkpoints: list[Checkpoints] = []
         self.drawn_at = self.compile_s = self.began = 0.0
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains; returns one summary a variant. Raises UserError, also when another process writes the same run."""
+        """Trains; returns one summary a variant, or none if the group is to train in `waves`.
+
+        Raises UserError, also when another process writes the same run.
+        """
         started, group, config, directories = time.perf_counter(), self.group, self.config, self.directories
         with locked(directories, self.console.warn), ExitStack() as stack:
             start = self.begin()
@@ -105,11 +109,13 @@ class GroupRun:
             self.console.compiling([variant.name for variant in group.variants])
             budget = self.compile()  # in the background
             stack.callback(self.programs.abandon)
+            if self.waves:
+                return []
             import_module("tensorboardX.summary")  # meanwhile, since that takes some tenths of a second
             try:
                 self.states = self.resumed() if start.step else self.initial(self.console)
-                self.programs.wait()
-                budget.check()
+                if self.divided(budget):
+                    return []
                 start.write(directories)  # nothing was changed up to here, and what may be refused has been
                 for variant, checkpoints in zip(group.variants, self.checkpoints, strict=True):
                     saved = checkpoints.header(start.step).meta if start.step else None
@@ -305,7 +311,10 @@ class GroupRun:
         return self.start
 
     def compile(self) -> Budget:
-        """Starts compiling every program of the run. Raises UserError when the states alone do not fit into memory."""
+        """Starts compiling every program of the run, unless the states alone ask for `waves`.
+
+        Raises UserError when those of the smallest wave do not fit in memory.
+        """
         group, config, data = self.group, self.config, self.config.data
         train, val = (None, None) if self.source.resident is None else map(np.asarray, self.source.resident)
         self.programs = programs = Programs(group, train)
@@ -313,6 +322,8 @@ class GroupRun:
         self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
         check_dtypes(programs.abstract_single)  # of a user's own optimizer
         budget = Budget.of(programs, (programs.corpus, val), self.platform)
+        if self.divided(budget):
+            return budget
         if not self.start.step:
             programs.prepare_init()
         for length, watched in dispatch_shapes(config, self.start.step, self.start.K):
@@ -321,6 +332,20 @@ class GroupRun:
             programs.prepare_instrument(name, self.batches(0, INSTRUMENTS[name].batches(config.watch))[0])
         programs.prepare_evaluation(*self.heldout)
         return budget
+
+    def divided(self, budget: Budget) -> bool:
+        """Returns true, with a line, if the group is to train in `waves`; waits for what is being compiled.
+
+        Raises UserError when the smallest wave does not fit in memory.
+        """
+        waves = budget.waves()
+        if len(waves) == 1:
+            return False
+        self.waves = [(self.source, wave) for wave in waves]
+        count, size = len(self.group.variants), len(waves[0].variants)
+        of = "of" if count % size == 0 else "of at most"
+        self.console.note(f"{count} variants do not fit in memory; they train in {len(waves)} waves {of} {size}")
+        return True
 
     def initial(self, console: Console | None) -> list[Any]:
         """Returns the states after 0 steps, with the parameters of `train.init_from`; prints which ones matched."""

@@ -62,7 +62,7 @@ def plan(experiment: Experiment, console: Console, stop: Stop, topology: str | N
 
 
 def planned(group: VariantGroup, source: Source, platform: Platform) -> list[tuple[str, str]]:
-    """Returns the rows of a group, once all its programs are compiled."""
+    """Returns the rows of a group, or of its first wave, once all programs are compiled."""
     config, mesh, chip = group.config, group.mesh, platform.chip
     run = GroupRun(group, source, platform, Console(), Stop())
     K = steps_per_call(config, assumed_step_seconds(group, config.data.batch, platform.kind))
@@ -71,12 +71,12 @@ def planned(group: VariantGroup, source: Source, platform: Platform) -> list[tup
         budget = run.compile()
         stack.callback(run.programs.abandon)
         try:
-            run.programs.wait()
-            budget.check()
-            counted = work(run.programs, run.batches(0, 1)[0])
+            counted = None if run.waves or run.divided(budget) else work(run.programs, run.batches(0, 1)[0])
         except Exception as error:
             budget.explain(error)
             raise
+    if counted is None:
+        return planned(run.waves[0][1], source, platform)
     assert budget.need is not None
     axes = ", ".join(f"{axis} {count}" for axis, count in mesh.shape.items() if count > 1)
     flops = model_flops(group.network, config.data.batch)

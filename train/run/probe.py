@@ -25,6 +25,7 @@ from ..core.state import State, initial_state, state_at
 from ..device.platform import Platform
 from ..device.programs import Programs, VariantGroup, grouped
 from ..errors import UserError
+from ..gradflow.verdict import mean_parts
 from ..instruments.readings import json_of
 from ..instruments.snapshot import read
 from ..store.checkpoint import Checkpoints
@@ -87,6 +88,8 @@ def measured(
         feeds = batches(INSTRUMENTS[name].batches(config.watch))
         values = programs.run(("instrument", name), program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
         readings |= json_of(jax.device_get(values))
+    if result["verdict"]["state"] == "dead_qk" and "grad_mean/mean" in readings:
+        result["verdict"]["why"] += mean_parts(readings["grad_mean/mean"])
     return result | ({"instruments": readings} if instruments else {})
 
 

@@ -149,8 +149,8 @@ def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
     A group saves its variants one after the other, so those that were killed together are one save apart at most. One
     that was finished, or stopped by a step that is not finite, or is farther apart, has trained without the others and
-    does so again: nothing that it has saved is taken back for them. Raises UserError when all checkpoints of one are
-    damaged.
+    does so again: nothing that it has saved is taken back for them, nor for one of a later wave, which has not begun.
+    Raises UserError when all checkpoints of one are damaged.
     """
     finished = [member for member in members if finished_run(member)]
     steps = {id(member): newest(member) for member in members if member not in finished}
@@ -158,6 +158,9 @@ def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
     def ended(variant: Variant) -> bool:
         path = directory_of(variant) / "summary.json"
         return path.exists() and read_json(path).get("exit_reason") in ("done", "nonfinite", "verdict")
+
+    def begun(variant: Variant) -> bool:
+        return steps[id(variant)] > 0 or (directory_of(variant) / "config.yaml").exists()
 
     def one_save_ahead(variant: Variant, step: int) -> bool:
         checkpoints = Checkpoints(directory_of(variant))
@@ -169,7 +172,8 @@ def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
     for member in sorted((m for m in members if m not in finished), key=lambda m: steps[id(m)], reverse=True):
         step = steps[id(member)]
         if parts and all(
-            steps[id(other)] == step or (not ended(member) and one_save_ahead(other, step)) for other in parts[-1]
+            steps[id(other)] == step or (begun(member) and not ended(member) and one_save_ahead(other, step))
+            for other in parts[-1]
         ):
             parts[-1].append(member)
         else:
