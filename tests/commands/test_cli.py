@@ -101,7 +101,7 @@ def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments):
 MISSING = (
     *("train {}", "train good.yaml data.path={}", "train good.yaml train.init_from={}", "probe {}", "chain {}"),
     *("probe good.yaml --checkpoint {}", "sample {}", "export {} --to x.safetensors", "compare {}", "watch {}"),
-    *("tensorboard {}", "plan {}"),
+    *("tensorboard {}", "plan {}", "coordcheck {}"),
 )
 
 

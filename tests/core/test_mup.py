@@ -2,7 +2,7 @@
 
 import math
 import re
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from networks import leaves, parameters
 from problems import lines
 from train.config.load import from_mapping
 from train.config.optimizers import OPTIMIZERS
-from train.config.schema import RunConfig
-from train.core.loss import cross_entropy
 from train.core.mup import POWERS, exponent, growth_of
 from train.core.optimizer import transformation
 from train.core.state import hparams_of, state_at
 from train.core.step import train_step
+from train.run.coordcheck import coordcheck
 
 V, T, B = 11, 6, 2
 TOKENS: Any = np.random.default_rng(0).integers(0, V, size=(B, T)).astype(np.int32)
@@ -258,88 +257,36 @@ def decays(path: str) -> bool:
 
 # --- the coordinate check (Yang et al. 2022, 2203.03466, appendix D.1) ---
 
-BASE, WIDTHS, STEPS, SEEDS = 32, (32, 64, 128, 256), 4, 3
-WINDOWS: Any = np.random.default_rng(3).integers(0, V, size=(8, 17)).astype(np.int32)
-
-
-def sized(width: int, base: int | None, name: str = "sgd", lr: float = 1.0) -> RunConfig:
-    keys: dict[str, Any] = {"optimizer.name": name, "optimizer.lr": lr, "optimizer.min_lr": 0.0, "optimizer.warmup": 0}
-    keys |= {"model.layers": 2, "model.width": width, "model.heads": 2, "model.base_width": base}
-    keys |= {"model.activation": "relu", "optimizer.weight_decay": 0.0}
-    return from_mapping({"name": "a"} | keys).variants[0].config
+WIDTHS = [32, 64, 128, 256]
 
 
 # Small steps for the stream, whose norm hides larger ones; large ones for the logits, whose part from the initial head
-# goes to zero as m^-1/2. (optimizer, lr, init_std, 0 the stream or 1 the logits)
-COORDINATES = [
-    pytest.param("adamw", 3e-4, 0.02, 0, marks=pytest.mark.slow),
-    pytest.param("adamw", 1e-2, 0.02, 1, marks=pytest.mark.slow),
-    pytest.param("sgd", 0.1, 0.1, 0, marks=pytest.mark.slow),
-    pytest.param("sgd", 0.3, 0.02, 1, marks=pytest.mark.slow),
-]
-
-
-@cache
-def init(width: int) -> Any:
-    """Returns (seed, init_std) -> xavier parameters, which are the same with and without a base width."""
-    net = Network(sized(width, None).model, V, WINDOWS.shape[1] - 1)
-    return quick(lambda seed, std: net.init(seed, {"init_std": std}))
-
-
-@cache
-def gradient(width: int, base: int | None) -> Any:
-    """Returns parameters -> (gradient of the mean loss, (input of the head, logits)), for all optimizers."""
-    net = Network(sized(width, base).model, V, WINDOWS.shape[1] - 1)
-
-    def loss(params):
-        stream = net.apply(params, WINDOWS[:, :-1], head=jnp.eye(width))[0]  # over m
-        logits = stream @ params["embed"].T
-        return jnp.mean(cross_entropy(logits, WINDOWS[:, 1:].reshape(-1))), (stream * net.config.width_ratio, logits)
-
-    return quick(jax.grad(loss, has_aux=True))
-
-
-@cache
-def stepper(name: str, width: int, base: int | None) -> Any:
-    """Returns (parameters, optimizer state, gradient, step, numbers) -> the next parameters and state."""
-    config = sized(width, base, name)
-
-    def step(params, state, grads, t, numbers):
-        rule = transformation(config.optimizer, numbers, t, config.train.steps, config.model)
-        updates, state = rule.update(grads, state, params)
-        return jax.tree.map(jnp.add, params, updates), state
-
-    return quick(step)
-
-
-def changes(name: str, lr: float, std: float, width: int, base: int | None) -> list[float]:
-    """Returns the rms changes of stream and logits after some steps on one batch, as geometric means over seeds."""
-    config, ahead, step, logs = sized(width, base, name, lr), gradient(width, base), stepper(name, width, base), []
-    hp = hparams_of(config)
-    for seed in range(SEEDS):
-        params = init(width)(np.uint32(seed), np.float32(std))
-        state, (grads, first) = state_at(config, hp, params).optimizer, ahead(params)
-        last = first
-        for t in range(STEPS):
-            with jax.numpy_dtype_promotion("standard"):
-                params, state = step(params, state, grads, np.int32(t), hp.optimizer)
-            grads, last = ahead(params)
-        logs.append([math.log(jnp.mean(jnp.square(b - a))) / 2 for a, b in zip(first, last, strict=True)])
-    return np.exp(np.mean(logs, axis=0)).tolist()
-
-
-@pytest.mark.parametrize(("name", "lr", "std", "index"), COORDINATES)
-def test_one_learning_rate_changes_stream_and_logits_alike_at_every_width(name, lr, std, index):
+# goes to zero as m^-1/2.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lr", "std", "quantity"),
+    [
+        ("adamw", 3e-4, 0.02, "stream_change"),
+        ("adamw", 1e-2, 0.02, "logits_change"),
+        ("sgd", 0.1, 0.1, "stream_change"),
+        ("sgd", 0.3, 0.02, "logits_change"),
+    ],
+)
+def test_one_learning_rate_changes_stream_and_logits_alike_at_every_width(corpus, name, lr, std, quantity):
     """As a power of the width, measured: -0.04, 0.00, -0.07, -0.04, and without base_width 0.47, 0.63, 0.55, 1.04.
 
     Half a power of m too much or too little, for the hidden or the vector kind, makes 0.19 or more of one of them.
     """
-    scaled = [changes(name, lr, std, width, BASE)[index] for width in WIDTHS]
-    slope = np.polyfit(np.log(WIDTHS), np.log(scaled), 1)[0]
-    # At the base width both parametrizations are one.
-    plain = math.log(changes(name, lr, std, WIDTHS[-1], None)[index] / scaled[0]) / math.log(WIDTHS[-1] / BASE)
-    assert abs(slope) < 0.13
-    assert plain > 0.3
+    model = {"layers": 2, "heads": 2, "init": "xavier", "init_std": std, "activation": "relu"}
+    optimizer = {"name": name, "lr": lr, "weight_decay": 0.0, "clip": None}
+    config = {
+        **{"name": "a", "model": model, "optimizer": optimizer},
+        "data": {"path": corpus, "context": 16, "batch": 8},
+        "variants": {"mup": {"model.base_width": 32}, "standard": {}},
+    }
+    mup, standard = coordcheck(from_mapping(config), {"width": WIDTHS}, steps=4, seeds=3)
+    assert abs(mup["slope"][quantity][-1]) < 0.13
+    assert standard["slope"][quantity][-1] > 0.3
 
 
 # --- what a user reads ---

@@ -16,7 +16,7 @@ from train.config.instruments import INSTRUMENTS
 from train.log.charts_layout import chart_layout
 from train.report.read import read_run
 
-NAMES = list(INSTRUMENTS)
+NAMES = [name for name in INSTRUMENTS if name != "residual"]  # pre_ln has no parameters
 ROOT = Path(__file__).parents[2]
 
 

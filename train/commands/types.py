@@ -1,6 +1,7 @@
 """Argument types whose errors give the expected and the actual value."""
 
 import argparse
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +22,18 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
             bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
             raise argparse.ArgumentTypeError(f"expected a whole number {bounds}, got {text!r}")
         return value
+
+    return parse
+
+
+def integers(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
+    """Returns an argparse type for two or more rising whole numbers from `low` to `high`, separated by commas."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        numbers = tuple(map(integer(low, high), text.split(",")))
+        if len(numbers) < 2 or any(a >= b for a, b in itertools.pairwise(numbers)):
+            raise argparse.ArgumentTypeError(f"expected two or more rising numbers separated by commas, got {text!r}")
+        return numbers
 
     return parse
 

@@ -93,7 +93,8 @@ def unknown(key: str) -> str:
 def suggestions(key: str) -> list[str]:
     """The keys that may be meant by a dotted key that does not exist; empty when none is close."""
     section, _, last = key.rpartition(".")
-    homes = sorted((home for home in (*SHORT, *FIELDS) if home.rpartition(".")[2] == last), key=len)
+    homes = [home for home in SHORT if home.rpartition(".")[2] == last]
+    homes = homes or sorted((home for home in FIELDS if home.rpartition(".")[2] == last), key=len)
     if not homes and (meant := _SYNONYMS.get(last.lower())):
         return [meant]
     if section not in SECTIONS and (meant := nearest(key, FIELDS)):
@@ -203,6 +204,9 @@ def mismatch(key: str, value: Any) -> str:
         hint = f"; write {int(value)}" if _fits(field, int(value)) else ""
     elif isinstance(value, list) and value and key not in FIXED and all(_fits(field, item) for item in value):
         hint = f"; a run for each of them: sweep.{key}={show(value)}"
+    elif isinstance(value, list):
+        names = _literals([member.get("items") or {} for member in members])
+        hint = next((near for item in value if item not in names and (near := did_you_mean(str(item), names))), "")
     text = any(member["type"] == "string" and not member.keys() & {"enum", "const", "pattern"} for member in members)
     if not hint and text and isinstance(value, int | float):
         hint = "; put quotes around it"

@@ -16,7 +16,7 @@ from model.traced import Traced
 from .instruments import INSTRUMENTS
 from .optimizers import OPTIMIZERS, readers
 
-# The states of a verdict (train/gradflow/verdict.py), which `expect:` may name.
+# The states of a verdict (train/gradflow/verdict.py), which `expect:` may name, and all but the first `stop_when`.
 STATES = ("healthy", "vanishing", "exploding", "dead_qk", "collapsed", "unstable", "not_learning")
 # Keys that have no effect on what a run computes.
 LABELS = ("name", "runs_dir")
@@ -29,6 +29,7 @@ CHANGEABLE = (
     "train.checkpoint_every",
     "train.steps_per_call",
     "train.on_nonfinite",
+    "train.stop_when",
     "watch",
     "log",
     "mesh",
@@ -182,6 +183,12 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="when a loss or gradient is not a finite number: stop the variant, or skip the update "
+        "(docs/stopping.md)",
+    )
+    stop_when: tuple[Literal[STATES[1:]], ...] = Field(  # pyright: ignore[reportGeneralTypeIssues, reportInvalidTypeForm]
+        default=(),
+        strict=False,
+        description="states of the verdict that end a variant early, saved, once its run so far has one of them "
         "(docs/stopping.md)",
     )
     steps_per_call: AutoOrCount = Field(

@@ -1,11 +1,15 @@
-"""Instruments inside the blocks: attention, hidden units, sublayers, delta's two ways down, losses, Jacobians."""
+"""Instruments inside the blocks: attention, hidden units, sublayers, delta's two ways, losses, rules, Jacobians."""
 
 import jax
 import jax.numpy as jnp
 
+from model.residual import rule_of
+from model.residual.attnres import AttnRes
+from model.residual.streams import Streams
+
 from ..gradflow import jacobian as jacobians
-from ..gradflow import per_block
-from .readings import Reading
+from ..gradflow import mixing, per_block
+from .readings import Matrix, Reading
 from .snapshot import Snapshot
 
 
@@ -55,3 +59,17 @@ def jacobian(snapshot: Snapshot) -> dict[str, Reading]:
     of = jacobians.jacobians(anatomy, jax.random.key(0))
     blocks = {f"jacobian/{key}": value for key, value in of.block._asdict().items()}
     return blocks | {f"jacobian/stack_{key}": value for key, value in of.stack._asdict().items()}
+
+
+def residual(snapshot: Snapshot) -> dict[str, Reading]:
+    """The rule's own parameters, and its mixing weights as matrices."""
+    own, rule = mixing.own_parameters(snapshot.params), rule_of(snapshot.config.model)
+    growth = snapshot.config.model.rule.growth
+    pictures = mixing.matrices(own, [name for name, kind in growth.items() if kind == "scalar"])
+    if isinstance(rule, Streams):
+        pictures = mixing.stream_mixing(rule, snapshot.params["blocks"]["residual"])
+    if isinstance(rule, AttnRes):
+        anatomy = snapshot.anatomy(snapshot.batch().inputs)
+        pictures = {"mixing": mixing.depth_mixing(rule, anatomy, own, snapshot.hp.model["norm_eps"])}
+    readings: dict[str, Reading] = {f"residual/{name}": values for name, values in mixing.sizes(own).items()}
+    return readings | {f"residual/{name}/matrix": Matrix(values) for name, values in pictures.items()}

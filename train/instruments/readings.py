@@ -26,8 +26,14 @@ class LossCurve(NamedTuple):
     loss: Float[Array, "n"]
 
 
+class Matrix(NamedTuple):
+    """Matrices by block, which become one picture."""
+
+    values: Float[Array, "L rows columns"]
+
+
 # [] one value, [L] one a layer, [L, H] one a layer and head; by part: "layer", "head", a matrix. nan: not defined.
-Reading: TypeAlias = Norm | Signed | Array | Histogram | LossCurve | Mapping[str, Any]
+Reading: TypeAlias = Norm | Signed | Array | Histogram | LossCurve | Matrix | Mapping[str, Any]
 
 
 def scalars_of(readings: Mapping[str, Reading]) -> Scalars:
@@ -35,7 +41,7 @@ def scalars_of(readings: Mapping[str, Reading]) -> Scalars:
     curve the place of its minimum."""
     out: Scalars = {}
     for name, reading in readings.items():
-        if isinstance(reading, Histogram):
+        if isinstance(reading, Histogram | Matrix):
             continue
         if isinstance(reading, LossCurve):
             losses = np.where(np.isfinite(reading.loss), reading.loss, np.inf)
@@ -72,6 +78,8 @@ def json_of(readings: Mapping[str, Reading]) -> dict[str, Any]:
     for name, reading in readings.items():
         if isinstance(reading, LossCurve):
             out[name] = {"at": finite(reading.at), "loss": finite(reading.loss)}
+        elif isinstance(reading, Matrix):
+            out[name] = {"matrix": finite(reading.values)}
         elif isinstance(reading, Histogram):
             bounds = [edges(float(top)).tolist() for top in reading.top]
             counts = {"counts": finite(reading.counts), "zeros": finite(reading.zeros)}

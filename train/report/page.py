@@ -147,7 +147,7 @@ class Comparison:
     def finding(self) -> list[str]:
         """At most three sentences about the groups that came to an end."""
         counted = [(group.name, [run.summary or {} for run in group.counted]) for group in self.groups]
-        ended = ("done", "nonfinite")
+        ended = ("done", "nonfinite", "verdict")
         return finding([each for each in counted if all(seed.get("exit_reason") in ended for seed in each[1])])
 
 

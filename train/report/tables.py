@@ -298,8 +298,8 @@ def steps_of(group: Group) -> str:
 
 
 def _unfinished(run: Run) -> str:
-    stopped = run.summary is not None and run.summary.get("exit_reason") == "nonfinite"
-    return "stopped, not finite" if stopped else "unfinished"
+    reasons = {"nonfinite": "stopped, not finite", "verdict": "stopped by its verdict"}
+    return reasons.get((run.summary or {}).get("exit_reason", ""), "unfinished")
 
 
 def verdict_of(run: Run) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Evaluations, instruments, checkpoints and pictures are hooks between two dispatc
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from importlib import import_module
@@ -28,6 +28,7 @@ from ..device.platform import Platform, environment
 from ..device.programs import Programs, VariantGroup, with_steps
 from ..device.signals import Stop
 from ..gradflow.norms import named
+from ..gradflow.verdict import with_plain_name
 from ..log.charts_layout import chart_layout
 from ..log.console import Console
 from ..store.checkpoint import Checkpoints, check_dtypes
@@ -150,6 +151,7 @@ class GroupRun:
         measures = [Hook(config.train.eval_every, self.evaluate, at_end=True)]
         measures += [Hook(every, partial(self.measure, name)) for name, every in self.instruments.items()]
         hooks = [*measures, Hook(config.train.checkpoint_every, self.save, at_end=True), Hook(1, self.draw)]
+        hooks += [Hook(1, self.stop_early)] if config.train.stop_when else []
         if start_step and not any(metrics.eval_pending for metrics in self.metrics):
             # TensorBoard drops what it has from this step on; the figures of its row are in the checkpoint.
             pictured = [INSTRUMENTS[name].pictured for name in self.instruments]
@@ -192,7 +194,7 @@ class GroupRun:
 
     def live(self) -> list[tuple[int, RunMetrics]]:
         """Returns the variants that still train, with their indices."""
-        return [(index, metrics) for index, metrics in enumerate(self.metrics) if metrics.ended is None]
+        return [(index, metrics) for index, metrics in enumerate(self.metrics) if metrics.exit_reason is None]
 
     def batches(self, start: int, end: int) -> list[BatchInput]:
         """Leaves [end - start, B, ...], one entry a variant; variants of one data seed share their batches."""
@@ -238,15 +240,33 @@ class GroupRun:
             return
         self.pending.append((self.programs.instrument(name, self.states, batches), log))
 
-    def save(self, step: int, eval_pending: bool = False) -> None:
-        """Saves a checkpoint of every live variant, once all its rows are on the disk."""
+    def save(self, step: int, eval_pending: bool = False, only: Collection[int] | None = None) -> None:
+        """Saves a checkpoint of every live variant, or of some by index, once all its rows are on the disk."""
         self.settle()
         singles = self.programs.each(fetched(self.states))
         for index, metrics in self.live():
+            if only is not None and index not in only:
+                continue
             metrics.tracker.drain()
             wall_s = time.perf_counter() - self.began
             self.checkpoints[index].save(singles[index], metrics.meta(step, eval_pending) | {"wall_s": wall_s})
         self.throughput.pause()
+
+    def stop_early(self, step: int) -> None:
+        """Ends, saved, each variant whose verdict so far is one of `train.stop_when`. Waits for the last dispatch."""
+        self.settle()
+        verdicts = {index: verdict for index, metrics in self.live() if (verdict := metrics.verdict()) is not None}
+        met = {index: v for index, v in verdicts.items() if v.state in self.config.train.stop_when}
+        if not met or step == self.config.train.steps:
+            return
+        self.save(step, only=met)
+        for index, verdict in met.items():
+            name, state = self.group.variants[index].name, with_plain_name(verdict.state)
+            self.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {state}: {verdict.why}")
+            self.metrics[index].end(step, "verdict")
+            self.console.stopped(name, step)
+            if not self.group.vmapped:
+                self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
     def draw(self, step: int) -> None:
         """Rewrites the heatmaps if the last ones are more than _PICTURES_EVERY_S old."""

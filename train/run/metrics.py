@@ -25,9 +25,10 @@ from ..gradflow.loss_history import Series, loss_history_of
 from ..gradflow.norms import log10
 from ..gradflow.spikes import SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
-from ..instruments.readings import LossCurve, Reading, scalars_of
+from ..instruments.readings import LossCurve, Matrix, Reading, scalars_of
 from ..log.writer import Tracker
 from ..report import charts
+from ..report.matrices import matrix_chart
 from ..report.read import Run, depth_series, read_run
 from ..text import LAYER, layer
 from .dispatches import watched_steps
@@ -91,7 +92,7 @@ class RunMetrics:
         self.spike_detector, self.spikes = SpikeDetector(), 0
         self.last_loss = math.nan
         self.nonfinite = NonfiniteSteps()
-        self.ended: int | None = None  # the step at which a step that is not finite ended the variant
+        self.exit_reason: str | None = None  # what ended the variant before its last step: nonfinite or verdict
         self.eval_pending = False  # the checkpoint was saved before the evaluation and instruments of its step
         self._series: dict[str, tuple[array, array]] = {}
         self._kept: dict[str, bool] = {}  # by tag: does _KEPT match
@@ -191,11 +192,15 @@ class RunMetrics:
                 title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
                 figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
                 self.tracker.image(name, step, charts.to_rgb(figure))
+            if isinstance(reading, Matrix) and self.tracker.pictured:
+                figure = matrix_chart(np.asarray(reading.values), f"{self.variant.name}: {name}, step {step}")
+                self.tracker.image(name, step, charts.to_rgb(figure))
 
-    def end(self, step: int) -> None:
-        """Ends the variant at a step that is not finite; nothing after it is logged."""
-        self.ended = step
-        self.add(step, {"optim/nonfinite": 1.0})
+    def end(self, step: int, reason: str) -> None:
+        """Ends the variant after `step`, because of a non-finite step or its verdict; nothing later is logged."""
+        self.exit_reason = reason
+        if reason == "nonfinite":
+            self.add(step, {"optim/nonfinite": 1.0})
         self.write_before(math.inf)
 
     def write_before(self, step: float) -> None:

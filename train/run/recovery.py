@@ -142,6 +142,6 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
         why, step = f", {MOST_SKIPPED} in a row skipped", end  # its rows are written up to there
     standing = f"the checkpoint of step {since} is kept" if since else "there was no checkpoint yet"
     warn(f"{name}: stops at step {step}{why}; {standing}")
-    metrics.end(step)
+    metrics.end(step, "nonfinite")
     run.console.stopped(name, step)
     return True

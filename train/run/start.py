@@ -157,7 +157,7 @@ def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
     def ended(variant: Variant) -> bool:
         path = directory_of(variant) / "summary.json"
-        return path.exists() and read_json(path).get("exit_reason") in ("done", "nonfinite")
+        return path.exists() and read_json(path).get("exit_reason") in ("done", "nonfinite", "verdict")
 
     def begun(variant: Variant) -> bool:
         return steps[id(variant)] > 0 or (directory_of(variant) / "config.yaml").exists()
@@ -206,7 +206,7 @@ def resume_points(variants: Sequence[Variant]) -> str:
 
 
 def finished_run(variant: Variant) -> dict[str, Any] | None:
-    """Returns the summary of a run that has come to its `train.steps`, else None.
+    """Returns the summary of a run that has come to its `train.steps`, or to a verdict in `train.stop_when`; else None.
 
     One whose last checkpoint is damaged has to go on from the one before, to the same end. One whose checkpoints were
     all deleted is finished. Raises UserError: summary.json cannot be used, or the run cannot come to that step.
@@ -214,7 +214,9 @@ def finished_run(variant: Variant) -> dict[str, Any] | None:
     directory, steps = directory_of(variant), variant.config.train.steps
     path = directory / "summary.json"
     summary = read_json(path) if path.exists() else {}
-    if summary.get("exit_reason") != "done":
+    stops = variant.config.train.stop_when
+    early = summary.get("exit_reason") == "verdict" and (summary.get("verdict") or {}).get("state") in stops
+    if summary.get("exit_reason") != "done" and not early:
         return None
     lacks = [key for key in ("variant", "steps", "first_nonfinite_step", "verdict") if key not in summary]
     wrong = f"{lacks[0]}: missing" if lacks else summary_problem(summary)
@@ -225,7 +227,7 @@ def finished_run(variant: Variant) -> dict[str, Any] | None:
         raise UserError(f"{directory}: has trained {summary['steps']} steps already, and train.steps is {steps}")
     checkpoints = Checkpoints(directory)
     saved = checkpoints.steps()
-    if summary["steps"] < steps:
+    if summary["steps"] < steps and not early:
         if not saved:
             raise UserError(
                 f"{directory}: was finished at step {summary['steps']}, and has no checkpoint to go on from"

@@ -37,10 +37,10 @@ def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: 
     """
     summaries = []
     for metrics in all_metrics:
-        complete = signal is None or metrics.ended is not None
+        complete = signal is None or metrics.exit_reason is not None
         if complete:
             metrics.write_before(math.inf)
-        reason = "nonfinite" if metrics.ended is not None else "done" if signal is None else f"signal {signal}"
+        reason = metrics.exit_reason or ("done" if signal is None else f"signal {signal}")
         summary = summary_of(metrics, timing, reason)
         if complete:
             metrics.draw()
@@ -79,7 +79,7 @@ def performance(
 
 
 def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """Returns the content of summary.json (docs/tags.md); `reason`: done, nonfinite, or `signal N`."""
+    """Returns the content of summary.json (docs/tags.md); `reason`: done, nonfinite, verdict, or `signal N`."""
     series, config = metrics.series, metrics.variant.config
 
     def values(tag: str) -> list[float]:

@@ -111,6 +111,26 @@ BLOCKS: dict[str, Instrument] = {
             ("cosine of the two parts, by block", f"split/cosine/{LAYER}"),
         ),
     ),
+    "residual": Instrument(
+        ".blocks:residual",
+        "the residual rule's own parameters",
+        (
+            Tags(
+                ("residual",),
+                "by name and layer, such as `residual/alpha_1/layer_000`: a number as it is, of a vector or matrix the "
+                "root mean square. Pictures of what mixes streams or depths, a row or more a block: `read`, `across` "
+                "(from, to) and `write` of hyper_connections and mhc, without what depends on the token; `mixing` of "
+                "attnres, the sources (columns) of what the MLP, then the next block reads, means over tokens and "
+                "heads; `alpha` of denseformer. Not for rules without parameters",
+            ),
+        ),
+        (("the residual rule's own parameters, by block", f"residual/.+/{LAYER}"),),
+        matrices=True,
+        unmet=lambda config: (
+            None if config.model.rule.growth else f"residual.rule {config.model.residual.rule} has no parameters"
+        ),
+        optional=True,
+    ),
     "jacobian": Instrument(
         ".blocks:jacobian",
         "singular values of the Jacobian of each block and of them all",

@@ -29,6 +29,7 @@ class Instrument:
     charts: tuple[tuple[str, str], ...] = ()  # (title, pattern of the tags on it)
     lines: Mapping[str, str] = field(default_factory=dict)  # curves that become pictures: tag, and what each is along
     histograms: bool = False
+    matrices: bool = False  # that become pictures
     batches: Callable[["WatchConfig"], int] = lambda watch: 1  # that it measures on
     optimizer: bool = False  # it needs the optimizer's state
     precise: bool = False  # products in full float32, also where training multiplies in less
@@ -43,7 +44,7 @@ class Instrument:
     @property
     def pictured(self) -> bool:
         """It leaves histograms or pictures, which a resumed run has to draw again."""
-        return self.histograms or bool(self.lines)
+        return self.histograms or self.matrices or bool(self.lines)
 
     def function(self) -> Any:
         """The measuring function; imports JAX. Raises DeclarationError."""
