@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..text import number
+from ..text import MISSING, number
 from .charts import Axes, Chart, Curve, Panel, line_charts
 from .page import Html, page, paragraph, picture, section, table
 from .tables import Table
@@ -26,7 +26,7 @@ def slopes_table(result: Result) -> Table:
     """Returns the slope of log2 rms over log2 size of each quantity, a row for each step."""
     rows = []
     for step, *values in zip(range(result["steps"] + 1), *result["slope"].values(), strict=True):
-        rows.append([str(step), *("-" if value is None else f"{value:.2f}" for value in values)])
+        rows.append([str(step), *(MISSING if value is None else f"{value:.2f}" for value in values)])
     return ["step", *(name.replace("_", " ") for name in result["slope"])], rows
 
 
@@ -60,7 +60,8 @@ def coordinates_page(results: Sequence[Result]) -> str:
         paragraph(
             "Root mean squares over all tokens of one batch, at the start and after each of the first steps: of the "
             "stream after the last block, of the logits, and of their changes since the start. Where one learning rate "
-            "is right for all sizes, the stream and both changes are level lines; logits may fall.",
+            "is right for all sizes, the lines are level; what comes of the initial weights may fall: in the logits "
+            "with the width, in the stream with the depth.",
         )
     ]
     for result in results:
