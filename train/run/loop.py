@@ -28,7 +28,6 @@ from ..device.platform import Platform, environment
 from ..device.programs import Programs, VariantGroup, with_steps
 from ..device.signals import Stop
 from ..gradflow.norms import named
-from ..gradflow.verdict import with_plain_name
 from ..log.charts_layout import chart_layout
 from ..log.console import Console
 from ..store.checkpoint import Checkpoints, check_dtypes
@@ -36,7 +35,7 @@ from ..store.lock import locked
 from ..store.rundir import own_directory_of
 from .dispatches import Throughput, dispatch_shapes, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
-from .recovery import handle_nonfinite
+from .recovery import handle_nonfinite, stop_early
 from .start import Start, begin, described
 from .summary import close, performance
 from .transfer import started_from
@@ -151,7 +150,7 @@ class GroupRun:
         measures = [Hook(config.train.eval_every, self.evaluate, at_end=True)]
         measures += [Hook(every, partial(self.measure, name)) for name, every in self.instruments.items()]
         hooks = [*measures, Hook(config.train.checkpoint_every, self.save, at_end=True), Hook(1, self.draw)]
-        hooks += [Hook(1, self.stop_early)] if config.train.stop_when else []
+        hooks += [Hook(1, partial(stop_early, self))] if config.train.stop_when else []
         if start_step and not any(metrics.eval_pending for metrics in self.metrics):
             # TensorBoard drops what it has from this step on; the figures of its row are in the checkpoint.
             pictured = [INSTRUMENTS[name].pictured for name in self.instruments]
@@ -251,22 +250,6 @@ class GroupRun:
             wall_s = time.perf_counter() - self.began
             self.checkpoints[index].save(singles[index], metrics.meta(step, eval_pending) | {"wall_s": wall_s})
         self.throughput.pause()
-
-    def stop_early(self, step: int) -> None:
-        """Ends, saved, each variant whose verdict so far is one of `train.stop_when`. Waits for the last dispatch."""
-        self.settle()
-        verdicts = {index: verdict for index, metrics in self.live() if (verdict := metrics.verdict()) is not None}
-        met = {index: v for index, v in verdicts.items() if v.state in self.config.train.stop_when}
-        if not met or step == self.config.train.steps:
-            return
-        self.save(step, only=met)
-        for index, verdict in met.items():
-            name, state = self.group.variants[index].name, with_plain_name(verdict.state)
-            self.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {state}: {verdict.why}")
-            self.metrics[index].end(step, "verdict")
-            self.console.stopped(name, step)
-            if not self.group.vmapped:
-                self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
     def draw(self, step: int) -> None:
         """Rewrites the heatmaps if the last ones are more than _PICTURES_EVERY_S old."""

@@ -1,4 +1,4 @@
-"""Non-finite steps: the record of them in a run, and their cause by a replay from the last good state."""
+"""Ends before the last step: non-finite steps, their record and cause by a replay; verdicts of `train.stop_when`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from ..device.mesh import fetched
 from ..device.programs import Programs, called_once
 from ..errors import UserError, first_line
 from ..gradflow.advice import advice_for
+from ..gradflow.verdict import with_plain_name
 from .dispatches import dispatches, watched_steps
 
 if TYPE_CHECKING:
@@ -145,3 +146,20 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     metrics.end(step, "nonfinite")
     run.console.stopped(name, step)
     return True
+
+
+def stop_early(run: "GroupRun", step: int) -> None:
+    """Ends, saved, each variant whose verdict so far is one of `train.stop_when`. Waits for the last dispatch."""
+    run.settle()
+    verdicts = {index: verdict for index, metrics in run.live() if (verdict := metrics.verdict()) is not None}
+    met = {index: v for index, v in verdicts.items() if v.state in run.config.train.stop_when}
+    if not met or step == run.config.train.steps:
+        return
+    run.save(step, only=met)
+    for index, verdict in met.items():
+        name, state = run.group.variants[index].name, with_plain_name(verdict.state)
+        run.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {state}: {verdict.why}")
+        run.metrics[index].end(step, "verdict")
+        run.console.stopped(name, step)
+        if not run.group.vmapped:
+            run.states[index] = None  # a vmapped call still computes it; its results are discarded
