@@ -154,7 +154,8 @@ def precisions(jaxpr):
 @pytest.mark.parametrize("name", list(INSTRUMENTS))
 def test_instruments_ask_for_the_highest_precision(tiny, name):
     """Those that take differences or iterate, for each of their matmuls; the others read what training computes."""
-    config = tiny({"watch.curvature_batches": 1}).variants[0].config
+    keys = {"watch.curvature_batches": 1} | ({"model.residual": "attnres"} if name == "residual" else {})
+    config = tiny(keys).variants[0].config
     _, state, hp, windows = step_of(config, "float32")
     model = Network(config.model, V, config.data.context, "float32")
     feeds = np.stack([windows] * INSTRUMENTS[name].batches(config.watch))
