@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model.residual import numbers_of
+from model.rules import RULES
 from networks import FEW_RULES, TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters, tapped
 from train.core.loss import tapped_loss
 from train.gradflow import per_block
@@ -151,7 +152,8 @@ def test_the_ledger_of_every_rule(rule, x64):
     attention reads."""
     net = network(residual=rule)
     found, deltas, arrays, (slopes, products) = ledger_of(net, parameters(net))
-    np.testing.assert_allclose(slopes, products, rtol=1e-5, atol=1e-5 * np.abs(products).max())
+    close = np.allclose(slopes, products, rtol=1e-5, atol=1e-5 * np.abs(products).max())
+    assert close == RULES[rule].derivative
     for part, layer in SUBLAYERS:
         np.testing.assert_allclose(value(found[part].delta)[layer], size(deltas[part, layer]), rtol=1e-9)
         assert abs(found[part].cosine[layer]) < 1 and value(found[part].ratio)[layer] > 0
