@@ -108,7 +108,7 @@ def _mhc(config: Any) -> Iterator[tuple[str, str]]:
     if options.mixing == "lite" and (options.streams or 4) > 6:
         yield (
             "residual.streams",
-            f"mixing: lite has streams! weights a token; expected at most 6, got {options.streams}",
+            f"mixing: lite weighs all permutations of them (n!); expected at most 6, got {options.streams}",
         )
     if options.mixing not in (None, "sinkhorn") and options.rounds is not None:
         yield "residual.rounds", f"an option of mixing: sinkhorn; residual.mixing is {options.mixing}"
