@@ -148,7 +148,8 @@ def test_every_figure_is_that_of_one_device_with_no_more_traffic_than_on_paper(m
         different = differences(one, mesh)
         different.pop("[0]['sharpness/top_residual']", None)  # rounding, once the iteration has converged
         path, largest = max(different.items(), key=lambda item: item[1])
-        if largest > (1e-6 if ":" in name else 1e-10 if "float64" in (CASES | SLOW)[name].values() else 3e-5):
+        # Adam's first steps divide a gradient by its size, and with it the rounding of a small one.
+        if largest > (1e-6 if ":" in name else 1e-9 if "float64" in (CASES | SLOW)[name].values() else 3e-5):
             worst[name] = path, largest
         axes = {axis: int(size) for axis, size in re.findall(r"(data|fsdp|tensor|variants) (\d)", name)}
         assert {axis: size for axis, size in mesh["axes"].items() if size > 1 or axis in axes} == axes
