@@ -157,13 +157,16 @@ def ledger(anatomy: Anatomy, loss: Callable[[Carry], Float[Array, ""]]) -> dict[
 
             def observe(name: str, value: Array) -> Array:
                 part, _, place = name.partition("/")
+                y = jax.lax.stop_gradient(value)  # sums in float64 have no derivative in jax 0.7
                 if place == "norm":
-                    x[part] = value
+                    x[part] = y
                 elif place == "input":
-                    x.setdefault(part, value)
+                    x.setdefault(part, y)
                 elif place == "output":
-                    angle = cosine(inner(value, x[part]), inner(value, value), inner(x[part], x[part]))
-                    against[part] = frobenius(value).over(frobenius(x[part])), angle
+                    against[part] = (
+                        frobenius(y).over(frobenius(x[part])),
+                        cosine(inner(y, x[part]), inner(y, y), inner(x[part], x[part])),
+                    )
                     return _metered(value, slots[part])
                 return value
 
