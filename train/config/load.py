@@ -181,7 +181,7 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
         message = clean(str(error))
         message = message if message.startswith("expected") else f"cannot be read: {message}"
         inside = (path for depth in ("", "*/", "*/*/") for path in where.glob(f"{depth}config.yaml"))
-        if (config := next(inside, None)) is not None:
+        if where.is_dir() and (config := next(inside, None)) is not None:
             message = (
                 f"expected a config, such as {config}, got a folder of runs, which are resumed by their own config"
             )
