@@ -53,7 +53,7 @@ def joined(linears: list[Linear], x: Float[Array, "N D"]) -> list[Float[Array, "
 
 class Norm(nnx.Module):
     """RMSNorm (Zhang & Sennrich 2019, 1910.07467) or LayerNorm (Ba et al. 2016, 1607.06450) over the last axis, or what
-    stands in their place, entry by entry: DyT, tanh(alpha x) (Zhu et al. 2025, 2503.10622, eq. 1), or Derf,
+    stands in their place, entry by entry: DyT, tanh(alpha x) (Zhu et al. 2025, 2503.10622), or Derf,
     erf(alpha x + shift) (Chen et al. 2025, 2512.10938); alpha is 0.5 and shift 0 at the start."""
 
     def __init__(self, config: ModelConfig, init: Init):

@@ -105,7 +105,7 @@ class Rule:
 
 def _mhc(config: Any) -> Iterator[tuple[str, str]]:
     options = config.residual
-    if options.mixing == "lite" and (options.streams or 4) > 6:
+    if options.mixing == "lite" and options.streams is not None and options.streams > 6:
         yield (
             "residual.streams",
             f"mixing: lite weighs all permutations of them (n!); expected at most 6, got {options.streams}",

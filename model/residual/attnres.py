@@ -67,10 +67,18 @@ def mix(
 ) -> Float[Array, "N D"]:
     """The attention of H queries over the first `count` sources, D = H K: keys are normed, values are not."""
     (S, N, D), H = sources.shape, len(query)
+    weights = source_weights(sources, query, count, eps)
+    return jnp.einsum("snh,snhk->nhk", weights, sources.reshape(S, N, H, -1)).reshape(N, D)
+
+
+def source_weights(
+    sources: Float[Array, "S N D"], query: Float[Array, "H K"], count: Int[Array, ""], eps: Float[Array, ""]
+) -> Float[Array, "S N H"]:
+    """The weights of the first `count` sources in `mix`; 0 for the others."""
+    (S, N, _), H = sources.shape, len(query)
     seen_S = jnp.arange(S, dtype=count.dtype) < count
     # Sources still to come are zero, and a norm without epsilon would divide by zero.
     keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
     scores_SNH = jnp.einsum("snhk,hk->snh", keys.reshape(S, N, H, -1), query)
     scores_SNH = jnp.where(seen_S[:, None, None], scores_SNH, jnp.finfo(scores_SNH.dtype).min)
-    weights = jax.nn.softmax(scores_SNH, axis=0)
-    return jnp.einsum("snh,snhk->nhk", weights, sources.reshape(S, N, H, -1)).reshape(N, D)
+    return jax.nn.softmax(scores_SNH, axis=0)

@@ -74,10 +74,10 @@ class X0Lambda(Residual):
 class DenseFormer(Residual):
     """pre_ln whose stream after block l is sum_j alpha_lj X_j: X_0 the embedding output, X_j the output of block j
     counted from 1; alpha_l is 1 at X_l and 0 elsewhere at the start, learnable (Pagliardini et al. 2024, 2402.02622,
-    eq. 3).
+    and its code).
 
     `dynamic: true` adds GELU(RMSNorm(X_l) W_1) W_2 to alpha_l, a value a token, W_2 = 0 at the start: the residual
-    stream of MUDDFormer (Xiao et al. 2025, 2502.12170, section 2.2) without its ways into q, k and v.
+    stream of MUDDFormer (Xiao et al. 2025, 2502.12170) without its ways into q, k and v.
 
     The carry is (all X, the stream), delta is taken of the stream; gains need not telescope as Jacobians do. s = 0
     leaves the paths by alpha open.

@@ -20,7 +20,7 @@ class PostLN(Residual):
 
 class MixLN(PostLN):
     """post_ln in the first `share` of the blocks, pre_ln in the others, and a final norm (Li et al. 2024, Mix-LN,
-    2412.13795, section 3)."""
+    2412.13795)."""
 
     final_norm = True
 
@@ -48,7 +48,7 @@ class Keel(Residual):
 
 
 class ResPostNorm(Residual):
-    """x <- s x + N(F(x)), without a norm before F: OLMo 2 (Walsh et al. 2024, 2501.00656, section 3.2), and Swin v2
+    """x <- s x + N(F(x)), without a norm before F: OLMo 2 (Walsh et al. 2024, 2501.00656), and Swin v2
     (Liu et al. 2021, 2111.09883)."""
 
     norm_slots = ("out",)
@@ -58,7 +58,7 @@ class ResPostNorm(Residual):
 
 
 class LayerNormScaling(Residual):
-    """x <- s x + F(N(x) / sqrt(l)), l the block, counted from 1 (Sun et al. 2025, 2502.05795, eq. 5).
+    """x <- s x + F(N(x) / sqrt(l)), l the block, counted from 1 (Sun et al. 2025, 2502.05795).
 
     Where F is as large as its input, the mean square of the stream grows by the harmonic number, as log L, and not
     as L.
@@ -89,7 +89,7 @@ class CompleteP(Residual):
 
 class Orthogonal(Residual):
     """x <- s x + y - (<y, x> / |x|^2) x, y = F(N(x)): a token's update is perpendicular to its stream, which therefore
-    grows in every sublayer (Oh et al. 2025, 2505.11881, section 3, without an epsilon)."""
+    grows in every sublayer (Oh et al. 2025, 2505.11881, without its epsilon)."""
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         y, unit = sub.f(sub.norm(carry)), normalize(carry, "rms", 0.0)
@@ -98,7 +98,7 @@ class Orthogonal(Residual):
 
 class GPAS(Residual):
     """z = s x + F(N(x)), x <- z - SiLU(g) sg(z), sg without a gradient; g is learnable, 0 at the start, one a block
-    (Chen et al. 2025, 2506.22049, section 3).
+    (Chen et al. 2025, 2506.22049, and its code).
 
     Activations are scaled by 1 - SiLU(g) and gradients are not, so that delta and the gradients of all blocks below are
     no derivatives of the loss at g != 0.

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import networks
@@ -13,7 +14,7 @@ from model.layers import normalize
 from model.network import Network
 from model.residual import Context, Sublayer, numbers_of, rule_of
 from networks import TOKENS, B, D, L, T, changed, leaves, logits, parameters, same, untapped
-from train.core.optimizer import transformation
+from train.core.optimizer import FUNCTIONS, transformation
 from train.core.state import hparams_of
 
 N, WIDE, DEEP = 16, 128, 12  # tokens, width and blocks of a synthetic network
@@ -241,6 +242,16 @@ def test_completep_s_optimizer_divides_the_factor_out_of_the_blocks_gradients(ti
             same(deep[path], base[path])
         else:
             same(deep[path], 3 * base[path] if power else -0.1 * g / (np.abs(g) + 0.5 / 3), rtol=2e-5)
+
+
+def test_a_user_s_own_optimizer_gets_gradients_without_completep_s_factor(tiny, monkeypatch):
+    monkeypatch.setitem(FUNCTIONS, "mine:plain", lambda numbers, lr: optax.identity())
+    keys = {"optimizer.name": "mine:plain", "model.residual": {"rule": "completep", "base_layers": 1}}
+    config = tiny(keys | {"model.layers": L}).variants[0].config
+    grads = parameters(Network(config.model, 11, 4, "float32"))
+    rule = transformation(config.optimizer, hparams_of(config).optimizer, jnp.int32(0), 10, config.model)
+    for path, update in leaves(rule.update(grads, rule.init(grads), grads)[0]).items():
+        same(update, leaves(grads)[path] * (L if path.startswith("blocks/") else 1))
 
 
 # --- norms without statistics ---

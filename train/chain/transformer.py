@@ -166,7 +166,7 @@ def slopes(function: Callable[[Array, Array], Array], samples: Sequence[Sample])
 
 
 @belief(
-    "GPAS, Chen et al. 2025, 2506.22049, eq. 4: activations are scaled by 1 - SiLU(g) behind a stop-gradient",
+    "GPAS, Chen et al. 2025, 2506.22049: activations are scaled by 1 - SiLU(g) behind a stop-gradient",
     "|δ_0| of the project's backward pass at g = 1; a central difference of the loss along δ_0",
 )
 def stopped_gradient() -> Pair:

@@ -44,18 +44,18 @@ def transformation(
 ) -> optax.GradientTransformation:
     """Returns the update rule at `step`, which expects a gradient that is already clipped. Raises UserError.
 
-    `model` gives the built-in rules the width and the depth of the parameters; None: the standard parametrization.
+    `model` gives the width, to the built-in rules, and the depth of the parameters; None: the standard parametrization.
     """
     lr = rate(config, hp, step, steps)
+    deep = [] if model is None or (factor := rule_of(model).gradient_factor) == 1 else [by_depth(factor)]
     if ":" in config.name:
-        parts = [user_rule(config.name, hp, lr)]
+        parts = [*deep, user_rule(config.name, hp, lr)]
     else:
         optimizer = OPTIMIZERS[config.name]
         direction = optimizer.rule()(hp)
         decay = optax.add_decayed_weights(hp["weight_decay"], partial(decayed, config))
         coupled = config.decay == "l2" or (config.decay == "auto" and optimizer.l2)
         wide = [] if model is None or model.width_ratio == 1 else [by_width(config.name, model)]
-        deep = [] if model is None or (factor := rule_of(model).gradient_factor) == 1 else [by_depth(factor)]
         parts = [*deep, decay, direction, *wide] if coupled else [*deep, direction, *wide, decay]
         parts.append(optax.scale_by_learning_rate(lr))
     if config.lr_factors:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from model.layers import normalize
 from model.network import Anatomy, path_of
 from model.residual import Branch, Carry, Context, Sublayer
-from model.residual.attnres import AttnRes
+from model.residual.attnres import AttnRes, source_weights
 from model.residual.streams import Streams
 
 
@@ -76,14 +75,3 @@ def depth_mixing(rule: AttnRes, anatomy: Anatomy, own: Mapping[str, Array], eps:
 
     queries = jnp.stack([own["query_1"], own["query_2"]], axis=1)
     return jax.lax.scan(one, anatomy.carry, (anatomy.blocks, jnp.arange(queries.shape[0]), queries))[1]
-
-
-def source_weights(
-    sources: Float[Array, "S N D"], query: Float[Array, "H K"], count: Array, eps: Array
-) -> Float[Array, "S N H"]:
-    """Returns the weights of the first `count` sources in `mix` of model/residual/attnres.py; 0 for the others."""
-    (S, N, _), H = sources.shape, len(query)
-    seen_S = jnp.arange(S, dtype=count.dtype) < count
-    keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
-    scores_SNH = jnp.einsum("snhk,hk->snh", keys.reshape(S, N, H, -1), query)
-    return jax.nn.softmax(jnp.where(seen_S[:, None, None], scores_SNH, -jnp.inf), axis=0)
