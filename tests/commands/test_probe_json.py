@@ -72,7 +72,7 @@ def test_what_probe_writes_is_what_the_schema_says(probed):
 
 
 # Streams of another shape, and parameters of the rule's own. The full grid is slow.
-PROBED = ("mhc",)
+PROBED = ("hyper_connections",)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,7 @@ def test_what_a_stream_out_of_range_leaves_is_null_and_not_zero(probe):
     assert result["verdict"]["state"] == "vanishing" and result["verdict"]["ratio"] == 0.0
 
 
+@pytest.mark.slow
 def test_no_float32_zero_where_float64_has_a_value(x64, probe):
     """A plain network whose stream falls below 1e-38: zeros of the float32 probe are zeros of the float64 one."""
     keys = (*PLAIN, "model.init_std=1e-4", "model.layers=6", "model.bias=false")

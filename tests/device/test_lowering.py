@@ -88,7 +88,7 @@ def few(path: Path, *overrides: str):
     return programs if len(programs) <= 2 else programs[:: len(programs) - 1]
 
 
-ONCE = {"quickstart", "shakespeare_char", "attnres"}  # in every run; the others are slow
+ONCE = {"shakespeare_char"}  # in every run; the others are slow
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,8 @@ def test_attention_on_a_gpu_is_cudnns_forwards_and_backwards(with_cudnn, keys):
     assert kernel not in off.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("fused", ["true", pytest.param("false", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", ["true", "false"])
 def test_products_of_a_bfloat16_program_are_in_bfloat16(with_cudnn, fused):
     """The rest, in the dtype of the stream or of the parameters, is named here; every other product stays as it is."""
     small = [f"train.fused_attention={fused}", "model.layers=2", "variants={}", "watch.counterfactual=false"]

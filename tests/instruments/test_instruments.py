@@ -17,6 +17,7 @@ from train.log.charts_layout import chart_layout
 from train.report.read import read_run
 
 NAMES = [name for name in INSTRUMENTS if name != "residual"]  # pre_ln has no parameters
+FEW = ("attention", "split", "ledger")  # in every run; the other tests, with all of them, are slow
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,6 +49,13 @@ def whole(folder, corpus):
     return folder / "whole" / "tiny" / "main"
 
 
+@pytest.fixture(scope="module")
+def some(folder, corpus):
+    """A run with FEW instruments every fourth step."""
+    assert main(["train", str(config_of(folder, corpus, "some", dict.fromkeys(FEW, 4)))]) == 0
+    return folder / "some" / "tiny" / "main"
+
+
 def same_series(found, wanted, rtol=0.0, atol=0.0):
     """Asserts that two runs logged equal values at equal steps under the tags of `wanted`, but for the throughput."""
     for tag, (at, values) in wanted.items():
@@ -56,6 +64,7 @@ def same_series(found, wanted, rtol=0.0, atol=0.0):
             np.testing.assert_allclose(values, found[tag][1], rtol=rtol, atol=atol, err_msg=tag)
 
 
+@pytest.mark.slow
 def test_they_measure_at_their_steps(whole):
     series = read_run(whole).steps
     tags = ["attn/entropy/layer_001", "attn/logit_max/layer_000/head_01", "act/dead_units/layer_001"]
@@ -75,6 +84,7 @@ def test_they_measure_at_their_steps(whole):
     assert series["sharpness_adam/top"][0].tolist() == [4, 8]  # before the first step Adam knows no curvature
 
 
+@pytest.mark.slow
 def test_what_they_say_agrees_with_the_watched_step(whole):
     """delta_l by the split and by the ledger, Adam's threshold and the critical sharpness by the rate, and the loss at
     the last depth, from tags that come another way."""
@@ -96,10 +106,14 @@ def test_what_they_say_agrees_with_the_watched_step(whole):
     assert series["sharpness_adam/threshold"][8] == pytest.approx((2 + 2 * 0.9) / (1 - 0.9) / 1e-3, rel=1e-4)
 
 
-def test_training_is_the_same_without_them(whole, folder, corpus):
-    assert main(["train", str(config_of(folder, corpus, "bare", {}, {"steps_per_call": 4}))]) == 0
-    with_them, without = read_run(whole).steps, read_run(folder / "bare" / "tiny" / "main").steps
-    assert len(with_them) > len(without) + 50
+@pytest.mark.parametrize("run", ["some", pytest.param("whole", marks=pytest.mark.slow)])
+def test_training_is_the_same_without_them(run, request, folder, corpus):
+    assert main(["train", str(config_of(folder, corpus, f"bare_{run}", {}, {"steps_per_call": 4}))]) == 0
+    with_them = read_run(request.getfixturevalue(run)).steps
+    without = read_run(folder / f"bare_{run}" / "tiny" / "main").steps
+    measured = with_them.keys() - without.keys()
+    assert len(measured) > (50 if run == "whole" else 20)
+    assert all(with_them[tag][0].tolist() == [0, 4, 8] for tag in measured if run == "some")
     same_series(with_them, without)
 
 
@@ -139,6 +153,7 @@ def test_vmapped_variants_measure_what_single_ones_do(folder, corpus):
         assert (np.abs(one[tag][1] - two[tag][1])[tag in late :] > 1e-3).all(), tag
 
 
+@pytest.mark.slow
 def test_histograms_and_pictures_reach_tensorboard(whole):
     events = events_of(whole)
     assert [image.step for image in events.Images("landscape/update")] == [0, 4, 8]
@@ -194,6 +209,7 @@ def test_a_probe_explains_starved_attention(folder, corpus, capsys):
         assert bool(re.search(r"make \d\d+ % of the gradient of V, and 0 % of that of K\n", printed)) == said
 
 
+@pytest.mark.slow
 def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
     """The optimizer's state too, where an instrument needs it."""
     path, file = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4)), folder / "checkpoint.json"
@@ -221,6 +237,7 @@ def test_bad_values_get_a_line(tmp_path, text, message):
     assert any(message in line for line in lines(tmp_path, f"name: a\n{text}\n"))
 
 
+@pytest.mark.slow
 def test_every_tag_is_documented(whole):
     text = (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")
     parts = r"/(layer_\d+|head_\d+|all|embed|head|lookup|positions|norm_f)\b.*"
@@ -233,6 +250,7 @@ def test_every_tag_is_documented(whole):
     assert {tag for tag in mine if f"`{tag}" not in text} == set()
 
 
+@pytest.mark.slow
 def test_every_chart_in_tensorboard_has_something_to_draw(whole):
     """And a tag is on one chart at most."""
     tags = list(read_run(whole).steps)

@@ -97,6 +97,7 @@ def test_the_figures_are_those_of_training_step_by_step(keys):
         np.testing.assert_allclose(found[index], wanted, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_as_logarithms(keys):
     def rms(seed, seeds):
         experiment = from_mapping(keys | {"model.layers": 1, "seed": seed, "data.seed": 0})

@@ -87,6 +87,7 @@ def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, monke
     assert calls["dispatch"] == whole if killed is None else 0 < calls["dispatch"] < whole
 
 
+@pytest.mark.slow
 def test_it_names_size_work_and_time_of_each_group_and_writes_nothing(config, tmp_path, capsys):
     before = contents(tmp_path)
     assert main(["train", str(config), "--dry-run"]) == 0
