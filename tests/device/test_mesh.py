@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -190,6 +191,16 @@ def test_a_mesh_that_does_not_fit(axes, rows, variants, message):
     with pytest.raises(UserError) as caught:
         mesh_of(MeshConfig(**axes), rows, variants, jax.devices() * 2)
     assert str(caught.value) == message
+
+
+def test_a_mesh_of_tpus_divides_them(monkeypatch):
+    """libtpu ends the process where a group is 6 of 8 chips."""
+    chips = [SimpleNamespace(platform="tpu", process_index=0)] * 8
+    monkeypatch.setattr(jax, "make_mesh", lambda sizes, *_, devices: (sizes, len(devices)))
+    assert mesh_of(MeshConfig(), 12, 1, chips) == ((1, 4, 1, 1), 4)  # 6 on other devices
+    assert mesh_of(MeshConfig(fsdp=2), 12, 1, chips) == ((1, 2, 2, 1), 4)
+    with pytest.raises(UserError, match="mesh: expected a divisor of the 8 TPU devices here, got 6"):
+        mesh_of(MeshConfig(data=6), 12, 1, chips)
 
 
 if __name__ == "__main__":

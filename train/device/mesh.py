@@ -32,19 +32,24 @@ LAYOUTS = {
 def mesh_of(axes: MeshConfig, rows: int, variants: int, devices: Sequence[Any]) -> Mesh:
     """Returns the mesh of a group of `variants` vmapped variants (1 if they take turns) over some of `devices`.
 
-    `rows`: windows of a micro-batch; `data: -1` takes as many devices as divide them. Raises UserError when there are
-    too few devices, or `variants` does not divide.
+    `rows`: windows of a micro-batch; `data: -1` takes as many devices as divide them. On a TPU the mesh also has to
+    divide the devices, or libtpu ends the process. Raises UserError when there are too few devices, or a number does not
+    divide.
     """
+    on_tpu = devices[0].platform == "tpu"
     if variants % axes.variants:
         here = f"the {variants} variants of one program" if variants > 1 else "1 variant a program"
         raise UserError(f"mesh.variants: expected a divisor of {here}, got {axes.variants}")
     others, data = axes.variants * axes.fsdp * axes.tensor, axes.data
     if data == -1:
-        data = max((n for n in range(1, len(devices) // others + 1) if rows % (n * axes.fsdp) == 0), default=1)
+        counts = [n for n in range(1, len(devices) // others + 1) if rows % (n * axes.fsdp) == 0]
+        data = max((n for n in counts if not on_tpu or len(devices) % (others * n) == 0), default=1)
     sizes = {"variants": axes.variants, "data": data, "fsdp": axes.fsdp, "tensor": axes.tensor}
     if (count := others * data) > len(devices):
         shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
         raise UserError(f"mesh: expected at most the {len(devices)} devices here, got {shape} = {count}")
+    if on_tpu and len(devices) % count:
+        raise UserError(f"mesh: expected a divisor of the {len(devices)} TPU devices here, got {count}")
     if len({device.process_index for device in devices[:count]}) < jax.process_count():
         raise UserError(
             f"mesh: expected the devices of all {jax.process_count()} processes, got {count} of {len(devices)}"
