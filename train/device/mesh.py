@@ -33,8 +33,8 @@ def mesh_of(axes: MeshConfig, rows: int, variants: int, devices: Sequence[Any]) 
     """Returns the mesh of a group of `variants` vmapped variants (1 if they take turns) over some of `devices`.
 
     `rows`: windows of a micro-batch; `data: -1` takes as many devices as divide them. On a TPU the mesh also has to
-    divide the devices, or libtpu ends the process. Raises UserError when there are too few devices, or a number does not
-    divide.
+    divide the devices, or libtpu ends the process. Raises UserError when there are too few devices, or some number does
+    not divide.
     """
     on_tpu = devices[0].platform == "tpu"
     if variants % axes.variants:
