@@ -24,8 +24,8 @@ FEWEST = 32  # baseline steps before anything is called a spike
 NOISE = 3.0
 SHARE = 0.05  # of the initial loss
 
-# Of what moved before a loss. Hundreds of series are compared, so their bands are wider than that of the loss: in a
-# healthy run these two name something at 2 of 79 places without a spike, 5 deviations and a factor of 1.5 at 18.
+# Of what moved before a loss. Hundreds of series are compared, so their bands are wider than that of the loss: 7
+# deviations name none of 76 series at 79 places of a healthy run without a spike, 5 do at 4 of them (docs/verdict.md).
 MOVED = 7.0  # deviations of single steps
 LEAST_FACTOR = 2.0
 FEWEST_COMPARED = 16  # steps of the baseline
@@ -152,7 +152,7 @@ def moved_before(series: Mapping[str, Float[np.ndarray, " S"]], rise: int) -> li
 
     The band is the median of the first half of the steps before `rise`, +- max(MOVED * 1.4826 * MAD, log10 of
     LEAST_FACTOR). A steady drift does not leave it. A series counts from the first of the steps outside, on one side,
-    that lead up to `rise`; single steps inside do not interrupt them.
+    that lead up to `rise`; single steps inside do not interrupt them. One step alone must be twice as far outside.
 
     Args:
         series: log10 of sizes; -inf for an exact zero, and not a number counts as infinite. A series whose median is
@@ -167,8 +167,9 @@ def moved_before(series: Mapping[str, Float[np.ndarray, " S"]], rise: int) -> li
         if not math.isfinite(level):
             continue
         limit = max(MOVED * 1.4826 * _median(np.abs(before - level).tolist()), math.log10(LEAST_FACTOR))
-        for outside in (after - level > limit, after - level < -limit):
-            if (start := _last_stretch(outside)) is not None:
+        for heights in (after - level, level - after):
+            start = _last_stretch(heights > limit)
+            if start is not None and (np.sum(heights[start:] > limit) > 1 or heights[start] > 2 * limit):
                 moves.append(Move(name, rise // 2 + start, float(after[start]) - level))
     return sorted(moves, key=lambda move: (move.at, -abs(move.log10)))
 

@@ -90,14 +90,16 @@ def replay(
 ) -> Iterator[Replayed]:
     """Replays a variant from its checkpoint of `since`, or from the start, and yields the steps that run alone.
 
-    Dispatches that end before step `alone` run whole, as they did; from there on steps run one by one, up to `until`
-    (both counted from 1). The training's own state stays as it is, which needs memory for a second one, and for a third
-    to `keep` that before each step. Ends early after a signal.
+    Dispatches run whole, as they did, and those that end at step `alone` or later, up to `until` (both counted from 1),
+    step by step too: each from the exact state, so that what single steps round differently does not add up. The
+    training's own state stays as it is. Needs memory for two more. Ends early after a signal.
 
     Args:
         watch_all: watches every step that runs alone, not only those of `watch.every`.
+        keep: yields the states before each step.
     """
     programs, group, every = run.programs, run.group, run.config.watch.every
+    copied = partial(jax.tree.map, lambda leaf: leaf.copy())
     if since:
         state = run.checkpoints[index].restore(since, programs.abstract_single)
     else:
@@ -107,19 +109,17 @@ def replay(
         states = [states[0] if other == index else None for other in range(len(group.variants))]
     for start, end in dispatches(since, run.config.train.steps, run.start.K, every):
         watched = watched_steps(start, end, every)
-        if end < alone:
+        singly = range(start, min(end, until)) if end >= alone else range(0)
+        single = copied(states) if singly and end < until else states  # a dispatch donates its states
+        for step in singly:
             if run.stopping():
                 return
-            states, _ = programs.dispatch(states, run.batches(start, end), bool(watched))
-            continue
-        for step in range(start, min(end, until)):
-            if run.stopping():
-                return
-            before = jax.tree.map(lambda leaf: leaf.copy(), states) if keep else None  # a dispatch donates its states
-            states, measured = programs.dispatch(states, run.batches(step, step + 1), watch_all or step in watched)
+            before = copied(single) if keep else None
+            single, measured = programs.dispatch(single, run.batches(step, step + 1), watch_all or step in watched)
             yield Replayed(step, before, *programs.each(jax.device_get(measured))[index])
-        if end >= until:
+        if end >= until or run.stopping():
             return
+        states, _ = programs.dispatch(states, run.batches(start, end), bool(watched))
 
 
 def find_cause(run: "GroupRun", index: int, since: int, bad: int) -> tuple[int, Cause] | None:
