@@ -81,7 +81,7 @@ def train(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def leapt(folder, shared_programs):
-    """Both variants; of the one whose update leaps its directory, and what is compared: (series, losses, first step)."""
+    """Both variants; of the one whose update leaps (its directory, and the series, losses and first step compared)."""
     compared = []
 
     def recorded(*arguments):
