@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runs import arrays, events_of, killed_at, rows, summary, train_until
+from runs import arrays, events_of, killed_at, rows, summary
 from train.cli import main
 from train.device.programs import Programs
 from train.gradflow import spikes
@@ -157,9 +157,18 @@ def test_a_killed_run_tells_the_same_and_replays_once(train, leapt, monkeypatch,
     assert rows(run) == rows(leapt[0]) and arrays(run) == arrays(leapt[0])
 
 
-def test_a_signal_ends_the_replay_and_is_told(train, leapt, capsys):
-    ended = train_until(64, "s.yaml", "name=stopped", action=lambda stop: setattr(stop, "signal", 2))
-    assert ended.summaries[0]["exit_reason"] == "signal 2"
+def test_a_signal_ends_the_replay_and_is_told(train, leapt, monkeypatch):
+    replay, steps = recovery.replay, []
+
+    def signalled(run, *arguments, **keys):
+        for each in replay(run, *arguments, **keys):
+            steps.append(each.step)
+            run.stop.signal = 2 if len(steps) == 5 else run.stop.signal
+            yield each
+
+    monkeypatch.setattr(recovery, "replay", signalled)
+    assert main(["train", "s.yaml", "name=stopped"]) == 130
+    assert len(steps) == 5  # of both variants
     run = train("stopped")
     assert summary(run)["spikes"] == [{"step": 64, "diagnosis": "no diagnosis, the replay was interrupted"}]
     assert rows(run) == rows(leapt[0]) and arrays(run) == arrays(leapt[0])
