@@ -185,11 +185,12 @@ def handle_spike(run: "GroupRun", index: int, spike: Spike) -> None:
     metrics, warn, config = run.metrics[index], run.console.warn, run.config
     name, last = metrics.variant.name, metrics.last_verdict
     line = f"loss spike at step {spike.step}, {spike.height:.3g} above what was usual before"
-    run.throughput.pause()
     line += "" if last is None else f"; by step {metrics.last_watched} {last.state}: {last.why}"
-    warn(f"{name}: {line}")
     together = run.metrics if run.group.vmapped else [metrics]  # one call replays all of them
-    if config.watch.every and sum(len(each.diagnoses) for each in together) < config.watch.diagnose_spikes:
+    replays = bool(config.watch.every) and sum(len(m.diagnoses) for m in together) < config.watch.diagnose_spikes
+    warn(f"{name}: {line}{'; replaying the steps before it' * replays}")
+    if replays:
+        run.throughput.pause()
         try:
             diagnosis = _diagnosis(run, index, spike)
         except _FAILURES as error:
