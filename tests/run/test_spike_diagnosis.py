@@ -200,3 +200,14 @@ def test_variants_of_one_call_share_the_number_of_diagnoses(train):
     run = train("vmapped", "train.group=vmap", "watch.diagnose_spikes=1")
     assert "at step 60)" in summary(run)["spikes"][0]["diagnosis"]
     assert summary(run.parent / "shifted")["spikes"] == []
+
+
+@pytest.mark.slow
+def test_a_resumed_run_does_not_replay_from_parameters_that_it_has_not_read(train, leapt, monkeypatch):
+    """Those of `train.init_from`, which only a fresh run reads; there is no other state 41 steps before the spike."""
+    monkeypatch.setattr(recovery, "NEAREST", 41)
+    monkeypatch.chdir(leapt[0].parents[2])
+    keys = [f"train.init_from={leapt[0].parent / 'shifted'}", "variants={main: {}}"]
+    assert "moved" in summary(train("warm", *keys))["spikes"][0]["diagnosis"]
+    killed_at(64, "s.yaml", "name=warm_killed", *keys)
+    assert "no checkpoint 41 to" in summary(train("warm_killed", *keys))["spikes"][0]["diagnosis"]
