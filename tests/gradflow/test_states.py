@@ -31,7 +31,7 @@ name: states
 data: {{path: {corpus}, context: 8, batch: 4}}
 optimizer: {{warmup: 100, lr: 10.0, schedule: constant}}
 train: {{steps: 110, eval_every: 55, eval_batches: 4, checkpoint_every: 11, steps_per_call: 11, unroll: 1}}
-watch: {{every: 11, counterfactual: false}}
+watch: {{every: 11, counterfactual: false, diagnose_spikes: 0}}
 variants:
   unstable: {{}}
   not_learning: {{optimizer.lr: 1e-9, optimizer.min_lr: 0.0, optimizer.warmup: 0}}

@@ -241,6 +241,12 @@ class WatchConfig(Section):
         "metrics.jsonl always has them",
     )
     instruments: InstrumentsConfig = InstrumentsConfig()
+    diagnose_spikes: int = Field(
+        default=2,
+        ge=0,
+        description="loss spikes of a variant, or of variants that are vmapped, that are replayed from a checkpoint to "
+        "see what moved first (docs/verdict.md); 0 = never",
+    )
     curvature_batches: int = Field(
         default=1, ge=1, description="batches whose mean loss sharpness and sharpness_adam are of"
     )

@@ -35,7 +35,7 @@ from ..store.lock import locked
 from ..store.rundir import own_directory_of
 from .dispatches import Throughput, dispatch_shapes, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
-from .recovery import handle_nonfinite, stop_early
+from .recovery import handle_nonfinite, handle_spike, stop_early
 from .start import Start, begin, described
 from .summary import close, performance
 from .transfer import started_from
@@ -262,13 +262,11 @@ class GroupRun:
     # -- results
 
     def log_dispatch(self, start: int, end: int, results: list[Any]) -> None:
-        """Logs a dispatch of every live variant, shows the progress, and handles non-finite steps."""
-        config, bad = self.config, {}
-        calls = 1 if self.group.vmapped else sum(each is not None for each in results)
-        rate = self.throughput.dispatch(end - start, calls)
+        """Logs a dispatch of every live variant, shows the progress, and handles loss spikes and non-finite steps."""
+        config, calls = self.config, 1 if self.group.vmapped else sum(each is not None for each in results)
+        rate, events = self.throughput.dispatch(end - start, calls), {}
         for index, metrics in self.live():
-            if (step := metrics.add_dispatch(start, results[index][0], results[index][1], rate)) is not None:
-                bad[index] = step
+            events[index] = metrics.add_dispatch(start, results[index][0], results[index][1], rate)
         seconds, tokens, steps = self.throughput.recent, config.data.batch * config.data.context, config.train.steps
         speed, left = None, None
         if seconds is not None:
@@ -276,13 +274,14 @@ class GroupRun:
             speed, left = tokens / seconds, seconds * calls * (steps - end) + self.compile_s * len(self.later)
             left += seconds * self.programs.calls * sum(group.flops for group in self.later) / self.group.flops * steps
         for index, metrics in self.live():
-            if index not in bad or config.train.on_nonfinite == "skip":
+            if events[index][0] is None or config.train.on_nonfinite == "skip":
                 name, loss = metrics.variant.name, metrics.last_loss
                 self.console.progress(name, end, steps, loss, speed, left, metrics.delta_log10)
             metrics.tracker.flush()
-        for index, step in bad.items():
-            self.throughput.pause()
-            if handle_nonfinite(self, index, step, end) and not self.group.vmapped:
+        for index, (step, spikes) in events.items():
+            for spike in spikes:
+                handle_spike(self, index, spike)
+            if step is not None and handle_nonfinite(self, index, step, end) and not self.group.vmapped:
                 self.states[index] = None  # a vmapped call still computes it; its results are discarded
 
     # -- before the first dispatch and after the last

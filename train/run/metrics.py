@@ -23,7 +23,7 @@ from ..gradflow.delta import underflows
 from ..gradflow.gradients import Histogram, edges
 from ..gradflow.loss_history import Series, loss_history_of
 from ..gradflow.norms import log10
-from ..gradflow.spikes import SpikeDetector, follow
+from ..gradflow.spikes import Spike, SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import LossCurve, Matrix, Reading, scalars_of
 from ..log.writer import Tracker
@@ -90,6 +90,7 @@ class RunMetrics:
         self.last_watched = 0
         self.delta_log10: np.ndarray | None = None  # log10|delta_l| [L+1] of that step
         self.spike_detector, self.spikes = SpikeDetector(), 0
+        self.diagnoses: list[tuple[int, str]] = []  # of loss spikes, by their steps (train/run/recovery.py)
         self.last_loss = math.nan
         self.nonfinite = NonfiniteSteps()
         self.exit_reason: str | None = None  # what ended the variant before its last step: nonfinite or verdict
@@ -104,6 +105,7 @@ class RunMetrics:
             self.first_verdict, self.last_verdict = (None if v is None else Verdict(*v) for v in saved["verdicts"])
             self.last_watched, self.spikes = saved["last_watched"], saved["spikes"]
             self.spike_detector = SpikeDetector.from_json(saved["spike_watch"])
+            self.diagnoses = [(step, text) for step, text in saved.get("diagnoses", [])]  # not in older checkpoints
             self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["eval_pending"]
             for tag, (steps, values) in read_run(directory).steps.items():
                 if _KEPT.fullmatch(tag):
@@ -118,6 +120,7 @@ class RunMetrics:
             "last_watched": self.last_watched,
             "spike_watch": self.spike_detector.as_json(),
             "spikes": self.spikes,
+            "diagnoses": self.diagnoses,
             "nonfinite": vars(self.nonfinite),
             "eval_pending": eval_pending,
         }
@@ -126,11 +129,13 @@ class RunMetrics:
         """Adds values to the row of a step."""
         self.open_rows.setdefault(step, {}).update(values)
 
-    def add_dispatch(self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None) -> int | None:
+    def add_dispatch(
+        self, start: int, metrics: Any, stats: StepStats | None, steps_per_s: float | None
+    ) -> tuple[int | None, list[Spike]]:
         """Logs a dispatch of K steps from host arrays: `metrics` (core.step.Metrics) [K], `stats` [watched steps, ...].
 
-        Returns the step (counted from 1) that is not finite and needs a diagnosis, if there is one. Rows after a step
-        that ends the variant are not logged.
+        Returns the step (counted from 1) that is not finite and needs a diagnosis, if there is one, and the loss spikes
+        that begin and are to be reported. Rows after a step that ends the variant are not logged.
         """
         config = self.variant.config
         end, bad, skip = start + len(metrics.loss), first_nonfinite(metrics.finite, start), False
@@ -148,14 +153,14 @@ class RunMetrics:
                 self.add(step, values)
             self.first_verdict = self.first_verdict or self._judged(stats, 0)
             self.last_verdict, self.last_watched = self._judged(stats, len(watched) - 1), watched[-1]
-        self._add_losses(start, metrics.loss[: until - start], metrics.finite[: until - start])
+        spikes = self._add_losses(start, metrics.loss[: until - start], metrics.finite[: until - start])
         row = {"optim/lr": float(metrics.lr[until - start - 1])}
         if steps_per_s is not None:
             tokens = config.data.batch * config.data.context
             row |= {"perf/steps_per_s": steps_per_s, "perf/tokens_per_s": steps_per_s * tokens}
         self.add(until, row)
         self.write_before(until)
-        return diagnose
+        return diagnose, spikes
 
     def _judged(self, stats: StepStats, index: int) -> Verdict:
         flow, weight = jax.tree.map(lambda leaf: leaf[index], (stats.flow, stats.weight))
@@ -164,21 +169,19 @@ class RunMetrics:
         self.delta_log10 = log10(flow.delta)
         return judge(self.delta_log10, flow.grad.log10(), doubt, rms, rank, self.dtype)
 
-    def _add_losses(self, start: int, losses: Float[np.ndarray, " K"], updated: Bool[np.ndarray, " K"]) -> None:
-        """The mean is over the steps whose update was made, if there are any."""
-        end, was_in_spike = start + len(losses), self.spike_detector.level is not None
-        self.spike_detector, heights = follow(self.spike_detector, losses)
+    def _add_losses(self, start: int, losses: Float[np.ndarray, " K"], updated: Bool[np.ndarray, " K"]) -> list[Spike]:
+        """The mean is over the steps whose update was made, if there are any. Returns the first spikes that begin."""
+        end, before = start + len(losses), self.spike_detector
+        self.spike_detector, heights = follow(before, losses)
         self.last_loss = float(np.mean(losses[updated] if updated.any() else losses, dtype=np.float64))
         self.add(end, {"loss/train": self.last_loss, "loss/spike": float(np.max(heights))})
-        began = np.flatnonzero((heights > 0) & ~np.append(was_in_spike, heights[:-1] > 0)).tolist()
+        began = np.flatnonzero((heights > 0) & ~np.append(before.level is not None, heights[:-1] > 0)).tolist()
+        spikes = []
         for index in began[: max(0, SPIKE_WARNINGS - self.spikes)]:
-            step, last = start + index + 1, self.last_verdict
-            flow = "" if last is None else f"; by step {self.last_watched} {last.state}: {last.why}"
-            line = f"loss spike at step {step}, {heights[index]:.3g} above what was usual before{flow}"
-            advice = advice_for("unstable", self.variant.config)
-            self.tracker.text("verdict/spike", step, f"{line}\n\nTry {advice}")
-            self.warn(f"{self.variant.name}: {line}")
+            at, _ = follow(before, losses[: index + 1])
+            spikes.append(Spike(start + index + 1, float(heights[index]), at.level or 0.0, at.limit))
         self.spikes += len(began)
+        return spikes
 
     def add_readings(self, step: int, readings: Mapping[str, Reading]) -> None:
         """Adds an instrument's readings at the weights after `step` steps; pictures and histograms go out at once."""
@@ -227,7 +230,8 @@ class RunMetrics:
             return None
         history, config = loss_history_of(self.series), self.variant.config
         verdict = over_run(self.first_verdict, self.last_verdict, self.last_watched, history, config.optimizer.warmup)
-        return verdict._replace(advice=advice_for(verdict.state, config, history.update))
+        why = "; ".join([verdict.why, *(f"spike at step {step}: {text}" for step, text in self.diagnoses)])
+        return verdict._replace(why=why, advice=advice_for(verdict.state, config, history.update))
 
     def draw(self) -> None:
         """Rewrites the depth x step heatmaps."""

@@ -1,9 +1,12 @@
-"""Ends before the last step: non-finite steps, their record and cause by a replay; verdicts of `train.stop_when`."""
+"""Steps that went wrong, replayed from a checkpoint: the causes of non-finite ones and of loss spikes. Early ends."""
 
-from collections.abc import Callable, Iterable
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,11 +14,13 @@ from jaxtyping import Bool
 
 from ..core.batch import batch_of
 from ..core.nonfinite_cause import Cause, cause_of, examine
-from ..core.state import State
+from ..core.step import Metrics, StepStats
+from ..core.tags import watched_scalars
 from ..device.mesh import fetched
-from ..device.programs import Programs, called_once
+from ..device.programs import called_once
 from ..errors import UserError, first_line
 from ..gradflow.advice import advice_for
+from ..gradflow.spikes import Spike, first_moved
 from ..gradflow.verdict import with_plain_name
 from .dispatches import dispatches, watched_steps
 
@@ -24,6 +29,18 @@ if TYPE_CHECKING:
 
 # Consecutive steps that may be skipped; a run that skips more makes no progress and is stopped.
 MOST_SKIPPED = 100
+# Steps from a checkpoint to a spike: at most, for the time that a replay takes; of which the last, at least, go one by
+# one; and at least, as many as the detector needs.
+FARTHEST, WINDOW, NEAREST = 1000, 128, 40
+# Series that a spike is traced to: tags of watched steps, and their names in a sentence.
+_SERIES = {
+    r"delta/norm_log10/layer_0*(\d+)": "δ at depth {}",
+    r"grad/norm_log10/layer_0*(\d+)/(\w+)": "the gradient of {1} in block {0}",
+    r"grad/norm_log10/(?!layer_)(\w+)": "the gradient of {}",
+    r"update/ratio_log10/layer_0*(\d+)/(\w+)": "the update per rate of {1} in block {0}",
+    r"act/rms/layer_0*(\d+)": "the stream's rms at depth {}",
+}
+_FAILURES = (UserError, RuntimeError, ValueError, MemoryError)  # of a replay; a diagnosis that fails changes nothing
 
 
 @dataclass(frozen=True)
@@ -58,52 +75,72 @@ def first_nonfinite(finite: Bool[np.ndarray, " K"], start: int) -> int | None:
     return start + int(bad[0]) + 1 if bad.size else None
 
 
-def find_cause(
-    programs: Programs,
-    index: int,
-    state: State,
-    replayed: Iterable[tuple[int, int]],
-    batches: Callable[[int, int], list[Any]],
-    bad: int,
-    stopping: Callable[[], bool],
-) -> tuple[int, Cause] | None:
-    """Replays one variant from its last good state up to the bad step, and examines that step.
+class Replayed(NamedTuple):
+    """A step that ran alone: the number of steps before it, the states of calls there if they are kept, and what the
+    step measured, as arrays [1, ...] on the host."""
+
+    step: int
+    before: list[Any] | None
+    metrics: Metrics
+    stats: StepStats | None
+
+
+def replay(
+    run: "GroupRun", index: int, since: int, alone: int, until: int, *, watch_all: bool = False, keep: bool = False
+) -> Iterator[Replayed]:
+    """Replays a variant from its checkpoint of `since`, or from the start, and yields the steps that run alone.
+
+    Dispatches run whole, as they did, and those that end at step `alone` or later, up to `until` (both counted from 1),
+    step by step too: each from the exact state, so that what single steps round differently does not add up. The
+    training's own state stays as it is. Needs memory for two more. Ends early after a signal.
 
     Args:
-        index: of the variant in its group.
-        state: of the variant, where the first of the dispatches starts.
-        replayed: the dispatches from there on. Those before the bad one run as they did; the bad one goes step by step.
-        batches: (start, end) -> leaves [end - start, B, ...], one entry a variant.
-        bad: the step that was not finite, counted from 1.
-
-    Returns the first bad step at or before `bad` and its cause; None when `stopping`. Needs memory for a second state.
+        watch_all: watches every step that runs alone, not only those of `watch.every`.
+        keep: yields the states before each step.
     """
-    group, every = programs.group, programs.group.config.watch.every
+    programs, group, every = run.programs, run.group, run.config.watch.every
+    copied = partial(jax.tree.map, lambda leaf: leaf.copy())
+    if since:
+        state = run.checkpoints[index].restore(since, programs.abstract_single)
+    else:
+        state = programs.each(fetched(run.initial(None)))[index]
     states = programs.joined([state] * len(group.variants))  # in one call of all the others repeat this one
     if not group.vmapped:
         states = [states[0] if other == index else None for other in range(len(group.variants))]
-    for start, end in replayed:
-        if stopping():
-            return None
-        if end < bad:
-            states, _ = programs.dispatch(states, batches(start, end), bool(watched_steps(start, end, every)))
-            continue
-        before, step, watched = states, start, watched_steps(start, end, every)
-        for step in range(start, bad):
-            if stopping():
-                return None
-            before = jax.tree.map(lambda leaf: leaf.copy(), states)  # a dispatch donates its states
-            states, measured = programs.dispatch(states, batches(step, step + 1), step in watched)
-            metrics = programs.each(jax.device_get(measured))[index][0]
-            if not metrics.finite[0]:
-                break
-        before = programs.each(fetched(before))[index]
-        network, config = group.network, group.variants[index].config
-        feed = jax.tree.map(lambda leaf: leaf[0], batches(step, step + 1)[index])
-        batch = batch_of(feed, programs.corpus, network.context)
-        examined = called_once(partial(examine, network, config), before, group.hparams[index], batch)
-        return step + 1, cause_of(jax.device_get(examined), network.param_dtype)
-    raise AssertionError("no dispatch holds the bad step")
+    for start, end in dispatches(since, run.config.train.steps, run.start.K, every):
+        watched = watched_steps(start, end, every)
+        singly = range(start, min(end, until)) if end >= alone else range(0)
+        single = copied(states) if singly and end < until else states  # a dispatch donates its states
+        for step in singly:
+            if run.stopping():
+                return
+            before = copied(single) if keep else None
+            single, measured = programs.dispatch(single, run.batches(step, step + 1), watch_all or step in watched)
+            yield Replayed(step, before, *programs.each(jax.device_get(measured))[index])
+        if end >= until or run.stopping():
+            return
+        states, _ = programs.dispatch(states, run.batches(start, end), bool(watched))
+
+
+def find_cause(run: "GroupRun", index: int, since: int, bad: int) -> tuple[int, Cause] | None:
+    """Replays a variant from its last good state, that of `since`, and examines the first bad step up to step `bad`.
+
+    Returns that step, counted from 1, and its cause; None after a signal. Single steps may round differently, so it may
+    come earlier.
+    """
+    programs, group = run.programs, run.group
+    last = None
+    for last in replay(run, index, since, bad, bad, keep=True):
+        if not last.metrics.finite[0]:
+            break
+    if last is None or (last.metrics.finite[0] and last.step + 1 < bad):
+        return None
+    before = programs.each(fetched(last.before))[index]
+    network, config = group.network, group.variants[index].config
+    feed = jax.tree.map(lambda leaf: leaf[0], run.batches(last.step, last.step + 1)[index])
+    batch = batch_of(feed, programs.corpus, network.context)
+    examined = called_once(partial(examine, network, config), before, group.hparams[index], batch)
+    return last.step + 1, cause_of(jax.device_get(examined), network.param_dtype)
 
 
 def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
@@ -116,20 +153,15 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     Returns true if the variant has ended.
     """
     metrics, checkpoints, warn = run.metrics[index], run.checkpoints[index], run.console.warn
-    name, config, programs = metrics.variant.name, metrics.variant.config, run.programs
+    name, config = metrics.variant.name, metrics.variant.config
+    run.throughput.pause()
     warn(f"{name}: step {step} is not finite; replaying from the last good state to find the cause")
     since, at, cause = max(checkpoints.steps(), default=0), step, "interrupted before the cause was found"
     try:
         since = checkpoints.newest(warn) or 0
-        if since:
-            good = checkpoints.restore(since, programs.abstract_single)
-        else:
-            good = programs.each(fetched(run.initial(None)))[index]
-        replayed = dispatches(since, config.train.steps, run.start.K, config.watch.every)
-        origin = find_cause(programs, index, good, replayed, run.batches, step, lambda: run.stop.signal is not None)
-        if origin is not None:  # perhaps earlier: single steps may round differently
-            at, cause = origin[0], str(origin[1])
-    except (UserError, RuntimeError, ValueError, MemoryError) as error:  # a diagnosis that fails changes nothing
+        if (found := find_cause(run, index, since, step)) is not None:
+            at, cause = found[0], str(found[1])
+    except _FAILURES as error:
         cause = f"the replay failed: {first_line(error)[:200]}"
     metrics.nonfinite = metrics.nonfinite.diagnosed(at, cause)
     warn(f"{name}: step {at}: {cause}")
@@ -146,6 +178,55 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     metrics.end(step, "nonfinite")
     run.console.stopped(name, step)
     return True
+
+
+def handle_spike(run: "GroupRun", index: int, spike: Spike) -> None:
+    """Reports a loss spike of a variant; replays the first `watch.diagnose_spikes` of them for what moved first."""
+    metrics, warn, config = run.metrics[index], run.console.warn, run.config
+    name, last = metrics.variant.name, metrics.last_verdict
+    line = f"loss spike at step {spike.step}, {spike.height:.3g} above what was usual before"
+    line += "" if last is None else f"; by step {metrics.last_watched} {last.state}: {last.why}"
+    together = run.metrics if run.group.vmapped else [metrics]  # one call replays all of them
+    replays = bool(config.watch.every) and sum(len(m.diagnoses) for m in together) < config.watch.diagnose_spikes
+    warn(f"{name}: {line}{'; replaying the steps before it' * replays}")
+    if replays:
+        run.throughput.pause()
+        try:
+            diagnosis = _diagnosis(run, index, spike)
+        except _FAILURES as error:
+            diagnosis = f"no diagnosis, the replay failed: {first_line(error)[:200]}"
+        metrics.diagnoses.append((spike.step, diagnosis))
+        warn(f"{name}: spike at step {spike.step}: {diagnosis}")
+        line += f"; {diagnosis}"
+    advice = advice_for("unstable", metrics.variant.config)
+    metrics.tracker.text("verdict/spike", spike.step, f"{line}\n\nTry {advice}")
+
+
+def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
+    """Returns what moved before a spike, by a replay from the newest checkpoint that is WINDOW steps before it, or
+    NEAREST if there is none."""
+    saved = run.checkpoints[index].steps()
+    if not (run.start.step and run.config.train.init_from):  # whose parameters a resumed run has not read
+        saved = [0, *saved]
+    near = [step for step in saved if NEAREST <= spike.step - step <= FARTHEST]
+    if not near:
+        return f"no diagnosis, there is no checkpoint {NEAREST} to {FARTHEST} steps before it"
+    since = max([step for step in near if step <= max(0, spike.step - WINDOW)] or near)
+    steps = list(replay(run, index, since, spike.step - WINDOW + 1, spike.step, watch_all=True))
+    if not steps or steps[-1].step + 1 < spike.step:
+        return "no diagnosis, the replay was interrupted"
+    losses, rates = np.array([[each.metrics.loss[0], each.metrics.lr[0]] for each in steps], np.float64).T
+    rows = [watched_scalars(each.stats, run.metrics[index].dtype)[0] for each in steps if each.stats is not None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.log10(rates)
+        series = {"the learning rate": rate}
+        for tag, (pattern, phrase) in product(rows[0], _SERIES.items()):
+            if match := re.fullmatch(pattern, tag):
+                logs = np.array([-math.inf if row[tag] is None else row[tag] for row in rows], np.float64)
+                if tag.startswith("update/"):
+                    logs -= rate  # a schedule is no cause of its own
+                series[phrase.format(*match.groups())] = np.log10(logs) if tag.startswith("act/") else logs
+    return first_moved(series, losses, spike, steps[0].step + 1)
 
 
 def stop_early(run: "GroupRun", step: int) -> None:

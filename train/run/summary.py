@@ -114,6 +114,7 @@ def summary_of(metrics: RunMetrics, timing: Mapping[str, Any], reason: str) -> d
         "first_nonfinite_step": metrics.nonfinite.first,
         "nonfinite": metrics.nonfinite.cause,
         **({"skipped_steps": skipped} if skipped or config.train.on_nonfinite == "skip" else {}),
+        "spikes": [{"step": step, "diagnosis": text} for step, text in metrics.diagnoses],
         **timing,
         "verdict": None if verdict is None else verdict.as_json(),
         "verdict_start": None if first is None else first.as_json(),
