@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..layers import normalize
 from .base import Carry, Context, Residual, Sublayer
 
 
@@ -53,10 +52,8 @@ class AttnRes(Residual):
         row = 1 + done // self.size
         y = sub.f(sub.norm(h))
         sources = sources.at[row].add(y)
-        # Recomputed in the backward pass: the keys alone are as large as the sources.
         query = sub.own["query"].astype(y.dtype).reshape(self.option("heads"), -1)
-        mixed = jax.checkpoint(mix)(sources, query, row + 1, context.numbers["norm_eps"])
-        return sources, mixed
+        return sources, mix(sources, query, row + 1, context.numbers["norm_eps"])
 
     def stream(self, carry):
         return carry[1]
@@ -76,9 +73,11 @@ def source_weights(
 ) -> Float[Array, "S N H"]:
     """The weights of the first `count` sources in `mix`; 0 for the others."""
     (S, N, _), H = sources.shape, len(query)
-    seen_S = jnp.arange(S, dtype=count.dtype) < count
-    # Sources still to come are zero, and a norm without epsilon would divide by zero.
-    keys = normalize(jnp.where(seen_S[:, None, None], sources, jnp.ones_like(sources)), "rms", eps)
-    scores_SNH = jnp.einsum("snhk,hk->snh", keys.reshape(S, N, H, -1), query)
-    scores_SNH = jnp.where(seen_S[:, None, None], scores_SNH, jnp.finfo(scores_SNH.dtype).min)
+    seen_S11 = (jnp.arange(S, dtype=count.dtype) < count)[:, None, None]
+    # The product with a normed key is that with the source over its norm, so that no key is written; a source still to
+    # come is zero, whose norm would be divided by.
+    mean_square = jnp.where(seen_S11, jnp.mean(jnp.square(sources), axis=-1, keepdims=True), 1)
+    scores_SNH = jnp.einsum("snhk,hk->snh", sources.reshape(S, N, H, -1), query)
+    scores_SNH = scores_SNH * jax.lax.rsqrt(mean_square + eps.astype(sources.dtype))
+    scores_SNH = jnp.where(seen_S11, scores_SNH, jnp.finfo(scores_SNH.dtype).min)
     return jax.nn.softmax(scores_SNH, axis=0)

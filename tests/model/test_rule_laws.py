@@ -190,7 +190,7 @@ def mixed(rule: Any, biases: dict[str, np.ndarray]) -> np.ndarray:
     own = {name: {"kernel": kernels[name], "bias": logits[name], "gate": jnp.asarray(0.01)} for name in logits}
     context = Context({"norm_eps": jnp.asarray(0.0), "skip_scale": jnp.asarray(1.0)}, (1, 1))
     sub = Sublayer(0, lambda h, *_: (h, None), {"in": lambda h: h}, own, {})
-    return np.asarray(rule.weights(jnp.ones((rule.n, 1, WIDE)), sub, context)[1][0])
+    return np.asarray(rule.weights(jnp.ones((rule.n, 1, WIDE)), sub, context)[1][..., 0])
 
 
 @pytest.mark.parametrize(("mixing", "others"), [("sinkhorn", 3), ("circulant", 3), ("lite", 23), ("identity", 0)])

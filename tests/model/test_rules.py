@@ -275,11 +275,11 @@ def test_highway_starts_mostly_open_and_a_shut_gate_passes_delta(x64):
 
 
 def test_sinkhorn_is_doubly_stochastic_and_so_are_products(x64):
-    matrices = np.asarray(sinkhorn(jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4))), 50))
+    matrices = np.moveaxis(sinkhorn(jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 5))), 50), 2, 0)
     for matrix in (*matrices, np.linalg.multi_dot(list(matrices))):
         assert (matrix > 0).all()
         same((matrix.sum(axis=0), matrix.sum(axis=1)), (np.ones(4), np.ones(4)), rtol=1e-10)
-    (one,) = np.asarray(sinkhorn(jnp.asarray([[[0.0, np.log(3.0)], [0.0, 0.0]]]), 1))
+    one = np.asarray(sinkhorn(jnp.asarray([[0.0, np.log(3.0)], [0.0, 0.0]])[..., None], 1))[..., 0]
     # By hand: columns [1, 1] and [3, 1] become [1/2, 1/2] and [3/4, 1/4]; rows 5/4 and 3/4 then become 1.
     same(one, np.array([[2 / 5, 3 / 5], [2 / 3, 1 / 3]]))
 

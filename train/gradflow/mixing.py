@@ -53,7 +53,7 @@ def stream_mixing(rule: Streams, residual: Mapping[str, Any]) -> dict[str, Float
             own = {name[:-2]: value for name, value in block.items() if name.endswith(f"_{index + 1}")}
             own = jax.tree_util.tree_map_with_path(lambda keys, x: 0 * x if path_of(keys[-1:]) == "kernel" else x, own)
             read, across, write = rule.weights(streams, Sublayer(index, unread, {}, own, {}), context)
-            out |= {f"read_{index + 1}": read, f"across_{index + 1}": across[0], f"write_{index + 1}": write}
+            out |= {f"read_{index + 1}": read.T, f"across_{index + 1}": across[..., 0], f"write_{index + 1}": write.T}
         return out
 
     return jax.vmap(one)(residual)
