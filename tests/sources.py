@@ -1,5 +1,6 @@
 """Files of data, the sources that open them, and the one line of a refusal."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def opened(**config: Any) -> Any:
     return open_source(DataConfig(**config))
 
 
-def refused(**config: Any) -> str:
-    """The message of the DataError, which is one line without the errors of the layers below."""
+def refused(action: Callable[[], Any] | None = None, **config: Any) -> str:
+    """The message of the DataError of an action, by default opening a config's data: one line without causes."""
     with pytest.raises(DataError) as error:
-        opened(**config).train_batches(1, 0, 0, 1)
+        action() if action else opened(**config).train_batches(1, 0, 0, 1)
     assert "\n" not in str(error.value)
     assert error.value.__suppress_context__ or error.value.__context__ is None
     return str(error.value)
