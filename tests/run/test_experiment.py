@@ -14,6 +14,7 @@ import pytest
 
 from data.files import replacing
 from runs import arrays, bytes_needed, contents, events_of, killed_at, rows, summary, train_until
+from scripts.faults.injection import Disk, injected
 from train.cli import main
 from train.config.load import load
 from train.device import memory
@@ -174,12 +175,15 @@ def test_the_finding_is_in_tensorboard_once_also_if_the_training_was_killed_befo
 
 
 @pytest.mark.slow
-def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, capsys):
+    class Full(Disk):
+        def do(self, call, real, half):
+            if ".finding_" in call.path:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real()
 
-    monkeypatch.setattr("train.run.experiment.add_text", full)
-    assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "variants={}", "model.layers=1"]) == 0
+    with injected(Full(str(tmp_path))):
+        assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "variants={}", "model.layers=1"]) == 0
     out = capsys.readouterr().out
     assert "warning: no finding in TensorBoard: No space left on device\nTensorBoard: " in out
 
