@@ -18,7 +18,6 @@ from scripts.faults.tiny import differing, snapshots
 from train.cli import main
 from train.config.load import load
 from train.device.signals import SIGNALS, Stop, Stopped, listening
-from train.run import summary
 from train.run.experiment import train
 from train.store.checkpoint import Checkpoints
 
@@ -184,9 +183,9 @@ def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_d
     goes_on(folder, runs_dir)
 
 
-def test_in_the_report_all_training_is_done(folder, runs_dir, monkeypatch, capsys):
-    monkeypatch.setattr(summary, "write_report", lambda *_: kill())
-    assert run(runs_dir) == 143
+def test_in_the_report_all_training_is_done(folder, runs_dir, capsys):
+    _moments.append((r"\.finding_", [15]))
+    assert run(runs_dir) == 143 and not _moments
     out, err = capsys.readouterr()
     assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
     assert differing(snapshots(folder / "whole"), folder / runs_dir) == []
