@@ -1,5 +1,6 @@
 """Files of data, the sources that open them, and the one line of a refusal."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,20 @@ def write(path: str | Path, content: str | bytes = "abc") -> str:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
+
+
+def change_after(monkeypatch: pytest.MonkeyPatch, reading: int, content: str | bytes) -> None:
+    """a.txt has another content after it was read for the n-th time, once in each pass over a corpus."""
+    real, readings = open, itertools.count(1)
+
+    def changing(path: Any, *rest: Any, **more: Any) -> Any:
+        file = real(path, *rest, **more)
+        if Path(str(path)).name == "a.txt" and next(readings) == reading:
+            close = file.close
+            file.close = lambda: (close(), write(path, content))
+        return file
+
+    monkeypatch.setattr("builtins.open", changing)
 
 
 def opened(**config: Any) -> Any:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import DataError, text
+from data import DataError
 from data.bpe import ALPHABET, BpeTokenizer, learn, pieces
 from data.tokenizer import ByteTokenizer, from_json
-from sources import PROSE, ROOT, opened, refused, write
+from sources import PROSE, ROOT, change_after, opened, refused, write
 from train.cli import main
 from train.config.load import load
 from train.device.programs import grouped
@@ -291,15 +291,14 @@ def test_corpora_that_are_too_short():
     assert len(opened_bpe(context=25).val) == 26
 
 
-@pytest.mark.parametrize("moment", ["held_out_of", "check_lengths"])
+@pytest.mark.parametrize("reading", [1, 3], ids=["before merges", "before tokens"])
 @pytest.mark.parametrize("content", [PROSE[:-90], PROSE * 2, PROSE.replace("dog", "cat"), b"\xff"])
-def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, moment, content):
+def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, reading, content):
     write("a.txt", PROSE)
-    usual = getattr(text, moment)
-    monkeypatch.setattr(text, moment, lambda *args: (usual(*args), write("a.txt", content))[0])
+    change_after(monkeypatch, reading, content)
     message = refused(path="a.txt", tokenizer="bpe", context=4)
     assert "changed while it was read" in message or "is not UTF-8" in message
-    assert moment == "check_lengths" or not (cache / "tokenizers").exists()
+    assert reading == 3 or not (cache / "tokenizers").exists()
 
 
 # A run
