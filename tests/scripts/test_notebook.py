@@ -25,8 +25,8 @@ colab.files = types.SimpleNamespace(upload=lambda: {"mine.txt": b"the gradient f
 board = sys.modules["tensorboard"] = types.ModuleType("tensorboard")
 board.load_ipython_extension = lambda shell: shell.register_magic_function(print, magic_name="tensorboard")
 """
-SMALL = "train.steps=60 train.eval_every=20 train.checkpoint_every=2 train.eval_batches=1 model.layers=2 model.width=16"
-SMALL += " data.context=8 data.batch=4 watch.every=20 optimizer.warmup=1"
+SMALL = "train.steps=800 train.eval_every=400 train.checkpoint_every=40 train.eval_batches=1 model.layers=2"
+SMALL += " model.width=16 data.context=8 data.batch=4 watch.every=400 optimizer.warmup=1"
 
 
 def runtime(folder, **form):
@@ -57,7 +57,7 @@ def test_it_goes_on_from_drive_in_another_kernel_when_the_first_one_was_killed(t
 
     async def disconnected(client):
         running = asyncio.create_task(client.async_execute())
-        while not any(kept.rglob("*.safetensors")):
+        while len({path.parent for path in kept.parent.rglob("*.safetensors")}) < 2:
             assert not running.done(), running
             await asyncio.sleep(0.05)
         await client.km.shutdown_kernel(now=True)
@@ -78,7 +78,7 @@ def test_it_goes_on_from_drive_in_another_kernel_when_the_first_one_was_killed(t
     assert len(sample.strip()) > 50
     assert "own_text.txt" in (kept / "config.yaml").read_text() and (kept / "summary.json").exists()
     steps = [json.loads(line)["step"] for line in (kept / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert steps == sorted(set(steps)) and steps[-1] == 800
 
 
 def test_an_empty_form_is_one_friendly_line(tmp_path, monkeypatch):
