@@ -15,7 +15,6 @@ from . import DataError, reason
 from .config import DataConfig
 from .files import cache_folder, foreign, located
 
-CHUNK = 2**20
 _MOST_FILES = 10_000
 TEXT_FILE = "a UTF-8 text file"
 
@@ -69,7 +68,7 @@ def find(config: DataConfig) -> Corpus:
     """The corpus that the config names; shakespeare is downloaded at its first use. Raises DataError."""
     if config.path is None:
         if config.corpus == "shakespeare":
-            name, content, note = "shakespeare", _shakespeare(), ""
+            name, content, note = "shakespeare", downloaded(SHAKESPEARE), ""
         else:
             name, content, note = "python-docs", _python_docs(), f"Python {platform.python_version()}, "
         return Corpus(name, f"data.corpus: {name}", (Part(f"data.corpus: {name}", content),), note)
@@ -143,11 +142,9 @@ def _python_docs() -> bytes:
     return "\n\n".join(dict.fromkeys(paragraphs)).encode()
 
 
-def _shakespeare() -> Path:
+def downloaded(wanted: Download) -> Path:
     """The file of Tiny Shakespeare, downloaded at its first use and checked at every one. Raises DataError."""
     import pooch
-
-    wanted = SHAKESPEARE
 
     def download(url: str, file: str, _: Any) -> None:
         end = time.monotonic() + wanted.deadline
@@ -180,22 +177,22 @@ def _shakespeare() -> Path:
         ) from None
 
 
-def texts(corpus: Corpus, digest: Any = None) -> Iterator[str]:
+def texts(corpus: Corpus, digest: Any = None, chunk_bytes: int = 2**20) -> Iterator[str]:
     """The text in pieces of bounded size, without byte order marks, line ends as they are; `digest` gets all bytes.
 
     Raises DataError when a part cannot be read or is not UTF-8 text.
     """
     for part in corpus.parts:
-        yield from _texts(part, digest)
+        yield from _texts(part, digest, chunk_bytes)
 
 
-def _texts(part: Part, digest: Any) -> Iterator[str]:
+def _texts(part: Part, digest: Any, chunk_bytes: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line, start = 0, 1, True
     try:
         with part.open() as file:
             while True:
-                chunk = file.read(CHUNK)
+                chunk = file.read(chunk_bytes)
                 if digest is not None:
                     digest.update(chunk)
                 before = offset - len(decoder.getstate()[0])  # where the decoder's input starts

@@ -5,23 +5,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BLOCKS = 2**16, 256  # tokens of a block, and blocks spread evenly over a long sequence, that are counted
-
 
 def entropy(p: NDArray[np.floating]) -> NDArray[np.floating]:
     """-sum p ln p over the last axis of p [..., S], in nats [...], with 0 ln 0 = 0."""
     return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
-def counts(ids: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Occurrences [m] of each id of ids [n]; of a sequence longer than BLOCK * BLOCKS, within that many of its ids.
+def counts(ids: NDArray[np.integer], block: int = 2**16, blocks: int = 256) -> NDArray[np.integer]:
+    """Occurrences [m] of each id of ids [n]; of a longer sequence, within `blocks` blocks spread evenly over it.
 
     A memory-mapped corpus may be too large to be read at every start.
     """
-    if len(ids) <= BLOCK * BLOCKS:
+    if len(ids) <= block * blocks:
         return np.bincount(ids.astype(np.int64))
-    starts = np.arange(BLOCKS) * (len(ids) - BLOCK) // (BLOCKS - 1)
-    parts = [np.bincount(ids[start : start + BLOCK].astype(np.int64)) for start in starts]
+    starts = np.arange(blocks) * (len(ids) - block) // (blocks - 1)
+    parts = [np.bincount(ids[start : start + block].astype(np.int64)) for start in starts]
     return np.sum([_padded(part, max(map(len, parts))) for part in parts], axis=0)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def rows(run: Path) -> dict[int, dict]:
     assert steps == sorted(set(steps))
     timeless = [{tag: x for tag, x in line.items() if not tag.startswith("perf/")} for line in lines]
     return dict(zip(steps, timeless, strict=True))
+
+
+def bytes_needed(out: str) -> float:
+    """The memory that a training announces, in bytes."""
+    ((number, unit),) = re.findall(r"\n  memory +estimated ([\d.]+) ([kM])B", out)
+    return float(number) * {"k": 1e3, "M": 1e6}[unit]
 
 
 def arrays(run: Path, step: int | None = None) -> dict[str, tuple]:

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.rules:
             from scripts.bench.rules import costs
 
-            print(markdown(*costs(options.config, options.rounds)), f"\n{cpu()}", *loaded(busy), sep="\n")
+            only = tuple((options.only or "").split(","))
+            print(markdown(*costs(options.config, options.rounds, only)), f"\n{cpu()}", *loaded(busy), sep="\n")
             return 0
         shapes, dtype, notes = read(Path(options.config))
     except ConfigError as error:
@@ -117,7 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="shapes and dtype (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="turns each contestant takes (default: 7)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (default: 2)")
-    parser.add_argument("--only", metavar="NAMES", help="starts of names: project, jax, flax, torch, peak")
+    parser.add_argument("--only", metavar="NAMES", help="starts of names: project, jax, flax, torch, peak; or rules")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--watch", action="store_true", help="the cost of watching: the project's rows in one process")
     mode.add_argument("--depth", action="store_true", help="compile time at 96 blocks over 8, of the project's step")

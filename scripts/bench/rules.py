@@ -57,11 +57,16 @@ class Trainer:
         return float(memory), model_flops(network, self.data.batch), float(parameter_count(network.shapes()))
 
 
-def costs(config: str, rounds: int) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows: ratios to pre_ln, of times the median of those within a round, with all in turn."""
+def costs(config: str, rounds: int, only: tuple[str, ...] = ("",)) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows: ratios to pre_ln, of times the median of those within a round, with all in turn.
+
+    only: starts of names, such as `mhc lite`, of those that run next to pre_ln.
+    """
     tune()  # as the command does
     options = [{"rule": rule} for rule, declared in RULES.items() if declared.program is None] + [*OPTIONS]
-    trainers = {" ".join(str(value).lower() for value in each.values()): Trainer(config, each) for each in options}
+    named = {" ".join(str(value).lower() for value in each.values()): each for each in options}
+    chosen = [name for name in named if name.startswith((REFERENCE, *only))]
+    trainers = {name: Trainer(config, named[name]) for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(rounds):
         for name, trainer in trainers.items():

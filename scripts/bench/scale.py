@@ -9,6 +9,7 @@ between the two largest sizes, where constant costs weigh least; beside it that 
 
 import math
 import time
+from collections.abc import Mapping
 from statistics import median
 
 import jax
@@ -63,14 +64,17 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     return math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
-def scaling(calls: int) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows: a row an axis; sizes beyond the devices here are left out."""
+def scaling(
+    calls: int, base: Mapping[str, int] = BASE, axes: Mapping[str, tuple[int, ...]] = SIZES
+) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows: a row an axis of steps of `base` but for that size. Devices that are not here are left
+    out."""
     rows, here = [], len(jax.devices())
-    for axis, all_sizes in SIZES.items():
+    for axis, all_sizes in axes.items():
         sizes = [size for size in all_sizes if axis != "devices" or size <= here]
         if len(sizes) < 2:
             continue
-        times, flops = zip(*(step_seconds(BASE | {axis: size}, calls) for size in sizes), strict=True)
+        times, flops = zip(*(step_seconds({**base, axis: size}, calls) for size in sizes), strict=True)
         each = ", ".join(f"{size}: {1e3 * seconds:.2f}" for size, seconds in zip(sizes, times, strict=True))
         row = [axis, each, f"{exponent(sizes, list(times)):.2f}", f"{exponent(sizes, list(np.asarray(flops))):.2f}"]
         rows.append(row)

@@ -147,10 +147,10 @@ def test_a_file_that_cannot_be_written_is_one_line(folder, path):
 def test_too_little_memory_is_one_line_and_other_errors_of_a_device_keep_their_traceback(
     folder, call, monkeypatch, error
 ):
-    def broken(*_):
+    def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr("train.run.probe.probe", broken)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", broken)
     if "bug" in str(error):
         with pytest.raises(jax.errors.JaxRuntimeError):
             call("probe", "good.yaml")

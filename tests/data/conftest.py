@@ -8,6 +8,5 @@ def cache(tmp_path, monkeypatch):
     """The cache folder, which does not exist yet; the current folder is the one above."""
     monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("DELTAFLOW_SHAKESPEARE_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import DataError, bpe, corpus, text
+from data import DataError
 from data.bpe import ALPHABET, BpeTokenizer, learn, pieces
 from data.tokenizer import ByteTokenizer, from_json
-from sources import PROSE, ROOT, opened, refused, write
+from sources import PROSE, ROOT, change_after, opened, refused, write
 from train.cli import main
 from train.config.load import load
 from train.device.programs import grouped
@@ -159,12 +159,12 @@ def test_pieces_are_encoded_as_the_whole_is(words, size):
     assert [index for piece in apart for index in encode(piece).ids] == encode(together).ids
 
 
-def test_what_has_no_spaces_is_cut_anyway(monkeypatch):
-    monkeypatch.setattr(bpe, "PIECE", 7)
+def test_what_has_no_spaces_is_cut_anyway():
     tight = "x" * 100 + " " * 30 + "語" * 30
-    assert max(map(len, pieces([tight], 7))) == 7
-    one = learn([tight], 300)
-    assert one.decode(one.encode(tight)) == tight
+    apart = list(pieces([tight], 7))
+    one = learn(apart, 300)
+    assert max(map(len, apart)) == 7
+    assert one.decode(np.concatenate([one.encode(piece) for piece in apart])) == tight
 
 
 # Corpora
@@ -197,20 +197,17 @@ def test_held_out_text_has_no_say():
     assert any("z" in merge for merge in merges(opened_bpe(write("a.txt", tails[0] + training)).tokenizer))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 50])
-def test_how_a_corpus_is_read_changes_nothing(tmp_path, monkeypatch, chunk):
-    """Bytes of a read, characters of a stream and of a piece; a word is shorter than any of them."""
-    write("a.txt", PROSE)
-    expected = opened_bpe(vocab_size=400)
-    monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(corpus, "CHUNK", chunk)
-    monkeypatch.setattr(bpe, "_STREAM", 97)
-    monkeypatch.setattr(bpe, "PIECE", 31)
+def test_a_corpus_of_several_reads_streams_and_pieces_is_encoded_as_a_whole():
+    write("a.txt", whole := PROSE * 350)
+    cut = len(whole) * 9 // 10
+    assert cut > 2**20
+    one = learn([whole[:cut]], 400)
+    expected = [one.library.encode(text).ids for text in (whole[:cut], whole[cut:])]
     for placement in ("device", "host"):
-        actual = opened_bpe(vocab_size=400, placement=placement)
-        assert actual.tokenizer == expected.tokenizer
-        np.testing.assert_array_equal(actual.train, expected.train)
-        np.testing.assert_array_equal(actual.val, expected.val)
+        data = opened_bpe(vocab_size=400, placement=placement)
+        assert data.tokenizer == one
+        np.testing.assert_array_equal(data.train, expected[0])
+        np.testing.assert_array_equal(data.val, expected[1])
 
 
 def test_fewer_tokens_than_asked_for_are_what_there_is():
@@ -294,15 +291,14 @@ def test_corpora_that_are_too_short():
     assert len(opened_bpe(context=25).val) == 26
 
 
-@pytest.mark.parametrize("moment", ["held_out_of", "check_lengths"])
+@pytest.mark.parametrize("reading", [1, 3], ids=["before merges", "before tokens"])
 @pytest.mark.parametrize("content", [PROSE[:-90], PROSE * 2, PROSE.replace("dog", "cat"), b"\xff"])
-def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, moment, content):
+def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, reading, content):
     write("a.txt", PROSE)
-    usual = getattr(text, moment)
-    monkeypatch.setattr(text, moment, lambda *args: (usual(*args), write("a.txt", content))[0])
+    change_after(monkeypatch, reading, content)
     message = refused(path="a.txt", tokenizer="bpe", context=4)
     assert "changed while it was read" in message or "is not UTF-8" in message
-    assert moment == "check_lengths" or not (cache / "tokenizers").exists()
+    assert reading == 3 or not (cache / "tokenizers").exists()
 
 
 # A run
@@ -348,9 +344,8 @@ def test_each_vocabulary_has_data_and_a_program_of_its_own(run):
     assert [sources[data_key(one.config)].spec.vocab_size for one in variants] == [280, 300, 280]
 
 
-def test_text_is_sampled_without_the_corpus(run, monkeypatch, capsys):
-    monkeypatch.setattr(corpus, "texts", lambda *_: pytest.fail("read the corpus"))
-    monkeypatch.setattr(bpe, "learn", lambda *_: pytest.fail("learnt again"))
+def test_text_is_sampled_without_the_corpus(run, cache, capsys):
+    elsewhere = (run.parents[2] / "prose.txt").rename("elsewhere.txt")
     prompt = "\nA quick 語😀 never seen, ﬁ\u0301"
     assert main(["sample", str(run), "--prompt", prompt, "--tokens", "20"]) == 0
     assert capsys.readouterr().out.startswith(prompt)
@@ -364,6 +359,8 @@ def test_text_is_sampled_without_the_corpus(run, monkeypatch, capsys):
     assert {"' quick'", "'\\n'", "'T'", "0xE7"} <= {" ".join(row[:-1]) for row in shown}
     assert main(["sample", str(run), "--prompt", "a\udc80"]) == 2
     assert "lone surrogate" in capsys.readouterr().err
+    assert not cache.exists()
+    elsewhere.rename(run.parents[2] / "prose.txt")
 
 
 def test_without_the_package_it_says_what_to_install(run, monkeypatch, capsys):
@@ -395,7 +392,7 @@ def test_a_tokenizer_of_your_own_may_say_tuples(tmp_path):
 def test_a_run_goes_on_with_its_own_merges_or_not_at_all(run, monkeypatch, capsys):
     command = ["train", str(run.parents[2] / "c.yaml")]
     monkeypatch.setenv("DELTAFLOW_CACHE", str(run.parents[2] / "cache"))
-    monkeypatch.setattr(bpe, "learn", lambda *_: pytest.fail("learnt again"))
+    learnt = {file: file.stat().st_mtime_ns for file in (run.parents[2] / "cache" / "tokenizers").iterdir()}
     assert main(command) == 0 and "finished before" in "".join(capsys.readouterr())
     stored = run / "tokenizer.json"
     good = stored.read_text(encoding="utf-8")
@@ -406,4 +403,4 @@ def test_a_run_goes_on_with_its_own_merges_or_not_at_all(run, monkeypatch, capsy
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith(f"deltaflow: {run}: was trained with another tokenizer than ")
     write(stored, good)
-    assert main(command) == 0
+    assert main(command) == 0 and learnt == {file: file.stat().st_mtime_ns for file in learnt}

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from data import corpus, files
+from data import DataError, corpus, files
 from data.config import DataConfig
-from data.corpus import find, texts
+from data.corpus import downloaded, find, texts
 from sources import SHAKESPEARE, opened, refused, write
 
 
@@ -149,7 +150,7 @@ def test_what_is_not_a_regular_file_or_cannot_be_read():
         assert error_of("/proc/self/mem") == "can't be read (Input/output error)"
 
 
-def test_too_many_files_and_links_that_lead_back(monkeypatch):
+def test_too_many_files_and_links_that_lead_back():
     for name in ("b.txt", "a.txt"):
         write(name)
     for link in ("x", "y", "z"):
@@ -158,8 +159,12 @@ def test_too_many_files_and_links_that_lead_back(monkeypatch):
         start = time.monotonic()
         assert find(DataConfig(path=pattern)).note == "2 files, "
         assert time.monotonic() - start < 5
-    monkeypatch.setattr(corpus, "_MOST_FILES", 1)
-    assert error_of("*.txt") == "has more than 1 files; put them into fewer"
+    for number in range(10_000):
+        Path(f"{number}.txt").touch()
+    assert error_of("*.txt") == "has more than 10,000 files; put them into fewer"
+    Path("a.txt").unlink()
+    Path("b.txt").unlink()
+    assert find(DataConfig(path="*.txt")).note == "10,000 files, "
 
 
 # Bytes
@@ -180,21 +185,21 @@ NOT_TEXT = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [7, 1000])
 @pytest.mark.parametrize(("content", "place", "charset"), NOT_TEXT)
-def test_a_file_that_is_no_text(monkeypatch, content, place, charset, chunk):
-    monkeypatch.setattr(corpus, "CHUNK", chunk)
+def test_a_file_that_is_no_text(content, place, charset):
     advice = f"convert it, for example with iconv -f {charset} -t UTF-8" if charset else "expected a UTF-8 text file"
-    assert error_of(write("a.txt", content)).startswith(f"is not {place}{advice}")
+    message = error_of(write("a.txt", content))
+    assert message.startswith(f"is not {place}{advice}")
+    with pytest.raises(DataError, match=re.escape(message)):
+        list(texts(find(DataConfig(path="a.txt")), chunk_bytes=7))
     assert error_of(write("a.bin", content)).endswith("token ids are data.kind: tokens" + ("" if charset else ")"))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
-def test_characters_may_straddle_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(corpus, "CHUNK", chunk)
+def test_characters_may_straddle_chunks(chunk):
     content = "\ufeffaé\r\n語😀\ufeff" * 5
     digest = hashlib.sha256()
-    assert "".join(texts(find(DataConfig(path=write("a.txt", content))), digest)) == content[1:]
+    assert "".join(texts(find(DataConfig(path=write("a.txt", content))), digest, chunk)) == content[1:]
     assert digest.digest() == hashlib.sha256(content.encode()).digest()
 
 
@@ -204,8 +209,8 @@ PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20
 
 
 @contextmanager
-def answering(monkeypatch, answer, sha256: str = hashlib.sha256(PLAY).hexdigest(), **limits: Any):
-    """The URL of a server that calls `answer(connection)` once; Tiny Shakespeare is to come from there."""
+def answering(answer, sha256: str = hashlib.sha256(PLAY).hexdigest(), **limits: Any):
+    """Tiny Shakespeare, to be downloaded from a server that calls `answer(connection)` once."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def work():
@@ -217,10 +222,9 @@ def answering(monkeypatch, answer, sha256: str = hashlib.sha256(PLAY).hexdigest(
                     answer(connection)
 
         url = f"http://127.0.0.1:{server.getsockname()[1]}/x.txt"
-        monkeypatch.setattr(corpus, "SHAKESPEARE", corpus.SHAKESPEARE._replace(url=url, sha256=sha256, **limits))
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        yield url
+        yield corpus.SHAKESPEARE._replace(url=url, sha256=sha256, **limits)
     thread.join(timeout=5)
 
 
@@ -229,25 +233,26 @@ def reply(body: bytes, status: str = "200 OK", **headers: Any):
     return lambda connection: connection.sendall(f"HTTP/1.1 {status}\r\n{''.join(lines)}\r\n".encode() + body)
 
 
-def test_shakespeare_is_fetched_once_and_without_a_network_comes_from_the_cache(cache, monkeypatch, capfd):
-    with answering(monkeypatch, reply(PLAY)):
-        assert text_of(corpus="shakespeare") == PLAY.decode()
-    assert text_of(corpus="shakespeare") == PLAY.decode()  # without a server
-    (file,) = cache.iterdir()
-    assert file.name == "tinyshakespeare.txt" and capfd.readouterr() == ("", "")
+def test_shakespeare_is_fetched_once_and_without_a_network_comes_from_the_cache(cache, capfd):
+    with answering(reply(PLAY)) as wanted:
+        file = downloaded(wanted)
+    assert file == cache / "tinyshakespeare.txt" and file.read_bytes() == PLAY
+    assert downloaded(wanted) == file  # without a server
+    assert list(cache.iterdir()) == [file] and capfd.readouterr() == ("", "")
     advice = f"(Connection refused); without a network put the right file at '{file}'"
     write(file, PLAY[:-1])  # a wrong one is not used
-    assert advice in refused(corpus="shakespeare")
+    assert advice in refused(lambda: downloaded(wanted))
     file.unlink(missing_ok=True)
-    assert advice in refused(corpus="shakespeare")
+    assert advice in refused(lambda: downloaded(wanted))
     write(file, PLAY)
-    assert text_of(corpus="shakespeare") == PLAY.decode()
+    assert downloaded(wanted) == file
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="Tiny Shakespeare is not on this machine")
-def test_the_real_shakespeare_passes_the_real_checksum_and_has_its_published_figures(monkeypatch):
-    with answering(monkeypatch, reply(SHAKESPEARE.read_bytes()), corpus.SHAKESPEARE.sha256):
-        dataset = opened(corpus="shakespeare")
+def test_the_real_shakespeare_passes_the_real_checksum_and_has_its_published_figures():
+    with answering(reply(SHAKESPEARE.read_bytes()), corpus.SHAKESPEARE.sha256) as wanted:
+        downloaded(wanted)
+    dataset = opened(corpus="shakespeare")  # from the cache
     assert (dataset.vocab_size, len(dataset.train), len(dataset.val)) == (65, 1_003_854, 111_540)
 
 
@@ -284,10 +289,10 @@ ANSWERS = {
 # pooch leaves the socket of a failed download to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("answer", "limits", "reason"), ANSWERS.values(), ids=ANSWERS)
-def test_a_download_that_fails_leaves_nothing(cache, monkeypatch, capfd, answer, limits, reason):
-    with answering(monkeypatch, answer, **limits) as url:
-        message = refused(corpus="shakespeare")
-    assert message.startswith("data.corpus: ") and reason.replace("URL", url) in message
+def test_a_download_that_fails_leaves_nothing(cache, capfd, answer, limits, reason):
+    with answering(answer, **limits) as wanted:
+        message = refused(lambda: downloaded(wanted))
+    assert message.startswith("data.corpus: ") and reason.replace("URL", wanted.url) in message
     assert f"put the right file at {str(cache / 'tinyshakespeare.txt')!r}, or set data.path" in message
     gc.collect()
     assert list(cache.iterdir()) == [] and capfd.readouterr() == ("", "")

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from data import floors
 from data.floors import counts, prior, unigram
 from sources import opened, write
 
@@ -18,15 +17,13 @@ def test_unigram_by_hand():
     assert unigram(np.array([10**9]), np.array([0, 1]), 2) == pytest.approx(np.log(10**9 + 2))  # never seen, yet finite
 
 
-def test_counts_of_a_long_sequence_are_those_of_blocks_spread_over_it(monkeypatch):
+def test_counts_of_a_long_sequence_are_those_of_blocks_spread_over_it():
     ids = np.repeat(np.arange(10, dtype=">u2"), 100)
     assert counts(ids).tolist() == [100] * 10
-    monkeypatch.setattr(floors, "BLOCK", 10)
-    monkeypatch.setattr(floors, "BLOCKS", 10)
-    assert counts(ids).tolist() == [10] * 10 and counts(ids[:100]).tolist() == [100]
+    assert counts(ids, 10, 10).tolist() == [10] * 10 and counts(ids[:100], 10, 10).tolist() == [100]
     ids[-1] = 10  # the last block ends where they end
-    assert counts(ids).tolist() == [10] * 9 + [9, 1]
-    assert counts(ids[:500]).sum() == 100 and len(counts(ids[:500])) == 5
+    assert counts(ids, 10, 10).tolist() == [10] * 9 + [9, 1]
+    assert counts(ids[:500], 10, 10).tolist() == [20] * 5
 
 
 def test_of_a_text_it_is_the_loss_of_the_training_texts_frequencies():

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import DataError, text, tokens
+from data import DataError, tokens
 from data.batches import gather, window_starts
 from data.config import DataConfig
 from data.tokenizer import ByteTokenizer
-from sources import ROOT, opened, refused, write
+from sources import ROOT, change_after, opened, refused, write
 
 
 def whole(dataset: Any) -> str:
@@ -137,13 +137,13 @@ def test_a_cache_that_cannot_be_written_says_so(cache, monkeypatch):
 @pytest.mark.parametrize("change", ["ab" * 400, "ab" * 600, "ba" * 500, "zz" * 500])
 def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, change, placement, tokenizer):
     path = write("a.txt", "ab" * 500)
-    usual = text.split
-    monkeypatch.setattr(text, "split", lambda *args: write("a.txt", change) and usual(*args))
+    change_after(monkeypatch, 1, change)
     message = "data.path: 'a.txt' changed while it was read; start again when it is complete"
     assert refused(path=path, placement=placement, tokenizer=tokenizer) == message
     assert not cache.exists() or list((cache / "tokens").iterdir()) == []
     if len(change) != 1000:  # a byte file is mapped, and not read again
         write("a.txt", "ab" * 500)
+        change_after(monkeypatch, 1, change)
         assert refused(path=path, placement="host", tokenizer="byte") == message
 
 

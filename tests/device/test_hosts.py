@@ -126,10 +126,9 @@ def test_a_dry_run_of_two_processes_is_of_both_and_writes_nothing(tmp_path):
         (("127.0.0.1:1", 2, 1), "--coordinator 127.0.0.1:1: no answer within 0.3 s; is process 0 running there?", 1),
     ],
 )
-def test_processes_that_cannot_be_connected(monkeypatch, given, message, code):
-    monkeypatch.setattr(hosts, "ANSWER_S", 0.3)
+def test_processes_that_cannot_be_connected(given, message, code):
     with pytest.raises(UserError) as caught:
-        hosts.connect(*given)
+        hosts.connect(*given, answer_s=0.3)
     assert (str(caught.value), caught.value.exit_code) == (message, code)
 
 

@@ -14,9 +14,7 @@ import pytest
 
 from data.text import open_text
 from train.cli import main
-from train.device import memory
 from train.device import platform as platforms
-from train.device import programs as compiling
 from train.device.memory import Budget, Need, available_memory, bytes_of, complaint, suggestion
 from train.device.platform import Platform
 from train.device.programs import Programs
@@ -112,12 +110,16 @@ EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory alloca
         (8, 1, False, 30 + 4 * 5, [4, 4]),  # in turn: only what is held is in proportion
     ],
 )
-def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, monkeypatch, count, unit, vmapped, available, sizes):
+def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vmapped, available, sizes):
     """Tokens take 10 bytes, a variant's state 5, its step 20."""
     group = replace(budget(None).programs.group, vmapped=vmapped, mesh=Mesh(unit, 1))
     group = replace(group, variants=group.variants * count)
-    monkeypatch.setattr(memory, "need", lambda *_: Need(10 + 5 * count, 20 * (count if vmapped else 1)))
-    grid = Budget(SimpleNamespace(group=group), np.zeros(10, np.uint8), available)
+    calls, together = (1, count) if vmapped else (count, 1)
+    step = {"output_size_in_bytes": 0, "alias_size_in_bytes": 0, "temp_size_in_bytes": 20 * together}
+    program = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(**step))
+    programs = SimpleNamespace(group=group, calls=calls, abstract_state=np.zeros(5 * together, np.uint8))
+    programs.ready = {("dispatch",): (program, ())}
+    grid = Budget(programs, np.zeros(10, np.uint8), available)
     assert [len(wave.variants) for wave in grid.waves()] == sizes
     least = 10 + 5 * unit + 20 * (unit if vmapped else 1)
     grid.available = least - 1
@@ -125,17 +127,20 @@ def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, monkeypatch, cou
         grid.waves()
 
 
-def test_a_grid_that_a_compiler_refuses_is_halved(budget, monkeypatch):
-    def need(*_):
-        raise EXHAUSTED
+def test_a_grid_that_a_compiler_refuses_is_halved(budget):
+    class Refused(SimpleNamespace):
+        abstract_state = ()
 
-    monkeypatch.setattr(memory, "need", need)
+        @property
+        def ready(self):
+            raise EXHAUSTED
+
     group = budget(None).programs.group
     grid = replace(group, variants=group.variants * 5, vmapped=True)
-    assert [len(wave.variants) for wave in Budget(SimpleNamespace(group=grid), [], 10**9).waves()] == [3, 2]
+    assert [len(wave.variants) for wave in Budget(Refused(group=grid), [], 10**9).waves()] == [3, 2]
     for refused in (group, replace(grid, vmapped=False)):
         with pytest.raises(jax.errors.JaxRuntimeError):  # for `explain`
-            Budget(SimpleNamespace(group=refused), [], 10**9).waves()
+            Budget(Refused(group=refused), [], 10**9).waves()
 
 
 def test_a_wave_needs_what_was_expected(budget):
@@ -151,6 +156,7 @@ def test_a_wave_needs_what_was_expected(budget):
 class Mesh:
     def __init__(self, variants: int, fsdp: int) -> None:
         self.shape = {"variants": variants, "data": 1, "fsdp": fsdp, "tensor": 1}
+        self.devices = np.array(jax.devices()[:1])
 
 
 def test_one_setting_is_suggested_by_proportion(tiny):
@@ -173,8 +179,7 @@ def test_one_setting_is_suggested_by_proportion(tiny):
     assert suggestion(group, Need(10, 100, 100), 110) == "train.group=turn mesh.variants=1"
 
 
-def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, monkeypatch, capsys):
-    monkeypatch.setattr(compiling, "compiled", lambda *_: pytest.fail("compiled"))
+def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys):
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
     assert "TB for parameters, optimizer and tokens, 0 bytes for a step), and there are" in err
     assert "lower model.width, model.layers or the number of variants" in err
@@ -198,10 +203,10 @@ def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypat
     with pytest.raises(UserError, match="training needs about .*; try optimizer.accumulate=2$"):
         budget(10**9).explain(EXHAUSTED)
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise EXHAUSTED
 
-    monkeypatch.setattr(compiling, "compiled", refuse)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     assert "data.batch, data.context, model.width" in refused(capsys, config, "data.context=8")
 
 

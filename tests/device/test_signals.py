@@ -10,15 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from runs import At
 from scripts.faults.tiny import differing, snapshots
 from train.cli import main
 from train.config.load import load
-from train.device import programs
 from train.device.signals import SIGNALS, Stop, Stopped, listening
-from train.run import summary
 from train.run.experiment import train
 from train.store.checkpoint import Checkpoints
 
@@ -146,11 +145,11 @@ def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys):
         began.wait(60)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(programs, "compiled", slow)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", slow)
     threading.Thread(target=later).start()
     start = time.monotonic()
     try:
-        assert run(runs_dir) == 130
+        assert main(["train", "s.yaml", f"runs_dir={runs_dir}", "model.width=24"]) == 130  # compiled for no other test
     finally:
         took = time.monotonic() - start
         release.set()
@@ -184,9 +183,9 @@ def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_d
     goes_on(folder, runs_dir)
 
 
-def test_in_the_report_all_training_is_done(folder, runs_dir, monkeypatch, capsys):
-    monkeypatch.setattr(summary, "write_report", lambda *_: kill())
-    assert run(runs_dir) == 143
+def test_in_the_report_all_training_is_done(folder, runs_dir, capsys):
+    _moments.append((r"\.finding_", [15]))
+    assert run(runs_dir) == 143 and not _moments
     out, err = capsys.readouterr()
     assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
     assert differing(snapshots(folder / "whole"), folder / runs_dir) == []

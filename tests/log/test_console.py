@@ -221,14 +221,14 @@ def test_a_terminal_breaks_lines_at_words_and_no_command(terminal):
     ]
 
 
-def test_a_terminal_that_was_closed_ends_nothing(terminal, monkeypatch):
+def test_a_terminal_that_was_closed_ends_nothing(terminal):
     console, stream, _ = terminal()
     train_three(console)
 
     def gone(text: str) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(stream, "write", gone)
+    stream.write = gone
     console.progress("without_skip_and_norm", 220, 500, 2.0)
     time.sleep(1.2 / PER_S)  # the thread draws
     console.note("next")

@@ -1,19 +1,19 @@
 """`deltaflow train --dry-run`: what it announces is what the training then does, and it leaves no trace."""
 
+import itertools
 import re
 from collections import Counter
 
-import numpy as np
 import pytest
 
-from tests.runs import contents, killed_at
+from tests.runs import bytes_needed, contents, killed_at
 from train.cli import main
 from train.config.load import load
 from train.device import memory
 from train.device.programs import Programs
 from train.device.signals import Stop
 from train.log.console import Console
-from train.run import dry_run
+from train.run.dry_run import dry_run
 from train.run.experiment import train
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -62,20 +62,14 @@ def calls(monkeypatch) -> Counter:
     ("killed", "group"),
     [(None, "auto"), (None, "vmap"), (15, "auto")],
 )
-def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, monkeypatch, killed, group):
+def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, capsys, killed, group):
     if killed:
         killed_at(killed, config)
-    announced, timed = Counter(), dry_run.timed
-
-    def announce(run, states):
-        parts = timed(run, states)
-        announced.update({what: seconds[0] for what, seconds in parts.items()})
-        return parts
-
-    monkeypatch.setattr(dry_run, "seconds_of", lambda call: np.full(3, float(bool(call()))))
-    monkeypatch.setattr(dry_run, "timed", announce)
     experiment = load(config, [f"train.group={group}"])
-    dry_run.dry_run(experiment, Console(), Stop())
+    dry_run(experiment, Console(), Stop(), clock=itertools.count(0.0).__next__)  # each call takes a second
+    announced, out = Counter(), capsys.readouterr().out
+    for seconds, what in re.findall(r"(\d+)s (to train|to evaluate|for instruments)", out):
+        announced[what] += int(seconds)
     calls.clear()
     train(experiment, Console(), Stop())
     assert announced == {
@@ -121,21 +115,18 @@ def test_it_says_where_a_run_goes_on_and_leaves_it_as_it_is(config, tmp_path, ca
     assert contents(tmp_path) == before
 
 
-def test_it_refuses_what_the_training_would_refuse(config, monkeypatch, capsys):
-    monkeypatch.setattr("train.device.memory.available_memory", lambda _: 10_000)
+def test_it_refuses_what_the_training_would_refuse(config, capsys):
     for arguments in (["--dry-run"], []):
-        assert main(["train", str(config), *arguments]) == 1
+        assert main(["train", str(config), "model.width=32768", "model.layers=10000", *arguments]) == 1
         assert capsys.readouterr().err.startswith("deltaflow: not enough memory: training needs about ")
 
 
 @pytest.mark.slow
 def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monkeypatch, capsys):
-    needs, need = [], memory.need
-    monkeypatch.setattr(memory, "need", lambda *arguments: needs.append(need(*arguments)) or needs[-1])
     keys = ["train.group=vmap", "variants={with: {}, bare: {model.residual: none}}"]
     assert main(["train", str(config), "--dry-run", *keys]) == 0
-    monkeypatch.setattr(memory, "available_memory", lambda _, free=int(0.7 * needs[-1].total): free)
-    capsys.readouterr()
+    free = int(0.7 * bytes_needed(capsys.readouterr().out))
+    monkeypatch.setattr(memory, "available_memory", lambda _: free)
     for command, shown in ((["train", "--dry-run"], ["with", "bare"]), (["plan"], ["with"])):
         assert main([command[0], str(config), *command[1:], *keys]) == 0
         out = capsys.readouterr().out
@@ -143,8 +134,11 @@ def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monk
         assert re.findall(r"(?m)^  variants +(\S+)$", out) == shown
 
 
-def test_the_time_has_the_range_of_the_timed_calls(config, monkeypatch, capsys):
-    """Each an hour in the median, half of it at best, three at worst; of one dispatch and twice two evaluations."""
-    monkeypatch.setattr(dry_run, "seconds_of", lambda call: 3600 * np.array([1, 0.5, 3]) * bool(call()))
-    dry_run.dry_run(load(config, ["variants={}", "watch.instruments={}", "train.steps=3"]), Console(), Stop())
-    assert "expected time  5h 00m (2h 30m to 15h 00m): " in capsys.readouterr().out
+def test_the_time_has_the_range_of_the_timed_calls(config, capsys):
+    """0.3 s in the median, half of it at best, three times as much at worst; of 12,000 dispatches."""
+    clock = itertools.accumulate(itertools.cycle([0, 0.3, 0, 0.15, 0, 0.9, 0, 0.3, 0, 0.3]))
+    keys = ["variants={}", "watch={every: 0, instruments: {}}", "train={steps: 36000, eval_every: 36000}"]
+    dry_run(load(config, keys), Console(), Stop(), clock=clock.__next__)
+    assert (
+        "expected time  1h 00m (30m 01s to 3h 00m): 0s to compile, 1h 00m to train, 1s to " in capsys.readouterr().out
+    )

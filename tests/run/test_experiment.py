@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runs import arrays, contents, events_of, killed_at, rows, summary, train_until
+from data.files import replacing
+from runs import arrays, bytes_needed, contents, events_of, killed_at, rows, summary, train_until
+from scripts.faults.injection import Disk, injected
 from train.cli import main
 from train.config.load import load
 from train.device import memory
 from train.device.signals import Stop
 from train.log.console import Console
 from train.report.read import Run, read_run
-from train.run.dispatches import Throughput
 from train.run.experiment import train
 from train.run.summary import unmet
+from train.store import tensors
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config
 
@@ -173,12 +175,15 @@ def test_the_finding_is_in_tensorboard_once_also_if_the_training_was_killed_befo
 
 
 @pytest.mark.slow
-def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, capsys):
+    class Full(Disk):
+        def do(self, call, real, half):
+            if ".finding_" in call.path:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real()
 
-    monkeypatch.setattr("train.run.experiment.add_text", full)
-    assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "variants={}", "model.layers=1"]) == 0
+    with injected(Full(str(tmp_path))):
+        assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "variants={}", "model.layers=1"]) == 0
     out = capsys.readouterr().out
     assert "warning: no finding in TensorBoard: No space left on device\nTensorBoard: " in out
 
@@ -285,20 +290,20 @@ def test_an_interrupted_run_is_what_an_unbroken_one_is(trained, interrupted, var
         assert one[key] == other[key], key
 
 
-def test_the_seconds_of_earlier_processes_count(trained, interrupted, tmp_path, monkeypatch):
+def test_the_seconds_of_earlier_processes_count(trained, interrupted, tmp_path):
     config, name = trained[0], "with"
     shutil.copytree(interrupted[0] / name, tmp_path / "tiny" / name)
-    checkpoints, header = Checkpoints(tmp_path / "tiny" / name), Checkpoints.header
+    checkpoints = Checkpoints(tmp_path / "tiny" / name)
     checkpoints.path(40).unlink()
     (tmp_path / "tiny" / name / "summary.json").unlink()
-    before = 1000.0 + checkpoints.header(20).meta["wall_s"]
+    header = checkpoints.header(20)
+    before = 1000.0 + header.meta["wall_s"]
 
-    def patient(self, step):
-        return replace(header(self, step), meta=header(self, step).meta | {"wall_s": before})
-
-    monkeypatch.setattr(Checkpoints, "header", patient)
+    header = replace(header, meta=header.meta | {"wall_s": before})
+    with replacing(checkpoints.path(20)) as file:
+        tensors.write(file, checkpoints.arrays(20), header.as_text())
     assert main(["train", str(config), f"runs_dir={tmp_path}", f"variants={{{name}: {{}}}}"]) == 0
-    assert before < header(checkpoints, 40).meta["wall_s"] < summary(tmp_path / "tiny" / name)["wall_s"] < before + 500
+    assert before < checkpoints.header(40).meta["wall_s"] < summary(tmp_path / "tiny" / name)["wall_s"] < before + 500
 
 
 # Other ways to compute the same
@@ -347,10 +352,11 @@ def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_me
     trained, tmp_path, monkeypatch, capsys
 ):
     config, _ = trained
-    keys, needs, need = ["train.group=vmap", "sweep={seed: [0, 7]}"], [], memory.need
-    monkeypatch.setattr(memory, "need", lambda *arguments: needs.append(need(*arguments)) or needs[-1])
+    keys = ["train.group=vmap", "sweep={seed: [0, 7]}"]
+    capsys.readouterr()
     assert main(["train", str(config), f"runs_dir={tmp_path}/one", *keys]) == 0
-    monkeypatch.setattr(memory, "available_memory", lambda _, free=int(0.8 * needs[-1].total): free)
+    free = int(0.8 * bytes_needed(capsys.readouterr().out))
+    monkeypatch.setattr(memory, "available_memory", lambda _: free)
     assert main(["train", str(config), f"runs_dir={tmp_path}/waves", *keys]) == 0
     line = "4 variants do not fit in memory; they train in 2 waves of 2\n"
     assert line in capsys.readouterr().out
@@ -358,7 +364,7 @@ def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_me
     train_until(10, config, *keys, action=lambda stop: setattr(stop, "signal", signal.SIGINT))
     names = ["with,seed=0", "with,seed=7", "without_skip,seed=0", "without_skip,seed=7"]
     assert [(tmp_path / "resumed" / "tiny" / name).exists() for name in names] == [True, True, False, False]
-    monkeypatch.setattr(memory, "available_memory", lambda _: None)
+    monkeypatch.undo()
     assert main(["train", str(config), *keys]) == 0
     out = capsys.readouterr().out
     assert out.count(line) == 1 and "resuming at step 15 of 40" in out
@@ -373,23 +379,28 @@ def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_me
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["turn", "vmap"])
-def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, monkeypatch, group):
+def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
     """At 2 s a call: the rest of this group, and the compilation and all steps of the one after it, half as large."""
     told: list[tuple[str, int, float]] = []
 
     class Told(Console):
+        now = 0.0
+
         def progress(self, variant, step, steps, loss, tokens_per_s=None, left_s=None, delta_log10=None) -> None:
             assert delta_log10 is not None and delta_log10.shape == (3,)
             if left_s is not None:
                 told.append((variant, step, left_s))
+            self.now += {"a": calls, "b": 0, "c": 1}[variant] * 5 * 2.0
 
-    monkeypatch.setattr(Throughput, "recent", property(lambda self: 2.0 if self._seconds else None))
+        def compiling(self, variants) -> None:
+            self.now += 7.0
+
+    console, calls = Told(), 1 if group == "vmap" else 2
     variants = {"a": {}, "b": {"seed": 1}, "c": {"model.norm": "layer"}}
     keys = {"runs_dir": str(tmp_path), "train.group": group, "train.steps_per_call": 5}
     experiment = tiny(keys | {"variants": variants})
-    train(experiment, Told(), Stop())
-    compile_s, calls = summary(tmp_path / "tiny" / "a")["compile_s"], 1 if group == "vmap" else 2
+    train(experiment, console, Stop(), clock=lambda: console.now)
     assert {name for name, _, _ in told} == set(variants)
     for name, step, left in told:
         rest = 2.0 * (30 - step)
-        assert left == pytest.approx(rest if name == "c" else calls * rest + compile_s + calls * 2.0 * 30 / 2)
+        assert left == pytest.approx(rest if name == "c" else calls * rest + 7.0 + calls * 2.0 * 30 / 2)

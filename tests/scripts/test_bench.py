@@ -1,5 +1,7 @@
 """The speed contest: its arithmetic on made-up times, its workers, and that the programs in it train the same model."""
 
+import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.bench import flax_plain, jax_plain, project, rules, save, scale
+from scripts.bench import flax_plain, jax_plain, project, save, scale
 from scripts.bench.__main__ import main, read, target
 from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in
 from scripts.bench.contestant import Corpus, Facts, Shapes
@@ -46,25 +48,18 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 @pytest.mark.slow
-def test_step_times_of_two_sizes_and_no_more_devices_than_there_are(monkeypatch, jax_defaults, capsys) -> None:
-    sizes = {"width": (8, 16), "variants": (1, 2), "devices": (1, 2)}
-    monkeypatch.setattr(scale, "SIZES", sizes)
-    monkeypatch.setattr(scale, "BASE", {name: 1 for name in scale.BASE} | {"width": 8, "context": 8, "batch": 2})
-    assert main(["--scale", "--rounds", "1"]) == 0
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
-    assert [row[0] for row in rows] == ["| width", "| variants"]
-    assert (
-        rows[1][3] == "1.00 |" and 1 < float(rows[0][3].removesuffix(" |")) < 2
-    )  # FLOPs: variants; attention and weights
+def test_step_times_of_two_sizes_and_no_more_devices_than_there_are(jax_defaults) -> None:
+    base = {name: 1 for name in scale.BASE} | {"width": 8, "context": 8, "batch": 2}
+    _, rows = scale.scaling(1, base, {"width": (8, 16), "variants": (1, 2), "devices": (1, 2)})
+    assert [row[0] for row in rows] == ["width", "variants"]
+    assert rows[1][3] == "1.00" and 1 < float(rows[0][3]) < 2  # FLOPs: variants; attention and weights
 
 
 @pytest.mark.slow
-def test_the_cost_of_two_rules(monkeypatch, jax_defaults, tmp_path, capsys) -> None:
+def test_the_cost_of_two_rules(jax_defaults, tmp_path, capsys) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("name: c\nmodel: {layers: 2, width: 16, heads: 2}\ndata: {context: 8, batch: 2}\n")
-    monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("pre_ln", "highway")})
-    monkeypatch.setattr(rules, "OPTIONS", ({"rule": "mhc", "mixing": "lite"},))
-    assert main(["--rules", "--rounds", "1", "--config", str(path)]) == 0
+    assert main(["--rules", "--rounds", "1", "--config", str(path), "--only", "highway,mhc lite"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == ["rule", "---", "pre_ln", "highway", "mhc lite"]
     assert rows[2][2:] == ["1.00", "1", "1", "1"]
@@ -287,12 +282,13 @@ def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.Mo
         "name: tiny\nmodel: {layers: 2, width: 8, heads: 2}\ndata: {context: 8, batch: 2}\n"
         "train: {steps_per_call: 2, device: cpu}\n"
     )
-    logged = []
-    monkeypatch.setattr(project.Tracker, "log_all", lambda self, rows: logged.extend(rows))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run, _ = project.make(str(page), watch_every)
     run(6)
-    assert [step for step, values in logged if "loss/train" in values] == [2, 4, 6]
-    watched = [step for step, values in logged if "delta/norm_log10/layer_000" in values]
+    (log,) = tmp_path.glob("deltaflow-bench-*/metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows if "loss/train" in row] == [2, 4, 6]
+    watched = [row["step"] for row in rows if "delta/norm_log10/layer_000" in row]
     assert watched == ([0, 2, 4] if watch_every else [])
 
 

@@ -26,7 +26,7 @@ from data.source import DataError
 
 from ..errors import Failure, UserError, first_line
 
-ANSWER_S = 10  # for a coordinator to answer
+ANSWER_S = 10.0  # for a coordinator to answer
 HEARTBEAT_S = 30  # until a process that hangs counts as lost; one that ends is missed at once
 _NOT_COPIED = ("events.out.tfevents.*", "*.html", "*.md", "*.csv", ".lock")
 
@@ -101,7 +101,7 @@ def _end(line: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def connect(coordinator: str | None, processes: int | None, process: int | None) -> bool:
+def connect(coordinator: str | None, processes: int | None, process: int | None, answer_s: float = ANSWER_S) -> bool:
     """Returns true if there are several processes, now connected. Raises UserError."""
     if coordinator is None and processes is None and process is None:
         slurm, hosts = os.environ.get("SLURM_STEP_NUM_TASKS", "1"), os.environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -119,8 +119,8 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
             raise UserError(f"--process: expected 0 to {processes - 1} with --processes {processes}, got {process}")
         if processes == 1:
             return False
-        if process and not _answers(host, int(port)):
-            raise Failure(f"--coordinator {coordinator}: no answer within {ANSWER_S} s; is process 0 running there?")
+        if process and not _answers(host, int(port), answer_s):
+            raise Failure(f"--coordinator {coordinator}: no answer within {answer_s:g} s; is process 0 running there?")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -131,8 +131,8 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
     return True
 
 
-def _answers(host: str, port: int) -> bool:
-    end = time.monotonic() + ANSWER_S
+def _answers(host: str, port: int, answer_s: float) -> bool:
+    end = time.monotonic() + answer_s
     while (left := end - time.monotonic()) > 0:
         try:
             socket.create_connection((host, port), timeout=left).close()

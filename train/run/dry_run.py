@@ -24,7 +24,13 @@ from .loop import GroupRun
 from .start import described
 
 
-def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> None:
+def dry_run(
+    experiment: Experiment,
+    console: Console,
+    stop: Stop,
+    allow_data_change: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
     """Prints a block a group, and the sums over groups. Writes no file, and refuses what a training would refuse.
 
     Raises UserError, ConfigError, DataError.
@@ -34,7 +40,7 @@ def dry_run(experiment: Experiment, console: Console, stop: Stop, allow_data_cha
     totals = []
     while groups:
         (source, group), *groups = groups
-        run = GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change)
+        run = GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change, clock=clock)
         if (total := announced(run)) is not None:
             totals.append(total)
         groups = run.waves + groups
@@ -55,7 +61,7 @@ def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | No
 
     Seconds are those of the median, the fastest and the slowest of the timed calls.
     """
-    group, config, began = run.group, run.config, time.perf_counter()
+    group, config, began = run.group, run.config, run.clock()
     start = run.begin()
     if start.finished is not None:
         return None
@@ -68,7 +74,7 @@ def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | No
             states = run.programs.init() if start.step else run.initial(run.console)
             if run.divided(budget):
                 return None
-            compile_s = time.perf_counter() - began
+            compile_s = run.clock() - began
             parts = {"to compile": np.full(3, compile_s)} | timed(run, states)
         except Exception as error:
             budget.explain(error)
@@ -118,24 +124,24 @@ def timed(run: GroupRun, states: list[Any]) -> dict[str, Float64[np.ndarray, "3"
             states, measured = programs.dispatch(states, batches, watched)
             return measured
 
-        train_s = train_s + count * seconds_of(dispatch)
+        train_s = train_s + count * seconds_of(dispatch, run.clock)
 
     def due(every: int) -> int:
         """The multiples of `every` up to the last step; a run that goes on has measured at the step it goes on from."""
         return steps // every - start_step // every + (start_step == 0)
 
     evaluations = (due(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
-    evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *run.heldout))
+    evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *run.heldout), run.clock)
     for name, every in run.instruments.items():
         batches = run.batches(0, INSTRUMENTS[name].batches(config.watch))
-        seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b))
+        seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b), run.clock)
         instruments_s = instruments_s + due(every) * seconds
     parts = {"to train": train_s, "to evaluate": evaluate_s}
     parts |= {"for instruments": instruments_s} if run.instruments else {}
     return {what: programs.calls * seconds for what, seconds in parts.items()}
 
 
-def seconds_of(call: Callable[[], Any]) -> Float64[np.ndarray, "3"]:
+def seconds_of(call: Callable[[], Any], clock: Callable[[], float]) -> Float64[np.ndarray, "3"]:
     """Returns the seconds of a call with its results on the host: median, fastest and slowest of several.
 
     They are five, or as many as take 2 s, equally many in all processes; one more call before them allocates memory.
@@ -143,7 +149,7 @@ def seconds_of(call: Callable[[], Any]) -> Float64[np.ndarray, "3"]:
     jax.device_get(call())
     times: list[float] = []
     while agreed(len(times) < 5 and sum(times) < 2):
-        began = time.perf_counter()
+        began = clock()
         jax.device_get(call())
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return np.array([statistics.median(times), min(times), max(times)])

@@ -1,7 +1,7 @@
 """An experiment: its data, its device, and its groups trained one after the other."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,7 +139,13 @@ def in_own_folder(experiment: Experiment) -> Experiment:
     return replace(experiment, variants=tuple(variants))
 
 
-def train(experiment: Experiment, console: Console, stop: Stop, allow_data_change: bool = False) -> Outcome:
+def train(
+    experiment: Experiment,
+    console: Console,
+    stop: Stop,
+    allow_data_change: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Outcome:
     """Trains every variant; prints results, verdicts, broken promises, the finding, and where the report is.
 
     Args:
@@ -152,18 +158,17 @@ def train(experiment: Experiment, console: Console, stop: Stop, allow_data_chang
         console.plan([variant.name for _, group in groups for variant in group.variants])
         finished = {v.name for _, group in groups if finished_run(group.variants[0]) for v in group.variants}
         ended: dict[str, dict[str, Any]] = {}
-        began = time.perf_counter()
+        began = clock()
         while groups:
             (source, group), *groups = groups
             if (signal := hosts.agreed(stop.signal)) is not None:
                 stop.signal = signal
                 break
             stop.doing = "set-up and compilation"
-            waited_s = time.perf_counter() - began
+            waited_s = clock() - began
             later = [group for _, group in groups if group.variants[0].name not in finished]
-            run = GroupRun(
-                group, source, platform, console, stop, waited_s, later, allow_data_change, experiment.command
-            )
+            about = (group, source, platform, console, stop, waited_s, later, allow_data_change)
+            run = GroupRun(*about, experiment.command, clock)
             ended |= {summary["variant"]: summary for summary in run.run()}
             groups = run.waves + groups
         console.close()

@@ -60,6 +60,7 @@ class GroupRun:
         waited_s: seconds that the groups before this one took.
         later: the groups that train after this one.
         allow_data_change: a run that was trained on other data goes on with these.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -73,14 +74,15 @@ class GroupRun:
         later: Sequence[VariantGroup] = (),
         allow_data_change: bool = False,
         command: str = "",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.group, self.source, self.platform, self.console, self.later = group, source, platform, console, later
         self.stop, self.config, self.waited_s, self.allow_data_change = stop, group.config, waited_s, allow_data_change
-        self.command = command
+        self.command, self.clock = command, clock
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
         self.directories = [own_directory_of(variant) for variant in group.variants]
-        self.throughput = Throughput()
+        self.throughput = Throughput(clock)
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
         self.start: Start
         self.programs: Programs
@@ -96,7 +98,7 @@ class GroupRun:
 
         Raises UserError, also when another process writes the same run.
         """
-        started, group, config, directories = time.perf_counter(), self.group, self.config, self.directories
+        started, group, config, directories = self.clock(), self.group, self.config, self.directories
         with locked(directories, self.console.warn), ExitStack() as stack:
             start = self.begin()
             if start.finished is not None:
@@ -124,7 +126,7 @@ class GroupRun:
                     metrics = RunMetrics(variant, checkpoints.run_directory, dtype, start.step, saved, warn)
                     stack.callback(metrics.tracker.close)
                     self.metrics.append(metrics)
-                self.compile_s = compile_s = time.perf_counter() - started
+                self.compile_s = compile_s = self.clock() - started
                 timing = {"compile_s": compile_s, "seconds_to_first_step": process.age() - self.waited_s}
                 self.console.block(*described(group, start, compile_s, budget.line, directories[0].parent))
                 matrices = list(named(group.network.shapes()["blocks"])) if config.watch.matrices else []
@@ -132,7 +134,7 @@ class GroupRun:
                 for metrics in self.metrics:
                     metrics.tracker.layout(chart_layout(matrices, without, list(self.instruments)))
                 self.train()
-                wall_s = time.perf_counter() - self.began
+                wall_s = self.clock() - self.began
                 worth_it = wall_s >= _WORTH_A_PEAK_S and self.stop.signal is None
                 timing |= performance(group, self.platform, self.throughput, wall_s, worth_it)
                 if timing["mfu"] is not None:
@@ -158,7 +160,7 @@ class GroupRun:
         for hook in measures:
             if start_step % hook.every == 0 or (hook.at_end and start_step == steps):
                 hook.function(start_step)
-        self.drawn_at = time.perf_counter()
+        self.drawn_at = self.clock()
         with self.stop.deferred():  # from here on there is something to save
             for start, end in dispatches(start_step, steps, self.start.K, config.watch.every):
                 self.stop.doing = f"steps {start + 1} to {end}"
@@ -247,16 +249,16 @@ class GroupRun:
             if only is not None and index not in only:
                 continue
             metrics.tracker.drain()
-            wall_s = time.perf_counter() - self.began
+            wall_s = self.clock() - self.began
             self.checkpoints[index].save(singles[index], metrics.meta(step, eval_pending) | {"wall_s": wall_s})
         self.throughput.pause()
 
     def draw(self, step: int) -> None:
         """Rewrites the heatmaps if the last ones are more than _PICTURES_EVERY_S old."""
-        if time.perf_counter() - self.drawn_at > _PICTURES_EVERY_S:
+        if self.clock() - self.drawn_at > _PICTURES_EVERY_S:
             for _, metrics in self.live():
                 metrics.draw()
-            self.drawn_at = time.perf_counter()
+            self.drawn_at = self.clock()
             self.throughput.pause()
 
     # -- results

@@ -25,7 +25,6 @@ from .experiment import build_group, data_key, device_of, open_all, show_start
 from .loop import GroupRun
 from .start import Start
 
-_UNROLLED = 4  # blocks; the work of deeper models is extrapolated from that of 2 and of 4
 _TILE = 128  # rows and columns of a TPU's matrix unit
 
 
@@ -102,10 +101,10 @@ def planned(group: VariantGroup, source: Source, platform: Platform) -> list[tup
     return rows
 
 
-def work(programs: Programs, batch: BatchInput) -> Work:
+def work(programs: Programs, batch: BatchInput, most: int = 4) -> Work:
     """Returns the work of a step of the whole group; a compiler counts the body of a loop once, so without loops.
 
-    Blocks are unrolled, and beyond `_UNROLLED` of them the count is linear in depth. Micro-batches are taken as one.
+    Blocks are unrolled, and beyond `most` of them the count is linear in depth. Micro-batches are taken as one.
     """
 
     def of(layers: int) -> Work:
@@ -125,10 +124,10 @@ def work(programs: Programs, batch: BatchInput) -> Work:
         return Work(*(alone.calls * cost for cost in each))
 
     depth = programs.group.config.model.layers
-    if depth <= _UNROLLED:
+    if depth <= most:
         return of(depth)
-    low, high = of(2), of(_UNROLLED)
-    return Work(*(b + (b - a) / (_UNROLLED - 2) * (depth - _UNROLLED) for a, b in zip(low, high, strict=True)))
+    low, high = of(2), of(most)
+    return Work(*(b + (b - a) / (most - 2) * (depth - most) for a, b in zip(low, high, strict=True)))
 
 
 def padding(programs: Programs) -> float:
