@@ -45,6 +45,7 @@ GALLERY = {
     "grokking": ("decay", "no_decay"),
     "shakespeare_char_cpu": ("main",),
 }
+SWEEPS = {"rate_over_depth": "lr", "rules_and_depth": "layers"}  # the key whose chart the docs show
 
 
 def single(experiment: Path, target: Path) -> None:
@@ -76,6 +77,14 @@ def gallery(runs: Path, target: Path) -> None:
         series = [(title, depth_series(read_run(runs / experiment / name), tag)) for name, tag, title in shown]
         chart = charts.heatmaps([charts.Field(f"{experiment}: {title}", *depths) for title, depths in series])
         charts.save(chart, target / f"gallery_{experiment}.png")
+
+
+def sweeps(runs: Path, target: Path) -> None:
+    """Draws the final loss against the swept key of each experiment of `SWEEPS` that was trained: NAME.png."""
+    for experiment, key in SWEEPS.items():
+        if (runs / experiment).is_dir():
+            drawn = {each.key: each.chart for each in pictures(compare([runs / experiment]).groups)}
+            charts.save(drawn[f"sweep_{key}"], target / f"{experiment}.png")
 
 
 def report(experiment: Path, target: Path, prefix: str) -> None:
@@ -118,7 +127,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=Path, help="an experiment with several seeds, for pictures with intervals")
     parser.add_argument("--chain", type=Path, help="what `deltaflow chain --json` wrote")
     parser.add_argument("--probe", type=Path, help="what `deltaflow probe --instruments landscape --json` wrote")
-    parser.add_argument("--gallery", type=Path, help="the folder of all experiments, for a pair of heatmaps of each")
+    parser.add_argument("--gallery", type=Path, help="the folder of all experiments: pairs of heatmaps, and sweeps")
     parsed = parser.parse_args()
     parsed.target.mkdir(parents=True, exist_ok=True)
     single(parsed.experiment, parsed.target)
@@ -131,6 +140,7 @@ def main() -> None:
         landscape(parsed.probe, parsed.target)
     if parsed.gallery is not None:
         gallery(parsed.gallery, parsed.target)
+        sweeps(parsed.gallery, parsed.target)
     if (chromium := shutil.which("chromium")) and (parsed.experiment / "report.html").exists():
         screenshots(parsed.experiment / "report.html", parsed.target, chromium)
 
