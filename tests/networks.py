@@ -99,8 +99,8 @@ def dense_loss(net: Network, params: Any, head: Any, offsets: Any, numbers: Any 
         """The carry with `o` added to what delta is taken of, by rule: not as `Residual.stream` has it."""
         if rule in ("value_residual", "x0_lambda"):
             return carry[0] + o, carry[1]
-        if rule == "siamese":
-            return carry[0] + o[0], carry[1] + o[1]
+        if rule in ("siamese", "hyper_connections", "mhc"):
+            return tuple(x + each for x, each in zip(carry, o, strict=True))
         return (carry[0], carry[1] + o) if rule in ("attnres", "denseformer") else carry + o
 
     x = params["embed"][tokens.reshape(-1)]

@@ -1,10 +1,13 @@
-"""Rules that widen the residual stream to n copies, mixed by small matrices: the carry is H [n, N, D].
+"""Rules that widen the residual stream to n copies, mixed by small matrices: the carry H is n arrays [N, D].
+
+They are apart, and sums over them are written out, since XLA:CPU takes five times as long for one array [n, N, D].
 
 Delta is taken of all streams together (the Frobenius norm of dL/dH), so gains need not telescope as Jacobians of one
 stream do.
 """
 
 import math
+from functools import reduce
 from itertools import permutations
 from typing import Any
 
@@ -30,7 +33,7 @@ class Streams(Residual):
 
     def begin(self, x: Float[Array, "N D"], context: Context) -> Carry:
         """Copies."""
-        return jnp.broadcast_to(x[None], (self.n, *x.shape))
+        return (x,) * self.n
 
     def weights(self, carry: Carry, sub: Sublayer, context: Context) -> tuple[Array, Array, Array]:
         """(what each stream gives to the sublayer [n, N], from stream to stream [n, n, N] (from, to), what each stream
@@ -42,19 +45,17 @@ class Streams(Residual):
 
     def sublayer(self, carry: Carry, sub: Sublayer, context: Context) -> Carry:
         read, across, write = self.weights(carry, sub, context)
-        streams = list(carry)  # each [N, D]: sums over the first axis of [n, N, D] take XLA:CPU eight times as long
-        h = sum(read[i][:, None] * x for i, x in enumerate(streams))
+        h: Any = sum(read[i][:, None] * x for i, x in enumerate(carry))
         y = sub.f(sub.norm(h))
-        scale = context.numbers["skip_scale"]
-        mixed = [sum(across[i, j][:, None] * x for i, x in enumerate(streams)) for j in range(self.n)]
-        return jnp.stack([scale * x + write[j][:, None] * y for j, x in enumerate(mixed)])
+        mixed: list[Any] = [sum(across[i, j][:, None] * x for i, x in enumerate(carry)) for j in range(self.n)]
+        return tuple(self.add(x, write[j][:, None] * y, context) for j, x in enumerate(mixed))
 
     def end(self, carry: Carry, context: Context) -> Float[Array, "N D"]:
         """The sum of the streams; the final norm takes the factor n out again."""
-        return jnp.sum(carry, axis=0)
+        return reduce(jnp.add, carry)
 
     def stream(self, carry: Carry) -> Float[Array, "N n*D"]:
-        return jnp.moveaxis(carry, 0, 1).reshape(carry.shape[1], -1)
+        return jnp.concatenate(carry, axis=1)
 
 
 class HyperConnections(Streams):
@@ -88,15 +89,16 @@ class HyperConnections(Streams):
         return own
 
     def weights(self, carry, sub, context):
-        read, across, write = (sub.own[name].astype(carry.dtype)[..., None] for name in ("read", "across", "write"))
+        dtype = carry[0].dtype
+        read, across, write = (sub.own[name].astype(dtype)[..., None] for name in ("read", "across", "write"))
         if not self.option("dynamic"):
             return read, across, write
-        normed = normalize(carry, "rms", context.numbers["norm_eps"])
+        normed = [normalize(x, "rms", context.numbers["norm_eps"]) for x in carry]
 
         def moving(name: str) -> Float[Array, "n columns N"]:
             part = sub.own[f"dynamic_{name}"]
-            kernel, scale = part["kernel"].astype(carry.dtype), part["scale"].astype(carry.dtype)
-            return scale * jnp.tanh(jnp.swapaxes(normed @ kernel, 1, 2))
+            kernel, scale = part["kernel"].astype(dtype), part["scale"].astype(dtype)
+            return scale * jnp.tanh(jnp.stack([(x @ kernel).T for x in normed]))
 
         return read + moving("read")[:, 0], across + moving("across"), write + moving("write")[:, 0]
 
@@ -140,28 +142,29 @@ class ManifoldHyperConnections(Streams):
         return {name: {"kernel": kernels[name], "bias": start, "gate": gate} for name, start in starts.items()}
 
     def weights(self, carry, sub, context):
+        dtype = carry[0].dtype
         # One product for all logits, of the streams as they are; a token's norm divides it afterwards.
-        kernels = jnp.concatenate([part["kernel"] for part in sub.own.values()], axis=1).astype(carry.dtype)
+        kernels = jnp.concatenate([part["kernel"] for part in sub.own.values()], axis=1).astype(dtype)
         kernels = kernels.reshape(self.n, self.config.width, -1)
-        products = sum(x @ kernel for x, kernel in zip(carry, kernels, strict=True))
+        products: Any = sum(x @ kernel for x, kernel in zip(carry, kernels, strict=True))
         mean_square = sum(jnp.mean(jnp.square(x), axis=1) for x in carry) / self.n
-        products = products.T * jax.lax.rsqrt(mean_square + context.numbers["norm_eps"].astype(carry.dtype))[None]
+        products = products.T * jax.lax.rsqrt(mean_square + context.numbers["norm_eps"].astype(dtype))[None]
         ends = np.cumsum([part["bias"].size for part in sub.own.values()])[:-1]
         of_part = dict(zip(sub.own, jnp.split(products, ends), strict=True))
 
         def logits(name: str) -> Float[Array, "columns N"]:
-            bias, gate = (sub.own[name][part].astype(carry.dtype) for part in ("bias", "gate"))
+            bias, gate = (sub.own[name][part].astype(dtype) for part in ("bias", "gate"))
             return gate * of_part[name] + bias[:, None]
 
         mixing = self.option("mixing")
         if mixing == "identity":
-            across = jnp.eye(self.n, dtype=carry.dtype)[..., None]
+            across = jnp.eye(self.n, dtype=dtype)[..., None]
         elif mixing == "sinkhorn":
             # Its matrix maps streams (columns) to streams (rows).
             across = jnp.swapaxes(sinkhorn(logits("across").reshape(self.n, self.n, -1), self.option("rounds")), 0, 1)
         else:
             shares = jax.nn.softmax(logits("across"), axis=0)
-            across = jnp.tensordot(jnp.asarray(self.permutations(), carry.dtype), shares, (0, 0))
+            across = jnp.tensordot(jnp.asarray(self.permutations(), dtype), shares, (0, 0))
         return jax.nn.sigmoid(logits("read")), across, 2 * jax.nn.sigmoid(logits("write"))
 
 
