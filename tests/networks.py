@@ -31,6 +31,8 @@ FEW_RULES = [
     )
     for rule in RULES
 ]
+# And for those that pass over every block by itself: a carry of one array, and one of two.
+TWO_RULES = [pytest.param(rule, marks=[] if rule in ("pre_ln", "attnres") else [pytest.mark.slow]) for rule in RULES]
 
 
 def network(dtype: str = "float64", unroll: int = 1, **model: Any) -> Network:

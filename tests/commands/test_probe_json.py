@@ -95,6 +95,7 @@ def test_a_config_without_variants_gives_an_object_and_a_table(probe, probed):
     assert verdict == f"main: {result['verdict']['state']}: {result['verdict']['why']}"
 
 
+@pytest.mark.slow
 def test_the_unit_of_a_loss_is_that_of_its_task(probe):
     keys = ("data.kind=linear_regression", "data.dimensions=3", "data.path=null", "data.tokenizer=char")
     result, out = probe("variants={}", *keys)
@@ -185,6 +186,7 @@ def test_a_checkpoint_is_not_measured_on_tokens_of_another_text(trained, tmp_pat
     assert "with: has another tokenizer than " in err and name in err
 
 
+@pytest.mark.slow
 def test_weights_and_their_products_with_gradients_are_named_alike(x64, tiny):
     """Against plain jax.grad, without taps; a tied table has two uses."""
     keys = {"model.bias": True, "model.norm": "layer", "train.dtype": "float64"}
@@ -236,6 +238,7 @@ def test_an_exact_zero_is_zero_and_nothing_else_is():
 PLAIN = ("variants={}", "model.residual=none", "model.norm=none", "model.init=normal")
 
 
+@pytest.mark.slow
 def test_what_a_stream_out_of_range_leaves_is_null_and_not_zero(probe):
     """1e-30 times 1e-30 is zero in float32 and not in float64: what cannot be told from zero is null."""
     result, _ = probe(*PLAIN, "model.init_std=1e-30")

@@ -120,7 +120,17 @@ def test_the_training_loss_reads_the_numbers_of_the_task(x64):
 
 @pytest.mark.parametrize(
     ("ends", "most", "chunk"),
-    [({}, 100, 2), ({"outputs": 5}, 1, 1), ({"task": "regression", "outputs": 2}, 8 * 4, 4), ({"pooled": True}, 1, 0)],
+    [
+        ({}, 100, 2),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in (
+                ({"outputs": 5}, 1, 1),
+                ({"task": "regression", "outputs": 2}, 8 * 4, 4),
+                ({"pooled": True}, 1, 0),
+            )
+        ),
+    ],
 )
 def test_losses_and_scores_by_chunks_are_those_of_all_logits(x64, monkeypatch, ends, most, chunk):
     """`chunk`: tokens of each of four sequences whose logits are to exist at a time."""
@@ -243,6 +253,7 @@ def test_a_markov_chain_is_learned_to_its_floor(tmp_path, capsys):
     assert "data.kind is markov, which has no text" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_regression_is_logged_without_perplexity_or_accuracy_and_probed(tmp_path):
     keys = {"kind": "linear_regression", "dimensions": 2, "noise": 3.0, "context": 8, "batch": 4}
     summary, row = trained(tmp_path, json.dumps(keys), 4, "train.eval_batches=2")

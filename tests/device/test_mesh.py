@@ -142,9 +142,8 @@ def differences(one: dict, other: dict) -> dict[str, float]:
     return {jax.tree_util.keystr(keys): value for keys, value in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize(
-    "measured", [pytest.param(CASES, id="some"), pytest.param(SLOW, id="all", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("measured", [CASES, SLOW], indirect=True, ids=["some", "all"])
 def test_every_figure_is_that_of_one_device_with_no_more_traffic_than_on_paper(measured):
     worst = {}
     for name, (one, mesh) in measured.items():
@@ -166,6 +165,7 @@ def test_every_figure_is_that_of_one_device_with_no_more_traffic_than_on_paper(m
     assert not worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measured", [CASES], indirect=True, ids=["some"])
 def test_parameters_and_the_averages_of_the_optimizer_are_divided(measured):
     layout = measured["variants 2, fsdp 2, tensor 2"][1]["layout"]

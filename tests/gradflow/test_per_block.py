@@ -9,7 +9,7 @@ import pytest
 
 from model.residual import numbers_of
 from model.rules import RULES
-from networks import FEW_RULES, TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters, tapped
+from networks import TWO_RULES, TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters, tapped
 from train.core.loss import tapped_loss
 from train.gradflow import per_block
 from train.gradflow.delta import backward
@@ -43,7 +43,7 @@ def both_ways(net, params, numbers):
     return anatomy.logits(last), logits, split, result.delta, losses, loss
 
 
-@pytest.mark.parametrize("rule", FEW_RULES)
+@pytest.mark.parametrize("rule", TWO_RULES)
 def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
     net = network(residual=rule)
     numbers = numbers_of(net.config)
@@ -146,7 +146,7 @@ def size(x):
     return np.linalg.norm(np.asarray(x).ravel())
 
 
-@pytest.mark.parametrize("rule", FEW_RULES)
+@pytest.mark.parametrize("rule", TWO_RULES)
 def test_the_ledger_of_every_rule(rule, x64):
     """dL/dF by jax.grad at the outputs, and that by finite differences; F against the stream where that is what the
     attention reads."""

@@ -55,7 +55,7 @@ def test_numbers_and_matrices_by_hand():
     assert drawn["across_1"][1].tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
-@pytest.mark.parametrize(("block", "heads"), [(None, 2), (1, None)])
+@pytest.mark.parametrize(("block", "heads"), [pytest.param(None, 2, marks=pytest.mark.slow), (1, None)])
 def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block, heads):
     """sum_i alpha_i v_i is the h that a block passes on, by the model itself."""
     net = network({"rule": "attnres", "block": block, "heads": heads}, norm_eps=1e-3)

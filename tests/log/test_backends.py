@@ -117,6 +117,7 @@ def test_wandb_that_is_not_installed_is_a_line_before_training(tiny, monkeypatch
     check_installed(tiny().variants[0].config.log)
 
 
+@pytest.mark.slow
 def test_a_training_logs_to_what_its_config_names(tiny, tmp_path, wandb):
     """Stopped and resumed: no row is twice in any of them."""
     config = tmp_path / "config.yaml"

@@ -65,6 +65,7 @@ def test_verdicts_by_hand(over, place, slope, flat, why):
     assert verdict[0] == flat and why in verdict[1]
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_training_step_by_step(keys):
     """The stream block by block, logits by `apply`, states by train_step at a constant rate without a warm-up."""
     experiment = from_mapping(keys | {"optimizer.warmup": 100, "seed": 5})

@@ -151,6 +151,7 @@ def test_a_stopped_run_goes_bad_again_at_the_same_step_and_may_then_skip(train, 
         np.testing.assert_allclose(array, other[path], rtol=1e-2, atol=1e-3)  # another program: equal up to rounding
 
 
+@pytest.mark.slow
 def test_skip_leaves_out_one_update_and_counts_the_step(train, folder):
     if not (run := folder / "runs" / "skipped" / "main").exists():
         assert train("skipped", "train.on_nonfinite=skip") == 0

@@ -273,6 +273,7 @@ def test_more_steps_are_what_a_longer_run_would_have_done(run, train, schedule, 
     assert "finished before; nothing to do" in train("name=short", "train.steps=20", *keys)[1]
 
 
+@pytest.mark.slow
 def test_a_schedule_over_all_steps_is_re_drawn_and_said_so(run, train):
     code, out, _ = train("train.steps=24")
     (line,) = (line for line in out.splitlines() if "continues" in line)

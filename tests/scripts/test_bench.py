@@ -275,7 +275,7 @@ def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_p
     ]
 
 
-@pytest.mark.parametrize("watch_every", [0, 2])
+@pytest.mark.parametrize("watch_every", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_every: int) -> None:
     page = tmp_path / "tiny.yaml"
     page.write_text(
