@@ -9,7 +9,7 @@ import pytest
 
 from model.residual import numbers_of
 from model.rules import RULES
-from networks import TWO_RULES, TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters, tapped
+from networks import TARGETS, TOKENS, TWO_RULES, WINDOWS, B, D, L, T, changed, network, parameters, tapped
 from train.core.loss import tapped_loss
 from train.gradflow import per_block
 from train.gradflow.delta import backward
