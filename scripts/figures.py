@@ -45,7 +45,8 @@ GALLERY = {
     "grokking": ("decay", "no_decay"),
     "shakespeare_char_cpu": ("main",),
 }
-SWEEPS = {"rate_over_depth": "lr", "rules_and_depth": "layers"}  # the key whose chart the docs show
+# The key whose chart the docs show, and a part of the names of the variants in it.
+SWEEPS = {"rate_over_depth": ("lr", ""), "rules_and_depth": ("layers", "lr=0.004")}
 
 
 def single(experiment: Path, target: Path) -> None:
@@ -81,9 +82,10 @@ def gallery(runs: Path, target: Path) -> None:
 
 def sweeps(runs: Path, target: Path) -> None:
     """Draws the final loss against the swept key of each experiment of `SWEEPS` that was trained: NAME.png."""
-    for experiment, key in SWEEPS.items():
+    for experiment, (key, part) in SWEEPS.items():
         if (runs / experiment).is_dir():
-            drawn = {each.key: each.chart for each in pictures(compare([runs / experiment]).groups)}
+            groups = [group for group in compare([runs / experiment]).groups if part in group.name]
+            drawn = {each.key: each.chart for each in pictures(groups)}
             charts.save(drawn[f"sweep_{key}"], target / f"{experiment}.png")
 
 
