@@ -192,8 +192,8 @@ def test_the_loss_rises_after_its_last_two_steps_near_the_level():
     dip = spiked()
     dip[145] = 2.0
     assert rise_of(dip, SPIKE) == RISE
-    ramp = np.append(np.full(50, 2.0), 2.0 + 0.06 * np.arange(1, 21))  # half of the limit is 0.2
-    assert rise_of(ramp, SPIKE) == 53
+    ramp = np.append(np.full(50, 2.0), 2.0 + 0.06 * np.arange(1, 21))  # the limit is 0.4
+    assert rise_of(ramp, SPIKE) == 56
     assert rise_of(np.where(np.arange(150) < RISE, 2.0, np.nan), SPIKE) == RISE
     for calm in (np.full(150, 2.0), spiked(rise=147)):  # the median of the last eight is near the level
         assert rise_of(calm, SPIKE) is None

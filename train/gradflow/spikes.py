@@ -138,12 +138,12 @@ def first_moved(
 
 
 def rise_of(losses: Float[np.ndarray, " S"], spike: Spike) -> int | None:
-    """Returns the index from which the losses stay above half the limit of the spike, single ones excepted, up to the
-    last one; None if they do not end in a rise."""
+    """Returns the index from which the losses stay above the limit of the spike, single ones excepted, up to the last
+    one; None if they do not end in a rise. (Half of the limit is 1.5 deviations of one loss: noise.)"""
     heights = np.where(np.isfinite(losses), losses, math.inf) - spike.level
     if not _median(heights[-LATEST:].tolist()) > spike.limit / 2:
         return None
-    return _last_stretch(heights > spike.limit / 2)
+    return _last_stretch(heights > spike.limit)
 
 
 def moved_before(series: Mapping[str, Float[np.ndarray, " S"]], rise: int) -> list[Move]:
