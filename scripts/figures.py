@@ -5,7 +5,11 @@ deltaflow train configs/attnres.yaml
 deltaflow chain --json chain.json
 deltaflow probe configs/quickstart.yaml 'variants={}' --checkpoint runs/quickstart/with \\
     --instruments landscape --json p.json
-python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain chain.json --probe p.json --gallery runs
+deltaflow train configs/attnres.yaml 'variants={}' 'sweep={}' 'expect={}' model.residual=attnres train.steps=400 runs_dir=g
+deltaflow probe configs/attnres.yaml 'variants={}' 'sweep={}' 'expect={}' model.residual=attnres train.steps=400 \\
+    --checkpoint g/attnres --instruments residual,ledger,depth_loss --json g.json
+python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain chain.json --probe p.json --gauges g.json \\
+    --gallery runs
 """
 
 import argparse
@@ -20,6 +24,7 @@ import numpy as np
 from train.config.instruments import lines
 from train.report import charts
 from train.report.chain import curves_of
+from train.report.matrices import matrix_chart
 from train.report.page import compare
 from train.report.pictures import DEPTH, pictures
 from train.report.read import depth_series, read_run
@@ -111,6 +116,24 @@ def landscape(probe: Path, target: Path) -> None:
         charts.save(chart, target / f"{name.replace('/', '_')}.png")
 
 
+def gauges(probe: Path, target: Path) -> None:
+    """Draws readings of a probe of attnres: gauge_attnres_mixing.png, gauge_ledger.png, gauge_depth_loss.png."""
+    readings = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
+    title = "attnres after 400 steps: weight of each source (across) in what is read after each sublayer (down)"
+    mixing = np.asarray(readings["residual/mixing/matrix"]["matrix"], float)
+    charts.save(matrix_chart(mixing, title), target / "gauge_attnres_mixing.png")
+    read = {key: np.asarray(values, float) for key, values in readings.items() if not key.startswith("residual/")}
+    ledger = {name: 10 ** read[f"ledger/{key}_ratio_log10"] for name, key in (("attention", "attn"), ("MLP", "mlp"))}
+    losses = {"without block l": read["depth_loss/ablated"], "read at depth l": read["depth_loss/lens"]}
+    for name, title, x, y, series in (
+        ("ledger", "rms(F) / rms(x) of each sublayer", "block", "ratio", ledger),
+        ("depth_loss", "loss without block l, and read at depth l", "depth l", "loss (nats per token)", losses),
+    ):
+        curves = [charts.Curve(key, np.arange(len(v)), v, None, i) for i, (key, v) in enumerate(series.items())]
+        chart = charts.line_charts([charts.Panel(title, curves)], charts.Axes(x, y, size=(520, 260)))
+        charts.save(chart, target / f"gauge_{name}.png")
+
+
 def screenshots(page: Path, target: Path, chromium: str) -> None:
     """Photographs a report: page_light.png, page_dark.png."""
     for name, scheme in (("light", 1), ("dark", 0)):
@@ -129,6 +152,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=Path, help="an experiment with several seeds, for pictures with intervals")
     parser.add_argument("--chain", type=Path, help="what `deltaflow chain --json` wrote")
     parser.add_argument("--probe", type=Path, help="what `deltaflow probe --instruments landscape --json` wrote")
+    parser.add_argument("--gauges", type=Path, help="what probe wrote of attnres: residual, ledger, depth_loss")
     parser.add_argument("--gallery", type=Path, help="the folder of all experiments: pairs of heatmaps, and sweeps")
     parsed = parser.parse_args()
     parsed.target.mkdir(parents=True, exist_ok=True)
@@ -140,6 +164,8 @@ def main() -> None:
         chain(parsed.chain, parsed.target)
     if parsed.probe is not None:
         landscape(parsed.probe, parsed.target)
+    if parsed.gauges is not None:
+        gauges(parsed.gauges, parsed.target)
     if parsed.gallery is not None:
         gallery(parsed.gallery, parsed.target)
         sweeps(parsed.gallery, parsed.target)
