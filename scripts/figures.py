@@ -5,11 +5,12 @@ deltaflow train configs/attnres.yaml
 deltaflow chain --json chain.json
 deltaflow probe configs/quickstart.yaml 'variants={}' --checkpoint runs/quickstart/with \\
     --instruments landscape --json p.json
-deltaflow train configs/attnres.yaml 'variants={}' 'sweep={}' 'expect={}' model.residual=attnres train.steps=400 runs_dir=g
+deltaflow train configs/attnres.yaml 'variants={}' 'sweep={}' 'expect={}' model.residual=attnres train.steps=400 \\
+    runs_dir=g
 deltaflow probe configs/attnres.yaml 'variants={}' 'sweep={}' 'expect={}' model.residual=attnres train.steps=400 \\
-    --checkpoint g/attnres --instruments residual,ledger,depth_loss --json g.json
-python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain chain.json --probe p.json --gauges g.json \\
-    --gallery runs
+    --checkpoint g/attnres/main --instruments residual,ledger,depth_loss --json g.json
+python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain chain.json --probe p.json \\
+    --gauges g.json --gallery runs
 """
 
 import argparse
