@@ -29,7 +29,8 @@ if not __package__:  # started as a folder, which Python then puts first on its 
 from scripts.bench.contest import ColdStart, Entry, Here, Lane, Worker, contest  # noqa: E402
 from scripts.bench.contestant import SHAKESPEARE_CHARS, Shapes, cores, cpu  # noqa: E402
 from scripts.bench.table import paired, table  # noqa: E402
-from train.config.load import ConfigError, load  # noqa: E402
+from train.config.load import load  # noqa: E402
+from train.errors import UserError  # noqa: E402
 from train.report.tables import markdown  # noqa: E402
 
 DEFAULT_CONFIG = "configs/shakespeare_char_cpu.yaml"
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(markdown(*costs(options.config, options.rounds, only)), f"\n{cpu()}", *loaded(busy), sep="\n")
             return 0
         shapes, dtype, notes = read(Path(options.config))
-    except ConfigError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     entries = roster(str(Path(options.config).resolve()), shapes, dtype, options.depth)

@@ -16,6 +16,7 @@ from train.core.state import parameter_count
 from train.device.memory import need
 from train.device.process import tune
 from train.device.programs import model_flops
+from train.errors import UserError
 
 from .project import TOKENS, programs_of
 
@@ -60,11 +61,13 @@ class Trainer:
 def costs(config: str, rounds: int, only: tuple[str, ...] = ("",)) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows: ratios to pre_ln, of times the median of those within a round, with all in turn.
 
-    only: starts of names, such as `mhc lite`, of those that run next to pre_ln.
+    only: starts of names, such as `mhc lite`, of those that run next to pre_ln. Raises UserError if one is none.
     """
     tune()  # as the command does
     options = [{"rule": rule} for rule, declared in RULES.items() if declared.program is None] + [*OPTIONS]
     named = {" ".join(str(value).lower() for value in each.values()): each for each in options}
+    if unknown := [start for start in only if not any(name.startswith(start) for name in named)]:
+        raise UserError(f"--only {unknown[0]}: expected starts of {', '.join(named)}")
     chosen = [name for name in named if name.startswith((REFERENCE, *only))]
     trainers = {name: Trainer(config, named[name]) for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in trainers}

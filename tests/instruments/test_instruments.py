@@ -113,7 +113,8 @@ def test_training_is_the_same_without_them(run, request, folder, corpus):
     without = read_run(folder / f"bare_{run}" / "tiny" / "main").steps
     measured = with_them.keys() - without.keys()
     assert len(measured) > (50 if run == "whole" else 20)
-    assert all(with_them[tag][0].tolist() == [0, 4, 8] for tag in measured if run == "some")
+    if run == "some":
+        assert {tuple(with_them[tag][0]) for tag in measured} == {(0, 4, 8)}
     same_series(with_them, without)
 
 

@@ -66,6 +66,11 @@ def test_the_cost_of_two_rules(jax_defaults, tmp_path, capsys) -> None:
     assert float(rows[3][5]) > 1 and float(rows[3][4]) > 1
 
 
+def test_a_rule_that_is_none_is_named(capsys) -> None:
+    assert main(["--rules", "--only", "keel,mch"]) == 2
+    assert capsys.readouterr().err.startswith("--only mch: expected starts of pre_ln, post_ln, ")
+
+
 def test_a_table_by_hand() -> None:
     lanes = [
         lane("jax", TRAINS, (0.004, 0.006, 0.009)),
