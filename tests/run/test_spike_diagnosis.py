@@ -54,7 +54,7 @@ model: {layers: 2, width: 8, heads: 1, attention: full}
 data: {kind: spiky_batches:Means, context: 4, batch: 16}
 optimizer: {name: spiky_batches:leaps, lr: 1e-2, schedule: constant, warmup: 0, weight_decay: 1e3, clip: null}
 train: {steps: 96, eval_every: 48, eval_batches: 1, checkpoint_every: 24, steps_per_call: 8, unroll: 1}
-watch: {every: 8, counterfactual: false}
+watch: {every: 8, counterfactual: false, instruments: {ledger: 24, attention: 24}}
 variants: {main: {}, shifted: {data.seed: 1, optimizer.weight_decay: 0}}
 """
 
@@ -126,6 +126,11 @@ def test_the_replay_sees_the_steps_of_the_run(leapt):
         assert series["the update per rate of mlp_in in block 0"][at] == pytest.approx(ratio + 2, abs=1e-4)
         rms = np.log10(logged[start]["act/rms/layer_002"])
         assert series["the stream's rms at depth 2"][at] == pytest.approx(rms, abs=1e-4)
+    for start in (24, 48):  # and what instruments read, but for heads and cosines
+        entropy, ratio = (logged[start][f"{tag}/layer_001"] for tag in ("attn/entropy", "ledger/mlp_ratio_log10"))
+        assert series["the attention entropy of block 1"][start - 24] == pytest.approx(np.log10(entropy), abs=1e-4)
+        assert series["ledger/mlp_ratio_log10/layer_001"][start - 24] == pytest.approx(ratio, abs=1e-4)
+    assert not any("head_" in name or "cosine" in name for name in series)
     np.testing.assert_allclose(series["the learning rate"], -2, atol=1e-6)
 
 

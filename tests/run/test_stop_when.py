@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from runs import arrays, rows, summary
 from train.cli import main
+from train.device.programs import Programs
 from train.store.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -75,3 +77,34 @@ def test_a_vmapped_group_goes_on_for_the_variants_that_are_left(train, whole):
     assert summary(folder / "with")["exit_reason"] == "done"
     losses = [[row["loss/train"] for step, row in rows(run / "with").items() if step] for run in (folder, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_verdict_of_dead_qk_says_what_starves_attention(train, whole, monkeypatch, capsys):
+    """By one reading at the end, or where `train.stop_when` ends it, that leaves no tags; if it fails, without."""
+    only = "variants={with: {}}"
+    _, read = train("read", only, "watch.instruments={grad_mean: 2}")
+    row = {step: values for step, values in rows(read / "with").items() if step in (2, 12)}
+    names = [f"grad_mean/mean/layer_{block:03d}/attn_{{}}" for block in range(4)]
+
+    def said(step: int) -> str:
+        v, k = (100 * np.median([row[step][name.format(matrix)] for name in names]) for matrix in "vk")
+        return f"; at step {step} the means over tokens make {v:.0f} % of the gradient of V, and {k:.0f} % of that of K"
+
+    verdict = summary(whole / "with")["verdict"]
+    assert (
+        verdict["state"] == "dead_qk"
+        and verdict["why"].endswith(said(12))
+        and summary(read / "with")["verdict"] == verdict
+    )
+    assert not any("grad_mean" in tag for values in rows(whole / "with").values() for tag in values)
+    assert "at step" not in summary(whole / "without")["verdict"]["why"]
+    _, starved = train("starved", only, "train.stop_when=[dead_qk]")
+    assert summary(starved / "with")["verdict"]["why"].endswith(said(2)) and said(2) in capsys.readouterr().out
+
+    def full(*_):
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(Programs, "instrument", full)
+    code, failed = train("failed", only)
+    assert code == 0 and "warning: what starves attention was not measured: no memory left" in capsys.readouterr().out
+    assert rows(failed / "with") == rows(whole / "with") and summary(failed / "with")["verdict"]["state"] == "dead_qk"

@@ -150,14 +150,19 @@ def judge(
 
 
 def mean_parts(shares: Mapping[str, Sequence[float | None]]) -> str:
-    """Returns the rest of a dead_qk sentence: the shares of the mean part in the gradients of V and K, median over
-    blocks, from the readings `grad_mean/mean` [L] by tag.
+    """Returns the part of a dead_qk sentence about the mean parts of the gradients of V and K: shares of their norms,
+    median over blocks, from the readings `grad_mean/mean` [L] by tag.
 
     >>> mean_parts({"attn_v": [0.9, 1.0, None], "attn_k": [1e-5, 2e-5, None]})
-    '; the means over tokens make 95 % of the gradient of V, and 0 % of that of K'
+    'the means over tokens make 95 % of the gradient of V, and 0 % of that of K'
+    >>> mean_parts({"attn_v": [0.9], "attn_k": [None]})
+    'the means over tokens make 90 % of the gradient of V, and K has none'
     """
-    v, k = (100 * float(np.nanmedian(np.array(shares[tag], np.float64))) for tag in ("attn_v", "attn_k"))
-    return f"; the means over tokens make {v:.0f} % of the gradient of V, and {k:.0f} % of that of K"
+    v, k = (np.array([share for share in shares[tag] if share is not None]) for tag in ("attn_v", "attn_k"))
+    of_v = f"{100 * np.median(v):.0f} % of the gradient of V" if v.size else "no gradient of V"
+    return f"the means over tokens make {of_v}, and " + (
+        f"{100 * np.median(k):.0f} % of that of K" if k.size else "K has none"
+    )
 
 
 def over_run(

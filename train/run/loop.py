@@ -35,7 +35,7 @@ from ..store.lock import locked
 from ..store.rundir import own_directory_of
 from .dispatches import Throughput, dispatch_shapes, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
-from .recovery import handle_nonfinite, handle_spike, stop_early
+from .recovery import explain, handle_nonfinite, handle_spike, stop_early
 from .start import Start, begin, described
 from .summary import close, performance
 from .transfer import started_from
@@ -134,6 +134,7 @@ class GroupRun:
                 for metrics in self.metrics:
                     metrics.tracker.layout(chart_layout(matrices, without, list(self.instruments)))
                 self.train()
+                explain(self, config.train.steps)
                 wall_s = self.clock() - self.began
                 worth_it = wall_s >= _WORTH_A_PEAK_S and self.stop.signal is None
                 timing |= performance(group, self.platform, self.throughput, wall_s, worth_it)

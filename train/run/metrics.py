@@ -91,6 +91,7 @@ class RunMetrics:
         self.delta_log10: np.ndarray | None = None  # log10|delta_l| [L+1] of that step
         self.spike_detector, self.spikes = SpikeDetector(), 0
         self.diagnoses: list[tuple[int, str]] = []  # of loss spikes, by their steps (train/run/recovery.py)
+        self.mechanism = ""  # of a verdict of dead_qk
         self.last_loss = math.nan
         self.nonfinite = NonfiniteSteps()
         self.exit_reason: str | None = None  # what ended the variant before its last step: nonfinite or verdict
@@ -230,7 +231,9 @@ class RunMetrics:
             return None
         history, config = loss_history_of(self.series), self.variant.config
         verdict = over_run(self.first_verdict, self.last_verdict, self.last_watched, history, config.optimizer.warmup)
-        why = "; ".join([verdict.why, *(f"spike at step {step}: {text}" for step, text in self.diagnoses)])
+        notes = [self.mechanism] * (verdict.state == "dead_qk" and self.mechanism != "")
+        notes += [f"spike at step {step}: {text}" for step, text in self.diagnoses]
+        why = "; ".join([verdict.why, *notes])
         return verdict._replace(why=why, advice=advice_for(verdict.state, config, history.update))
 
     def draw(self) -> None:

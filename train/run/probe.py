@@ -89,7 +89,7 @@ def measured(
         values = programs.run(("instrument", name), program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
         readings |= json_of(jax.device_get(values))
     if result["verdict"]["state"] == "dead_qk" and "grad_mean/mean" in readings:
-        result["verdict"]["why"] += mean_parts(readings["grad_mean/mean"])
+        result["verdict"]["why"] += "; " + mean_parts(readings["grad_mean/mean"])
     return result | ({"instruments": readings} if instruments else {})
 
 

@@ -2,26 +2,27 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 
+from ..config.instruments import INSTRUMENTS
 from ..core.batch import batch_of
 from ..core.nonfinite_cause import Cause, cause_of, examine
 from ..core.step import Metrics, StepStats
-from ..core.tags import watched_scalars
+from ..core.tags import Scalars, watched_scalars
 from ..device.mesh import fetched
 from ..device.programs import called_once
 from ..errors import UserError, first_line
 from ..gradflow.advice import advice_for
 from ..gradflow.spikes import Spike, first_moved
-from ..gradflow.verdict import with_plain_name
+from ..gradflow.verdict import mean_parts, with_plain_name
+from ..instruments.readings import json_of, scalars_of
 from .dispatches import dispatches, watched_steps
 
 if TYPE_CHECKING:
@@ -32,13 +33,19 @@ MOST_SKIPPED = 100
 # Steps from a checkpoint to a spike: at most, for the time that a replay takes; of which the last, at least, go one by
 # one; and at least, as many as the detector needs.
 FARTHEST, WINDOW, NEAREST = 1000, 128, 40
-# Series that a spike is traced to: tags of watched steps, and their names in a sentence.
+# Series that a spike is traced to: tags of watched steps and instruments, and their names in a sentence. Other sizes
+# that instruments log as log10 have their tags for names; what may be negative, such as a cosine, has none to compare.
 _SERIES = {
     r"delta/norm_log10/layer_0*(\d+)": "δ at depth {}",
     r"grad/norm_log10/layer_0*(\d+)/(\w+)": "the gradient of {1} in block {0}",
     r"grad/norm_log10/(?!layer_)(\w+)": "the gradient of {}",
     r"update/ratio_log10/layer_0*(\d+)/(\w+)": "the update per rate of {1} in block {0}",
     r"act/rms/layer_0*(\d+)": "the stream's rms at depth {}",
+    r"act/peak/layer_0*(\d+)": "the stream's largest entry over its rms at depth {}",
+    r"attn/entropy/layer_0*(\d+)": "the attention entropy of block {}",
+    r"attn/logit_max/layer_0*(\d+)": "the largest attention score of block {}",
+    r"attn/sink/layer_0*(\d+)": "the attention of block {} to the first token",
+    r"sharpness/critical": "the critical sharpness",
 }
 _FAILURES = (UserError, RuntimeError, ValueError, MemoryError)  # of a replay; a diagnosis that fails changes nothing
 
@@ -76,17 +83,26 @@ def first_nonfinite(finite: Bool[np.ndarray, " K"], start: int) -> int | None:
 
 
 class Replayed(NamedTuple):
-    """A step that ran alone: the number of steps before it, the states of calls there if they are kept, and what the
-    step measured, as arrays [1, ...] on the host."""
+    """A step that ran alone: the number of steps before it, the states of calls there if they are kept, the readings of
+    instruments there by tag, and what the step measured, as arrays [1, ...] on the host."""
 
     step: int
     before: list[Any] | None
+    readings: Scalars
     metrics: Metrics
     stats: StepStats | None
 
 
 def replay(
-    run: "GroupRun", index: int, since: int, alone: int, until: int, *, watch_all: bool = False, keep: bool = False
+    run: "GroupRun",
+    index: int,
+    since: int,
+    alone: int,
+    until: int,
+    *,
+    watch_all: bool = False,
+    instruments: Sequence[str] = (),
+    keep: bool = False,
 ) -> Iterator[Replayed]:
     """Replays a variant from its checkpoint of `since`, or from the start, and yields the steps that run alone.
 
@@ -96,6 +112,7 @@ def replay(
 
     Args:
         watch_all: watches every step that runs alone, not only those of `watch.every`.
+        instruments: names of those that measure before each of these steps.
         keep: yields the states before each step.
     """
     programs, group, every = run.programs, run.group, run.config.watch.every
@@ -114,9 +131,13 @@ def replay(
         for step in singly:
             if run.stopping():
                 return
-            before = copied(single) if keep else None
+            before, readings = copied(single) if keep else None, {}
+            for name in instruments:
+                batches = run.batches(step, step + INSTRUMENTS[name].batches(run.config.watch))
+                read = jax.device_get(programs.instrument(name, single, batches))
+                readings |= scalars_of(programs.each(read)[index])
             single, measured = programs.dispatch(single, run.batches(step, step + 1), watch_all or step in watched)
-            yield Replayed(step, before, *programs.each(jax.device_get(measured))[index])
+            yield Replayed(step, before, readings, *programs.each(jax.device_get(measured))[index])
         if end >= until or run.stopping():
             return
         states, _ = programs.dispatch(states, run.batches(start, end), bool(watched))
@@ -212,34 +233,65 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
     if not near:
         return f"no diagnosis, there is no checkpoint {NEAREST} to {FARTHEST} steps before it"
     since = max([step for step in near if step <= max(0, spike.step - WINDOW)] or near)
-    steps = list(replay(run, index, since, spike.step - WINDOW + 1, spike.step, watch_all=True))
+    # Those that the run has on, but for the ones of many passes, and the one that is known to move before a loss.
+    names = dict.fromkeys(["attention", *run.instruments])
+    instruments = [name for name in names if not INSTRUMENTS[name].long]
+    alone = spike.step - WINDOW + 1
+    steps = list(replay(run, index, since, alone, spike.step, watch_all=True, instruments=instruments))
     if not steps or steps[-1].step + 1 < spike.step:
         return "no diagnosis, the replay was interrupted"
     losses, rates = np.array([[each.metrics.loss[0], each.metrics.lr[0]] for each in steps], np.float64).T
-    rows = [watched_scalars(each.stats, run.metrics[index].dtype)[0] for each in steps if each.stats is not None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate = np.log10(rates)
-        series = {"the learning rate": rate}
-        for tag, (pattern, phrase) in product(rows[0], _SERIES.items()):
-            if match := re.fullmatch(pattern, tag):
-                logs = np.array([-math.inf if row[tag] is None else row[tag] for row in rows], np.float64)
-                if tag.startswith("update/"):
-                    logs -= rate  # a schedule is no cause of its own
-                series[phrase.format(*match.groups())] = np.log10(logs) if tag.startswith("act/") else logs
+    dtype = run.metrics[index].dtype
+    rows = [each.readings | watched_scalars(each.stats, dtype)[0] for each in steps if each.stats is not None]
+    rate = np.log10(rates)
+    series = {"the learning rate": rate}
+    for tag in [
+        tag for tag in rows[0] if all(tag in row for row in rows)
+    ]:  # a reading that is not defined is in no row
+        matches = ((re.fullmatch(pattern, tag), phrase) for pattern, phrase in _SERIES.items())
+        tag_itself = tag if tag in steps[0].readings and "_log10" in tag else None
+        name = next((phrase.format(*match.groups()) for match, phrase in matches if match), tag_itself)
+        if name is not None:
+            values = np.array([-math.inf if row[tag] is None else row[tag] for row in rows], np.float64)
+            with np.errstate(divide="ignore"):
+                series[name] = values if "_log10" in tag else np.log10(np.abs(values))
+            if tag.startswith("update/"):
+                series[name] -= rate  # a schedule is no cause of its own
     return first_moved(series, losses, spike, steps[0].step + 1)
+
+
+def explain(run: "GroupRun", step: int) -> None:
+    """Adds to verdicts of dead_qk what starves attention at `step`: a reading of `grad_mean`, which is not logged.
+
+    Not after a signal, which wants a quick end.
+    """
+    verdicts = {index: verdict for index, metrics in run.live() if (verdict := metrics.verdict()) is not None}
+    starved = [index for index, verdict in verdicts.items() if verdict.state == "dead_qk"]
+    if not starved or run.stop.signal is not None:
+        return
+    run.throughput.pause()
+    try:
+        read = jax.device_get(run.programs.instrument("grad_mean", run.states, run.batches(step, step + 1)))
+        for index in starved:
+            shares = json_of(run.programs.each(read)[index])["grad_mean/mean"]
+            run.metrics[index].mechanism = f"at step {step} {mean_parts(shares)}"
+    except _FAILURES as error:
+        run.console.warn(f"what starves attention was not measured: {first_line(error)[:200]}")
 
 
 def stop_early(run: "GroupRun", step: int) -> None:
     """Ends, saved, each variant whose verdict so far is one of `train.stop_when`. Waits for the last dispatch."""
     run.settle()
     verdicts = {index: verdict for index, metrics in run.live() if (verdict := metrics.verdict()) is not None}
-    met = {index: v for index, v in verdicts.items() if v.state in run.config.train.stop_when}
+    met = {index: v.state for index, v in verdicts.items() if v.state in run.config.train.stop_when}
     if not met or step == run.config.train.steps:
         return
     run.save(step, only=met)
-    for index, verdict in met.items():
-        name, state = run.group.variants[index].name, with_plain_name(verdict.state)
-        run.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {state}: {verdict.why}")
+    explain(run, step)
+    for index, state in met.items():
+        name, verdict = run.group.variants[index].name, run.metrics[index].verdict()
+        why = verdict and verdict.why
+        run.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {with_plain_name(state)}: {why}")
         run.metrics[index].end(step, "verdict")
         run.console.stopped(name, step)
         if not run.group.vmapped:
