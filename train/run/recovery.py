@@ -267,7 +267,7 @@ def explain(run: "GroupRun", step: int) -> None:
     """
     verdicts = {index: verdict for index, metrics in run.live() if (verdict := metrics.verdict()) is not None}
     starved = [index for index, verdict in verdicts.items() if verdict.state == "dead_qk"]
-    if not starved or run.stop.signal is not None:
+    if not starved or run.stopping():
         return
     run.throughput.pause()
     try:
