@@ -54,6 +54,7 @@ def test_step_times_of_two_sizes_and_no_more_devices_than_there_are(jax_defaults
     base = {name: 1 for name in scale.BASE} | {"width": 8, "context": 8, "batch": 2}
     _, rows = scale.scaling(1, base, {"width": (8, 16), "variants": (1, 2, 8), "devices": (1, 2)})
     assert [row[0] for row in rows] == ["width", "variants"]
+    assert "8: " in rows[0][1] and "8: " not in rows[1][1]  # 8 variants are for accelerators
     assert rows[1][3] == "1.00" and 1 < float(rows[0][3]) < 2  # FLOPs: variants; attention and weights
 
 
