@@ -3,6 +3,7 @@
     python scripts/bench                                          # CPU or GPU, as JAX and PyTorch choose
     python scripts/bench --config configs/shakespeare_char.yaml
     python scripts/bench --only jax,torch --rounds 3 --seconds 1  # a quick look
+    python scripts/bench --vocab 50304 model.width=768 model.heads=12 data.context=1024   # other shapes, as in training
     python scripts/bench --watch --rounds 30 --seconds 1          # the cost of watching, in one process
     python scripts/bench --depth                                  # compile time at 96 blocks over 8
     python scripts/bench --scale                                  # step time over sizes, with exponents
@@ -18,7 +19,7 @@ import datetime
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -27,7 +28,7 @@ if not __package__:  # started as a folder, which Python then puts first on its 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from scripts.bench.contest import ColdStart, Entry, Here, Lane, Worker, contest  # noqa: E402
-from scripts.bench.contestant import SHAKESPEARE_CHARS, Shapes, cores, cpu  # noqa: E402
+from scripts.bench.contestant import SHAKESPEARE_CHARS, Shapes, cores, cpu, device  # noqa: E402
 from scripts.bench.table import paired, table  # noqa: E402
 from train.config.load import load  # noqa: E402
 from train.errors import UserError  # noqa: E402
@@ -58,32 +59,29 @@ WRITTEN_FOR = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 when no contestant ran, or 2 when the arguments fit none."""
     options = parse(argv)
+    overrides = tuple(options.overrides)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if options.scale:
-        from scripts.bench.scale import BASE, scaling
-
-        print(f"around {', '.join(f'{axis} {size}' for axis, size in BASE.items())}; {cpu()}\n")
-        print(markdown(*scaling(options.rounds)))
-        print(*loaded(busy), sep="\n")
-        return 0
     try:
-        if options.rules:
-            from scripts.bench.rules import costs
+        if options.scale:
+            from scripts.bench.scale import BASE, SIZES, scaling
 
-            only = tuple((options.only or "").split(","))
-            print(markdown(*costs(options.config, options.rounds, only)), f"\n{cpu()}", *loaded(busy), sep="\n")
+            axes = {axis: SIZES[axis] for axis in chosen(SIZES, options.only)}
+            print(f"around {', '.join(f'{axis} {size}' for axis, size in BASE.items())}; {device('jax')}\n")
+            print(markdown(*scaling(options.rounds, axes=axes)), *loaded(busy), sep="\n")
             return 0
-        shapes, dtype, notes = read(Path(options.config))
+        if options.rules:
+            from scripts.bench.rules import NAMED, costs
+
+            rows = costs(options.config, options.rounds, chosen(NAMED, options.only), overrides, options.vocab)
+            print(markdown(*rows), f"\n{device('jax')}", *loaded(busy), sep="\n")
+            return 0
+        shapes, dtype, notes = read(Path(options.config), overrides, options.vocab)
+        entries = roster(str(Path(options.config).resolve()), overrides, shapes, dtype, options.depth)
+        names = chosen([entry.name for entry in entries], options.only)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    entries = roster(str(Path(options.config).resolve()), shapes, dtype, options.depth)
-    if options.only:
-        names = [entry.name for entry in entries]
-        entries = [entry for entry in entries if entry.name.startswith(tuple(options.only.split(",")))]
-        if not entries:
-            print(f"--only {options.only}: expected starts of {', '.join(names)}", file=sys.stderr)
-            return 2
+    entries = [entry for entry in entries if entry.name in names]
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the device's memory
     if options.cold:
         environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
@@ -119,36 +117,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="shapes and dtype (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="turns each contestant takes (default: 7)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (default: 2)")
-    parser.add_argument("--only", metavar="NAMES", help="starts of names: project, jax, flax, torch, peak; or rules")
+    parser.add_argument("--only", metavar="NAMES", help="starts of names: project, jax, flax, torch, peak; rules; axes")
+    vocab = "size of the vocabulary of random tokens (default: %(default)s)"
+    parser.add_argument("--vocab", type=int, metavar="N", default=SHAKESPEARE_CHARS, help=vocab)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config, as in `deltaflow train`")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--watch", action="store_true", help="the cost of watching: the project's rows in one process")
     mode.add_argument("--depth", action="store_true", help="compile time at 96 blocks over 8, of the project's step")
     mode.add_argument("--scale", action="store_true", help="step time over depth, width, context, batch, variants")
     mode.add_argument("--rules", action="store_true", help="cost of each residual rule in time, memory and FLOPs")
     mode.add_argument("--cold", action="store_true", help="seconds from process start to the end of the first dispatch")
-    options = parser.parse_args(argv)
-    if options.rounds < 1 or not options.seconds > 0:
-        parser.error("--rounds and --seconds: expected more than 0")
+    options = parser.parse_intermixed_args(argv)
+    if options.rounds < 1 or not options.seconds > 0 or options.vocab < 2:
+        parser.error("--rounds, --seconds: expected more than 0; --vocab: more than 1")
+    if options.scale and options.overrides:
+        parser.error(f"--scale has sizes of its own, not {options.overrides[0]}")
     return options
 
 
-def read(path: Path) -> tuple[Shapes, str, list[str]]:
+def read(path: Path, overrides: Sequence[str] = (), vocab: int = SHAKESPEARE_CHARS) -> tuple[Shapes, str, list[str]]:
     """Returns shapes, dtype and notes of a config's first variant. Raises ConfigError."""
-    config = load(path).variants[0].config
+    config = load(path, overrides).variants[0].config
     model, data = config.model, config.data
-    shapes = Shapes(model.layers, model.heads, model.width, data.context, data.batch, SHAKESPEARE_CHARS)
+    shapes = Shapes(model.layers, model.heads, model.width, data.context, data.batch, vocab)
     notes = [
-        f"{key} is {got!r} in {path.name}; the other programs have {expected!r}"
+        f"{key} is {got!r} here; the other programs have {expected!r}"
         for key, expected in WRITTEN_FOR.items()
         if (got := attrgetter(key)(config)) != expected
     ]
     return shapes, config.train.dtype, notes
 
 
-def roster(config: str, shapes: Shapes, dtype: str, depth: bool = False) -> list[Entry]:
+def roster(config: str, overrides: tuple[str, ...], shapes: Shapes, dtype: str, depth: bool = False) -> list[Entry]:
     """Returns all rows, or those of --depth."""
     program = {"shapes": shapes, "dtype": dtype}
-    project = {"config": config, **program}
+    project = {"config": config, "overrides": overrides, **program}
     if depth:
         rows = [(f"depth_{n}", f"{n} blocks", "project", {**project, "layers": n}) for n in DEPTHS]
     else:
@@ -166,6 +169,14 @@ def roster(config: str, shapes: Shapes, dtype: str, depth: bool = False) -> list
                 peak = {"framework": framework, "dtype": dtype}
                 rows.append((f"peak_{framework}_{dtype}", f"matmul, {title}, {dtype}", "peak", peak))
     return [Entry(name, label, f"scripts.bench.{module}", arguments) for name, label, module, arguments in rows]
+
+
+def chosen(names: Iterable[str], only: str | None) -> list[str]:
+    """Returns the names that start with a word of --only. Raises UserError if a word starts none."""
+    words, names = tuple((only or "").split(",")), list(names)
+    if unknown := [word for word in words if not any(name.startswith(word) for name in names)]:
+        raise UserError(f"--only {unknown[0]}: expected starts of {', '.join(names)}")
+    return [name for name in names if name.startswith(words)]
 
 
 def loaded(busy: float) -> list[str]:

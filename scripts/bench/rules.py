@@ -1,9 +1,10 @@
 """Cost of every residual rule: step time, memory, FLOPs and parameters, against pre_ln's.
 
-python scripts/bench --rules --config configs/quickstart.yaml
+python scripts/bench --rules --config configs/quickstart.yaml [key=value ...]
 """
 
 import time
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -16,26 +17,27 @@ from train.core.state import parameter_count
 from train.device.memory import need
 from train.device.process import tune
 from train.device.programs import model_flops
-from train.errors import UserError
 
 from .project import TOKENS, programs_of
 
-# Rules whose cost an option changes.
+# All rules of one program, and those of options that change the cost, such as `mhc lite`.
 OPTIONS: tuple[dict[str, Any], ...] = (
+    *({"rule": rule} for rule, declared in RULES.items() if declared.program is None),
     {"rule": "hyper_connections", "dynamic": True},
     *({"rule": "mhc", "mixing": mixing} for mixing in ("identity", "circulant", "lite")),
     {"rule": "attnres", "block": 2},
     {"rule": "denseformer", "dynamic": True},
 )
+NAMED = {" ".join(str(value).lower() for value in each.values()): each for each in OPTIONS}
 REFERENCE = "pre_ln"
 
 
 class Trainer:
     """A program of one residual rule and its state, without watching or logging."""
 
-    def __init__(self, config: str, residual: dict[str, Any]) -> None:
+    def __init__(self, config: str, residual: dict[str, Any], overrides: tuple[str, ...], vocab: int) -> None:
         chosen = f"model.residual={{{', '.join(f'{key}: {str(value).lower()}' for key, value in residual.items())}}}"
-        self.programs, variant, self.K = programs_of(config, chosen, watch_every=0)
+        self.programs, variant, self.K = programs_of(config, *overrides, chosen, watch_every=0, vocab=vocab)
         self.data, self.step = variant.config.data, 0
         windows = jax.ShapeDtypeStruct((self.K, self.data.batch), np.int32)
         self.programs.prepare_dispatch(windows, False)
@@ -58,18 +60,16 @@ class Trainer:
         return float(memory), model_flops(network, self.data.batch), float(parameter_count(network.shapes()))
 
 
-def costs(config: str, rounds: int, only: tuple[str, ...] = ("",)) -> tuple[list[str], list[list[str]]]:
+def costs(
+    config: str, rounds: int, names: Sequence[str], overrides: tuple[str, ...], vocab: int
+) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows: ratios to pre_ln, of times the median of those within a round, with all in turn.
 
-    only: starts of names, such as `mhc lite`, of those that run next to pre_ln. Raises UserError if one is none.
+    names: of `NAMED`, of those that run next to pre_ln. Raises UserError.
     """
     tune()  # as the command does
-    options = [{"rule": rule} for rule, declared in RULES.items() if declared.program is None] + [*OPTIONS]
-    named = {" ".join(str(value).lower() for value in each.values()): each for each in options}
-    if unknown := [start for start in only if not any(name.startswith(start) for name in named)]:
-        raise UserError(f"--only {unknown[0]}: expected starts of {', '.join(named)}")
-    chosen = [name for name in named if name.startswith((REFERENCE, *only))]
-    trainers = {name: Trainer(config, named[name]) for name in chosen}
+    chosen = [name for name in NAMED if name in (REFERENCE, *names)]
+    trainers = {name: Trainer(config, NAMED[name], overrides, vocab) for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(rounds):
         for name, trainer in trainers.items():

@@ -28,7 +28,7 @@ SIZES = {
     "width": (32, 64, 128),
     "context": (32, 64, 128),
     "batch": (8, 16, 32),
-    "variants": (1, 2, 4),
+    "variants": (1, 2, 4, 8),
     "devices": (1, 2, 4, 8),
 }
 
@@ -67,11 +67,14 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 def scaling(
     calls: int, base: Mapping[str, int] = BASE, axes: Mapping[str, tuple[int, ...]] = SIZES
 ) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows: a row an axis of steps of `base` but for that size. Devices that are not here are left
-    out."""
-    rows, here = [], len(jax.devices())
+    """Returns columns and rows: a row an axis of steps of `base` but for that size.
+
+    Left out are devices that are not here, and 8 variants on a CPU, which has no cores left for them.
+    """
+    most = {"devices": len(jax.devices()), "variants": 4 if jax.default_backend() == "cpu" else 8}
+    rows = []
     for axis, all_sizes in axes.items():
-        sizes = [size for size in all_sizes if axis != "devices" or size <= here]
+        sizes = [size for size in all_sizes if size <= most.get(axis, size)]
         if len(sizes) < 2:
             continue
         times, flops = zip(*(step_seconds({**base, axis: size}, calls) for size in sizes), strict=True)

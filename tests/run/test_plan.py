@@ -82,6 +82,14 @@ def test_the_work_of_a_deep_model_is_that_of_its_blocks():
     assert extrapolated.sent == counted.sent == 0
 
 
+@pytest.mark.slow
+def test_logits_in_parts_are_all_counted(config, monkeypatch, capsys):
+    monkeypatch.setattr("model.transformer.MOST_LOGITS", B * V)  # one token of each window at a time
+    assert main(["plan", str(config), "mesh.data=1", "model.layers=1", "data.context=64", "data.symbols=4000"]) == 0
+    matmuls, chip = re.findall(r"([\d.e+]+) FLOP", rows(capsys.readouterr().out)["work a step"])
+    assert float(chip) >= float(matmuls) > 6 * B * 64 * 4002 * D
+
+
 def test_padding_by_hand():
     """Width 64 fills half a tile in each direction, and heads of 32 a quarter of one in one."""
     keys = {"model.layers": 1, "model.width": 64, "model.heads": 2, "data.kind": "copy", "data.context": 128}

@@ -16,6 +16,8 @@ from scripts.bench.__main__ import main, read, target
 from scripts.bench.contest import ColdStart, Ended, Entry, Here, Lane, Worker, contest, steps_in
 from scripts.bench.contestant import Corpus, Facts, Shapes
 from scripts.bench.table import paired, table
+from train.core.state import parameter_count
+from train.device.programs import model_flops
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Shapes(layers=2, heads=2, width=32, context=16, batch=4, vocab=11)
@@ -50,8 +52,9 @@ def test_ratios_are_taken_within_a_round() -> None:
 @pytest.mark.slow
 def test_step_times_of_two_sizes_and_no_more_devices_than_there_are(jax_defaults) -> None:
     base = {name: 1 for name in scale.BASE} | {"width": 8, "context": 8, "batch": 2}
-    _, rows = scale.scaling(1, base, {"width": (8, 16), "variants": (1, 2), "devices": (1, 2)})
+    _, rows = scale.scaling(1, base, {"width": (8, 16), "variants": (1, 2, 8), "devices": (1, 2)})
     assert [row[0] for row in rows] == ["width", "variants"]
+    assert "8: " in rows[0][1] and "8: " not in rows[1][1]  # 8 variants are for accelerators
     assert rows[1][3] == "1.00" and 1 < float(rows[0][3]) < 2  # FLOPs: variants; attention and weights
 
 
@@ -66,9 +69,17 @@ def test_the_cost_of_two_rules(jax_defaults, tmp_path, capsys) -> None:
     assert float(rows[3][5]) > 1 and float(rows[3][4]) > 1
 
 
-def test_a_rule_that_is_none_is_named(capsys) -> None:
-    assert main(["--rules", "--only", "keel,mch"]) == 2
-    assert capsys.readouterr().err.startswith("--only mch: expected starts of pre_ln, post_ln, ")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rules", "--only", "keel,mch"], "--only mch: expected starts of pre_ln, post_ln, "),
+        (["--scale", "--only", "variant,hight"], "--only hight: expected starts of layers, width, "),
+        (["--only", "jax,tourch"], "--only tourch: expected starts of project, project_10, "),
+    ],
+)
+def test_a_start_of_no_name_is_refused(words, line, capsys) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_a_table_by_hand() -> None:
@@ -271,12 +282,15 @@ def test_a_contestant_in_this_process_runs_or_says_one_line() -> None:
 
 def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_path: Path) -> None:
     shapes = Shapes(layers=4, heads=4, width=128, context=64, batch=12, vocab=65)
-    assert read(ROOT / "configs" / "shakespeare_char_cpu.yaml") == (shapes, "auto", [])
+    config = ROOT / "configs" / "shakespeare_char_cpu.yaml"
+    assert read(config) == (shapes, "auto", [])
+    words = ["model.layers=2", "data.batch=3", "train.dtype=bfloat16"]
+    assert read(config, words, 300) == (replace(shapes, layers=2, batch=3, vocab=300), "bfloat16", [])
     page = tmp_path / "other.yaml"
     page.write_text("name: other\nmodel: {residual: {rule: rezero}, dropout: 0.1}\n")
     assert read(page)[2] == [
-        "model.residual.rule is 'rezero' in other.yaml; the other programs have 'pre_ln'",
-        "model.dropout is 0.1 in other.yaml; the other programs have 0.0",
+        "model.residual.rule is 'rezero' here; the other programs have 'pre_ln'",
+        "model.dropout is 0.1 here; the other programs have 0.0",
     ]
 
 
@@ -300,15 +314,48 @@ def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(project, "tune", lambda: None)
-    monkeypatch.setattr(project, "make", lambda *given: (asked.append(given), 2))
-    monkeypatch.setattr(project, "programs_of", lambda *given: asked.append(given))
-    assert project.contestant("a.yaml", TINY, "bfloat16", 3).facts.dispatch == 2
+    monkeypatch.setattr(project, "make", lambda *given, vocab: (asked.append((*given, vocab)), 2))
+    monkeypatch.setattr(project, "programs_of", lambda *given, vocab: asked.append((*given, vocab)))
+    assert project.contestant("a.yaml", TINY, "bfloat16", 3, overrides=("model.width=8",)).facts.dispatch == 2
     with pytest.raises(TypeError):  # from what stands for the programs
         project.contestant("a.yaml", TINY, "bfloat16", layers=8).run(1)
     assert asked == [
-        ("a.yaml", 3, "train.dtype=bfloat16"),
-        ("a.yaml", "model.layers=8", "train.unroll=1", "train.dtype=bfloat16"),
+        ("a.yaml", 3, "model.width=8", "train.dtype=bfloat16", 11),
+        ("a.yaml", "train.dtype=bfloat16", "model.layers=8", "train.unroll=1", 11),
     ]
+
+
+def test_all_programs_have_the_parameters_of_the_overrides_and_the_vocabulary(monkeypatch) -> None:
+    started = []
+
+    class Refused(Worker):
+        def __init__(self, entry: Entry, *_) -> None:
+            started.append(entry)
+            raise Ended("not here")
+
+    monkeypatch.setattr("scripts.bench.__main__.Worker", Refused)
+    config = str(ROOT / "configs" / "shakespeare_char_cpu.yaml")
+    words = ["model.layers=3", "model.width=8", "model.heads=2", "data.context=16", "data.batch=2"]
+    assert main(["--config", config, words[0], "--vocab", "300", "--only", "project_1,jax", *words[1:]]) == 1
+    ours, *_, jaxs = (entry.arguments for entry in started)
+    shapes = Shapes(layers=3, heads=2, width=8, context=16, batch=2, vocab=300)
+    assert ours["shapes"] == jaxs["shapes"] == shapes
+    programs, variant, _ = project.programs_of(ours["config"], *ours["overrides"], vocab=300)
+    assert programs.corpus.dtype == np.uint16 and programs.corpus.max() == 299
+    theirs = jax.tree.leaves(jax.eval_shape(lambda: jax_plain.init(shapes)))
+    by_hand = 3 * (12 * 8 * 8 + 2 * 8) + (300 + 16) * 8 + 8
+    assert parameter_count(programs.group.network.shapes()) == sum(leaf.size for leaf in theirs) == by_hand
+    assert model_flops(programs.group.network, variant.config.data.batch) == shapes.flops
+
+
+@pytest.mark.parametrize("mode", [[], ["--rules"], ["--scale"]])
+def test_a_bad_override_is_one_line(mode, capsys) -> None:
+    try:
+        code = main([*mode, "model.wdith=8"])
+    except SystemExit as error:  # of the parser, which prints the usage first
+        code = error.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2 and "model.wdith" in lines[-1] and len([line for line in lines if "wdith" in line]) == 1
 
 
 def test_flops_count_the_matmuls() -> None:
