@@ -95,7 +95,8 @@ def planned(group: VariantGroup, source: Source, platform: Platform) -> list[tup
         costs["links"] = counted.sent / chip.link
         limit = max(costs, key=lambda name: costs[name])
         parts = ", ".join(f"{1e3 * seconds:.3g} ms of {name}" for name, seconds in costs.items())
-        rows.append(("time of a step", f"{parts}: limited by {limit}"))
+        rough = "" if mesh.devices.flat[0].platform == chip.kind else ", by the kernels of XLA for CPUs"
+        rows.append(("time of a step", f"{parts}: limited by {limit}{rough}"))
         if chip.kind == "tpu" and (ratio := padding(run.programs)) > 1.1:
             rows.append(
                 ("padding", f"{ratio:.2f} times the matmuls' FLOPs: heads or matrices do not fill tiles of {_TILE}")
