@@ -72,7 +72,7 @@ def test_what_probe_writes_is_what_the_schema_says(probed):
 
 
 # Streams of another shape, and parameters of the rule's own. The full grid is slow.
-PROBED = ("hyper_connections",)
+PROBED = ("rezero",)
 
 
 @pytest.mark.parametrize(

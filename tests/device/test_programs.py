@@ -173,6 +173,7 @@ def alone(trained):
     return np.concatenate([losses for losses, _ in runs]), [params[0] for _, params in runs]
 
 
+@pytest.mark.slow
 def test_called_in_turn_a_variant_is_what_it_is_alone(trained, alone):
     losses, params = trained("turn", tuple(VARIANTS))
     assert losses.shape == (3, STEPS)

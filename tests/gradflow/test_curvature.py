@@ -57,6 +57,7 @@ def test_sharpness_is_the_end_of_the_dense_spectrum(dense):
     assert found.top_residual < 1e-6 and found.bottom_residual < 1e-6
 
 
+@pytest.mark.slow
 def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
     """Holds after few iterations too, when nothing has converged."""
     loss, params, hessian = dense
@@ -222,14 +223,14 @@ def test_where_a_line_stops_to_fall(x64):
 def test_squares_by_block(x64):
     net = network()
     grads = parameters(net)
-    found = value(block_squares(grads))
+    found = value(jax.jit(block_squares)(grads))
     wanted = [sum(np.sum(np.square(leaf[layer])) for leaf in jax.tree.leaves(grads["blocks"])) for layer in range(L)]
     np.testing.assert_allclose(found, [*wanted, sum(np.sum(leaf**2) for leaf in leaves(grads).values())], rtol=1e-12)
 
 
 def test_a_random_direction_is_as_long_as_each_matrix(x64):
     params = parameters(network())
-    drawn, given = leaves(random_direction(params, KEY)), leaves(params)
+    drawn, given = leaves(jax.jit(random_direction)(params, KEY)), leaves(params)
     for path, leaf in drawn.items():
         axes, own = tuple(range(int(path.startswith("blocks/")), leaf.ndim)), given[path]
         length, wanted = (np.sqrt(np.sum(np.square(x), axis=axes)) for x in (leaf, own))

@@ -9,7 +9,7 @@ import pytest
 
 from model.residual import numbers_of
 from model.rules import RULES
-from networks import TARGETS, TOKENS, TWO_RULES, WINDOWS, B, D, L, T, changed, network, parameters, tapped
+from networks import TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters, quick, tapped
 from train.core.loss import tapped_loss
 from train.gradflow import per_block
 from train.gradflow.delta import backward
@@ -43,7 +43,7 @@ def both_ways(net, params, numbers):
     return anatomy.logits(last), logits, split, result.delta, losses, loss
 
 
-@pytest.mark.parametrize("rule", TWO_RULES)
+@pytest.mark.parametrize("rule", quick("attnres"))
 def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
     net = network(residual=rule)
     numbers = numbers_of(net.config)
@@ -99,6 +99,7 @@ def test_the_loss_by_depth(x64):
     assert len({*np.asarray(losses.lens).tolist(), *np.asarray(losses.ablated).tolist()}) == 2 * L
 
 
+@pytest.mark.slow
 def test_blocks_that_add_nothing_are_worth_nothing(x64):
     """rezero at its start."""
     net = network(residual="rezero")
@@ -146,7 +147,7 @@ def size(x):
     return np.linalg.norm(np.asarray(x).ravel())
 
 
-@pytest.mark.parametrize("rule", TWO_RULES)
+@pytest.mark.parametrize("rule", quick("attnres"))
 def test_the_ledger_of_every_rule(rule, x64):
     """dL/dF by jax.grad at the outputs, and that by finite differences; F against the stream where that is what the
     attention reads."""
@@ -182,6 +183,7 @@ def test_the_ledger_of_pre_ln_adds_up_to_the_stream(x64):
     np.testing.assert_allclose(value(found["mlp"].delta), value(result.delta)[1:], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_ledger_has_no_range():
     """A stack without skip and norm that shrinks delta by a million a block, in float32; and one of zeros."""
     net = network("float32", layers=60, residual="none", norm="none")

@@ -45,7 +45,7 @@ PROBED = {
 }
 
 # Uniform attention over the same keys makes all tokens alike in one block; K's own size keeps Q's gradient alive.
-ALIKE = ["model.layers=1", "model.residual=none", "model.attention=full", "model.init_gain.attn_q=1e-6"]
+ALIKE = ["model.layers=1", "model.residual=none", "model.attention=full"]
 OWN = """
 import numpy as np
 from data.custom import OwnSource
@@ -80,6 +80,7 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["unstable", "not_learning"])
 def test_states_of_a_run(run, state):
     folder, out = run
@@ -114,7 +115,8 @@ def test_a_spike_is_told_when_it_is_seen(run):
     assert quiet.tolist() == [0.0] * 10
 
 
-@pytest.mark.parametrize("windows", [-1, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("windows", [-1, 1])
 def test_a_run_cut_off_before_or_in_its_spike_ends_the_same(run, capsys, windows):
     """The detector's state is in the checkpoint: resumed from that alone, all later results agree."""
     folder, _ = run
@@ -167,11 +169,10 @@ def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_shift.py").write_text(OWN)
     (tmp_path / "c.yaml").write_text(f"name: c\n{MODEL}\ndata: {{kind: own_shift:Shift, context: 8, batch: 4}}\n")
-    assert main(["probe", "c.yaml", *ALIKE]) == 0
+    assert main(["probe", "c.yaml", *ALIKE, "variants={flat: {model.init_gain.attn_q: 1e-6}, usual: {}}"]) == 0
     out = capsys.readouterr().out
-    assert "main: collapsed (tokens alike): delta arrives" in out and "  try model.residual: pre_ln" in out
-    assert main(["probe", "c.yaml", *ALIKE[:-1]]) == 0
-    assert "main: healthy" in capsys.readouterr().out
+    assert "flat: collapsed (tokens alike): delta arrives" in out and "  try model.residual: pre_ln" in out
+    assert "usual: healthy" in out
     assert {"unstable", "not_learning", "collapsed", *PROBED} == {"healthy", *PLAIN} == set(STATES)  # each tested above
 
 

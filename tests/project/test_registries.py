@@ -88,7 +88,7 @@ def test_a_declaration_whose_code_is_missing_is_one_line(
         "data": {"path": corpus, "context": 8, "batch": 4},
         "optimizer": {"warmup": 0},
         "train": {"steps": 1, "eval_batches": 1},
-        "watch": {"instruments": {"units": 1}},
+        "watch": {"instruments": {"units": 1}, "counterfactual": False},
     }
     path = tmp_path / "missing.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")

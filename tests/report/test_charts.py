@@ -93,7 +93,10 @@ CHARTS = {
 }
 
 
-@pytest.mark.parametrize("name", CHARTS)
+QUICK = ("odd names", "nothing", "slider", "heatmaps without values", "along")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[] if x in QUICK else pytest.mark.slow) for x in CHARTS])
 def test_every_chart_is_a_picture_of_about_the_size_asked_for(name):
     pixels = to_rgb(CHARTS[name]())
     high, wide, _ = pixels.shape

@@ -102,14 +102,15 @@ def test_it_names_size_work_and_time_of_each_group_and_writes_nothing(config, tm
 
 
 def test_it_says_where_a_run_goes_on_and_leaves_it_as_it_is(config, tmp_path, capsys):
-    killed_at(15, config, "variants={}")
+    keys = ("variants={}", "watch={every: 0, instruments: {}}")
+    killed_at(15, config, *keys)
     before = contents(tmp_path)
-    main(["train", str(config), "variants={}", "--dry-run"])
+    main(["train", str(config), *keys, "--dry-run"])
     assert "runs/dry, goes on at step 12\n" in capsys.readouterr().out
     assert contents(tmp_path) == before
-    main(["train", str(config), "variants={}"])
+    main(["train", str(config), *keys])
     before = contents(tmp_path)
-    assert main(["train", str(config), "variants={}", "--dry-run"]) == 0
+    assert main(["train", str(config), *keys, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "main: finished before; nothing to do\n" in out and "expected time" not in out
     assert contents(tmp_path) == before

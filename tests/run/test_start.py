@@ -258,7 +258,7 @@ def test_another_config_is_refused_by_its_keys(run, train, keys, message):
 )
 def test_more_steps_are_what_a_longer_run_would_have_done(run, train, schedule, finished):
     """Where nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""
-    keys = [f"optimizer.schedule={schedule}", "optimizer.decay_fraction=0.3"]
+    keys = [f"optimizer.schedule={schedule}", "optimizer.decay_fraction=0.3", "watch.every=0"]
     assert train("name=longer", "train.steps=20", *keys)[0] == 0
     assert train("name=short", *keys)[0] == 0
     short, longer = Path("runs/short/main"), Path("runs/longer/main")
@@ -289,6 +289,7 @@ def test_a_schedule_over_all_steps_is_re_drawn_and_said_so(run, train):
     assert [*rows(run)] == [0, 4, 8, 12, 16, 20, 24]
 
 
+@pytest.mark.slow
 def test_what_is_watched_saved_and_evaluated_may_change_on_the_way(run, train):
     cut_back(run)
     changes = {
@@ -340,6 +341,7 @@ def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, trai
     assert [*rows(Path("runs/auto/main"))] == [0, 4, 8, 12, 16, 18, 20]
 
 
+@pytest.mark.slow
 def test_a_variant_that_goes_on_without_its_group_keeps_the_steps_of_a_dispatch(run, train):
     keys = ["name=pair", "sweep={seed: [0, 1]}"]
     assert train(*keys)[0] == 0
@@ -527,6 +529,7 @@ def test_the_speed_is_that_of_one_variant_while_it_has_the_device():
     assert throughput.recent == throughput.call == 1.0
 
 
+@pytest.mark.slow
 def test_the_share_of_the_peak_that_a_long_training_reached(run):
     """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
     assert summary(run)["mfu"] is None  # a short one measures no peak

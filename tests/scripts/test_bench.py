@@ -280,7 +280,7 @@ def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_p
     ]
 
 
-@pytest.mark.parametrize("watch_every", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("watch_every", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_every: int) -> None:
     page = tmp_path / "tiny.yaml"
     page.write_text(
@@ -321,7 +321,7 @@ def test_flops_count_the_matmuls() -> None:
 
 
 @pytest.mark.usefixtures("jax_defaults")
-@pytest.mark.parametrize("module", [jax_plain, flax_plain])
+@pytest.mark.parametrize("module", [jax_plain, pytest.param(flax_plain, marks=pytest.mark.slow)])
 def test_training_starts_at_chance_and_learns(module) -> None:
     trainer = module.trainer(TINY)
     losses = [float(trainer()) for _ in range(20)]
