@@ -63,6 +63,7 @@ def test_a_report_follows_a_training_until_it_ends(tmp_path):
     assert child.returncode == 0 and "refresh" not in page.read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_report_that_does_not_load_itself_again(tmp_path):
     run = write_run(tmp_path / "e", "x", done=False)
     with locked([run], print):

@@ -71,7 +71,7 @@ def test_a_model_of_the_base_width_is_the_same_program(init):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("momentum", "adafactor", "muon") else pytest.mark.slow) for name in NAMES]
+    "name", [pytest.param(name, marks=[] if name in ("momentum", "muon") else pytest.mark.slow) for name in NAMES]
 )
 def test_an_update_at_the_base_width_is_the_same_program(name):
     """The optimizer state is the same too, so checkpoints are compatible."""

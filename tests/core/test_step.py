@@ -104,6 +104,7 @@ def test_the_rate_of_a_float32_run_is_float32_and_traced(schedule):
 # A step
 
 
+@pytest.mark.slow
 def test_three_steps_on_the_model_are_clipped_adam_on_its_gradient(x64, make):
     """jax.grad of the loss, a clip by hand and numpy's Adam give the parameters of train_step."""
     keys = {"model.norm": "layer", "model.bias": True, "optimizer.clip": 0.5, "optimizer.weight_decay": 0.3}
@@ -141,6 +142,7 @@ def _one_sgd_step(make, parts: int, watched: bool):
     return gradient, float(metrics.loss), seen
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing(x64, make):
     plain, plain_loss, none = _one_sgd_step(make, 1, False)
     watched, loss, seen = _one_sgd_step(make, 1, True)

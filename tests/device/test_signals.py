@@ -175,6 +175,7 @@ def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_th
     goes_on(folder, runs_dir)
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_dir):
     """Where it is looked at when all is evaluated and saved, the run was over."""
     stop = Stop()

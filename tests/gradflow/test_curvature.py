@@ -69,6 +69,7 @@ def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
     assert values[0] <= found.bottom <= found.top <= values[-1]
 
 
+@pytest.mark.slow
 def test_preconditioned_sharpness_against_the_dense_matrix(dense):
     loss, params, hessian = dense
     flat, unravel = ravel_pytree(params)
@@ -116,7 +117,7 @@ def numeric(net, params):
 
 @pytest.mark.parametrize("rule", ["pre_ln", pytest.param("value_residual", marks=pytest.mark.slow)])
 def test_jacobians_exact_and_by_iteration(rule, x64):
-    net = network(residual=rule)
+    net = network(residual=rule, layers=2)
     params = parameters(net)
     blocks, whole = jax.jit(lambda p: numeric(net, p))(params)
     wanted = [np.linalg.svd(matrix, compute_uv=False) for matrix in (*blocks, whole)]

@@ -211,6 +211,7 @@ def test_float32_taps_see_what_float32_gradients_cannot(x64, deep):
     assert np.any(plain["blocks"]["mlp"]["out"]["kernel"][-1])
 
 
+@pytest.mark.slow
 def test_where_tokens_are_alike_q_and_k_are_rounding_and_said_to_be(x64):
     """float32 gradients of Q and K deviate from float64 exactly where act rank predicts it; those of V and O do not."""
     narrow, exact = (network(dtype, layers=24, norm="rms") for dtype in ("float32", "float64"))

@@ -217,8 +217,9 @@ def arguments(build, dtype="float32") -> Any:
     return build(*(jnp.asarray(array, dtype) for array in (WEIGHTS, X, MASK)))
 
 
-BUILDS = [nnx_list, linen_scan, linen_remat, tree_scan, equinox]
-BUILDS += [pytest.param(x, marks=pytest.mark.slow) for x in (nnx_scan, linen_list, linen_remat_scan, tree)]
+BUILDS = [nnx_list, linen_scan, equinox]
+LATER = (nnx_scan, linen_list, linen_remat, linen_remat_scan, tree, tree_scan)
+BUILDS += [pytest.param(x, marks=pytest.mark.slow) for x in LATER]
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -147,7 +147,7 @@ def size(x):
     return np.linalg.norm(np.asarray(x).ravel())
 
 
-@pytest.mark.parametrize("rule", quick("attnres"))
+@pytest.mark.parametrize("rule", quick("pre_ln"))
 def test_the_ledger_of_every_rule(rule, x64):
     """dL/dF by jax.grad at the outputs, and that by finite differences; F against the stream where that is what the
     attention reads."""
@@ -170,6 +170,7 @@ def ledger_and_taps(net, params):
     return per_block.ledger(anatomy, lambda carry: mean_loss(anatomy.logits(carry))), tapped(net, params)[1]
 
 
+@pytest.mark.slow
 def test_the_ledger_of_pre_ln_adds_up_to_the_stream(x64):
     """|x + F|^2 = |x|^2 (1 + 2 cosine ratio + ratio^2) goes from x_l to x_(l+1), and delta passes the additions."""
     net = network()
@@ -301,6 +302,7 @@ def test_observers_change_nothing(x64):
     assert heard == [(place, shapes.get(place, stream)) for place in places.split()]
 
 
+@pytest.mark.slow
 def test_a_branch_that_rounding_swallows_is_not_told():
     """float32 cannot resolve a branch of 1e-7 of delta; layerscale starts at 1e-6 beyond 24 blocks."""
     found = []

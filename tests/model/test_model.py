@@ -40,15 +40,15 @@ def seen(network: Network, params, tokens):
 @pytest.mark.parametrize(
     "model",
     [
-        "{}",
-        "{norm: layer, bias: true, norm_eps: 0.01}",
+        pytest.param("{}", marks=pytest.mark.slow),
+        pytest.param("{norm: layer, bias: true, norm_eps: 0.01}", marks=pytest.mark.slow),
         "{norm: none, activation: relu, attention: full}",
         "{norm: dyt, bias: true}",
         "{norm: derf, norm_gain: false, residual: keel}",
-        "{residual: post_ln}",
+        pytest.param("{residual: post_ln}", marks=pytest.mark.slow),
         "{residual: post_ln, norm: layer, norm_gain: false, activation: silu}",
-        "{residual: post_ln, norm: none, positions: none}",
-        "{residual: none}",
+        pytest.param("{residual: post_ln, norm: none, positions: none}", marks=pytest.mark.slow),
+        pytest.param("{residual: none}", marks=pytest.mark.slow),
         "{residual: none, norm: none, tied_head: false, activation: swiglu, mlp_ratio: 2.5}",
         "{positions: alibi, heads: 4, kv_heads: 2, attention_cap: 2.0, logit_cap: 3.0, attention_scale: 0.7, "
         "activation: geglu}",
@@ -320,6 +320,7 @@ def test_dropout_is_off_without_a_key_or_a_rate():
     np.testing.assert_array_equal(logits(network(dropout=0.5), params), logits(network(), params))
 
 
+@pytest.mark.slow
 def test_each_place_has_its_own_rate():
     """A rate of 0 for one place disables its dropout; with one active place only its rate matters."""
     places = ("embed", "attention", "residual")

@@ -75,7 +75,7 @@ def test_options_against_the_second_transformer(x64, residual):
     same(logits(net, params), Reference(net.config, params).logits(TOKENS), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("rule", quick("attnres"))
+@pytest.mark.parametrize("rule", quick("pre_ln"))
 def test_scanned_and_unrolled_alike(x64, rule):
     params = parameters(network(rule))
     (one, scanned), (all_, unrolled) = (tapped(network(rule, unroll=unroll), params, None, APART) for unroll in (1, L))
@@ -223,6 +223,7 @@ def test_rules_that_start_as_pre_ln(x64, residual, own):
     same(logits(net, params, None, key), logits(usual, parameters(usual)), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_the_gradients_of_zero_query_attnres_are_pre_ln_s(x64, block):
     net, usual = network({"rule": "attnres", "block": block}), network("pre_ln")

@@ -69,6 +69,7 @@ def test_a_final_norm_hides_the_scale_of_delta(x64):
     np.testing.assert_allclose(weighted, value(plain.delta) * np.asarray(plain.stream.rms), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_delta_never_stands_alone(tiny):
     """Every depth that has delta has the stream's rms and their product beside it."""
     step, state, _, windows = step_of(tiny({"watch.counterfactual": False}).variants[0].config, "float32")
@@ -132,6 +133,7 @@ def test_starved_matrices_move_as_much_as_the_others_under_adam(x64, tiny):
     assert np.abs(moved["attn_q"] - moved["attn_v"]).max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "residual", [pytest.param("attnres", marks=pytest.mark.slow), {"rule": "attnres", "block": 2}]
 )
@@ -155,11 +157,10 @@ def precisions(jaxpr):
                 yield from precisions(inner)
 
 
-# Instruments that look at one another's programs, and take long to trace, are for `make slow`.
-ALIKE = ("twins", "successive", "grad_mean", "sharpness_adam", "critical_sharpness")
+QUICK = ("sharpness", "jacobian", "split", "entries")  # to trace
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in ALIKE else ()) for x in INSTRUMENTS])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in INSTRUMENTS])
 def test_instruments_ask_for_the_highest_precision(tiny, name):
     """Those that take differences or iterate, for each of their matmuls; the others read what training computes."""
     keys = {"watch.curvature_batches": 1} | ({"model.residual": "attnres"} if name == "residual" else {})

@@ -74,7 +74,10 @@ def test_each_declaration_names_its_code():
     ("registry", "name", "code", "message"),
     [
         (RULES, "sandwich", "nosuch_module:X", "ModuleNotFoundError: No module named 'nosuch_module' on import"),
-        (INSTRUMENTS, "units", "json:Nosuch", "module json has no class or function 'Nosuch'"),
+        pytest.param(
+            *(INSTRUMENTS, "units", "json:Nosuch", "module json has no class or function 'Nosuch'"),
+            marks=pytest.mark.slow,
+        ),
         (RULES, "sandwich", "json", "module json has no class or function ''"),
     ],
 )

@@ -242,6 +242,7 @@ def test_the_javascript_engine_starts_with_the_first_picture():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_next_to_jax_and_in_threads():
     """One process holds XLA's threads and the engine's, and a training draws from whichever thread it has."""
     program = (

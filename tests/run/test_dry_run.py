@@ -135,6 +135,7 @@ def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monk
         assert re.findall(r"(?m)^  variants +(\S+)$", out) == shown
 
 
+@pytest.mark.slow
 def test_the_time_has_the_range_of_the_timed_calls(config, capsys):
     """0.3 s in the median, half of it at best, three times as much at worst; of 12,000 dispatches."""
     clock = itertools.accumulate(itertools.cycle([0, 0.3, 0, 0.15, 0, 0.9, 0, 0.3, 0, 0.3]))

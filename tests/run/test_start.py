@@ -183,6 +183,7 @@ def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train):
     assert train("name=failed")[0] == 0 and [*rows(Path("runs/failed/main"))] == [0, 4, 8, 12]
 
 
+@pytest.mark.slow
 def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, monkeypatch):
     cut_back(run)
     before = contents(run)
@@ -413,6 +414,7 @@ def test_other_versions_and_devices_are_told_in_one_line(run, whole, train):
 # Groups
 
 
+@pytest.mark.slow
 def test_a_variant_added_later_leaves_the_finished_ones_alone(run, train):
     before = contents(run)
     code, out, _ = train("variants={main: {}, late: {optimizer.lr: 2e-2}}")

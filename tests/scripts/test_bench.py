@@ -320,8 +320,9 @@ def test_flops_count_the_matmuls() -> None:
     assert Shapes(1, 1, 2, 3, 1, 5).flops == 3 * (348 + 72)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("jax_defaults")
-@pytest.mark.parametrize("module", [jax_plain, pytest.param(flax_plain, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("module", [jax_plain, flax_plain])
 def test_training_starts_at_chance_and_learns(module) -> None:
     trainer = module.trainer(TINY)
     losses = [float(trainer()) for _ in range(20)]

@@ -115,6 +115,7 @@ def renames(tiny):
     tiny.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trial", "fault"),
     [
