@@ -255,7 +255,7 @@ def test_a_large_model_is_made_small_and_says_so(x64):
     [
         ("regression", {"kind": "linear_regression", "context": 6, "dimensions": 3}, (2, 6, 4), (2, 6, 1), 1),
         ("lm", {"kind": "copy", "context": 3}, (2, 3), (2, 3), 16),
-        ("classification", {"kind": "digits"}, (2, 8, 4), (2,), 10),
+        pytest.param("classification", {"kind": "digits"}, (2, 8, 4), (2,), 10, marks=pytest.mark.slow),
     ],
 )
 def test_the_form_of_the_data_is_kept(task, data, inputs, targets, outputs, x64):

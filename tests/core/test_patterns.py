@@ -174,6 +174,7 @@ def test_what_is_frozen_stays_to_the_last_bit_and_the_rest_moves(x64, name):
         assert (change == 0).all() if frozen else (change != 0).all(), path
 
 
+@pytest.mark.slow
 def test_what_is_frozen_has_no_part_in_the_norm_that_is_clipped(tiny):
     keys = {"optimizer.freeze": ["embed"], "optimizer.clip": 1e-3, "watch.counterfactual": False, "model.norm": "none"}
     config = tiny(keys).variants[0].config

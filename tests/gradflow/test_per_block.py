@@ -64,6 +64,7 @@ def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
         assert (skip == 0).all()
 
 
+@pytest.mark.slow
 def test_the_split_has_no_range(x64):
     """A stack without skip and norm that shrinks delta by a million a block: float32 against float64."""
     logs = []

@@ -445,6 +445,7 @@ def test_tables_gains_and_biases_start_as_stated():
             np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "gain" else 0.0)
 
 
+@pytest.mark.slow
 def test_init_gains_scale_one_kind_of_matrix_each():
     tags = {f"init_gain.{tag}": float(gain) for gain, tag in enumerate(InitGain.model_fields, 2)}
     net, scaled_by = network(activation="swiglu"), {}

@@ -75,7 +75,8 @@ def test_options_against_the_second_transformer(x64, residual):
     same(logits(net, params), Reference(net.config, params).logits(TOKENS), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("rule", quick("pre_ln"))
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
 def test_scanned_and_unrolled_alike(x64, rule):
     params = parameters(network(rule))
     (one, scanned), (all_, unrolled) = (tapped(network(rule, unroll=unroll), params, None, APART) for unroll in (1, L))
@@ -83,7 +84,7 @@ def test_scanned_and_unrolled_alike(x64, rule):
     same(true_gradients(scanned), true_gradients(unrolled), atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", quick("highway", "attnres"))
+@pytest.mark.parametrize("rule", quick("attnres"))
 def test_delta_and_gradients_are_those_of_the_dense_definition(x64, rule):
     net = network(rule)
     params = parameters(net)
@@ -99,7 +100,8 @@ def test_delta_and_gradients_are_those_of_the_dense_definition(x64, rule):
     same(true_gradients(result), grads, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("rule", [pytest.param("mhc", marks=pytest.mark.slow), "value_residual"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["mhc", "value_residual"])
 def test_gradients_behind_taps_are_jax_s(x64, rule):
     """Rules whose dense definition takes long to compile."""
     net = network(rule)
@@ -133,7 +135,8 @@ def test_delta_at_the_bottom_by_finite_differences_of_the_second_transformer(x64
         assert (np.sum(analytic * direction) == pytest.approx(slope, rel=1e-5)) == RULES[rule].derivative
 
 
-@pytest.mark.parametrize("rule", [pytest.param("x0_lambda", marks=pytest.mark.slow), "value_residual"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["x0_lambda", "value_residual"])
 def test_delta_far_below_the_other_part_of_the_carry(x64, rule):
     """In the dtype's own range the parts of a carry may differ: nothing is lost at 1e-19 of the largest."""
     found = {}
@@ -224,7 +227,7 @@ def test_rules_that_start_as_pre_ln(x64, residual, own):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("block", [None, 2])
 def test_the_gradients_of_zero_query_attnres_are_pre_ln_s(x64, block):
     net, usual = network({"rule": "attnres", "block": block}), network("pre_ln")
     found, wanted = untapped(net, started(net), None, APART)[1], untapped(usual, parameters(usual), None, APART)[1]

@@ -253,9 +253,10 @@ def test_another_config_is_refused_by_its_keys(run, train, keys, message):
     assert message in err and err.count("\n") == 1 and contents(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "finished"),
-    [("constant", True), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("rsqrt", True), ("wsd", False)))],
+    [("constant", True), ("rsqrt", True), ("wsd", False)],
 )
 def test_more_steps_are_what_a_longer_run_would_have_done(run, train, schedule, finished):
     """Where nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""

@@ -280,7 +280,8 @@ def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_p
     ]
 
 
-@pytest.mark.parametrize("watch_every", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("watch_every", [0, 2])
 def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_every: int) -> None:
     page = tmp_path / "tiny.yaml"
     page.write_text(
