@@ -55,7 +55,9 @@ def text(function: Any, *given: Any) -> str:
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*given)))
 
 
-@pytest.mark.parametrize("init", ["normal", *(pytest.param(x, marks=pytest.mark.slow) for x in ("xavier", "orthogonal"))])
+@pytest.mark.parametrize(
+    "init", ["normal", *(pytest.param(x, marks=pytest.mark.slow) for x in ("xavier", "orthogonal"))]
+)
 def test_a_model_of_the_base_width_is_the_same_program(init):
     """Results agree to the last bit, also for irrational sqrt(K); another base width gives another program."""
 

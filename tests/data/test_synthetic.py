@@ -215,7 +215,7 @@ def test_the_hash_is_of_what_the_task_reads():
 def test_the_floor_of_regression_is_the_loss_of_ridge_on_the_rows_of_the_evaluation(noise, batch, batches):
     data, errors = source("linear_regression", noise=noise), []
     inputs, values = (np.stack(arrays).astype(float) for arrays in zip(*evaluated(data, batch, batches), strict=True))
-    x, y = inputs[:, 0::2, :3], values[:, 0::2]
+    x, y = inputs[:, 0::2, :3], values[:, 0::2, None]
     for k in range(8):
         # The posterior mean of w ~ N(0, I/3): ridge regression of strength 3 noise^2, here through its dual.
         seen = x[:, :k]

@@ -88,8 +88,6 @@ def few(path: Path, *overrides: str):
     return programs if len(programs) <= 2 else programs[:: len(programs) - 1]
 
 
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",

@@ -58,7 +58,9 @@ def combinations():
         ("pre_ln", "post_ln", "none"), ("rms", "layer", "none"), (True, False), (1, L)
     ):
         name = f"{rule}, norm {norm}, {'tied' if tied else 'untied'}, unroll {unroll}"
-        yield pytest.param(rule, norm, tied, unroll, id=name, marks=() if (rule, norm, tied, unroll) in quick else pytest.mark.slow)
+        yield pytest.param(
+            rule, norm, tied, unroll, id=name, marks=() if (rule, norm, tied, unroll) in quick else pytest.mark.slow
+        )
 
 
 @pytest.mark.parametrize(("residual", "norm", "tied", "unroll"), list(combinations()))

@@ -49,7 +49,11 @@ def test_cosines_are_those_of_the_whole_vectors(tied, x64):
 
 def test_cosines_do_not_mind_the_scale():
     """Gradients of 1e-60 in float32, through separate exponents."""
-    one, two = (made(np.random.default_rng(seed).normal(size=(4, 4))) for seed in (0, 1))
+    params = parameters(network("float32"))
+    one, two = (
+        Backward(each, each["embed"], jnp.zeros(L + 1), None, None)  # pyright: ignore[reportArgumentType]
+        for each in (params, jax.tree.map(lambda leaf: jnp.asarray(np.roll(leaf, 1)), params))
+    )
     small = one._replace(exponents=one.exponents - 200)
     np.testing.assert_allclose(cosines(small, two).layer, cosines(one, two).layer, rtol=1e-5)
     turned = one._replace(params=jax.tree.map(jnp.negative, one.params))
@@ -146,7 +150,9 @@ def test_tokens_that_are_alike_leave_the_mean_part_alone():
     np.testing.assert_allclose([mean, covariance], [[0.0], [1.0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (1, 6), *(pytest.param(x, marks=pytest.mark.slow) for x in ((3, 5), (4, 4)))])
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (1, 6), *(pytest.param(x, marks=pytest.mark.slow) for x in ((3, 5), (4, 4)))]
+)
 def test_the_stable_rank_by_svd(shape, x64):
     x = np.random.default_rng(0).normal(size=(2, *shape))
     values = np.linalg.svd(x, compute_uv=False)

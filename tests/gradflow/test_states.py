@@ -144,7 +144,9 @@ def test_a_run_cut_off_before_or_in_its_spike_ends_the_same(run, capsys, windows
             assert metas[0][key] == metas[1][key]
 
 
-@pytest.fixture(scope="module", params=[("vanishing", "exploding"), pytest.param(tuple(PROBED), marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[("vanishing", "exploding"), pytest.param(tuple(PROBED), marks=pytest.mark.slow)]
+)
 def looked(request, corpus, tmp_path_factory) -> list[dict]:
     """Returns the output of `probe --json` for some of PROBED at 12 blocks; these two share a program."""
     folder = tmp_path_factory.mktemp("looked")

@@ -8,9 +8,11 @@ import pytest
 from train.gradflow import norms
 from train.gradflow.norms import Norm, gains, log10, named, value
 
-pytestmark = pytest.mark.parametrize(
-    "both_paths", ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+PATHS = ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)]
+pytestmark = [
+    pytest.mark.usefixtures("both_paths"),
+    pytest.mark.parametrize("both_paths", PATHS, indirect=True, scope="module"),
+]
 
 frobenius = jax.jit(norms.frobenius)
 stacked_frobenius = jax.jit(norms.stacked_frobenius)

@@ -134,9 +134,7 @@ def test_starved_matrices_move_as_much_as_the_others_under_adam(x64, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "residual", [pytest.param("attnres", marks=pytest.mark.slow), {"rule": "attnres", "block": 2}]
-)
+@pytest.mark.parametrize("residual", [pytest.param("attnres", marks=pytest.mark.slow), {"rule": "attnres", "block": 2}])
 def test_no_query_of_attnres_has_one_source_alone(x64, residual):
     """With nothing to choose from a query has a gradient of exactly zero, at any weights: the first sublayer reads the
     embedding itself, and every query that there is learns."""

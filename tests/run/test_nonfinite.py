@@ -220,9 +220,7 @@ def bench(tiny):
 def steps(bench):
     """(state, watched) -> (state, metrics, measurements) of one step, through the dispatch that training runs; and its cause."""
     network, config, _, hp, batches = bench
-    run = jax.jit(
-        lambda state, every: run_dispatch(network, config, every, state, hp, None, batches), static_argnums=1
-    )
+    run = jax.jit(lambda state, every: run_dispatch(network, config, every, state, hp, None, batches), static_argnums=1)
     examined = jax.jit(lambda state: examine(network, config, state, hp, batches[0]))
     return (lambda state, watched: run(state, int(watched))), (lambda state: cause_of(examined(state), "float32"))
 
