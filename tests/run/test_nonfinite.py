@@ -218,7 +218,7 @@ def bench(tiny):
 
 @pytest.fixture(scope="module")
 def steps(bench):
-    """(state, watched) -> (state, metrics, measurements) of one step, through the dispatch that training runs; and its cause."""
+    """(state, watched) -> (state, metrics, measurements) of a step by the dispatch of training; and its cause."""
     network, config, _, hp, batches = bench
     run = jax.jit(lambda state, every: run_dispatch(network, config, every, state, hp, None, batches), static_argnums=1)
     examined = jax.jit(lambda state: examine(network, config, state, hp, batches[0]))
