@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_optimizers import applied, decays, leaves, numbers, tree
 
 from model.network import Network, path_of
-from networks import parameters
+from networks import parameters, same
 from problems import lines
 from train.cli import main
 from train.config.load import from_mapping, load, to_yaml
@@ -352,18 +353,26 @@ def lossy(numbers, lr):
 """
 
 
-def test_an_optimizer_of_one_s_own_is_the_rule_it_says(trains, tmp_path):
+def test_an_optimizer_of_one_s_own_is_the_rule_it_says(x64, monkeypatch):
+    def descent(numbers, lr):
+        return optax.chain(optax.trace(numbers["momentum"]), optax.scale(-lr))
+
+    monkeypatch.setitem(FUNCTIONS, "mine:descent", descent)
+    hp = numbers(momentum=0.5, weight_decay=0.0)
+    own, usual = (
+        applied(OptimizerConfig(name=name, schedule="constant"), hp, tree(0), [tree(1), tree(2)])[-1]
+        for name in ("mine:descent", "momentum")
+    )
+    same(own, usual, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_an_optimizer_of_one_s_own_trains_and_its_checkpoint_is_read_without_it(trains, tmp_path):
     (tmp_path / "mine_good.py").write_text(MINE, encoding="utf-8")
     keys = "own: {optimizer.name: 'mine_good:descent'}, usual: {optimizer.name: momentum, optimizer.weight_decay: 0.0}"
     assert trains(f"variants={{{keys}}}", "optimizer.momentum=0.5")[0] == 0
     own, usual = (rows(tmp_path / "runs" / "tiny" / name)[-1] for name in ("own", "usual"))
     assert own["loss/val"] == pytest.approx(usual["loss/val"], rel=1e-6)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_an_optimizer_of_one_s_own_is_read_without_it(trains, tmp_path):
-    (tmp_path / "mine_good.py").write_text(MINE, encoding="utf-8")
-    assert trains("variants={own: {optimizer.name: 'mine_good:descent'}}", "optimizer.momentum=0.5")[0] == 0
     FUNCTIONS.clear()  # a checkpoint of its is read by another process, of a config with another optimizer
     assert main(["probe", "config.yaml", "--checkpoint", "runs/tiny/own"]) == 0
 

@@ -219,6 +219,7 @@ def test_fewer_tokens_than_asked_for_are_what_there_is():
     assert "out of reach" not in opened_bpe(context=1, val_fraction=0.7, vocab_size=260).details
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same():
     """Hashes are seeded differently in each, and counting is shared by threads."""
     program = (

@@ -80,7 +80,13 @@ def test_preconditioned_sharpness_against_the_dense_matrix(dense):
 
 
 @pytest.mark.parametrize(
-    "diagonal", [[3.0, 3.0, 3.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0], [-1.0, -2.0, -4.0], [7.0], [1e-30, 3e-30, 2e-30]]
+    "diagonal",
+    [
+        [5.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0],
+        [1e-30, 3e-30, 2e-30],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ([3.0, 3.0, 3.0], [-1.0, -2.0, -4.0], [7.0])),
+    ],
 )
 def test_lanczos_where_the_space_is_soon_exhausted(diagonal, x64):
     found, size = ends_of(np.diag(diagonal)), np.abs(diagonal).max()
@@ -194,7 +200,9 @@ def test_a_line_through_a_parabola(x64):
 critical = jax.jit(critical_multiple, static_argnums=0)
 
 
-@pytest.mark.parametrize("rate", [1e-4, 0.03, 0.2, 0.26, 3.0, 1e4])
+@pytest.mark.parametrize(
+    "rate", [1e-4, 0.26, 1e4, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.03, 0.2, 3.0))]
+)
 def test_critical_sharpness_of_a_parabola_is_its_rayleigh_quotient(rate, x64):
     """Along a step of gradient descent 2 / eta_c = g.H.g / g.g, be the step far too small or far too large."""
     rng = np.random.default_rng(0)
