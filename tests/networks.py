@@ -20,7 +20,7 @@ L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 WINDOWS: Any = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
 
-# Rules that differ from one of the others in a factor or a norm alone: their longer laws are for `make slow`.
+# Rules that differ from one of the others in a factor or a norm alone.
 ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
 ALIKE += ("hyper_connections", "mix_ln", "keel", "res_post_norm", "lns", "completep", "gpas", "orthogonal")
 

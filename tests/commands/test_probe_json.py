@@ -78,6 +78,7 @@ def test_what_probe_writes_of_every_rule_is_what_the_schema_says(probe, rule):
     assert len(probe(f"variants={{{rule}: {{model.residual: {rule}}}}}")[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_config_without_variants_gives_an_object_and_a_table(probe, probed):
     result, out = probe("variants={}")
     assert result == dict(probed[0], variant="main")  # the same numbers, too

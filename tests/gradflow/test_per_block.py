@@ -84,6 +84,7 @@ def depth_loss_of(net, params):
     return per_block.depth_loss(anatomy, lambda carry: mean_loss(anatomy.logits(carry)))
 
 
+@pytest.mark.slow
 def test_the_loss_by_depth(x64):
     """At a depth it is that of the network cut there, and without a block that of the network where it adds nothing."""
     net = network()

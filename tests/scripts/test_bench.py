@@ -350,6 +350,7 @@ def rough() -> jax_plain.Params:
 loss_and_grads = jax.jit(jax.value_and_grad(jax_plain.loss), static_argnums=3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("jax_defaults")
 def test_flax_computes_the_same_loss_and_gradient() -> None:
     from flax import nnx
