@@ -20,19 +20,14 @@ L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 WINDOWS: Any = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
 
-# Rules that differ from one of the others in a factor or a norm alone: their longer laws are for `make slow`.
+# Rules that differ from one of the others in a factor or a norm alone.
 ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
 ALIKE += ("hyper_connections", "mix_ln", "keel", "res_post_norm", "lns", "completep", "gpas", "orthogonal")
-EACH_RULE = [pytest.param(rule, marks=[pytest.mark.slow] if rule in ALIKE else []) for rule in RULES]
-# The same for laws whose programs are long: of mhc's the compiler alone takes three times as long as of the others.
-FEW_RULES = [
-    pytest.param(
-        rule, marks=[pytest.mark.slow] if rule in (*ALIKE, "mhc", "value_residual", "siamese", "denseformer") else []
-    )
-    for rule in RULES
-]
-# And for those that pass over every block by itself: a carry of one array, and one of two.
-TWO_RULES = [pytest.param(rule, marks=[] if rule in ("pre_ln", "attnres") else [pytest.mark.slow]) for rule in RULES]
+
+
+def quick(*rules: str) -> list[Any]:
+    """Returns every rule as a parameter; those that are not named are for `make slow`."""
+    return [pytest.param(rule, marks=[] if rule in rules else [pytest.mark.slow]) for rule in RULES]
 
 
 def network(dtype: str = "float64", unroll: int = 1, **model: Any) -> Network:

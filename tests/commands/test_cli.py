@@ -1,5 +1,6 @@
 """The command line: exit codes, and errors in one line."""
 
+import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from unittest.mock import Mock
@@ -107,7 +108,8 @@ MISSING = (
 
 @pytest.mark.parametrize("words", MISSING)
 @pytest.mark.parametrize("path", ["nothing", "nothing.yaml", "hollow/nothing"])
-def test_a_path_that_is_missing_is_2_for_every_command(folder, call, words, path):
+def test_a_path_that_is_missing_is_2_for_every_command(folder, call, words, path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # of watch, before it looks again
     assert {words.split()[0] for words in MISSING} == COMMANDS.keys() - {"init", "devices"}  # which read none
     before = sorted(folder.rglob("*"))
     code, _, err = call(*words.format(path).split())

@@ -7,6 +7,7 @@ import contextlib
 import io
 import shlex
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,6 +45,7 @@ def answer(line: str) -> str:
 def test_a_stumble_is_answered_in_a_line_or_two(tmp_path, monkeypatch, block):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["deltaflow"])
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # of watch, before it looks again
     prepare(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     line, expected = block.split("\n", 1)

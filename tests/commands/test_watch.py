@@ -11,7 +11,13 @@ from runs import write_run, write_sweep
 from train.store.lock import held, locked
 
 
-def test_a_folder_without_a_training_gets_one_report(call, tmp_path):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Without the second after which a folder without a training is looked at again."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+def test_a_folder_without_a_training_gets_one_report(call, tmp_path, impatient):
     root = write_sweep(tmp_path / "sweep")
     code, out, _ = call("watch", root)
     text = (root / "report.html").read_text(encoding="utf-8")
@@ -20,7 +26,7 @@ def test_a_folder_without_a_training_gets_one_report(call, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty", "new"])
-def test_a_folder_without_runs_is_one_line(call, tmp_path, folder):
+def test_a_folder_without_runs_is_one_line(call, tmp_path, impatient, folder):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "new", "x", done=False).joinpath("metrics.jsonl").unlink()
     code, out, err = call("watch", tmp_path / folder)
@@ -57,6 +63,7 @@ def test_a_report_follows_a_training_until_it_ends(tmp_path):
     assert child.returncode == 0 and "refresh" not in page.read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_report_that_does_not_load_itself_again(tmp_path):
     run = write_run(tmp_path / "e", "x", done=False)
     with locked([run], print):

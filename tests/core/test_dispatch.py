@@ -88,6 +88,7 @@ def test_a_dispatch_is_its_steps_one_by_one(setting, single, every, steps):
         np.testing.assert_allclose(got[path], figure, rtol=2e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_windows_from_the_host_are_those_gathered_on_the_device(setting, single):
     network, config, hp, state, tokens, starts = setting
     host = gather(tokens, starts, config.data.context)

@@ -55,7 +55,9 @@ def text(function: Any, *given: Any) -> str:
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*given)))
 
 
-@pytest.mark.parametrize("init", ["normal", "xavier", "orthogonal"])
+@pytest.mark.parametrize(
+    "init", ["normal", *(pytest.param(x, marks=pytest.mark.slow) for x in ("xavier", "orthogonal"))]
+)
 def test_a_model_of_the_base_width_is_the_same_program(init):
     """Results agree to the last bit, also for irrational sqrt(K); another base width gives another program."""
 
@@ -70,7 +72,9 @@ def test_a_model_of_the_base_width_is_the_same_program(init):
     assert (other[0] == plain[0]) == (init != "normal")  # xavier and orthogonal know the width already
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("momentum", "muon") else pytest.mark.slow) for name in NAMES]
+)
 def test_an_update_at_the_base_width_is_the_same_program(name):
     """The optimizer state is the same too, so checkpoints are compatible."""
 
@@ -128,10 +132,10 @@ POOLED = {"task": "classification", "outputs": 3, "pooled": True}
 @pytest.mark.parametrize(
     ("model", "ends", "apart"),
     [
-        ({}, {}, False),
+        pytest.param({}, {}, False, marks=pytest.mark.slow),
         ({"tied_head": False, "logit_cap": 0.3}, {}, False),
-        ({"attention_scale": 0.7}, {}, False),  # one's own is kept
-        ({}, POOLED, False),
+        pytest.param({"attention_scale": 0.7}, {}, False, marks=pytest.mark.slow),  # one's own is kept
+        pytest.param({}, POOLED, False, marks=pytest.mark.slow),
         ({}, {}, True),
     ],
     ids=["tied", "untied, capped", "attention scale", "pooled", "a head given apart"],

@@ -176,7 +176,7 @@ def assert_equal(got, wanted: dict[str, np.ndarray], rtol=1e-11, atol=1e-12):
         np.testing.assert_allclose(got[path], value, rtol=rtol, atol=atol, err_msg=path)
 
 
-@pytest.mark.parametrize("decay", ["decoupled", "l2", "auto"])
+@pytest.mark.parametrize("decay", ["decoupled", *(pytest.param(x, marks=pytest.mark.slow) for x in ("l2", "auto"))])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_three_steps_are_the_paper_s(x64, name, decay):
     config = OptimizerConfig(name=name, schedule="linear", warmup=1, decay=decay)

@@ -11,7 +11,8 @@ from networks import changed, parameters
 from train.core.probe import as_json, measure
 
 
-@pytest.mark.parametrize("rule", ["hyper_connections", pytest.param("mhc", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["hyper_connections", "mhc"])
 def test_what_acts_through_the_skip_alone_has_a_gradient_of_exactly_zero_without_it(rule, tiny):
     """Also where a weight is so small (1e-7 after a step from zero) that other zeros are in doubt."""
     residual = {"rule": rule, "streams": 2} | ({"dynamic": True} if rule == "hyper_connections" else {})

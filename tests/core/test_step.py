@@ -104,6 +104,7 @@ def test_the_rate_of_a_float32_run_is_float32_and_traced(schedule):
 # A step
 
 
+@pytest.mark.slow
 def test_three_steps_on_the_model_are_clipped_adam_on_its_gradient(x64, make):
     """jax.grad of the loss, a clip by hand and numpy's Adam give the parameters of train_step."""
     keys = {"model.norm": "layer", "model.bias": True, "optimizer.clip": 0.5, "optimizer.weight_decay": 0.3}
@@ -141,6 +142,7 @@ def _one_sgd_step(make, parts: int, watched: bool):
     return gradient, float(metrics.loss), seen
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing(x64, make):
     plain, plain_loss, none = _one_sgd_step(make, 1, False)
     watched, loss, seen = _one_sgd_step(make, 1, True)
@@ -150,6 +152,7 @@ def test_watching_changes_nothing(x64, make):
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(plain))
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing_in_float32_with_dropout_and_counterfactual(make):
     network, config, hp, state, windows = make(SGD | {"model.dropout": 0.2, "watch.counterfactual": True})
     plain, metrics, _ = run_step(network, config, state, hp, windows, False)
@@ -197,7 +200,7 @@ def test_micro_batches_are_every_nth_row_and_drop_different_units():
     assert micro(2, windows, None)[1] is None
 
 
-@pytest.mark.parametrize(("parts", "watched"), [(2, True), (4, False)])
+@pytest.mark.parametrize(("parts", "watched"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)])
 def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
     whole, loss, seen = _one_sgd_step(make, 1, True)
     gradient, parted_loss, parted = _one_sgd_step(make, parts, watched)
@@ -216,7 +219,7 @@ def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
 
 # What is logged
 
-ADAM = {"optimizer.clip": 1.0}  # one program for all of them
+ADAM = {"optimizer.clip": 1.0, "watch.counterfactual": False, "model.norm": "none"}  # one program for all of them
 
 
 def test_the_logged_update_is_what_the_optimizer_added(x64, make):
@@ -279,10 +282,11 @@ def test_gradients_are_logged_before_clipping(x64, make):
     np.testing.assert_allclose(first, after.optimizer[0].mu["embed"] * np.float64(clipped.clip_factor), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_no_clip_is_a_clip_that_never_binds(x64, make):
     network, config, hp, state, windows = make(ADAM, "float64")
     bound, _, _ = run_step(network, config, state, clipped_at(hp, 1e6), windows, True)
-    network, config, hp, state, windows = make({"optimizer.clip": None, "watch.counterfactual": False}, "float64")
+    network, config, hp, state, windows = make(ADAM | {"optimizer.clip": None}, "float64")
     assert "clip" not in hp.optimizer
     free, _, seen = run_step(network, config, state, hp, windows, True)
     assert float(seen.clip_factor) == 1.0

@@ -197,6 +197,7 @@ def test_held_out_text_has_no_say():
     assert any("z" in merge for merge in merges(opened_bpe(write("a.txt", tails[0] + training)).tokenizer))
 
 
+@pytest.mark.slow
 def test_a_corpus_of_several_reads_streams_and_pieces_is_encoded_as_a_whole():
     write("a.txt", whole := PROSE * 350)
     cut = len(whole) * 9 // 10
@@ -218,6 +219,7 @@ def test_fewer_tokens_than_asked_for_are_what_there_is():
     assert "out of reach" not in opened_bpe(context=1, val_fraction=0.7, vocab_size=260).details
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same():
     """Hashes are seeded differently in each, and counting is shared by threads."""
     program = (

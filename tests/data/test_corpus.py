@@ -288,7 +288,14 @@ ANSWERS = {
 
 # pooch leaves the socket of a failed download to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("answer", "limits", "reason"), ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(
+    ("answer", "limits", "reason"),
+    [
+        pytest.param(*x, marks=pytest.mark.slow if name in ("drops", "endless", "a bomb") else ())
+        for name, x in ANSWERS.items()
+    ],
+    ids=ANSWERS,
+)
 def test_a_download_that_fails_leaves_nothing(cache, capfd, answer, limits, reason):
     with answering(answer, **limits) as wanted:
         message = refused(lambda: downloaded(wanted))

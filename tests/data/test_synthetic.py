@@ -213,16 +213,16 @@ def test_the_hash_is_of_what_the_task_reads():
 @pytest.mark.parametrize(("batch", "batches"), [(2, 3), (64, None)])
 @pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
 def test_the_floor_of_regression_is_the_loss_of_ridge_on_the_rows_of_the_evaluation(noise, batch, batches):
-    data, errors, targets = source("linear_regression", noise=noise), [], []
-    for inputs, values in evaluated(data, batch, batches):
-        x, y = inputs[0::2, :3].astype(float), values[0::2].astype(float)
-        for k in range(8):
-            # The posterior mean of w ~ N(0, I/3): ridge regression of strength 3 noise^2, here through its dual.
-            gram = x[:k] @ x[:k].T + 3 * noise**2 * np.eye(k)
-            w = x[:k].T @ (np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ y[:k])
-            errors.append((x[k] @ w - y[k]) ** 2)
-        targets += [*y]
-    by_hand = {"": np.mean(errors), "zero": np.mean(np.square(targets))}
+    data, errors = source("linear_regression", noise=noise), []
+    inputs, values = (np.stack(arrays).astype(float) for arrays in zip(*evaluated(data, batch, batches), strict=True))
+    x, y = inputs[:, 0::2, :3], values[:, 0::2, None]
+    for k in range(8):
+        # The posterior mean of w ~ N(0, I/3): ridge regression of strength 3 noise^2, here through its dual.
+        seen = x[:, :k]
+        gram = seen @ seen.mT + 3 * noise**2 * np.eye(k)
+        w = seen.mT @ (np.linalg.pinv(gram, rcond=1e-12, hermitian=True) @ y[:, :k])
+        errors.append((x[:, k : k + 1] @ w - y[:, k : k + 1]) ** 2)
+    by_hand = {"": np.mean(errors), "zero": np.mean(np.square(y))}
     assert data.floors(batch, batches) == pytest.approx(by_hand, rel=1e-6)
 
 

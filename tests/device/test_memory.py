@@ -71,7 +71,7 @@ def budget(tiny):
     return of
 
 
-@pytest.mark.parametrize("key", ["optimizer.accumulate", "data.batch"])
+@pytest.mark.parametrize("key", [pytest.param("optimizer.accumulate", marks=pytest.mark.slow), "data.batch"])
 def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key):
     """Scores of attention [B, H, T, T] dominate here, so that a step's memory is nearly in proportion to B."""
     with pytest.raises(UserError, match=r"training needs about [\d.]+ MB \(.*; try optimizer.accumulate=") as caught:
@@ -143,6 +143,7 @@ def test_a_grid_that_a_compiler_refuses_is_halved(budget):
             Budget(Refused(group=refused), [], 10**9).waves()
 
 
+@pytest.mark.slow
 def test_a_wave_needs_what_was_expected(budget):
     """Scores dominate as above, so that the step of two takes not much more than half of that of four."""
     keys = {"train.group": "vmap", "sweep": {"seed": [0, 1, 2, 3]}}

@@ -173,6 +173,7 @@ def alone(trained):
     return np.concatenate([losses for losses, _ in runs]), [params[0] for _, params in runs]
 
 
+@pytest.mark.slow
 def test_called_in_turn_a_variant_is_what_it_is_alone(trained, alone):
     losses, params = trained("turn", tuple(VARIANTS))
     assert losses.shape == (3, STEPS)
@@ -182,6 +183,7 @@ def test_called_in_turn_a_variant_is_what_it_is_alone(trained, alone):
     assert np.abs(losses[0] - losses[1]).max() > 1e-2 and np.abs(losses[0] - losses[2]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_vmapped_a_variant_is_nearly_what_it_is_alone(trained, alone):
     """A batched matmul may sum in another order: 2e-6 relative after 30 steps at a rate of 1e-2."""
     losses, _ = trained("vmap", tuple(VARIANTS))

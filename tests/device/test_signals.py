@@ -37,7 +37,7 @@ model: {layers: 1, width: 8, heads: 1, dropout: 0.1}
 data: {path: corpus.txt, context: 8, batch: 2}
 optimizer: {lr: 1e-2, min_lr: 1e-3, warmup: 3}
 train: {steps: 12, eval_every: 4, eval_batches: 1, checkpoint_every: 8, steps_per_call: 2, unroll: 1}
-watch: {every: 4, counterfactual: false, instruments: {units: 4}}
+watch: {every: 0}
 variants: {a: {}, b: {optimizer.lr: 5e-3}, c: {model.norm: none}}
 """
 
@@ -111,8 +111,14 @@ def saved(folder: Path, runs_dir: str) -> list[list[int]]:
     [
         (r"s/a/ckpt/\.00000008", [2], 130, "saved: a, b at step 8; c not begun", [[8], [8], []]),
         # A second one within a save leaves whole checkpoints only: a is saved, and b is not.
-        (r"s/b/ckpt/\.00000008", [2, 2], 130, "interrupted during steps 7 to 8", [[8], [], []]),
-        (r"s/a/\.summary.json", [15], 143, "saved: a, b at step 12; c not begun", [[8, 12], [8, 12], []]),
+        pytest.param(
+            *(r"s/b/ckpt/\.00000008", [2, 2], 130, "interrupted during steps 7 to 8", [[8], [], []]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(r"s/a/\.summary.json", [15], 143, "saved: a, b at step 12; c not begun", [[8, 12], [8, 12], []]),
+            marks=pytest.mark.slow,
+        ),
         (r"s/c/\.lock", [15], 143, "saved: a, b finished; c not begun", [[8, 12], [8, 12], []]),
     ],
     ids=["a save", "twice in a save", "closing", "the next group"],
@@ -157,7 +163,7 @@ def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys):
     assert not (folder / runs_dir).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_the_next(
     folder, runs_dir, capsys, number
 ):
@@ -172,6 +178,7 @@ def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_th
     goes_on(folder, runs_dir)
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_dir):
     """Where it is looked at when all is evaluated and saved, the run was over."""
     stop = Stop()
@@ -328,12 +335,13 @@ def test_a_process_ends_that_does_not_get_round_to_it():
     ]
     for child in children:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-    time.sleep(1)  # they are in the call now
+    time.sleep(0.5)  # they are in the call now
     start = time.monotonic()
     for child, (_, numbers, _, _) in zip(children, cases, strict=True):
         for number in numbers:
             child.send_signal(number)
-            time.sleep(0.3)
+            if number != numbers[-1]:
+                time.sleep(0.3)
     for child, (_, _, code, message) in zip(children, cases, strict=True):
         with child:
             assert child.wait(30) == code and time.monotonic() - start < 7

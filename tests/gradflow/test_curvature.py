@@ -57,6 +57,7 @@ def test_sharpness_is_the_end_of_the_dense_spectrum(dense):
     assert found.top_residual < 1e-6 and found.bottom_residual < 1e-6
 
 
+@pytest.mark.slow
 def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
     """Holds after few iterations too, when nothing has converged."""
     loss, params, hessian = dense
@@ -68,6 +69,7 @@ def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
     assert values[0] <= found.bottom <= found.top <= values[-1]
 
 
+@pytest.mark.slow
 def test_preconditioned_sharpness_against_the_dense_matrix(dense):
     loss, params, hessian = dense
     flat, unravel = ravel_pytree(params)
@@ -78,7 +80,13 @@ def test_preconditioned_sharpness_against_the_dense_matrix(dense):
 
 
 @pytest.mark.parametrize(
-    "diagonal", [[3.0, 3.0, 3.0], [5.0, 0.0, 0.0, 0.0], [0.0, 0.0], [-1.0, -2.0, -4.0], [7.0], [1e-30, 3e-30, 2e-30]]
+    "diagonal",
+    [
+        [5.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0],
+        [1e-30, 3e-30, 2e-30],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ([3.0, 3.0, 3.0], [-1.0, -2.0, -4.0], [7.0])),
+    ],
 )
 def test_lanczos_where_the_space_is_soon_exhausted(diagonal, x64):
     found, size = ends_of(np.diag(diagonal)), np.abs(diagonal).max()
@@ -115,7 +123,7 @@ def numeric(net, params):
 
 @pytest.mark.parametrize("rule", ["pre_ln", pytest.param("value_residual", marks=pytest.mark.slow)])
 def test_jacobians_exact_and_by_iteration(rule, x64):
-    net = network(residual=rule)
+    net = network(residual=rule, layers=2)
     params = parameters(net)
     blocks, whole = jax.jit(lambda p: numeric(net, p))(params)
     wanted = [np.linalg.svd(matrix, compute_uv=False) for matrix in (*blocks, whole)]
@@ -192,7 +200,9 @@ def test_a_line_through_a_parabola(x64):
 critical = jax.jit(critical_multiple, static_argnums=0)
 
 
-@pytest.mark.parametrize("rate", [1e-4, 0.03, 0.2, 0.26, 3.0, 1e4])
+@pytest.mark.parametrize(
+    "rate", [1e-4, 0.26, 1e4, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.03, 0.2, 3.0))]
+)
 def test_critical_sharpness_of_a_parabola_is_its_rayleigh_quotient(rate, x64):
     """Along a step of gradient descent 2 / eta_c = g.H.g / g.g, be the step far too small or far too large."""
     rng = np.random.default_rng(0)
@@ -222,14 +232,14 @@ def test_where_a_line_stops_to_fall(x64):
 def test_squares_by_block(x64):
     net = network()
     grads = parameters(net)
-    found = value(block_squares(grads))
+    found = value(jax.jit(block_squares)(grads))
     wanted = [sum(np.sum(np.square(leaf[layer])) for leaf in jax.tree.leaves(grads["blocks"])) for layer in range(L)]
     np.testing.assert_allclose(found, [*wanted, sum(np.sum(leaf**2) for leaf in leaves(grads).values())], rtol=1e-12)
 
 
 def test_a_random_direction_is_as_long_as_each_matrix(x64):
     params = parameters(network())
-    drawn, given = leaves(random_direction(params, KEY)), leaves(params)
+    drawn, given = leaves(jax.jit(random_direction)(params, KEY)), leaves(params)
     for path, leaf in drawn.items():
         axes, own = tuple(range(int(path.startswith("blocks/")), leaf.ndim)), given[path]
         length, wanted = (np.sqrt(np.sum(np.square(x), axis=axes)) for x in (leaf, own))

@@ -217,7 +217,9 @@ def arguments(build, dtype="float32") -> Any:
     return build(*(jnp.asarray(array, dtype) for array in (WEIGHTS, X, MASK)))
 
 
-BUILDS = [nnx_list, nnx_scan, linen_list, linen_remat, linen_scan, linen_remat_scan, tree, tree_scan, equinox]
+BUILDS = [nnx_list, linen_scan, equinox]
+LATER = (nnx_scan, linen_list, linen_remat, linen_remat_scan, tree, tree_scan)
+BUILDS += [pytest.param(x, marks=pytest.mark.slow) for x in LATER]
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -278,7 +280,7 @@ def test_float32_reaches_1e_minus_900_and_1e900_and_examples_of_any_size_add_up(
     np.testing.assert_allclose(delta, exact, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("factor", [1.2e-38, 1e-30, 1e38])
+@pytest.mark.parametrize("factor", [1.2e-38, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-30, 1e38))])
 def test_a_factor_of_the_loss_changes_no_ratio_in_all_of_float32(factor):
     loss, model, of_model, *args = arguments(tree)
     one, other = (

@@ -9,7 +9,7 @@ import pytest
 
 from model.residual import numbers_of
 from model.rules import RULES
-from networks import TARGETS, TOKENS, TWO_RULES, WINDOWS, B, D, L, T, changed, network, parameters, tapped
+from networks import TARGETS, TOKENS, WINDOWS, B, D, L, T, changed, network, parameters, quick, tapped
 from train.core.loss import tapped_loss
 from train.gradflow import per_block
 from train.gradflow.delta import backward
@@ -43,7 +43,7 @@ def both_ways(net, params, numbers):
     return anatomy.logits(last), logits, split, result.delta, losses, loss
 
 
-@pytest.mark.parametrize("rule", TWO_RULES)
+@pytest.mark.parametrize("rule", quick("attnres"))
 def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
     net = network(residual=rule)
     numbers = numbers_of(net.config)
@@ -64,6 +64,7 @@ def test_the_anatomy_is_the_model_and_its_delta_the_taps(rule, x64):
         assert (skip == 0).all()
 
 
+@pytest.mark.slow
 def test_the_split_has_no_range(x64):
     """A stack without skip and norm that shrinks delta by a million a block: float32 against float64."""
     logs = []
@@ -83,6 +84,7 @@ def depth_loss_of(net, params):
     return per_block.depth_loss(anatomy, lambda carry: mean_loss(anatomy.logits(carry)))
 
 
+@pytest.mark.slow
 def test_the_loss_by_depth(x64):
     """At a depth it is that of the network cut there, and without a block that of the network where it adds nothing."""
     net = network()
@@ -99,6 +101,7 @@ def test_the_loss_by_depth(x64):
     assert len({*np.asarray(losses.lens).tolist(), *np.asarray(losses.ablated).tolist()}) == 2 * L
 
 
+@pytest.mark.slow
 def test_blocks_that_add_nothing_are_worth_nothing(x64):
     """rezero at its start."""
     net = network(residual="rezero")
@@ -146,7 +149,7 @@ def size(x):
     return np.linalg.norm(np.asarray(x).ravel())
 
 
-@pytest.mark.parametrize("rule", TWO_RULES)
+@pytest.mark.parametrize("rule", quick("pre_ln"))
 def test_the_ledger_of_every_rule(rule, x64):
     """dL/dF by jax.grad at the outputs, and that by finite differences; F against the stream where that is what the
     attention reads."""
@@ -169,6 +172,7 @@ def ledger_and_taps(net, params):
     return per_block.ledger(anatomy, lambda carry: mean_loss(anatomy.logits(carry))), tapped(net, params)[1]
 
 
+@pytest.mark.slow
 def test_the_ledger_of_pre_ln_adds_up_to_the_stream(x64):
     """|x + F|^2 = |x|^2 (1 + 2 cosine ratio + ratio^2) goes from x_l to x_(l+1), and delta passes the additions."""
     net = network()
@@ -182,6 +186,7 @@ def test_the_ledger_of_pre_ln_adds_up_to_the_stream(x64):
     np.testing.assert_allclose(value(found["mlp"].delta), value(result.delta)[1:], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_ledger_has_no_range():
     """A stack without skip and norm that shrinks delta by a million a block, in float32; and one of zeros."""
     net = network("float32", layers=60, residual="none", norm="none")
@@ -299,6 +304,7 @@ def test_observers_change_nothing(x64):
     assert heard == [(place, shapes.get(place, stream)) for place in places.split()]
 
 
+@pytest.mark.slow
 def test_a_branch_that_rounding_swallows_is_not_told():
     """float32 cannot resolve a branch of 1e-7 of delta; layerscale starts at 1e-6 beyond 24 blocks."""
     found = []

@@ -40,15 +40,15 @@ def seen(network: Network, params, tokens):
 @pytest.mark.parametrize(
     "model",
     [
-        "{}",
-        "{norm: layer, bias: true, norm_eps: 0.01}",
+        pytest.param("{}", marks=pytest.mark.slow),
+        pytest.param("{norm: layer, bias: true, norm_eps: 0.01}", marks=pytest.mark.slow),
         "{norm: none, activation: relu, attention: full}",
         "{norm: dyt, bias: true}",
         "{norm: derf, norm_gain: false, residual: keel}",
-        "{residual: post_ln}",
+        pytest.param("{residual: post_ln}", marks=pytest.mark.slow),
         "{residual: post_ln, norm: layer, norm_gain: false, activation: silu}",
-        "{residual: post_ln, norm: none, positions: none}",
-        "{residual: none}",
+        pytest.param("{residual: post_ln, norm: none, positions: none}", marks=pytest.mark.slow),
+        pytest.param("{residual: none}", marks=pytest.mark.slow),
         "{residual: none, norm: none, tied_head: false, activation: swiglu, mlp_ratio: 2.5}",
         "{positions: alibi, heads: 4, kv_heads: 2, attention_cap: 2.0, logit_cap: 3.0, attention_scale: 0.7, "
         "activation: geglu}",
@@ -69,6 +69,7 @@ def test_logits_equal_those_of_the_second_transformer(x64, model):
     assert numbers_of(net.config)["skip_scale"] == (0.0 if net.config.residual.rule == "none" else 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about what XLA:CPU fuses and rearranges")
 def test_what_a_block_computes_of_the_blocks_above_it_and_its_narrowing_kernel():
     """Without the barrier a kernel adds twice as many terms for twice as many blocks, and the gradients of the MLP's
@@ -138,12 +139,12 @@ def attention(config, x, kernels):
 @pytest.mark.parametrize(
     "model",
     [
-        "{}",
-        "{attention: full}",
-        "{window: 2}",
+        pytest.param("{}", marks=pytest.mark.slow),
+        pytest.param("{attention: full}", marks=pytest.mark.slow),
+        pytest.param("{window: 2}", marks=pytest.mark.slow),
         "{heads: 4, width: 32, kv_heads: 2, positions: rope, qk_norm: true, attention_scale: 0.7}",
-        "{dropout_residual: 0.5, residual: value_residual}",
-        "{residual: value_skipinit}",
+        pytest.param("{dropout_residual: 0.5, residual: value_residual}", marks=pytest.mark.slow),
+        pytest.param("{residual: value_skipinit}", marks=pytest.mark.slow),
     ],
 )
 def test_fused_attention_is_attention(x64, model):
@@ -167,10 +168,10 @@ def test_fused_attention_is_attention(x64, model):
     "model",
     [
         {"attention_cap": 2.0},
-        {"positions": "alibi"},
+        pytest.param({"positions": "alibi"}, marks=pytest.mark.slow),
         {"window": 2, "attention": "full"},
-        {"dropout_attention": 0.1},
-        {"width": 8},
+        pytest.param({"dropout_attention": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"width": 8}, marks=pytest.mark.slow),
     ],
 )
 def test_attention_that_cannot_be_fused_is_not(model):
@@ -319,6 +320,7 @@ def test_dropout_is_off_without_a_key_or_a_rate():
     np.testing.assert_array_equal(logits(network(dropout=0.5), params), logits(network(), params))
 
 
+@pytest.mark.slow
 def test_each_place_has_its_own_rate():
     """A rate of 0 for one place disables its dropout; with one active place only its rate matters."""
     places = ("embed", "attention", "residual")
@@ -365,9 +367,9 @@ def init(network: Network, seed, init_std=0.02):
 @pytest.mark.parametrize(
     "other",
     [
-        network(residual="none", norm="none"),
+        pytest.param(network(residual="none", norm="none"), marks=pytest.mark.slow),
         network(residual="post_ln", tied_head=False, bias=True, positions="rope"),
-        network(layers=6),
+        pytest.param(network(layers=6), marks=pytest.mark.slow),
         network("bfloat16"),
     ],
     ids=["no norm", "other ends", "deeper", "bfloat16"],
@@ -382,6 +384,7 @@ def test_a_parameter_starts_from_the_same_value_under_every_rule_option_depth_an
         assert there.dtype == "float32"
 
 
+@pytest.mark.slow
 def test_float64_starts_from_the_float32_weights(x64):
     narrow, wide = leaves(init(network("float32"), 3)), leaves(init(network("float64"), 3))
     for path, leaf in wide.items():
@@ -431,6 +434,7 @@ def test_orthogonal_matrices():
             np.testing.assert_allclose(short, np.eye(min(rows, columns)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_gains_and_biases_start_as_stated():
     params = init(network(bias=True, norm="layer", tied_head=False, init="orthogonal"), 0, 0.5)
     for table in ("embed", "head", "positions"):
@@ -441,6 +445,7 @@ def test_tables_gains_and_biases_start_as_stated():
             np.testing.assert_array_equal(leaf, 1.0 if path[-1].key == "gain" else 0.0)
 
 
+@pytest.mark.slow
 def test_init_gains_scale_one_kind_of_matrix_each():
     tags = {f"init_gain.{tag}": float(gain) for gain, tag in enumerate(InitGain.model_fields, 2)}
     net, scaled_by = network(activation="swiglu"), {}

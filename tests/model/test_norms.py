@@ -8,7 +8,11 @@ import pytest
 from train.gradflow import norms
 from train.gradflow.norms import Norm, gains, log10, named, value
 
-pytestmark = pytest.mark.usefixtures("both_paths")
+PATHS = ["cpu", pytest.param("accelerator", marks=pytest.mark.slow)]
+pytestmark = [
+    pytest.mark.usefixtures("both_paths"),
+    pytest.mark.parametrize("both_paths", PATHS, indirect=True, scope="module"),
+]
 
 frobenius = jax.jit(norms.frobenius)
 stacked_frobenius = jax.jit(norms.stacked_frobenius)

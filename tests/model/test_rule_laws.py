@@ -116,6 +116,7 @@ def test_orthogonal_updates_add_squares(x64):
         same(np.sum(after**2, axis=1), np.sum(before**2, axis=1) + np.sum(across**2, axis=1))
 
 
+@pytest.mark.slow
 def test_gpas_at_gate_0_is_pre_ln_bitwise_and_its_gate_s_gradient_is_minus_half_of_delta_times_z(x64):
     net, usual = network("gpas"), network("pre_ln")
     np.testing.assert_array_equal(*(np.asarray(logits(each, started(each))) for each in (net, usual)))
@@ -141,6 +142,7 @@ def test_siamese_s_second_stream_is_the_sum_of_all_branches(x64):
     assert mean_square(u) == pytest.approx(1 + 1 / (2 * DEEP), rel=0.02)  # a normed stream, and the last branch
 
 
+@pytest.mark.slow
 def test_denseformer_starts_as_pre_ln_and_the_gradient_of_its_weights_is_delta_times_the_outputs(x64):
     """dL/dalpha_lj = <delta after block l, X_j>, and 0 for the blocks above."""
     net, usual = network("denseformer"), network("pre_ln")
@@ -149,16 +151,16 @@ def test_denseformer_starts_as_pre_ln_and_the_gradient_of_its_weights_is_delta_t
     dense = jax.grad(lambda offsets: networks.dense_loss(net, params, params["head"], offsets))
     delta = jax.jit(dense)(jnp.zeros((L + 1, B * T, D)))
     anatomy = usual.anatomy(started(usual), TOKENS)
-    outputs = [anatomy.carry]
+    outputs, run = [anatomy.carry], jax.jit(anatomy.block)
     for layer in range(L):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], anatomy.blocks)
-        outputs.append(anatomy.block(block, jnp.int32(layer), outputs[-1]))
+        outputs.append(run(block, jnp.int32(layer), outputs[-1]))
     found = untapped(net, params)[1]["blocks"]["residual"]["alpha"]
     known = [[np.sum(delta[n] * outputs[j]) if j <= n else 0.0 for j in range(L + 1)] for n in range(1, L + 1)]
     same(found, np.array(known), rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize(("share", "other"), [(0.0, "pre_ln"), (1.0, "post_ln")])
+@pytest.mark.parametrize(("share", "other"), [pytest.param(0.0, "pre_ln", marks=pytest.mark.slow), (1.0, "post_ln")])
 def test_mix_ln_is_pre_ln_and_post_ln_at_its_ends(x64, share, other):
     """Its final norm changes nothing after a norm, at gains of 1 and without an epsilon."""
     net, usual = network({"rule": "mix_ln", "share": share}), network(other)
@@ -223,7 +225,7 @@ def test_completep_is_pre_ln_bitwise_at_its_base_depth(x64):
     np.testing.assert_array_equal(*(np.asarray(logits(each, started(each))) for each in (net, usual)))
 
 
-@pytest.mark.parametrize(("name", "power"), [("adam", 0), ("sgd", 1)])
+@pytest.mark.parametrize(("name", "power"), [("adam", 0), pytest.param("sgd", 1, marks=pytest.mark.slow)])
 def test_completep_s_optimizer_divides_the_factor_out_of_the_blocks_gradients(tiny, name, power):
     """A step of adam with the gradient g / c and its epsilon over c is one with g: c = 3 with L = 3 and L_base = 1."""
     keys = {"optimizer.name": name, "optimizer.eps": 0.5, "optimizer.weight_decay": 0.0, "optimizer.lr": 0.1}
@@ -234,7 +236,7 @@ def test_completep_s_optimizer_divides_the_factor_out_of_the_blocks_gradients(ti
         grads = parameters(Network(config.model, 11, 4, "float32"))
         rule = transformation(config.optimizer, hparams_of(config).optimizer, jnp.int32(0), 10, config.model)
         with jax.numpy_dtype_promotion("standard"):  # as train/core/step.py has it
-            return leaves(grads), leaves(rule.update(grads, rule.init(grads), grads)[0])
+            return leaves(grads), leaves(jax.jit(lambda grads: rule.update(grads, rule.init(grads), grads)[0])(grads))
 
     (grads, base), (_, deep) = step("pre_ln"), step({"rule": "completep", "base_layers": 1})
     for path, g in grads.items():
@@ -257,7 +259,7 @@ def test_a_user_s_own_optimizer_gets_gradients_without_completep_s_factor(tiny, 
 # --- norms without statistics ---
 
 
-@pytest.mark.parametrize("kind", ["dyt", "derf"])
+@pytest.mark.parametrize("kind", [pytest.param("dyt", marks=pytest.mark.slow), "derf"])
 def test_dyt_and_derf_keep_the_signs_of_large_entries_alone(x64, kind):
     """tanh and erf of each entry by itself: a stream of 1e8 gives logits of signs, where rms would keep its shape."""
     net = network("pre_ln", norm=kind, positions="none")

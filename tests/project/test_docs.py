@@ -43,6 +43,7 @@ def test_links_of_the_docs_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.slow
 def test_the_site_has_every_page_and_loads_nothing(tmp_path):
     """Its own build is strict: a page outside the navigation, a link or an anchor that leads nowhere is an error."""
     site = yaml.safe_load((ROOT / ".mkdocs.yml").read_text(encoding="utf-8"))

@@ -69,9 +69,10 @@ def test_a_final_norm_hides_the_scale_of_delta(x64):
     np.testing.assert_allclose(weighted, value(plain.delta) * np.asarray(plain.stream.rms), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_delta_never_stands_alone(tiny):
     """Every depth that has delta has the stream's rms and their product beside it."""
-    step, state, _, windows = step_of(tiny().variants[0].config, "float32")
+    step, state, _, windows = step_of(tiny({"watch.counterfactual": False}).variants[0].config, "float32")
     stats = jax.device_get(step(state, windows)[2])
     (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], stats), "float32")
     depths = [tag.rsplit("/", 1)[1] for tag in tags if tag.startswith("delta/norm_log10/")]
@@ -82,6 +83,7 @@ def test_delta_never_stands_alone(tiny):
         assert tags[f"delta/rms_weighted_log10/{depth}"] == pytest.approx(delta + math.log10(rms), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_tied_table_is_of_neither_layer(x64):
     """Its two paths are added in `embed` and shown apart; no block's norm has a part in them."""
     tied, untied = network(tied_head=True), network(tied_head=False)
@@ -118,6 +120,7 @@ def test_the_gradient_s_norm_does_not_say_who_learns(x64, name, feels):
     assert size(1e-9) / size(1.0) == pytest.approx(1e-9 if feels else 1.0, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_starved_matrices_move_as_much_as_the_others_under_adam(x64, tiny):
     """Without skips the last block's Q gets a thousandth of V's gradient: their update ratios, which are logged beside,
     are alike."""
@@ -130,7 +133,8 @@ def test_starved_matrices_move_as_much_as_the_others_under_adam(x64, tiny):
     assert np.abs(moved["attn_q"] - moved["attn_v"]).max() < 0.1
 
 
-@pytest.mark.parametrize("residual", ["attnres", {"rule": "attnres", "block": 2}])
+@pytest.mark.slow
+@pytest.mark.parametrize("residual", [pytest.param("attnres", marks=pytest.mark.slow), {"rule": "attnres", "block": 2}])
 def test_no_query_of_attnres_has_one_source_alone(x64, residual):
     """With nothing to choose from a query has a gradient of exactly zero, at any weights: the first sublayer reads the
     embedding itself, and every query that there is learns."""
@@ -151,14 +155,17 @@ def precisions(jaxpr):
                 yield from precisions(inner)
 
 
-@pytest.mark.parametrize("name", list(INSTRUMENTS))
+QUICK = ("sharpness", "jacobian", "split", "entries")  # to trace
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in INSTRUMENTS])
 def test_instruments_ask_for_the_highest_precision(tiny, name):
     """Those that take differences or iterate, for each of their matmuls; the others read what training computes."""
     keys = {"watch.curvature_batches": 1} | ({"model.residual": "attnres"} if name == "residual" else {})
     config = tiny(keys).variants[0].config
-    _, state, hp, windows = step_of(config, "float32")
-    model = Network(config.model, V, config.data.context, "float32")
-    feeds = np.stack([windows] * INSTRUMENTS[name].batches(config.watch))
+    model, hp = Network(config.model, V, config.data.context, "float32"), hparams_of(config, "float32")
+    state = jax.eval_shape(lambda: initial_state(model, config, hp))
+    feeds = np.zeros((INSTRUMENTS[name].batches(config.watch), config.data.batch, config.data.context + 1), np.int32)
     program = jax.make_jaxpr(lambda state, hp, feeds: read(name, model, config, state, hp, None, feeds))
     asked = list(precisions(program(state, hp, feeds).jaxpr))
     assert len(asked) > 5

@@ -74,7 +74,10 @@ def test_each_declaration_names_its_code():
     ("registry", "name", "code", "message"),
     [
         (RULES, "sandwich", "nosuch_module:X", "ModuleNotFoundError: No module named 'nosuch_module' on import"),
-        (INSTRUMENTS, "units", "json:Nosuch", "module json has no class or function 'Nosuch'"),
+        pytest.param(
+            *(INSTRUMENTS, "units", "json:Nosuch", "module json has no class or function 'Nosuch'"),
+            marks=pytest.mark.slow,
+        ),
         (RULES, "sandwich", "json", "module json has no class or function ''"),
     ],
 )
@@ -88,7 +91,7 @@ def test_a_declaration_whose_code_is_missing_is_one_line(
         "data": {"path": corpus, "context": 8, "batch": 4},
         "optimizer": {"warmup": 0},
         "train": {"steps": 1, "eval_batches": 1},
-        "watch": {"instruments": {"units": 1}},
+        "watch": {"instruments": {"units": 1}, "counterfactual": False},
     }
     path = tmp_path / "missing.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")

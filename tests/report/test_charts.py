@@ -93,7 +93,10 @@ CHARTS = {
 }
 
 
-@pytest.mark.parametrize("name", CHARTS)
+QUICK = ("odd names", "nothing", "slider", "heatmaps without values", "along")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[] if x in QUICK else pytest.mark.slow) for x in CHARTS])
 def test_every_chart_is_a_picture_of_about_the_size_asked_for(name):
     pixels = to_rgb(CHARTS[name]())
     high, wide, _ = pixels.shape
@@ -239,6 +242,7 @@ def test_the_javascript_engine_starts_with_the_first_picture():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_next_to_jax_and_in_threads():
     """One process holds XLA's threads and the engine's, and a training draws from whichever thread it has."""
     program = (

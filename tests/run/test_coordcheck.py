@@ -130,6 +130,7 @@ def config(corpus, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_fails(config, tmp_path, capsys):
     files = [tmp_path / "c.json", tmp_path / "c.html"]
     small = ["--only", "width", "--widths", "16,32", "--steps", "2", "--seeds", "1"]

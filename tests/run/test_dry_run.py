@@ -102,14 +102,15 @@ def test_it_names_size_work_and_time_of_each_group_and_writes_nothing(config, tm
 
 
 def test_it_says_where_a_run_goes_on_and_leaves_it_as_it_is(config, tmp_path, capsys):
-    killed_at(15, config, "variants={}")
+    keys = ("variants={}", "watch={every: 0, instruments: {}}")
+    killed_at(15, config, *keys)
     before = contents(tmp_path)
-    main(["train", str(config), "variants={}", "--dry-run"])
+    main(["train", str(config), *keys, "--dry-run"])
     assert "runs/dry, goes on at step 12\n" in capsys.readouterr().out
     assert contents(tmp_path) == before
-    main(["train", str(config), "variants={}"])
+    main(["train", str(config), *keys])
     before = contents(tmp_path)
-    assert main(["train", str(config), "variants={}", "--dry-run"]) == 0
+    assert main(["train", str(config), *keys, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "main: finished before; nothing to do\n" in out and "expected time" not in out
     assert contents(tmp_path) == before
@@ -134,6 +135,7 @@ def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monk
         assert re.findall(r"(?m)^  variants +(\S+)$", out) == shown
 
 
+@pytest.mark.slow
 def test_the_time_has_the_range_of_the_timed_calls(config, capsys):
     """0.3 s in the median, half of it at best, three times as much at worst; of 12,000 dispatches."""
     clock = itertools.accumulate(itertools.cycle([0, 0.3, 0, 0.15, 0, 0.9, 0, 0.3, 0, 0.3]))

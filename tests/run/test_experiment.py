@@ -266,6 +266,7 @@ def interrupted(trained, tmp_path_factory, shared_programs):
     return root / "tiny", saved
 
 
+@pytest.mark.slow
 def test_a_signal_stops_after_the_dispatch(interrupted):
     _, saved = interrupted
     (stopped_at,) = saved[0]
@@ -273,6 +274,7 @@ def test_a_signal_stops_after_the_dispatch(interrupted):
     assert saved[1] == [stopped_at, 20] and saved[2] == [stopped_at, 20, 40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["with", "without_skip"])
 def test_an_interrupted_run_is_what_an_unbroken_one_is(trained, interrupted, variant):
     """Its log byte by byte, but for perf/*: no step is missing, none is there twice, no figure differs. Its weights."""
@@ -290,6 +292,7 @@ def test_an_interrupted_run_is_what_an_unbroken_one_is(trained, interrupted, var
         assert one[key] == other[key], key
 
 
+@pytest.mark.slow
 def test_the_seconds_of_earlier_processes_count(trained, interrupted, tmp_path):
     config, name = trained[0], "with"
     shutil.copytree(interrupted[0] / name, tmp_path / "tiny" / name)

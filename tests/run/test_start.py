@@ -183,6 +183,7 @@ def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train):
     assert train("name=failed")[0] == 0 and [*rows(Path("runs/failed/main"))] == [0, 4, 8, 12]
 
 
+@pytest.mark.slow
 def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, monkeypatch):
     cut_back(run)
     before = contents(run)
@@ -252,9 +253,10 @@ def test_another_config_is_refused_by_its_keys(run, train, keys, message):
     assert message in err and err.count("\n") == 1 and contents(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "finished"),
-    [("constant", True), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("rsqrt", True), ("wsd", False)))],
+    [("constant", True), ("rsqrt", True), ("wsd", False)],
 )
 def test_more_steps_are_what_a_longer_run_would_have_done(run, train, schedule, finished):
     """Where nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""
@@ -289,6 +291,7 @@ def test_a_schedule_over_all_steps_is_re_drawn_and_said_so(run, train):
     assert [*rows(run)] == [0, 4, 8, 12, 16, 20, 24]
 
 
+@pytest.mark.slow
 def test_what_is_watched_saved_and_evaluated_may_change_on_the_way(run, train):
     cut_back(run)
     changes = {
@@ -340,6 +343,7 @@ def test_the_recorded_steps_of_a_dispatch_are_kept_as_long_as_they_fit(run, trai
     assert [*rows(Path("runs/auto/main"))] == [0, 4, 8, 12, 16, 18, 20]
 
 
+@pytest.mark.slow
 def test_a_variant_that_goes_on_without_its_group_keeps_the_steps_of_a_dispatch(run, train):
     keys = ["name=pair", "sweep={seed: [0, 1]}"]
     assert train(*keys)[0] == 0
@@ -411,6 +415,7 @@ def test_other_versions_and_devices_are_told_in_one_line(run, whole, train):
 # Groups
 
 
+@pytest.mark.slow
 def test_a_variant_added_later_leaves_the_finished_ones_alone(run, train):
     before = contents(run)
     code, out, _ = train("variants={main: {}, late: {optimizer.lr: 2e-2}}")
@@ -527,6 +532,7 @@ def test_the_speed_is_that_of_one_variant_while_it_has_the_device():
     assert throughput.recent == throughput.call == 1.0
 
 
+@pytest.mark.slow
 def test_the_share_of_the_peak_that_a_long_training_reached(run):
     """FLOPs by hand: 6 a weight and token, 12 T D for the two products of attention."""
     assert summary(run)["mfu"] is None  # a short one measures no peak

@@ -294,7 +294,8 @@ def test_a_config_gives_the_shapes_and_a_note_for_what_the_others_have_not(tmp_p
     ]
 
 
-@pytest.mark.parametrize("watch_every", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("watch_every", [0, 2])
 def test_the_project_runs_its_own_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch_every: int) -> None:
     page = tmp_path / "tiny.yaml"
     page.write_text(
@@ -367,6 +368,7 @@ def test_flops_count_the_matmuls() -> None:
     assert Shapes(1, 1, 2, 3, 1, 5).flops == 3 * (348 + 72)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("jax_defaults")
 @pytest.mark.parametrize("module", [jax_plain, flax_plain])
 def test_training_starts_at_chance_and_learns(module) -> None:
@@ -395,6 +397,7 @@ def rough() -> jax_plain.Params:
 loss_and_grads = jax.jit(jax.value_and_grad(jax_plain.loss), static_argnums=3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("jax_defaults")
 def test_flax_computes_the_same_loss_and_gradient() -> None:
     from flax import nnx

@@ -115,6 +115,7 @@ def renames(tiny):
     tiny.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trial", "fault"),
     [
@@ -168,7 +169,7 @@ def test_how_a_run_ends_on_a_full_disk_is_judged(code, output, broken):
         calls.ends_well(code, output, full=True)
 
 
-@pytest.mark.parametrize("module", ["damage", "configs"])
+@pytest.mark.parametrize("module", ["damage", pytest.param("configs", marks=pytest.mark.slow)])
 def test_the_sweep_holds_in_small(module):
     rows, lines = rows_of(module, 0.01, 1)
     assert len(rows) >= 3 and sum(row.trials for row in rows) > 50

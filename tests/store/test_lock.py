@@ -149,6 +149,7 @@ def test_a_file_system_without_locks_is_warned_about_once(tmp_path, flock, numbe
     refused(tmp_path / "a", "cannot lock: Input/output error")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_where_there_are_no_locks_and_no_fsync_of_folders(
     trained, tmp_path, monkeypatch, flock, capsys
 ):
