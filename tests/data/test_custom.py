@@ -177,14 +177,23 @@ def test_a_class_that_was_edited_is_noticed(own):
     assert len(first) == 64 and first == again != opened(kind="own_parity:Parity", context=8).sha256
 
 
+TRAINED = """
+name: own
+model: {layers: 1, width: 8, heads: 1, norm: none, attention: full}
+data: {kind: own_parity:Parity, context: 8, batch: 4}
+train: {steps: 2, eval_every: 2, eval_batches: 2, checkpoint_every: 2, unroll: 1}
+watch: {every: 0}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_a_class_of_your_own_is_probed(own):
+    assert main(["train", config := write("c.yaml", TRAINED)]) == 0
+    assert main(["probe", config, "--checkpoint", "runs/own/main"]) == 0
+
+
 def test_a_class_of_your_own_is_trained_and_its_context_must_be_the_config_s(own, capsys):
-    config = write(
-        "c.yaml",
-        "name: own\nmodel: {layers: 1, width: 8, heads: 1, norm: none, attention: full}\n"
-        "data: {kind: own_parity:Parity, context: 8, batch: 4}\nwatch: {every: 0}\n"
-        "train: {steps: 2, eval_every: 2, eval_batches: 2, checkpoint_every: 2, unroll: 1}\n",
-    )
-    assert main(["train", config]) == 0
+    assert main(["train", config := write("c.yaml", TRAINED)]) == 0
     summary = json.loads(Path("runs/own/main/summary.json").read_text())
     assert 0 <= summary["accuracy_val"] <= 1 and summary["loss_val"] > 0 and summary["floors"] == {}
     assert main(["sample", "runs/own/main"]) == 2
