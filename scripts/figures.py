@@ -15,6 +15,7 @@ python scripts/figures.py runs/quickstart docs/img --seeds runs/attnres --chain 
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -51,8 +52,11 @@ GALLERY = {
     "grokking": ("decay", "no_decay"),
     "shakespeare_char_cpu": ("main",),
 }
-# The key whose chart the docs show, and a part of the names of the variants in it.
-SWEEPS = {"rate_over_depth": ("lr", ""), "rules_and_depth": ("layers", "lr=0.004")}
+# The key whose chart the docs show, and a pattern of the names of the variants in it.
+SWEEPS = {
+    "rate_over_depth": ("lr", ""),
+    "rules_and_depth": ("layers", "(pre_ln|completep|rezero|deepnorm|siamese|keel|none|skipinit|lns),.*lr=0.004"),
+}
 
 
 def single(experiment: Path, target: Path) -> None:
@@ -88,9 +92,9 @@ def gallery(runs: Path, target: Path) -> None:
 
 def sweeps(runs: Path, target: Path) -> None:
     """Draws the final loss against the swept key of each experiment of `SWEEPS` that was trained: NAME.png."""
-    for experiment, (key, part) in SWEEPS.items():
+    for experiment, (key, pattern) in SWEEPS.items():
         if (runs / experiment).is_dir():
-            groups = [group for group in compare([runs / experiment]).groups if part in group.name]
+            groups = [group for group in compare([runs / experiment]).groups if re.match(pattern, group.name)]
             drawn = {each.key: each.chart for each in pictures(groups)}
             charts.save(drawn[f"sweep_{key}"], target / f"{experiment}.png")
 
