@@ -55,7 +55,7 @@ GALLERY = {
 # The key whose chart the docs show, and a pattern of the names of the variants in it.
 SWEEPS = {
     "rate_over_depth": ("lr", ""),
-    "rules_and_depth": ("layers", "(pre_ln|completep|rezero|deepnorm|siamese|keel|none|skipinit|lns),.*lr=0.004"),
+    "rules_and_depth": ("layers", "(pre_ln|completep|rezero|deepnorm|siamese|keel|none|skipinit),.*lr=0.004"),
 }
 
 
