@@ -52,6 +52,7 @@ def write(page: Path) -> None:
 
 
 def main(path: str, overrides: list[str]) -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
     experiment = load(path, overrides)
     sources, platform = open_all(experiment.variants), platforms.select(experiment.variants[0].config.train)
     members = grouped(experiment.variants)[0]
