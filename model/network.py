@@ -6,8 +6,8 @@ function of dictionaries 0.2 ms.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -80,8 +80,9 @@ class Network:
         return Transformer(self.config, interface, init)
 
     @cached_property
-    def _graph(self) -> Any:
-        return nnx.graphdef(nnx.eval_shape(lambda: self._build(0, numbers_of(self.config))))
+    def _abstract(self) -> tuple[Any, Params]:
+        plain = {"dtype": str(self.param_dtype), "unroll": 1, "task": "lm", "remat": "none", "fused": None}
+        return _abstract(replace(self, **plain))
 
     def init(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any] | None = None) -> Params:
         """Returns parameters as a nested dictionary. Run under jit; `seed` (uint32) and `numbers` may be traced.
@@ -92,7 +93,7 @@ class Network:
 
     def shapes(self) -> Params:
         """Returns the parameters' shapes and dtypes without computing them."""
-        return jax.eval_shape(lambda: self.init(0))
+        return jax.tree.map(lambda leaf: leaf, self._abstract[1])
 
     def apply(
         self,
@@ -110,7 +111,7 @@ class Network:
 
         See Transformer.__call__.
         """
-        model: Transformer = nnx.merge(self._graph, params)
+        model: Transformer = nnx.merge(self._abstract[0], params)
         return model(
             tokens,
             numbers=numbers_of(self.config) | dict(numbers or {}),
@@ -133,7 +134,7 @@ class Network:
         numbers: Mapping[str, Any] | None = None,
     ) -> Anatomy:
         """Returns the parts of `apply` as separate functions."""
-        model: Transformer = nnx.merge(self._graph, params)
+        model: Transformer = nnx.merge(self._abstract[0], params)
         carry, context = model.begin(tokens, numbers_of(self.config) | dict(numbers or {}))
         graph, stacked = nnx.split(model.blocks)
 
@@ -147,6 +148,14 @@ class Network:
             return model.end(carry, context, self.dtype, None, score, targets)
 
         return Anatomy(carry, stacked, block, logits, rule_of(self.config).stream)
+
+
+@lru_cache(maxsize=64)
+def _abstract(network: Network) -> tuple[Any, Params]:
+    """Returns the graph and the parameters' shapes, once: a module takes 20 ms to build, and programs are traced by
+    the dozen."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: network._build(0, numbers_of(network.config))))
+    return graph, nnx.to_pure_dict(state)
 
 
 def next_token_logits(

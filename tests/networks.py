@@ -86,7 +86,7 @@ def dense_loss(net: Network, params: Any, head: Any, offsets: Any, numbers: Any 
 
     head: the table of the logits. Delta is the gradient of `offsets` [L+1, N, D] ([L+1, n, N, D] of n streams) at 0.
     """
-    rule, model = net.config.residual.rule, nnx.merge(net._graph, params)
+    rule, model = net.config.residual.rule, nnx.merge(net._abstract[0], params)
     graph, stacked = nnx.split(model.blocks)
     tokens, targets = windows[:, :-1], windows[:, 1:].reshape(-1)
     dtype = params["embed"].dtype

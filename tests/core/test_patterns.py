@@ -312,6 +312,7 @@ def test_a_run_with_everything_on_learns_and_resumes(trains):
     assert {row["step"]: row for row in rows(directory)}[20]["loss/val_ema"] == logged[20]["loss/val_ema"]
 
 
+@pytest.mark.slow
 def test_variants_of_one_program_have_averages_of_their_own(trains, tmp_path):
     code, _, directory = trains(
         "variants={slow: {optimizer.ema: 0.99}, fast: {optimizer.ema: 0.0}}", "train.group=vmap"

@@ -315,6 +315,7 @@ with listening(stop, hard=True):
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_that_does_not_get_round_to_it():
     stuck = "stopped during a long call; what was saved before is kept"
     cases = [

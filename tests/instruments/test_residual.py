@@ -86,7 +86,9 @@ def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block, heads)
         np.testing.assert_allclose(row[:count], 1 / count, rtol=1e-12)
 
 
-@pytest.mark.parametrize("mixing", ["sinkhorn", "identity", "lite"])
+@pytest.mark.parametrize(
+    "mixing", ["sinkhorn", *(pytest.param(x, marks=pytest.mark.slow) for x in ("identity", "lite"))]
+)
 def test_mhc_without_its_dynamic_part_by_its_equations(x64, mixing):
     net = network({"rule": "mhc", "streams": 3, "mixing": mixing})
     params = drawn(net)
@@ -115,16 +117,17 @@ def test_a_picture_has_each_entry_at_its_place():
 @pytest.mark.parametrize(
     ("rule", "numbers", "pictures"),
     [
-        ("rezero", {"alpha_1", "alpha_2"}, {}),
+        pytest.param("rezero", {"alpha_1", "alpha_2"}, {}, marks=pytest.mark.slow),
         ("layerscale", {"lambda_2"}, {}),
-        (
+        pytest.param(
             {"rule": "hyper_connections", "streams": 2},
             {"read_1", "across_2"},
             {"read_#": (1, 2), "across_#": (2, 2), "write_#": (1, 2)},
+            marks=pytest.mark.slow,
         ),
         ("mhc", {"across_1/bias", "read_1/gate"}, {"read_#": (1, 4), "across_#": (4, 4), "write_#": (1, 4)}),
         ("attnres", {"query_1"}, {"mixing": (2, 7)}),
-        ("denseformer", {"alpha"}, {"alpha": (1, 4)}),
+        pytest.param("denseformer", {"alpha"}, {"alpha": (1, 4)}, marks=pytest.mark.slow),
     ],
 )
 def test_every_rule_has_its_numbers_and_pictures(rule, numbers, pictures):

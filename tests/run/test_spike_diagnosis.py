@@ -147,7 +147,9 @@ def test_of_a_batch_that_differs_nothing_moved_before_the_loss(leapt):
     assert spike["diagnosis"].startswith("the loss rose at step 61, and nothing that is watched moved before it")
 
 
-@pytest.mark.parametrize(("step", "replays"), [(64, 1), (80, 0)], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("step", "replays"), [(64, 1), pytest.param(80, 0, marks=pytest.mark.slow)], ids=["before", "after"]
+)
 def test_a_killed_run_tells_the_same_and_replays_once(train, leapt, monkeypatch, step, replays):
     """Killed before the replay; or later, when a checkpoint has the result."""
     monkeypatch.setattr(recovery, "WINDOW", 40)
@@ -162,6 +164,7 @@ def test_a_killed_run_tells_the_same_and_replays_once(train, leapt, monkeypatch,
     assert rows(run) == rows(leapt[0]) and arrays(run) == arrays(leapt[0])
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_replay_and_is_told(train, leapt, monkeypatch):
     replay, steps = recovery.replay, []
 
@@ -179,6 +182,7 @@ def test_a_signal_ends_the_replay_and_is_told(train, leapt, monkeypatch):
     assert rows(run) == rows(leapt[0]) and arrays(run) == arrays(leapt[0])
 
 
+@pytest.mark.slow
 def test_a_replay_that_fails_is_told_and_training_goes_on(train, leapt, monkeypatch):
     joined = Programs.joined
 
@@ -193,6 +197,7 @@ def test_a_replay_that_fails_is_told_and_training_goes_on(train, leapt, monkeypa
     assert rows(run) == rows(leapt[0]) and arrays(run) == arrays(leapt[0])
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_that_is_near_there_is_no_diagnosis(train, monkeypatch):
     monkeypatch.setattr(recovery, "NEAREST", 41)  # there are 24 and 48
     monkeypatch.setattr(recovery, "FARTHEST", 60)

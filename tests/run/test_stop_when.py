@@ -56,6 +56,7 @@ def test_a_variant_that_vanishes_ends_and_the_other_goes_on(train, whole, capsys
     assert rows(folder / "with") == rows(whole / "with") and arrays(folder / "with") == arrays(whole / "with")
 
 
+@pytest.mark.slow
 def test_it_is_finished_until_its_verdict_is_no_reason_any_more(train, whole, capsys):
     if not (run := whole.parent / "early" / "without").exists():
         train("early", STOP)
