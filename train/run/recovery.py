@@ -243,20 +243,18 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
     losses, rates = np.array([[each.metrics.loss[0], each.metrics.lr[0]] for each in steps], np.float64).T
     dtype = run.metrics[index].dtype
     rows = [each.readings | watched_scalars(each.stats, dtype)[0] for each in steps if each.stats is not None]
-    rate = np.log10(rates)
-    series = {"the learning rate": rate}
-    for tag in [
-        tag for tag in rows[0] if all(tag in row for row in rows)
-    ]:  # a reading that is not defined is in no row
-        matches = ((re.fullmatch(pattern, tag), phrase) for pattern, phrase in _SERIES.items())
-        tag_itself = tag if tag in steps[0].readings and "_log10" in tag else None
-        name = next((phrase.format(*match.groups()) for match, phrase in matches if match), tag_itself)
-        if name is not None:
-            values = np.array([-math.inf if row[tag] is None else row[tag] for row in rows], np.float64)
-            with np.errstate(divide="ignore"):
-                series[name] = values if "_log10" in tag else np.log10(np.abs(values))
-            if tag.startswith("update/"):
-                series[name] -= rate  # a schedule is no cause of its own
+    common = [tag for tag in rows[0] if all(tag in row for row in rows)]  # a reading that is not defined is in no row
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = np.log10(rates)
+        series = {"the learning rate": rate}
+        for tag in common:
+            matches = ((re.fullmatch(pattern, tag), phrase) for pattern, phrase in _SERIES.items())
+            tag_itself = tag if tag in steps[0].readings and "_log10" in tag else None
+            name = next((phrase.format(*match.groups()) for match, phrase in matches if match), tag_itself)
+            if name is not None:
+                values = np.array([-math.inf if row[tag] is None else row[tag] for row in rows], np.float64)
+                logs = values if "_log10" in tag else np.log10(np.abs(values))
+                series[name] = logs - rate if tag.startswith("update/") else logs  # a schedule is no cause of its own
     return first_moved(series, losses, spike, steps[0].step + 1)
 
 
