@@ -296,7 +296,7 @@ def rows(directory) -> list[dict[str, Any]]:
 def test_a_run_with_everything_on_learns_and_resumes(trains):
     keys = ["optimizer.name=muon", "optimizer.ema=0.9", "optimizer.freeze=[positions]", "optimizer.clip_value=0.5"]
     keys += ["optimizer.lr_factors={embed: 0.1, blocks/attn/*: 2.0}", "optimizer.clip_matrix=0.1"]
-    keys += ["optimizer.schedule=wsd", "optimizer.accumulate=2"]
+    keys += ["optimizer.schedule=wsd", "optimizer.accumulate=2", "model.norm=rms"]
     code, _, directory = trains(*keys)
     assert code == 0
     logged = {row["step"]: row for row in rows(directory)}
