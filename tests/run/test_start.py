@@ -115,6 +115,14 @@ def test_a_run_that_is_cut_back_twice_ends_bit_for_bit_the_same(run, whole, trai
     assert same(run, whole) and not leftover.exists() and not (run / ".lock").exists()
 
 
+def test_a_run_that_was_killed_before_its_first_save_says_that_it_starts_over(run, whole, train):
+    cut_back(run, 0)
+    code, out, err = train()
+    assert (code, err) == (0, "") and "stopped before the first save of all variants: starting over at step 0" in out
+    assert same(run, whole)
+    assert "starting over" not in train("name=other")[1]
+
+
 def test_a_run_is_never_started_over_when_all_is_damaged(run, train):
     (run / "summary.json").unlink()
     for step in (4, 8, 12):

@@ -31,6 +31,7 @@ from ..store.rundir import (
     data_sums,
     directory_of,
     format_value,
+    has_begun,
 )
 from .dispatches import assumed_step_seconds, steps_per_call
 from .transfer import PretrainedRun, open_pretrained
@@ -90,6 +91,8 @@ def begin(
         with variants[0].placing():
             pretrained = open_pretrained(Path(config.train.init_from))
     notes, warnings = [], []
+    if not step and any(map(has_begun, directories)):
+        notes.append("stopped before the first save of all variants: starting over at step 0")
     files: dict[Path, Mapping[str, Any] | str] = {}
     tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
     for variant, directory, checkpoints in zip(variants, directories, all_checkpoints, strict=True):
