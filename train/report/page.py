@@ -37,13 +37,15 @@ def markup(content: str) -> Html:
 
 
 def formula(content: str) -> Html:
-    """Returns text with its indices as subscripts: δ_0, δ_(l+1), x_l.
+    """Returns text with its indices as subscripts, δ_0, δ_(l+1), x_l, and no line that ends within a norm or a ratio.
 
-    >>> formula("|δ_(l+1)| < x_l")
-    '|δ<sub>l+1</sub>| &lt; x<sub>l</sub>'
+    >>> formula("x_l < |δ_(l+1)|/|δ_L|")
+    'x<sub>l</sub> &lt; <span class="whole">|δ<sub>l+1</sub>|/|δ<sub>L</sub>|</span>'
     """
     low = r"([δx])_(?:\((\w\+\w)\)|(\w)\b)"
-    return Html(re.sub(low, lambda match: f"{match[1]}<sub>{match[2] or match[3]}</sub>", markup(content)))
+    text = re.sub(low, lambda match: f"{match[1]}<sub>{match[2] or match[3]}</sub>", markup(content))
+    norm = r"\|[δx]<sub>[^|]*\|"
+    return Html(re.sub(f"{norm}(?:/{norm})?", lambda match: f'<span class="whole">{match[0]}</span>', text))
 
 
 def page(title: str, *body: Html, refresh_s: int | None = None) -> str:
@@ -105,7 +107,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     marks = [' class="right"' if right else "" for right in right_aligned(columns, rows)]
 
     heads = "".join(f"<th{mark}>{markup(column)}</th>" for column, mark in zip(columns, marks, strict=True))
-    labels = [escape(re.sub("<.*?>", "", column) if isinstance(column, Html) else column) for column in columns]
+    labels = [re.sub("<.*?>", "", markup(column).replace("<sub>", "_")) for column in columns]
     lines = (
         "".join(
             f'<td{mark} data-label="{label}">{markup(cell)}</td>'
