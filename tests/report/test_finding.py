@@ -20,7 +20,7 @@ def summary(loss=None, start=0.0, end=0.0, state="healthy", constant=3.25, **mor
 
 def starved(share, start, end, loss=None, flow=(0.0, 0.0)):
     """A summary of dead_qk; the shares of Q and K in the verdict, and in the first and the last pass."""
-    result = summary(loss, *flow, "dead_qk", qk_share=share)
+    result = summary(loss, flow[0], flow[1], "dead_qk", qk_share=share)
     result["verdict_start"]["qk_share"], result["verdict_end"]["qk_share"] = start, end
     return result
 
