@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..gradflow.verdict import EXPLODING
+from ..gradflow.verdict import DEAD_QK, EXPLODING
 from ..text import duration, right_aligned
 from .charts import GLYPHS, OTHERS, THEMES, Chart
 from .finding import finding
@@ -194,7 +194,7 @@ def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
         facts(groups),
         _legend(groups),
         *first,
-        folded("Words used here: residual stream, δ, gain, verdict", items(*map(formula, _WORDS))),
+        folded("Words used here: residual stream, δ, gain, verdict, Q and K", items(*map(formula, _WORDS))),
         section(
             "Final figures",
             paragraph(formula(_about_final(groups, final)), quiet=True),
@@ -319,4 +319,7 @@ _WORDS = (
     "The per-layer gain is one number for all blocks together (the slope of a line through log |δ_l|): below 1 the "
     "gradient shrinks on its way down, above 1 it grows. That is healthy as long as |δ_0|/|δ_L|, about the product of "
     f"all gains, stays within a factor of {10**EXPLODING:,.0f}; beyond, the verdict is vanishing or exploding.",
+    "Q and K, attention's queries and keys, decide which tokens look at which; V and O, its values and output, what is "
+    "passed on. Attention starves (dead_qk) if Q and K get less than "
+    f"1/{10**-DEAD_QK:,.0f} of the gradient of V and O.",
 )
