@@ -29,6 +29,7 @@ const look = {
   ground: page.getComputedStyle(doc.body).backgroundColor,
   ink: doc.querySelector("figure svg .role-axis-label text").getAttribute("fill"),
   top: doc.querySelector("figure").getBoundingClientRect().bottom,
+  lines: [...doc.querySelectorAll("figcaption .whole, p .whole")].map((each) => each.getClientRects().length),
 };
 """
 )
@@ -57,6 +58,7 @@ def test_no_width_overflows_and_every_chart_fits(browser, report, width):
     look = browser(report, LOOK + "return look;", width=width, height=3000).answer
     assert look["frame"] == width and look["wide"] <= width
     assert all(left >= 0 and 0 <= room < 60 for left, room in look["charts"]), look["charts"]  # nor lost in its place
+    assert set(look["lines"]) == {1}  # no line ends within |δ_0|/|δ_L|
 
 
 def test_dark_is_dark_in_the_charts_too(browser, report):

@@ -60,6 +60,18 @@ def test_a_narrow_terminal_gets_the_table_in_pieces(monkeypatch):
     assert lines == ["name  aaaaaa  bbbbbb", "x          1       2", "", "name  cccccc", "x          3"]
 
 
+def test_a_column_of_text_wider_than_the_terminal_breaks_at_words(terminal):
+    console, stream, _ = terminal(40)
+    console.table("", ["run", "why"], [["with_a_skip", "no word of this is cut, and columns stay"], ["x", "-"]])
+    lines = stream.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    assert lines == [
+        "run          why",
+        "with_a_skip  no word of this is cut, and",
+        "             columns stay",
+        "x            -",
+    ]
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     """Builds a console on a terminal of some columns, without colours; the time is `now[0]`."""

@@ -18,20 +18,34 @@ def summary(loss=None, start=0.0, end=0.0, state="healthy", constant=3.25, **mor
     return {"task": "lm", "loss_val": loss, "floors": floors, "verdict": verdict, "exit_reason": "done"} | flows | more
 
 
+def starved(share, start, end, loss=None, flow=(0.0, 0.0)):
+    """A summary of dead_qk; the shares of Q and K in the verdict, and in the first and the last pass."""
+    result = summary(loss, flow[0], flow[1], "dead_qk", qk_share=share)
+    result["verdict_start"]["qk_share"], result["verdict_end"]["qk_share"] = start, end
+    return result
+
+
 def test_the_quickstart():
     """`with` is no English word here, and `without_skip` begins no sentence as Without_skip."""
     results = [
         ("with", [summary(2.4219, 1.857, 1.6721)]),
-        ("without_skip", [summary(3.2484, 0.8887, -5.1367, "dead_qk", qk_share=3.4e-4)]),
+        ("without_skip", [starved(3.4e-4, 3.4e-4, 2.5e-7, loss=3.2483, flow=(0.8887, -5.3613))]),
         ("bare", [summary(3.2504, -4.699, -3.699, "vanishing")]),
     ]
     assert finding(results) == [
         "'with' learns (held-out loss 2.42); 'without_skip' and 'bare' learn next to nothing (3.25; the best constant "
         "prediction has 3.25).",
-        "On its way from the last block to the first the gradient is multiplied by 72 → 47 in 'with', 7.7 → 1/140,000 "
+        "On its way from the last block to the first the gradient is multiplied by 72 → 47 in 'with', 7.7 → 1/230,000 "
         "in 'without_skip' and 1/50,000 → 1/5,000 in 'bare' (start → end of training).",
-        "Attention starves in 'without_skip': the gradient of Q and K is 1/2,900 of that of V and O.",
+        "Attention starves in 'without_skip': the gradient of Q and K is 1/2,900 of that of V and O at the start.",
     ]
+
+
+def test_the_share_of_q_and_k_is_of_the_pass_that_was_judged():
+    early, late, once = starved(1e-4, 1e-4, 1e-7), starved(1e-4, 0.1, 1e-4), starved(1e-5, 1e-5, 1e-5)
+    groups = ([early], [late], [once], [late, once], [early, late])
+    ends = [finding([("a", seeds)])[1].partition("V and O")[2] for seeds in groups]
+    assert ends == [" at the start.", " at the end.", " at the end.", " at the end.", "."]
 
 
 @pytest.mark.parametrize(

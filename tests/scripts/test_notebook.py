@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
+import zipfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_it_goes_on_from_drive_in_another_kernel_when_the_first_one_was_killed(t
     shutil.copy(ROOT / "pyproject.toml", project)
     for name in ("first", "second"):  # as GitHub makes zips: all in one folder
         shutil.make_archive(str(tmp_path / name / "deltaflow"), "zip", project.parent)
-    kept = tmp_path / "drive" / "colab_tpu" / "with"
+    kept = tmp_path / "drive" / "own_text" / "with"
     form = {"OWN_TEXT": True, "DRIVE": str(tmp_path / "drive"), "MORE": SMALL}
 
     async def disconnected(client):
@@ -88,6 +89,20 @@ def test_an_empty_form_is_one_friendly_line(tmp_path, monkeypatch):
         client.execute()
     (error,) = client.nb.cells[3].outputs
     assert len(error.traceback) == 1 and error.traceback[0].startswith("STOPPED: fill in REPOSITORY in the form above")
+
+
+@pytest.mark.parametrize("files", [None, {}, {"a/pyproject.toml": "", "b/pyproject.toml": ""}])
+def test_an_upload_that_is_not_the_project_is_one_friendly_line(tmp_path, monkeypatch, files):
+    """None: the first bytes of an archive that is still on its way."""
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("deltaflow.zip", "w") as archive:
+        for name, content in ({"pyproject.toml": "x"} if files is None else files).items():
+            archive.writestr(name, content)
+    if files is None:
+        Path("deltaflow.zip").write_bytes(Path("deltaflow.zip").read_bytes()[:20])
+    with pytest.raises(Exception, match="deltaflow.zip is not the project") as error:
+        exec(SOURCES[1], {"REPOSITORY": ""})
+    assert type(error.value).__name__ == "Stop" and not Path("deltaflow").exists() and not Path("unzipped").exists()
 
 
 @pytest.mark.parametrize("replaces", [False, True])

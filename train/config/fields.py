@@ -196,6 +196,7 @@ def mismatch(key: str, value: Any) -> str:
         name = _VALUES.get(value.lower())
         hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
         respelt = {re.sub(pattern, right, value) for pattern, right in _RESPELT} - {value}
+        hint = hint or ("; leave out the quotes" if _fits(field, scalar(value)) else "")
         hint = hint or next((f"; did you mean {text}?" for text in respelt if _fits(field, scalar(text))), "")
         meant = (None, False) if value.lower() in _NO else (True,) if value.lower() in _YES else ()
         hint = hint or next((f"; did you mean {show(each)}?" for each in meant if _fits(field, each)), "")

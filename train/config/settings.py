@@ -46,6 +46,8 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     if node.value is not BAD:
         items = node.plain if isinstance(node.value, list) else []
         hint = "; leave out the dashes" if any(isinstance(item, dict) for item in items) else ""
+        if node.plain is None:
+            hint = "; {} is an empty one"
         problems.append(node.problem(f"expected a mapping of {of}, got {show(node.plain)}{hint}"))
     return {}
 

@@ -64,7 +64,10 @@ class Console:
             self._print(f"  {key:<{width}}  {value}", hang=width + 4)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints aligned columns; on a terminal too narrow for them, in pieces that repeat the first column."""
+        """Prints aligned columns; on a terminal too narrow for them, in pieces that repeat the first column.
+
+        A last column of text that is still too wide is broken at words.
+        """
         if title:
             self._print(title, style="bold")
         if not columns:
@@ -79,9 +82,10 @@ class Console:
                 pieces.append([0])
             pieces[-1].append(i)
         for piece in pieces:
+            hang, numbers = sum(widths[i] + 2 for i in piece[:-1]), right[piece[-1]]
             for n, line in enumerate(lines):
                 cells = (line[i].rjust(widths[i]) if right[i] else line[i].ljust(widths[i]) for i in piece)
-                self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "", whole=True)
+                self._print("  ".join(cells).rstrip(), style="bold" if n == 0 else "", hang=hang, whole=numbers)
             if piece[-1] != len(columns) - 1:
                 self._print("")
 

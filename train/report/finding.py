@@ -97,15 +97,20 @@ def _gradients(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
 def _reasons(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     parts = []
     for state, clause in _REASONS.items():
-        verdicts = [(name, seed.get("verdict") or {}) for name, seeds in results for seed in seeds]
-        verdicts = [(name, verdict) for name, verdict in verdicts if verdict.get("state") == state]
-        shares = [share for _, verdict in verdicts if (share := verdict.get("qk_share")) is not None]
+        runs = [(name, seed, seed.get("verdict") or {}) for name, seeds in results for seed in seeds]
+        runs = [(name, seed, verdict) for name, seed, verdict in runs if verdict.get("state") == state]
+        shares = [share for *_, verdict in runs if (share := verdict.get("qk_share")) is not None]
         share = ""
-        if len(shares) == len(verdicts) > 0:
-            bound = "at most " if len(shares) > 1 or verdicts[0][1].get("qk_rounded") else ""
+        if len(shares) == len(runs) > 0:
+            bound = "at most " if len(shares) > 1 or runs[0][2].get("qk_rounded") else ""
             amount = f"{bound}{factor(math.log10(max(shares)))} of that" if any(shares) else "exactly zero, unlike that"
             share = f": the gradient of Q and K is {amount} of V and O"
-        names = list(dict.fromkeys(name for name, _ in verdicts))
+            for when in ("end", "start"):  # the pass that was judged; tables have both
+                passes = [(seed.get(f"verdict_{when}") or {}).get("qk_share") for _, seed, _ in runs]
+                if passes == shares:
+                    share += f" at the {when}"
+                    break
+        names = list(dict.fromkeys(name for name, *_ in runs))
         parts += [clause.format(names=_listed(names), share=share)] if names else []
     for name, seeds in results:
         steps = [seed.get("steps") for seed in seeds if seed.get("exit_reason") == "nonfinite"]

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..gradflow.verdict import EXPLODING
+from ..gradflow.verdict import DEAD_QK, EXPLODING
 from ..text import duration, right_aligned
 from .charts import GLYPHS, OTHERS, THEMES, Chart
 from .finding import finding
@@ -37,13 +37,15 @@ def markup(content: str) -> Html:
 
 
 def formula(content: str) -> Html:
-    """Returns text with its indices as subscripts: δ_0, δ_(l+1), x_l.
+    """Returns text with its indices as subscripts, δ_0, δ_(l+1), x_l, and no line that ends within a norm or a ratio.
 
-    >>> formula("|δ_(l+1)| < x_l")
-    '|δ<sub>l+1</sub>| &lt; x<sub>l</sub>'
+    >>> formula("x_l < |δ_(l+1)|/|δ_L|")
+    'x<sub>l</sub> &lt; <span class="whole">|δ<sub>l+1</sub>|/|δ<sub>L</sub>|</span>'
     """
     low = r"([δx])_(?:\((\w\+\w)\)|(\w)\b)"
-    return Html(re.sub(low, lambda match: f"{match[1]}<sub>{match[2] or match[3]}</sub>", markup(content)))
+    text = re.sub(low, lambda match: f"{match[1]}<sub>{match[2] or match[3]}</sub>", markup(content))
+    norm = r"\|[δx]<sub>[^|]*\|"
+    return Html(re.sub(f"{norm}(?:/{norm})?", lambda match: f'<span class="whole">{match[0]}</span>', text))
 
 
 def page(title: str, *body: Html, refresh_s: int | None = None) -> str:
@@ -105,7 +107,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     marks = [' class="right"' if right else "" for right in right_aligned(columns, rows)]
 
     heads = "".join(f"<th{mark}>{markup(column)}</th>" for column, mark in zip(columns, marks, strict=True))
-    labels = [escape(re.sub("<.*?>", "", column) if isinstance(column, Html) else column) for column in columns]
+    labels = [re.sub("<.*?>", "", markup(column).replace("<sub>", "_")) for column in columns]
     lines = (
         "".join(
             f'<td{mark} data-label="{label}">{markup(cell)}</td>'
@@ -192,7 +194,7 @@ def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
         facts(groups),
         _legend(groups),
         *first,
-        folded("Words used here: residual stream, δ, gain, verdict", items(*map(formula, _WORDS))),
+        folded("Words used here: residual stream, δ, gain, verdict, Q and K", items(*map(formula, _WORDS))),
         section(
             "Final figures",
             paragraph(formula(_about_final(groups, final)), quiet=True),
@@ -317,4 +319,7 @@ _WORDS = (
     "The per-layer gain is one number for all blocks together (the slope of a line through log |δ_l|): below 1 the "
     "gradient shrinks on its way down, above 1 it grows. That is healthy as long as |δ_0|/|δ_L|, about the product of "
     f"all gains, stays within a factor of {10**EXPLODING:,.0f}; beyond, the verdict is vanishing or exploding.",
+    "Q and K, attention's queries and keys, decide which tokens look at which; V and O, its values and output, what is "
+    "passed on. Attention starves (dead_qk) if Q and K get less than "
+    f"1/{10**-DEAD_QK:,.0f} of the gradient of V and O.",
 )

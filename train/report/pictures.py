@@ -203,7 +203,9 @@ def _heat(groups: Sequence[Group], delta: dict[str, Depths], colours: dict[str, 
     if paired:
         caption += (
             " Right: the same weights and batches with the skips taken out for the measurement (skip scale 0), so that "
-            "the difference is what the skips do for the gradient; of a run without skips both are the same."
+            "the difference is what the skips do for the gradient; of a run without skips both are the same. Brighter "
+            "on the right is no better flow: without skips the stream is smaller, and a norm, which divides by its "
+            "size, multiplies the gradient by as much. Compare the change from bottom to top."
         )
     if any(len(group.counted) > 1 for group in chosen):
         caption += " Means over seeds of log10."
