@@ -33,9 +33,10 @@ import pytest
 
 from train.config.load import Experiment, from_mapping
 from train.run import summary
+from train.run.metrics import RunMetrics
 
 gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
-_WRITE_REPORT = summary.write_report
+_WRITE_REPORT, _DRAW = summary.write_report, RunMetrics.draw
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -64,10 +65,11 @@ def shared_programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
-    """Drawing the report takes longer than most trainings here; test_summary.py and `trained` have it."""
+    """Drawing report and heatmaps takes longer than most trainings here; these files and `trained` have them."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ != "test_summary":
+        if request.module.__name__ not in ("test_summary", "test_tensorboard_tabs"):
             patch.setattr(summary, "write_report", lambda *_: None)
+            patch.setattr(RunMetrics, "draw", lambda _: None)
         yield
 
 
@@ -151,6 +153,7 @@ variants:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "write_report", _WRITE_REPORT)
+        patch.setattr(RunMetrics, "draw", _DRAW)
         assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
 
