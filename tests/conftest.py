@@ -42,6 +42,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests stay; JAX collects garbage whenever its caches are cleared
+
+
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):  # xdist's workers share the folder of the process that started them
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
