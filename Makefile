@@ -21,10 +21,10 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-# By name, since pytest would rewrite every module of every package that has a plugin: a second or two a process.
+# Files in their order, whose last ones are short. Plugins by name, since pytest would rewrite every module of every package that has a plugin: a second or two a process.
 UNIT := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p _hypothesis_pytestplugin
 unit: $(VENV)/.installed-dev
-	$(UNIT) -n $(WORKERS) --dist loadfile -m "not slow and not tpu_aot and not browser"
+	$(UNIT) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not tpu_aot and not browser"
 
 # The full grid of laws, and what takes minutes.
 slow: $(VENV)/.installed-dev
