@@ -21,7 +21,8 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-# Files in their order, whose last ones are short. Plugins by name, since pytest would rewrite every module of every package that has a plugin: a second or two a process.
+# Plugins by name: else pytest rewrites every module of every package that has one, a second or two a process. Files in
+# their order, of which the last are short, so that no worker ends long before the other.
 UNIT := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p _hypothesis_pytestplugin
 unit: $(VENV)/.installed-dev
 	$(UNIT) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not tpu_aot and not browser"
