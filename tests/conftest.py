@@ -26,6 +26,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = (
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two spin while they wait for a core that the other worker has
 
 import jax
 import numpy as np
@@ -33,12 +34,17 @@ import pytest
 
 from train.config.load import Experiment, from_mapping
 from train.run import summary
+from train.run.metrics import RunMetrics
 
 gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
-_WRITE_REPORT = summary.write_report
+_WRITE_REPORT, _DRAW = summary.write_report, RunMetrics.draw
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests stay; JAX collects garbage whenever its caches are cleared
 
 
 def pytest_unconfigure(config):
@@ -64,10 +70,11 @@ def shared_programs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
-    """Drawing the report takes longer than most trainings here; test_summary.py and `trained` have it."""
+    """Drawing report and heatmaps takes longer than most trainings here; these files and `trained` have them."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ != "test_summary":
+        if request.module.__name__ not in ("test_summary", "test_tensorboard_tabs"):
             patch.setattr(summary, "write_report", lambda *_: None)
+            patch.setattr(RunMetrics, "draw", lambda _: None)
         yield
 
 
@@ -151,6 +158,7 @@ variants:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "write_report", _WRITE_REPORT)
+        patch.setattr(RunMetrics, "draw", _DRAW)
         assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
 

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from model.network import Network
 from model.residual import RULES
+from runs import rows
 from train.core.loss import tapped_loss
 from train.core.probe import _delta, finite, measure, numbers
 from train.gradflow.delta import Flow
@@ -136,6 +137,25 @@ def test_without_is_the_twin_at_skip_scale_zero(probed):
     np.testing.assert_allclose(without["delta_without"]["norm"], without["delta"]["norm"], rtol=1e-5)
     for tag, norm in without["grad"].items():
         np.testing.assert_allclose(with_["grad_without"][tag], norm, rtol=1e-4, atol=1e-7, err_msg=tag)
+
+
+def test_delta_at_step_0_is_what_probe_measures(trained, probed):
+    _, run = trained
+    ends = [f"layer_{depth:03d}" for depth in range(3)]
+    for measured in probed[:2]:
+        row = rows(run.parent / measured["variant"])[0]
+        for name in ("delta", "delta_without"):
+            logged = [row[f"{name}/norm_log10/{layer}"] for layer in ends]
+            np.testing.assert_allclose(logged, measured[name]["log10_norm"], rtol=0, atol=1e-5)
+        matrices = [tag.split("/")[-1] for tag in row if tag.startswith("grad/norm_log10/layer_000/")]
+        assert len(matrices) == 8
+        for matrix in matrices:
+            logged = [row[f"grad/norm_log10/{layer}/{matrix}"] for layer in ends[:2]]
+            np.testing.assert_allclose(logged, measured["grad_log10"][matrix], rtol=0, atol=1e-5)
+        assert row["grad/norm_log10/embed"] == pytest.approx(np.log10(measured["grad"]["embed"]), abs=1e-5)
+        np.testing.assert_allclose([row[f"act/rms/{end}"] for end in ends], measured["act"]["rms"], rtol=1e-5)
+        weighted = [10 ** row[f"delta/rms_weighted_log10/{end}"] for end in ends]
+        np.testing.assert_allclose(weighted, measured["delta"]["rms_weighted"], rtol=1e-4)
 
 
 def test_a_checkpoint_is_measured_at_its_weights(trained, probe, call, probed):

@@ -17,7 +17,7 @@ from train.log.charts_layout import chart_layout
 from train.report.read import read_run
 
 NAMES = [name for name in INSTRUMENTS if name != "residual"]  # pre_ln has no parameters
-FEW = ("attention", "split", "ledger")  # in every run; the other tests, with all of them, are slow
+FEW = ("attention", "ledger")  # in every run; the other tests, with all of them, are slow
 ROOT = Path(__file__).parents[2]
 
 

@@ -121,23 +121,6 @@ def test_the_rate_is_that_of_the_last_step_done(trained):
         assert logged[step]["optim/lr"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_delta_at_step_0_is_what_probe_measures(trained, probed):
-    _, run = trained
-    for measured in probed[:2]:
-        row = rows(run.parent / measured["variant"])[0]
-        for name in ("delta", "delta_without"):
-            logged = [row[f"{name}/norm_log10/{layer}"] for layer in ENDS]
-            np.testing.assert_allclose(logged, measured[name]["log10_norm"], rtol=0, atol=1e-5)
-        for layer in (0, 1):
-            for matrix in MATRICES:
-                logged = row[f"grad/norm_log10/layer_{layer:03d}/{matrix}"]
-                assert logged == pytest.approx(measured["grad_log10"][matrix][layer], abs=1e-5)
-        assert row["grad/norm_log10/embed"] == pytest.approx(math.log10(measured["grad"]["embed"]), abs=1e-5)
-        np.testing.assert_allclose([row[f"act/rms/{end}"] for end in ENDS], measured["act"]["rms"], rtol=1e-5)
-        weighted = [10 ** row[f"delta/rms_weighted_log10/{end}"] for end in ENDS]
-        np.testing.assert_allclose(weighted, measured["delta"]["rms_weighted"], rtol=1e-4)
-
-
 def test_the_summary(trained):
     config, run = trained
     for variant in load(config).variants:
