@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from runs import write_run, write_sweep
-from train.report.charts import THEMES, Axes, Curve, Panel, line_charts
+from train.report.charts import THEMES
+from train.report.lines import Axes, Curve, Panel, line_charts
 from train.report.page import as_html, compare, page, picture
 
 pytestmark = pytest.mark.browser

@@ -98,7 +98,7 @@ def test_the_largest_sweep_is_a_page_of_less_than_6_mb():
     tags |= {f"update/ratio_log10/layer_{i:03d}": columns[202 + i] for i in range(100)}
     tags |= {"loss/train": columns[0], "loss/val": columns[1]}
     runs = [
-        Run(f"v,width={i % 40},lr={i // 40}", Path(f"runs/e/{i}"), {"model": {"width": i}}, None, tags)
+        Run(f"v,width={i % 40},lr={i // 40}", Path(f"runs/e/{i}"), {"model": {"width": i}}, {}, tags)
         for i in range(1000)
     ]
     groups = [Group(run.name, (run,)) for run in runs]
@@ -137,12 +137,11 @@ def test_a_sweep_is_drawn_against_its_key(tmp_path, values, kind, at):
 def test_the_gains_multiply_up_to_the_ratio(trained):
     _, run = trained
     read = read_run(run)
-    _, delta = depth_series(read, "delta/norm_log10")
-    _, gains = depth_series(read, "gain")
+    _, delta = depth_series(read.steps, "delta/norm_log10")
+    _, gains = depth_series(read.steps, "gain")
     product = gain_product(delta)
     np.testing.assert_allclose(product[:, 1:], np.cumsum(np.log10(gains[:, ::-1]), axis=1), atol=1e-5)
     np.testing.assert_array_equal(product[:, 0], 0)
     assert product[-1, -1] == pytest.approx(log10_ratio(read))
-    assert read.summary is not None
     np.testing.assert_allclose(product[-1, -1], read.summary["verdict_end"]["log10_ratio"], atol=1e-5)
     assert gain(read) == pytest.approx(read.summary["verdict_end"]["per_layer_gain"], rel=1e-5)

@@ -16,13 +16,13 @@ from .snapshot import Snapshot
 def attention(snapshot: Snapshot) -> dict[str, Reading]:
     """Entropy, largest logit and weight of the first token, over the heads and of each; the stream's largest entry."""
     anatomy = snapshot.anatomy(snapshot.batch().inputs)
-    seen = per_block.observed(anatomy, {"attn/scores": per_block.attention, "stream": per_block.peak})
-    of = seen["attn/scores"]
+    readings = per_block.observed(anatomy, {"attn/scores": per_block.attention, "stream": per_block.peak})
+    of = readings["attn/scores"]
     return {
         "attn/entropy": {"layer": jnp.mean(of.entropy, axis=1), "head": of.entropy},
         "attn/logit_max": {"layer": jnp.max(of.logit_max, axis=1), "head": of.logit_max},
         "attn/sink": {"layer": jnp.mean(of.sink, axis=1), "head": of.sink},
-        "act/peak": seen["stream"],
+        "act/peak": readings["stream"],
     }
 
 

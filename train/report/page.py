@@ -146,7 +146,7 @@ class Comparison:
     @property
     def finding(self) -> list[str]:
         """At most three sentences about the groups that came to an end."""
-        counted = [(group.name, [run.summary or {} for run in group.counted]) for group in self.groups]
+        counted = [(group.name, [run.summary for run in group.counted]) for group in self.groups]
         ended = ("done", "nonfinite", "verdict")
         return finding([each for each in counted if all(seed.get("exit_reason") in ended for seed in each[1])])
 
@@ -183,12 +183,16 @@ def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
         (each.key, section(each.title, picture(each.chart, f"{title}: {each.alt}", formula(each.caption)), level=2))
         for each in pictures(groups)
     ]
-    summaries = [run.summary or {} for group in groups for run in group.runs]
+    summaries = [run.summary for group in groups for run in group.runs]
     versions = [" ".join(pair) for each in summaries for pair in (each.get("versions") or {}).items()]
     first = [html for key, html in drawn if key == "delta" or key.startswith("sweep_")]
+    docs, name = (
+        Path(__file__).resolve().parents[2] / "docs" / "report.md",
+        "<code>docs/report.md</code>",
+    )  # of a checkout
     return page(
         f"{title}: {comparison.count}",
-        _lead(groups, refresh_s),
+        _lead(comparison, refresh_s),
         facts(groups),
         _legend(groups),
         *first,
@@ -212,17 +216,17 @@ def as_html(comparison: Comparison, refresh_s: int | None = None) -> str:
         paragraph(
             "; ".join(["Made by deltaflow from the runs' own files", *dict.fromkeys(versions)]),
             ". How to read this page: ",
-            _docs(),
+            Html(f'<a href="{escape(docs.as_uri())}">{name}</a>' if docs.is_file() else name),
             quiet=True,
         ),
         refresh_s=refresh_s,
     )
 
 
-def _lead(groups: Sequence[Group], refresh_s: int | None) -> Html:
+def _lead(comparison: Comparison, refresh_s: int | None) -> Html:
     """The finding, and the state of runs that are not finished."""
-    lines = Comparison("", list(groups), []).finding
-    unfinished = [run for group in groups for run in group.runs if not run.done]
+    lines = comparison.finding
+    unfinished = [run for group in comparison.groups for run in group.runs if not run.done]
     if unfinished:
         at = ", ".join(f"{run.name} at step {run.step}" for run in unfinished[:4])
         more = f" and {len(unfinished) - 4} more" if len(unfinished) > 4 else ""
@@ -251,7 +255,7 @@ def _legend(groups: Sequence[Group]) -> Html:
 
 def facts(groups: Sequence[Group]) -> Html:
     """Command, date, duration, device and dtype, as far as the runs' summaries have them."""
-    summaries = [run.summary or {} for group in groups for run in group.runs]
+    summaries = [run.summary for group in groups for run in group.runs]
     walls = {summary["wall_s"] for summary in summaries if summary.get("wall_s") is not None}  # of a group of variants
     entries: dict[str, list[str]] = {
         "command": [
@@ -268,13 +272,6 @@ def facts(groups: Sequence[Group]) -> Html:
             more = [f"and {len(distinct) - 4} more"] * (len(distinct) > 4)
             cells.append(f"<div><dt>{key}</dt> <dd>{', '.join([*distinct[:4], *more])}</dd></div>")
     return Html(f'<dl class="facts">{"".join(cells)}</dl>')
-
-
-def _docs() -> Html:
-    """A link to docs/report.md where this is a checkout, else its name."""
-    file = Path(__file__).resolve().parents[2] / "docs" / "report.md"
-    name = "<code>docs/report.md</code>"
-    return Html(f'<a href="{escape(file.as_uri())}">{name}</a>' if file.is_file() else name)
 
 
 _MOST_ROWS = 15

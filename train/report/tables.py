@@ -12,7 +12,7 @@ from ..gradflow.verdict import log10_gain, with_plain_name
 from ..text import MISSING, factor, norm, number, plus_minus, right_aligned
 from .finding import ratio_log10
 from .groups import Group, dotted, estimate, seed_of
-from .read import Run
+from .read import Run, depth_series
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
 
@@ -43,9 +43,14 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
             [number(end.get("per_layer_gain"), digits=3) for end in ends],
             [share(end) for end in ends],
         ]
-        row += [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+        row += [from_to(*pair) for pair in pairs]
         rows.append([*row, with_plain_name((summary.get("verdict") or {}).get("state", MISSING))])
     return columns, rows
+
+
+def from_to(start: str, end: str) -> str:
+    """Returns a cell for a figure at the first and at the last watched step."""
+    return MISSING if start == end == MISSING else f"{start} → {end}"
 
 
 def share(verdict: Mapping[str, Any]) -> str:
@@ -165,17 +170,8 @@ def delta_at(run: Run, which: int = -1) -> np.ndarray:
 
     [0] when none was watched.
     """
-    prefix = "delta/norm_log10/layer_"
-    logged = {int(tag.removeprefix(prefix)): series for tag, series in run.steps.items() if tag.startswith(prefix)}
-    if not logged:
-        return np.zeros(0)
-    # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
-    delta = np.full(max(logged) + 1, -np.inf)
-    step = (max if which == -1 else min)(at[which] for at, _ in logged.values())
-    for depth, (at, values) in logged.items():
-        if at[which] == step:
-            delta[depth] = values[which]
-    return delta
+    steps, delta = depth_series(run.steps, "delta/norm_log10")
+    return delta[which] if len(steps) else np.zeros(0)
 
 
 def log10_ratio(run: Run, which: int = -1) -> float | None:
@@ -196,7 +192,7 @@ def gain(run: Run, which: int = -1) -> float | None:
 
 def steps_per_s(run: Run) -> float | None:
     """Returns the steady speed: from the summary, or the median of the log."""
-    if (at_the_end := (run.summary or {}).get("steps_per_s")) is not None:
+    if (at_the_end := run.summary.get("steps_per_s")) is not None:
         return float(at_the_end)
     return float(np.median(run.steps["perf/steps_per_s"][1])) if "perf/steps_per_s" in run.steps else None
 
@@ -231,8 +227,7 @@ def final_table(groups: Sequence[Group]) -> Table:
         if at_start := _STARTS.get(figure):
             title = f"{title.removeprefix('log10 ') if log10 else title}: start → end"
             starts = [_cell(group, at_start, log10) for group in groups]
-            pairs = zip(starts, cells, strict=True)
-            cells = [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+            cells = [from_to(*pair) for pair in zip(starts, cells, strict=True)]
         figures[title] = cells
         if title == "loss/val":
             figures[ABOVE] = above_best(groups)
@@ -299,12 +294,12 @@ def steps_of(group: Group) -> str:
 
 def _unfinished(run: Run) -> str:
     reasons = {"nonfinite": "stopped, not finite", "verdict": "stopped by its verdict"}
-    return reasons.get((run.summary or {}).get("exit_reason", ""), "unfinished")
+    return reasons.get(run.summary.get("exit_reason", ""), "unfinished")
 
 
 def verdict_of(run: Run) -> dict[str, Any]:
     """Returns the verdict of a run's summary; empty when there is none."""
-    return (run.summary or {}).get("verdict") or {}
+    return run.summary.get("verdict") or {}
 
 
 def verdict_table(groups: Sequence[Group]) -> Table:
@@ -326,5 +321,5 @@ def verdict_table(groups: Sequence[Group]) -> Table:
 
 def loss_unit(groups: Sequence[Group]) -> str:
     """Returns the unit of the losses where all runs have the same one, else ""."""
-    tasks = {(run.summary or {}).get("task") for group in groups for run in group.runs} - {None}
+    tasks = {run.summary.get("task") for group in groups for run in group.runs} - {None}
     return UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""

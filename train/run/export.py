@@ -66,9 +66,9 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int:
     newest = checkpoints.only_newest()
     if step == "newest":
         return newest
-    found = checkpoints.best() if step == "best" else step
-    if found in checkpoints.steps():
-        return found
+    number = checkpoints.best() if step == "best" else step
+    if number in checkpoints.steps():
+        return number
     saved = ", ".join(map(str, checkpoints.steps()))
     lacks = "held-out loss in any checkpoint" if step == "best" else f"checkpoint of step {step}"
     raise UserError(f"{checkpoints.run_directory}: no {lacks}; there are steps {saved}")

@@ -27,9 +27,10 @@ from ..gradflow.spikes import Spike, SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import LossCurve, Matrix, Reading, scalars_of
 from ..log.writer import Tracker
-from ..report import charts
-from ..report.matrices import matrix_chart
-from ..report.read import Run, depth_series, read_run
+from ..report.charts import SMALL, to_rgb
+from ..report.heatmaps import LIVE_CELLS, Field, heatmaps, matrix_chart
+from ..report.lines import loss_along
+from ..report.read import depth_series, read_run
 from ..text import LAYER, layer
 from .dispatches import watched_steps
 from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
@@ -194,11 +195,11 @@ class RunMetrics:
                     self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
             if isinstance(reading, LossCurve) and self.tracker.pictured:
                 title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
-                figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
-                self.tracker.image(name, step, charts.to_rgb(figure))
+                figure = loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
+                self.tracker.image(name, step, to_rgb(figure))
             if isinstance(reading, Matrix) and self.tracker.pictured:
                 figure = matrix_chart(np.asarray(reading.values), f"{self.variant.name}: {name}, step {step}")
-                self.tracker.image(name, step, charts.to_rgb(figure))
+                self.tracker.image(name, step, to_rgb(figure))
 
     def end(self, step: int, reason: str) -> None:
         """Ends the variant after `step`, because of a non-finite step or its verdict; nothing later is logged."""
@@ -240,14 +241,14 @@ class RunMetrics:
         """Rewrites the depth x step heatmaps."""
         if not self.tracker.pictured:
             return
-        run = Run(self.variant.name, self.directory, {}, None, self.series)
+        series = self.series
         for prefix, (title, caption) in HEATMAPS.items():
-            steps, values = depth_series(run, f"{prefix}/norm_log10")
+            steps, values = depth_series(series, f"{prefix}/norm_log10")
             if not steps.size:
                 continue
             title = f"{self.variant.config.name}/{self.variant.name}: {title}"
-            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, charts.SMALL, charts.LIVE_CELLS)
-            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure), title, caption)
+            figure = heatmaps([Field(title, steps, values)], 1, SMALL, LIVE_CELLS)
+            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), to_rgb(figure), title, caption)
 
 
 def evaluation_row(scores: Scores, floors: Mapping[str, float], task: str, split: str) -> dict[str, float | None]:
