@@ -30,6 +30,7 @@ from ..store.rundir import directory_of
 from ..text import command
 from . import summary as summaries
 from .loop import GroupRun
+from .setup import GroupSetup
 from .start import finished_run, resumable_parts, resume_points
 
 
@@ -167,10 +168,10 @@ def train(
             stop.doing = "set-up and compilation"
             waited_s = clock() - began
             later = [group for _, group in groups if group.variants[0].name not in finished]
-            about = (group, source, platform, console, stop, waited_s, later, allow_data_change)
-            run = GroupRun(*about, experiment.command, clock)
+            setup = GroupSetup(group, source, platform, console, allow_data_change)
+            run = GroupRun(setup, stop, waited_s, later, experiment.command, clock)
             ended |= {summary["variant"]: summary for summary in run.run()}
-            groups = run.waves + groups
+            groups = setup.waves + groups
         console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
