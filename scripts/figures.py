@@ -26,9 +26,9 @@ import numpy as np
 from train.config.instruments import lines
 from train.report.chain import curves_of
 from train.report.charts import save
+from train.report.comparison import compare
 from train.report.heatmaps import Field, heatmaps, matrix_chart
 from train.report.lines import Axes, Curve, Panel, line_charts, loss_along
-from train.report.page import compare
 from train.report.pictures import DEPTH, pictures
 from train.report.read import depth_series, read_run
 

@@ -18,7 +18,7 @@ import train.core.loss
 from pages import Reader
 from train.chain import descent, loss, optimizer, reference, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
-from train.chain.run import GROUPS, judged, selected
+from train.chain.run import GROUPS, result_of, selected
 from train.chain.subject import subject_of
 from train.chain.transformer import Sample, Slopes, grouped, slopes
 from train.cli import main
@@ -147,7 +147,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_claim_that_is_not_borne_out_is_named(name):
     claim, status, reason = BAD[name]
-    result = judged(claim, transformer.tiny())
+    result = result_of(claim, transformer.tiny())
     assert (result["status"], result["good"]) == (status, False)
     assert complaint(result).startswith("scalar/made_up: ") and reason in complaint(result)
 
@@ -201,7 +201,7 @@ def test_a_broken_rule_is_seen(id, x64, checked, monkeypatch):
     (claim,) = selected(id)
     transformer.by_hand.cache_clear()
     monkeypatch.setattr(module, name, broken)
-    assert judged(claim, transformer.tiny())["status"] == "fails"
+    assert result_of(claim, transformer.tiny())["status"] == "fails"
     transformer.by_hand.cache_clear()
 
 

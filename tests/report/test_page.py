@@ -11,23 +11,10 @@ import pytest
 from pages import Reader
 from runs import write_run
 from train.cli import main
+from train.report.comparison import as_html, as_markdown, compare
 from train.report.groups import gather
 from train.report.lines import Axes, Curve, Panel, line_charts
-from train.report.page import (
-    Html,
-    as_html,
-    as_markdown,
-    compare,
-    folded,
-    formula,
-    items,
-    markup,
-    page,
-    paragraph,
-    picture,
-    section,
-    table,
-)
+from train.report.page import Html, folded, formula, items, markup, page, paragraph, picture, section, table
 from train.report.pictures import pictures
 from train.report.read import read_run
 from train.report.tables import final_table

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runs import groups_of, write_run
+from train.report.comparison import Comparison, as_html, compare
 from train.report.groups import Group
-from train.report.page import Comparison, as_html, compare
 from train.report.pictures import MAX_GREY, MAX_GROUPS, gain_product, picked, pictures
 from train.report.read import Run, depth_series, read_run
 from train.report.tables import gain, log10_ratio

@@ -9,7 +9,7 @@ import pytest
 
 from runs import write_run
 from train.errors import UserError
-from train.report.page import as_html, as_markdown, compare
+from train.report.comparison import as_html, as_markdown, compare
 from train.report.read import depth_series, read_run
 
 LAST = '{"step":60,"loss/train":2.5,"naïve":1.0}'

@@ -5,6 +5,7 @@ import pytest
 
 from runs import groups_of, write_run
 from train.cli import main
+from train.report.comparison import compare
 from train.report.groups import (
     Group,
     config_table,
@@ -15,7 +16,6 @@ from train.report.groups import (
     names_of,
     over_seeds,
 )
-from train.report.page import compare
 from train.report.read import read_run
 from train.report.tables import final_table
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from runs import groups_of, write_run
+from train.report.probe import probe_table
 from train.report.read import read_run
 from train.report.tables import (
     ABOVE,
@@ -14,7 +15,6 @@ from train.report.tables import (
     final_table,
     log10_ratio,
     markdown,
-    probe_table,
     verdict_lines,
     verdict_table,
     verdict_text,

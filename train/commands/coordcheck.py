@@ -1,7 +1,6 @@
 """`deltaflow coordcheck CONFIG [key=value ...] [--only width|depth] [--widths N,N] [--depths N,N] [--html FILE]`."""
 
 import argparse
-import json
 
 from ..config.checks import MAX_WIDTH
 from ..config.load import load
@@ -30,9 +29,9 @@ def run(parsed: argparse.Namespace) -> int:
     Raises ConfigError, DataError, UserError.
     """
     experiment = load(parsed.config, parsed.overrides)
-    from ..disk import write_atomically
+    from ..disk import write_atomically, write_json
     from ..log.console import Console
-    from ..report.coordinates import coordinates_page, heading, sizes_table, slopes_table, verdict_line
+    from ..report.coordcheck import coordinates_page, heading, sizes_table, slopes_table, verdict_line
     from ..run.coordcheck import coordcheck
 
     console, results = Console(), []
@@ -45,7 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
         console.note("")
         results.append(result)
     if parsed.json is not None:
-        write_atomically(parsed.json, json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write_json(parsed.json, results)
     if parsed.html is not None:
         write_atomically(parsed.html, coordinates_page(results))
     return 0 if all(result["flat"] for result in results) else 1

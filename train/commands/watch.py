@@ -21,7 +21,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Rewrites report.html in RUN until no process trains there, or Ctrl-C. Raises UserError."""
     from ..disk import write_atomically
     from ..log.console import Console
-    from ..report.page import as_html, compare
+    from ..report.comparison import as_html, compare
     from ..store.lock import held
 
     console, folder = Console(), Path(parsed.run_directory)

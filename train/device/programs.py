@@ -159,11 +159,6 @@ class Programs:
         """Returns `function(*arguments)`, compiled at the first call with this key."""
         return self.prepare(key, function, arguments, None, once=once).result()(*arguments)
 
-    def wait(self) -> None:
-        """Waits until all prepared programs are compiled."""
-        for future in self._compiled.values():
-            future.result()
-
     @property
     def ready(self) -> dict[Key, tuple[Any, Any]]:
         """Compiled programs with their feeds, by key; waits for pending ones."""

@@ -119,7 +119,11 @@ def prepared(
     sources = open_all(experiment.variants)
     stop.doing = "the start of JAX"
     platform = device_of(experiment)
-    experiment = in_own_folder(experiment)
+    folder = directory_of(experiment.variants[0]).parent
+    if (copy := hosts.broadcast_folder(folder)) != folder:
+        moved = {"runs_dir": str(copy.parent)}
+        variants = (replace(each, config=each.config.model_copy(update=moved)) for each in experiment.variants)
+        experiment = replace(experiment, variants=tuple(variants))
     show_start(experiment, sources, platform, console)
     groups = []
     for members in grouped(experiment.variants):
@@ -128,16 +132,6 @@ def prepared(
     if (used := max(group.mesh.size for _, group in groups)) < (count := len(platform.devices)):
         console.warn(f"devices: {used} of {count} in use; more do not divide data.batch, or mesh: asks for no more")
     return experiment, platform, groups
-
-
-def in_own_folder(experiment: Experiment) -> Experiment:
-    """Returns the experiment with the run directories of this process (train/device/hosts.py)."""
-    folder = directory_of(experiment.variants[0]).parent
-    if (own := hosts.own(folder)) == folder:
-        return experiment
-    moved = {"runs_dir": str(own.parent)}
-    variants = (replace(each, config=each.config.model_copy(update=moved)) for each in experiment.variants)
-    return replace(experiment, variants=tuple(variants))
 
 
 def train(

@@ -4,6 +4,7 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ from .dispatches import watched_steps
 from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
 
 SPIKE_WARNINGS = 5  # a variant; the rest are in the log
-# Tags whose history the summary, the verdict and the pictures need; kept in memory, so that no log is read back.
-_KEPT = re.compile(
+_IN_MEMORY = re.compile(
     rf"loss/.+|accuracy/val|optim/nonfinite|update/ratio_log10/{LAYER}|delta(_without)?/norm_log10/{LAYER}"
 )
 # Titles and captions of the pictures of delta, by the first part of the tag.
@@ -55,6 +55,12 @@ HEATMAPS = {
         "bottom to top.",
     ),
 }
+
+
+@cache
+def in_memory(tag: str) -> bool:
+    """Returns true for a tag whose history the summary, the verdict and the pictures need; no log is read back."""
+    return _IN_MEMORY.fullmatch(tag) is not None
 
 
 class RunMetrics:
@@ -98,7 +104,6 @@ class RunMetrics:
         self.exit_reason: str | None = None  # what ended the variant before its last step: nonfinite or verdict
         self.eval_pending = False  # the checkpoint was saved before the evaluation and instruments of its step
         self._series: dict[str, tuple[array, array]] = {}
-        self._kept: dict[str, bool] = {}  # by tag: does _KEPT match
         backends = [name for name, used in variant.config.log if used]
         matrices = variant.config.watch.matrices
         self.tracker = Tracker(directory, first_step=start_step, backends=backends, matrices=matrices, warn=warn)
@@ -110,7 +115,7 @@ class RunMetrics:
             self.diagnoses = [(step, text) for step, text in saved.get("diagnoses", [])]  # not in older checkpoints
             self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["eval_pending"]
             for tag, (steps, values) in read_run(directory).steps.items():
-                if _KEPT.fullmatch(tag):
+                if in_memory(tag):
                     self._series[tag] = (array("q", steps.tolist()), array("d", values.tolist()))
         self.tracker.config(variant)
 
@@ -213,9 +218,7 @@ class RunMetrics:
         rows = [(s, self.open_rows.pop(s)) for s in sorted(s for s in self.open_rows if s < step)]
         for at, row in rows:
             for tag, value in row.items():
-                if tag not in self._kept:
-                    self._kept[tag] = _KEPT.fullmatch(tag) is not None
-                if self._kept[tag] and value is not None:
+                if value is not None and in_memory(tag):
                     steps, values = self._series.setdefault(tag, (array("q"), array("d")))
                     steps.append(at)
                     values.append(value if math.isfinite(value) else math.nan)

@@ -115,17 +115,12 @@ class Checkpoints:
         except Damaged as error:
             raise Failure(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
         self._losses[step] = header.loss_val
-        with suppress(OSError):  # what cannot be removed now is removed after the next save
-            self._prune(step)
-
-    def _prune(self, step: int) -> None:
-        """Removes what is neither among the newest KEEP up to `step` nor the best, and what was set aside."""
-        steps = [saved for saved in self.steps() if saved <= step]
-        best = self.best(step)
-        old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
-        for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
-            with suppress(OSError):  # what cannot be removed now is removed after the next save
-                path.unlink()
+        with suppress(OSError):
+            steps, best = [saved for saved in self.steps() if saved <= step], self.best(step)
+            old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
+            for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
+                with suppress(OSError):  # what cannot be removed now is removed after the next save
+                    path.unlink()
 
     def best(self, up_to: int | None = None) -> int | None:
         """Returns the first step of the least held-out loss, of whole checkpoints; None where none has a loss."""
