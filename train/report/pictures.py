@@ -233,17 +233,16 @@ def _by_depth(
         steps = {int(watched[name][0][index]) for name, index in at.items()}
         where = f"step {min(steps)}" if len(steps) == 1 else f"steps {min(steps)} to {max(steps)}"
         title = f"{names[part]} ({where})" if steps != {0} else "step 0: the initial weights"
-        curves = [_without_values(name, colours[name]) for name in depths if name not in at]
-        for name, index in at.items():
-            values = change(watched[name][1][:, index])
-            curves.append(Curve(name, np.arange(values.shape[1]), *estimate(values), colours[name]))
+        curves = [_curve(name, None, colours[name]) for name in depths if name not in at]
+        curves += [_curve(name, change(watched[name][1][:, index]), colours[name]) for name, index in at.items()]
         panels.setdefault(tuple(at.values()), Panel(title, curves))
     return list(panels.values())
 
 
-def _without_values(name: str, colour: int | None) -> Curve:
-    """A group's place in the legend and among the colours of a chart that it has nothing for."""
-    return Curve(name, np.zeros(0), np.zeros(0), None, colour)
+def _curve(name: str, values: np.ndarray | None, colour: int | None) -> Curve:
+    """A group's curve over depth, of [n, layers]; without values its place in the legend and among the colours."""
+    values = np.zeros((1, 0)) if values is None else values
+    return Curve(name, np.arange(values.shape[1]), *estimate(values), colour)
 
 
 def _frames(
@@ -257,11 +256,9 @@ def _frames(
     for step in steps[evenly(len(steps), MAX_FRAMES)].tolist():
         curves = []
         for name, (at, values) in depths.items():
-            if colours[name] is not None and len(places := np.flatnonzero(at == step)):
-                changed = change(values[:, places[0]])
-                curves.append(Curve(name, np.arange(changed.shape[1]), *estimate(changed), colours[name]))
-            elif colours[name] is not None:
-                curves.append(_without_values(name, colours[name]))
+            if colours[name] is not None:
+                place = np.flatnonzero(at == step)[:1]
+                curves.append(_curve(name, change(values[:, place[0]]) if place.size else None, colours[name]))
         frames.append(Panel(f"step {step}", curves))
     return frames
 

@@ -40,12 +40,16 @@ _WORTH_A_PEAK_S = 30.0  # a shorter run skips the measurement of the device's pe
 
 
 class Hook(NamedTuple):
-    """A function called with the step after each dispatch that ends at a multiple of `every`; with `at_end`, also after
-    the last step."""
+    """A function of the step that is called at every multiple of `every`; with `at_end`, also after the last step."""
 
     every: int
     function: Callable[[int], None]
     at_end: bool = False
+
+    def call(self, step: int, steps: int) -> None:
+        """Calls the function if it is due after `step` of `steps`."""
+        if step % self.every == 0 or (self.at_end and step == steps):
+            self.function(step)
 
 
 class GroupRun:
@@ -145,8 +149,7 @@ class GroupRun:
             pictured = [INSTRUMENTS[name].pictured for name in self.setup.instruments]
             measures = [hook for hook, keep in zip(measures[1:], pictured, strict=True) if keep]
         for hook in measures:
-            if start_step % hook.every == 0 or (hook.at_end and start_step == steps):
-                hook.function(start_step)
+            hook.call(start_step, steps)
         self.drawn_at = self.clock()
         with self.stop.deferred():  # from here on there is something to save
             for start, end in dispatches(start_step, steps, self.start.K, config.watch.every):
@@ -159,8 +162,7 @@ class GroupRun:
                     self.save(end, eval_pending=True)  # the resumed run does what is due here
                     break
                 for hook in hooks:
-                    if end % hook.every == 0 or (hook.at_end and end == steps):
-                        hook.function(end)
+                    hook.call(end, steps)
                 if not self.live():
                     break
                 if end < steps and self.stopping():  # a hook may have waited for the dispatch
