@@ -20,7 +20,7 @@ from train.chain import descent, loss, optimizer, reference, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
 from train.chain.run import GROUPS, result_of, selected
 from train.chain.subject import subject_of
-from train.chain.transformer import Sample, Slopes, grouped, slopes
+from train.chain.transformer import Sample, Slopes, evidence_of, slopes
 from train.cli import main
 from train.config.load import from_mapping
 from train.report.chain import complaint
@@ -227,7 +227,7 @@ def test_differences_know_a_slope_and_how_well(x64):
 def test_slopes_that_differences_cannot_tell_from_zero_are_against_the_largest():
     predicted = Slopes(np.array([0.0, 1.0, 1e-9, 1e-9]), np.array([0.0, 1e-12, 1e-12, 1e-20]))
     gradients = zip("abcd", (1e-17, 1.0, 1e-9, 1e-9), strict=True)
-    pairs, note = grouped([sample(label, gradient=gradient) for label, gradient in gradients], predicted, "four")
+    pairs, note = evidence_of([sample(label, gradient=gradient) for label, gradient in gradients], predicted, "four")
     assert [(pair.label, pair.size) for pair in pairs] == [("b", None), ("d", None), ("a", 1.0), ("c", 1.0)]
     assert note == "four. Too small for differences, so their errors are against the largest slope: a; c"
 

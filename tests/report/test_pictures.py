@@ -10,7 +10,7 @@ import pytest
 from runs import groups_of, write_run
 from train.report.comparison import Comparison, as_html, compare
 from train.report.groups import Group
-from train.report.pictures import MAX_GREY, MAX_GROUPS, gain_product, picked, pictures
+from train.report.pictures import MAX_GREY, MAX_GROUPS, gain_product, group_colours, pictures
 from train.report.read import Run, depth_series, read_run
 from train.report.tables import gain, log10_ratio
 
@@ -76,7 +76,7 @@ def test_of_many_runs_the_best_and_the_worst_and_some_between_have_a_colour(tmp_
     for index in range(34):
         write_run(tmp_path / "many", f"run{index}", loss=2 + (index * 7 % 34) / 10, width=index + 1)
     groups = groups_of(tmp_path / "many")
-    shown = picked(groups)
+    shown = group_colours(groups)
     chosen = {name for name, index in shown.items() if index is not None}
     assert len(chosen) == MAX_GROUPS and {"run0", f"run{next(i for i in range(34) if i * 7 % 34 == 33)}"} <= chosen
     assert sorted(index for index in shown.values() if index is not None) == list(range(MAX_GROUPS))
@@ -102,7 +102,7 @@ def test_the_largest_sweep_is_a_page_of_less_than_6_mb():
         for i in range(1000)
     ]
     groups = [Group(run.name, (run,)) for run in runs]
-    few = picked(groups)
+    few = group_colours(groups)
     assert len(few) == MAX_GROUPS + MAX_GREY
     assert "8 have a colour" in of(groups)["delta"].caption and "; 100 are grey" in of(groups)["delta"].caption
     assert len(as_html(Comparison("e", groups, [])).encode()) < 6_000_000

@@ -9,10 +9,10 @@ from ..gradflow.verdict import EXPLODING
 from ..text import duration
 from .charts import GLYPHS, OTHERS
 from .finding import finding
-from .groups import Group, config_table, gather, grouped, names_of
+from .groups import Group, config_table, gather, names_of, seed_groups
 from .page import Html, folded, formula, items, markup, page, paragraph, picture, section, table
-from .pictures import picked, pictures
-from .tables import ABOVE, Table, final_table, loss_unit, markdown, text, verdict_table
+from .pictures import group_colours, pictures
+from .tables import ABOVE, Table, final_table, loss_unit, markdown, markdown_text, verdict_table
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Comparison:
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Returns the runs in run directories or experiments' folders, grouped. Raises UserError."""
     runs, left_out = gather(folders)
-    groups = grouped(runs, names_of(runs))
+    groups = seed_groups(runs, names_of(runs))
     titles = list(dict.fromkeys(run.directory.resolve().parent.name for run in runs))
     title = titles[0] if len(titles) == 1 else f"{', '.join(titles[:3])}{' ...' if len(titles) > 3 else ''}"
     return Comparison(title, groups, left_out)
@@ -49,14 +49,16 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 def as_markdown(comparison: Comparison) -> str:
     """Returns the tables of the page as markdown."""
     final = final_table(comparison.groups)
-    parts = [f"# {text(comparison.title)}: {comparison.count}\n"]
-    parts += ["".join(f"- {text(sentence)}\n" for sentence in comparison.finding)] if comparison.finding else []
+    parts = [f"# {markdown_text(comparison.title)}: {comparison.count}\n"]
+    parts += (
+        ["".join(f"- {markdown_text(sentence)}\n" for sentence in comparison.finding)] if comparison.finding else []
+    )
     parts += [f"## Final figures\n\n{_about_final(comparison.groups, final)}\n\n{markdown(*final)}"]
     parts += [f"## Verdicts\n\n{markdown(*verdict_table(comparison.groups))}"]
     columns, rows = config_table(comparison.groups)
     parts += [f"## What differs\n\n{markdown(columns, rows) if rows else _ALIKE}"]
     if comparison.left_out:
-        parts += ["".join(f"- {text(line)}\n" for line in comparison.left_out)]
+        parts += ["".join(f"- {markdown_text(line)}\n" for line in comparison.left_out)]
     return "\n".join(parts)
 
 
@@ -123,7 +125,7 @@ def _lead(comparison: Comparison, refresh_s: int | None) -> Html:
 
 def _legend(groups: Sequence[Group]) -> Html:
     """A button for each group that has a colour, which leaves it out of the charts, and one for all others."""
-    colours = picked(groups)
+    colours = group_colours(groups)
     marks = [
         (name, f'<span style="color:var(--c{i})">{GLYPHS[i]}</span>') for name, i in colours.items() if i is not None
     ]

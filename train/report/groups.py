@@ -121,7 +121,7 @@ class Group:
         return self.done or self.runs
 
 
-def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
+def seed_groups(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
     """Returns the groups in the order of their first runs. `names` are the runs' own, all different.
 
     A second run of the same config and the same seed is no second sample, so it is in another group.

@@ -36,7 +36,7 @@ class Picture:
 
 def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
     """Yields every picture that there is data for, in the order in which they explain each other."""
-    colours, everyone, count = picked(groups), groups, len(groups)
+    colours, everyone, count = group_colours(groups), groups, len(groups)
     groups = [group for group in groups if group.name in colours]
     delta = {group.name: depths_over_seeds(group, "delta/norm_log10") for group in groups}
     update = {group.name: depths_over_seeds(group, "update/ratio_log10") for group in groups}
@@ -124,11 +124,11 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
         )
 
 
-def picked(groups: Sequence[Group]) -> dict[str, int | None]:
+def group_colours(groups: Sequence[Group]) -> dict[str, int | None]:
     """Returns group -> index of its colour, in the order given; None for a grey one.
 
-    The coloured of more than `MAX_GROUPS` are the best and the worst by held-out loss, and others evenly between them;
-    of the rest `MAX_GREY` are drawn, chosen in the same way.
+    Of more than `MAX_GROUPS` the best and the worst by held-out loss have one, and others evenly between them; of the
+    rest `MAX_GREY` are drawn, chosen in the same way.
     """
 
     def final_loss(group: Group) -> float:

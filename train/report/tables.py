@@ -75,13 +75,13 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a GitHub table with columns of numbers right-aligned."""
     marks = ["---:" if right else "---" for right in right_aligned(columns, rows)]
     lines = [columns, marks, *rows]
-    return "".join("| " + " | ".join(text(cell) for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(markdown_text, line)) + " |\n" for line in lines)
 
 
-def text(content: str) -> str:
+def markdown_text(content: str) -> str:
     """Escapes text for a cell of markdown, on one line.
 
-    >>> text("a|b <i> [x](y)")
+    >>> markdown_text("a|b <i> [x](y)")
     'a\\\\|b &lt;i> \\\\[x](y)'
     """
     for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):

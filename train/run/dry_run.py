@@ -20,7 +20,7 @@ from ..text import duration
 from .dispatches import dispatches, watched_steps
 from .experiment import prepared
 from .setup import GroupSetup
-from .start import described
+from .start import overview
 
 
 def dry_run(
@@ -40,7 +40,7 @@ def dry_run(
     while groups:
         (source, group), *groups = groups
         setup = GroupSetup(group, source, platform, console, allow_data_change)
-        if (total := announced(setup, clock)) is not None:
+        if (total := show_estimate(setup, clock)) is not None:
             totals.append(total)
         groups = setup.waves + groups
     if len(totals) > 1:
@@ -55,13 +55,13 @@ def dry_run(
     console.note("dry run: nothing was written")
 
 
-def announced(setup: GroupSetup, clock: Callable[[], float]) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
+def show_estimate(setup: GroupSetup, clock: Callable[[], float]) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
     """Prints the block of a group; returns its seconds, FLOPs and tokens, None if it has waves or none is to train.
 
     Seconds are those of the median, the fastest and the slowest of the timed calls.
     """
     group, config, began = setup.group, setup.config, clock()
-    start = setup.begin()
+    start = setup.decide_start()
     if start.finished is not None:
         return None
     with setup.compiling() as budget:
@@ -72,7 +72,7 @@ def announced(setup: GroupSetup, clock: Callable[[], float]) -> tuple[Float64[np
             return None
         compile_s = clock() - began
         parts = {"to compile": np.full(3, compile_s)} | timed(setup, states, clock)
-    title, rows = described(group, start, compile_s, budget.line, setup.directories[0].parent)
+    title, rows = overview(group, start, compile_s, budget.line, setup.directories[0].parent)
     steps, seconds = len(group.variants) * (config.train.steps - start.step), np.sum([*parts.values()], axis=0)
     flops = steps * model_flops(group.network, config.data.batch)
     tokens = steps * config.data.batch * config.data.context

@@ -25,7 +25,7 @@ from ..log.console import Console
 from ..report.finding import finding
 from ..report.groups import seedless
 from ..report.read import read_run
-from ..report.tables import closing_table, text, verdict_lines
+from ..report.tables import closing_table, markdown_text, verdict_lines
 from ..store.rundir import directory_of
 from ..text import command
 from . import summary as summaries
@@ -194,7 +194,7 @@ def train(
         if experiment.variants[0].config.log.tensorboard:
             if sentences:
                 first = next((each for each in ordered if each["variant"] not in finished), ordered[0])
-                markdown = "\n\n".join(map(text, sentences))
+                markdown = "\n\n".join(map(markdown_text, sentences))
                 try:
                     add_text(root / first["variant"], first["steps"], "finding", markdown)
                 except OSError as error:

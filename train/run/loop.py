@@ -32,8 +32,8 @@ from .dispatches import Throughput, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
 from .recovery import explain, handle_nonfinite, handle_spike, stop_early
 from .setup import GroupSetup
-from .start import Start, described
-from .summary import close, performance
+from .start import Start, overview
+from .summary import performance, write_summaries
 
 _PICTURES_EVERY_S = 30.0
 _WORTH_A_PEAK_S = 30.0  # a shorter run skips the measurement of the device's peak, which takes about a second
@@ -89,7 +89,7 @@ class GroupRun:
         """
         started, setup, group, config = self.clock(), self.setup, self.group, self.config
         with locked(setup.directories, self.console.warn), ExitStack() as stack:
-            self.start = start = setup.begin()
+            self.start = start = setup.decide_start()
             if start.finished is not None:
                 start.write(setup.directories)
                 return start.finished
@@ -114,14 +114,14 @@ class GroupRun:
             for variant, checkpoints in zip(group.variants, self.checkpoints, strict=True):
                 saved = checkpoints.header(start.step).meta if start.step else None
                 checkpoints.go_on_from(start.step)
-                self.began = started - (saved or {}).get("wall_s", 0.0)  # as if it had never been interrupted
+                self.began = started - (saved["wall_s"] if saved else 0.0)  # as if it had never been interrupted
                 dtype, warn = group.network.dtype, self.console.warn
                 metrics = RunMetrics(variant, checkpoints.run_directory, dtype, start.step, saved, warn)
                 stack.callback(metrics.tracker.close)
                 self.metrics.append(metrics)
             self.compile_s = self.clock() - started
             timing = {"compile_s": self.compile_s, "seconds_to_first_step": process.age() - self.waited_s}
-            self.console.block(*described(group, start, self.compile_s, budget.line, setup.directories[0].parent))
+            self.console.block(*overview(group, start, self.compile_s, budget.line, setup.directories[0].parent))
             matrices = list(named(group.network.shapes()["blocks"])) if config.watch.matrices else []
             without = config.watch.counterfactual and config.model.rule.additive
             for metrics in self.metrics:
@@ -135,7 +135,7 @@ class GroupRun:
                 for _, metrics in self.live():
                     metrics.add(config.train.steps, {"perf/mfu": timing["mfu"]})
             ended = {"command": self.command, "ended": time.strftime("%Y-%m-%d %H:%M:%S%z")}
-            return close(self.metrics, timing | ended, self.stop.signal)
+            return write_summaries(self.metrics, timing | ended, self.stop.signal)
 
     def train(self) -> None:
         """The loop. A signal ends it after the dispatch in flight, with everything saved."""

@@ -215,14 +215,14 @@ class RunMetrics:
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
-        rows = [(s, self.open_rows.pop(s)) for s in sorted(s for s in self.open_rows if s < step)]
-        for at, row in rows:
+        for at in sorted(s for s in self.open_rows if s < step):
+            row = self.open_rows.pop(at)
             for tag, value in row.items():
                 if value is not None and in_memory(tag):
                     steps, values = self._series.setdefault(tag, (array("q"), array("d")))
                     steps.append(at)
                     values.append(value if math.isfinite(value) else math.nan)
-        self.tracker.log_all(rows)
+            self.tracker.log(at, row)
 
     @property
     def series(self) -> dict[str, Series]:

@@ -20,12 +20,12 @@ from ..log.console import Console
 from ..store.checkpoint import check_dtypes
 from ..store.rundir import own_directory_of
 from .dispatches import dispatch_shapes
-from .start import Start, begin
+from .start import Start, decide_start
 from .transfer import started_from
 
 
 class GroupSetup:
-    """One group before its first step: `begin`, then `compiling`.
+    """One group before its first step: `decide_start`, then `compiling`.
 
     Args:
         allow_data_change: a run that was trained on other data goes on with these.
@@ -44,10 +44,10 @@ class GroupSetup:
         self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
         self.waves: list[tuple[Source, VariantGroup]] = []  # parts to train in its place if the group does not fit
 
-    def begin(self) -> Start:
+    def decide_start(self) -> Start:
         """Decides how the group starts; changes nothing. Raises UserError when its run directories do not allow it."""
         group, source, kind = self.group, self.source, self.platform.kind
-        self.start = begin(group, source, self.directories, kind, self.console, self.allow_data_change)
+        self.start = decide_start(group, source, self.directories, kind, self.console, self.allow_data_change)
         return self.start
 
     @contextmanager

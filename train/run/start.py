@@ -58,7 +58,7 @@ class Start:
             write_atomically(path, content) if isinstance(content, str) else write_json(path, content)
 
 
-def begin(
+def decide_start(
     group: VariantGroup,
     source: Source,
     directories: Sequence[Path],
@@ -255,7 +255,7 @@ def recorded_steps_per_call(directory: Path, config: RunConfig) -> int | None:
     return recorded if fits else None
 
 
-def described(
+def overview(
     group: VariantGroup, start: Start, compile_s: float, memory: str, folder: Path
 ) -> tuple[str, list[tuple[str, str]]]:
     """Returns title and rows of the block that the console shows before the first step."""

@@ -30,7 +30,9 @@ _SUMMARY_KEYS = {
 }
 
 
-def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: int | None) -> list[dict[str, Any]]:
+def write_summaries(
+    all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: int | None
+) -> list[dict[str, Any]]:
     """Writes the last rows, pictures, verdict and summary.json of a group's variants; returns the summaries.
 
     After a `signal` the logs stay open for what a resumption adds. Raises UserError.
