@@ -1,4 +1,4 @@
-"""Tables of text: the end of training, the gradient flow of one batch, and final figures over seeds."""
+"""Tables of text: the end of training, final figures over seeds, and verdicts."""
 
 import math
 from collections import Counter
