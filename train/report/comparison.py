@@ -12,6 +12,7 @@ from .finding import finding
 from .groups import Group, config_table, gather, names_of, seed_groups
 from .page import Html, folded, formula, items, markup, page, paragraph, picture, section, table
 from .pictures import group_colours, pictures
+from .read import ENDED
 from .tables import ABOVE, Table, final_table, loss_unit, markdown, markdown_text, verdict_table
 
 
@@ -33,8 +34,7 @@ class Comparison:
     def finding(self) -> list[str]:
         """At most three sentences about the groups that came to an end."""
         counted = [(group.name, [run.summary for run in group.counted]) for group in self.groups]
-        ended = ("done", "nonfinite", "verdict")
-        return finding([each for each in counted if all(seed.get("exit_reason") in ended for seed in each[1])])
+        return finding([each for each in counted if all(seed.get("exit_reason") in ENDED for seed in each[1])])
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
@@ -50,9 +50,8 @@ def as_markdown(comparison: Comparison) -> str:
     """Returns the tables of the page as markdown."""
     final = final_table(comparison.groups)
     parts = [f"# {markdown_text(comparison.title)}: {comparison.count}\n"]
-    parts += (
-        ["".join(f"- {markdown_text(sentence)}\n" for sentence in comparison.finding)] if comparison.finding else []
-    )
+    sentences = "".join(f"- {markdown_text(sentence)}\n" for sentence in comparison.finding)
+    parts += [sentences] if sentences else []
     parts += [f"## Final figures\n\n{_about_final(comparison.groups, final)}\n\n{markdown(*final)}"]
     parts += [f"## Verdicts\n\n{markdown(*verdict_table(comparison.groups))}"]
     columns, rows = config_table(comparison.groups)

@@ -1,4 +1,4 @@
-"""Heatmaps: delta by depth and step, and the matrices of blocks, as a residual rule's weights of streams or depths."""
+"""Heatmaps: delta by depth and step, and the matrices of blocks, such as a rule's weights of streams or depths."""
 
 import math
 from collections.abc import Sequence

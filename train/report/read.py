@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run
 
+ENDED = ("done", "nonfinite", "verdict")  # exit reasons of runs that came to an end; a signal only interrupts
 _MOST_LOG = 2**32  # bytes
 
 

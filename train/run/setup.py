@@ -52,10 +52,10 @@ class GroupSetup:
 
     @contextmanager
     def compiling(self) -> Iterator[Budget]:
-        """Compiles every program of the run in the background of the context, unless the states alone ask for `waves`.
+        """Compiles every program of the run in the background, unless the states alone ask for `waves`.
 
-        Within the context an out-of-memory error becomes a UserError that suggests a setting. Raises UserError when the
-        programs of the smallest wave do not fit in memory.
+        At the end of the context pending compilations are cancelled. Within it an out-of-memory error becomes a
+        UserError that suggests a setting. Raises UserError when the programs of the smallest wave do not fit.
         """
         group, config, data = self.group, self.config, self.config.data
         train, val = (None, None) if self.source.resident is None else map(np.asarray, self.source.resident)

@@ -20,7 +20,7 @@ from ..device.programs import VariantGroup, model_flops
 from ..disk import read_json, write_atomically, write_json
 from ..errors import UserError
 from ..log.console import Console
-from ..report.read import summary_problem
+from ..report.read import ENDED, summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
 from ..store.provenance import environment_changes, same_config, same_data, saved_config
 from ..store.rundir import (
@@ -157,7 +157,7 @@ def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
     def ended(variant: Variant) -> bool:
         path = directory_of(variant) / "summary.json"
-        return path.exists() and read_json(path).get("exit_reason") in ("done", "nonfinite", "verdict")
+        return path.exists() and read_json(path).get("exit_reason") in ENDED
 
     def begun(variant: Variant) -> bool:
         return steps[id(variant)] > 0 or (directory_of(variant) / "config.yaml").exists()
