@@ -4,12 +4,11 @@ import argparse
 
 from ..config.checks import MAX_WIDTH
 from ..config.load import load
-from .types import integer, integers, new_file
+from .types import add_config, integer, integers, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. model.base_width=64")
+    add_config(parser, "model.base_width=64")
     parser.add_argument("--only", choices=("width", "depth"), help="one of the two sweeps (default: both)")
     for option, default, top, key in (
         ("--widths", "64,128,256,512", MAX_WIDTH, "model.width"),

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from ..config.load import load
 from ..config.schema import InstrumentsConfig
-from .types import names_of, new_file
+from .types import add_config, names_of, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    add_config(parser)
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
     names = tuple(InstrumentsConfig.model_fields)

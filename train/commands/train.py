@@ -5,13 +5,11 @@ import os
 from contextlib import ExitStack
 
 from ..config.load import load
+from .types import add_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
-    )
+    add_config(parser, "train.steps=100 optimizer.lr=3e-4")
     parser.add_argument(
         "--dry-run", action="store_true", help="print memory, work and expected time of the training; write nothing"
     )

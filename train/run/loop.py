@@ -30,7 +30,7 @@ from ..store.checkpoint import Checkpoints
 from ..store.lock import locked
 from .dispatches import Throughput, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
-from .recovery import explain, handle_nonfinite, handle_spike, stop_early
+from .recovery import explain_dead_qk, handle_nonfinite, handle_spike, stop_early
 from .setup import GroupSetup
 from .start import Start, overview
 from .summary import performance, write_summaries
@@ -127,7 +127,7 @@ class GroupRun:
             for metrics in self.metrics:
                 metrics.tracker.layout(chart_layout(matrices, without, list(setup.instruments)))
             self.train()
-            explain(self, config.train.steps)
+            explain_dead_qk(self, config.train.steps)
             wall_s = self.clock() - self.began
             worth_it = wall_s >= _WORTH_A_PEAK_S and self.stop.signal is None
             timing |= performance(group, setup.platform, self.throughput, wall_s, worth_it)

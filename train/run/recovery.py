@@ -254,7 +254,7 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
     return first_moved(series, losses, spike, steps[0].step + 1)
 
 
-def explain(run: "GroupRun", step: int) -> None:
+def explain_dead_qk(run: "GroupRun", step: int) -> None:
     """Adds to verdicts of dead_qk what starves attention at `step`: a reading of `grad_mean`, which is not logged.
 
     Not after a signal, which wants a quick end.
@@ -279,7 +279,7 @@ def stop_early(run: "GroupRun", step: int) -> None:
     if not met or step == run.config.train.steps:
         return
     run.save(step, only=met)
-    explain(run, step)
+    explain_dead_qk(run, step)
     verdicts = run.verdicts()
     for index in met:
         name, why = run.group.variants[index].name, f"{with_plain_name(verdicts[index].state)}: {verdicts[index].why}"
