@@ -119,16 +119,16 @@ def timed(setup: GroupSetup, states: list[Any], clock: Callable[[], float]) -> d
 
         train_s = train_s + count * seconds_of(dispatch, clock)
 
-    def due(every: int) -> int:
+    def multiples(every: int) -> int:
         """The multiples of `every` up to the last step; a run that goes on has measured at the step it goes on from."""
         return steps // every - start_step // every + (start_step == 0)
 
-    evaluations = (due(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
+    evaluations = (multiples(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
     evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *setup.heldout), clock)
     for name, every in setup.instruments.items():
         batches = setup.batches(0, INSTRUMENTS[name].batches(config.watch))
         seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b), clock)
-        instruments_s = instruments_s + due(every) * seconds
+        instruments_s = instruments_s + multiples(every) * seconds
     parts = {"to train": train_s, "to evaluate": evaluate_s}
     parts |= {"for instruments": instruments_s} if setup.instruments else {}
     return {what: programs.calls * seconds for what, seconds in parts.items()}

@@ -75,9 +75,9 @@ def decide_start(
     K = recorded_steps_per_call(directories[0], config)  # those that go on together have the same
     K = K or steps_per_call(config, assumed_step_seconds(group, config.data.batch, kind))
     finished = [summary for variant in variants if (summary := finished_run(variant))]
-    over = len(finished) == len(variants)
+    all_finished = len(finished) == len(variants)
     all_checkpoints = [Checkpoints(directory) for directory in directories]
-    step = config.train.steps if over else newest_common(all_checkpoints, console.warn) or 0
+    step = config.train.steps if all_finished else newest_common(all_checkpoints, console.warn) or 0
     if step > config.train.steps:
         raise UserError(f"{directories[0]}: has trained {step} steps already, and train.steps is {config.train.steps}")
     if not step and any(checkpoints.of_earlier_versions() for checkpoints in all_checkpoints):
@@ -94,32 +94,32 @@ def decide_start(
     tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
     for variant, directory, checkpoints in zip(variants, directories, all_checkpoints, strict=True):
         check_config(variant)
-        if saved := newest(variant) if over else step:
+        if saved := newest(variant) if all_finished else step:
             where, header = checkpoints.path(saved), checkpoints.header(saved)
             same_config(where, header, variant.config)  # also where config.yaml is lost, or was edited
-            if not over:
+            if not all_finished:
                 same_data(where, header, {source.sha256, *data_sums(directory)})
                 before = saved_config(where, header)
                 if before is not None and (changes := changes_at(step, before, variant.config)):
                     notes.append(f"continues at step {step} with {changes}")
                 if drift := environment_changes(header, environment()):
                     warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
-        if not (over and allow_data_change):  # a finished run reads no more data
+        if not (all_finished and allow_data_change):  # a finished run reads no more data
             record, line = data_record(directory, source.sha256, source.name, tokenizer, step, allow_data_change)
             files |= record
             warnings += [line] if line else []
         path = directory / "config.yaml"
-        if not (over and path.exists()):
+        if not (all_finished and path.exists()):
             files[path] = to_yaml(variant.config)
     for line in dict.fromkeys(warnings):
         console.warn(line)
     for line in dict.fromkeys(notes):
         console.note(line)
-    if over:
+    if all_finished:
         console.note(f"{', '.join(variant.name for variant in variants)}: finished before; nothing to do")
     else:
         files |= {directory / "choices.json": {"steps_per_call": K} for directory in directories}
-    return Start(step, K, finished if over else None, pretrained, files)
+    return Start(step, K, finished if all_finished else None, pretrained, files)
 
 
 def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
