@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from ..config.load import load
 from .types import add_config
@@ -39,7 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         first = stack.enter_context(connected(parsed.coordinator, parsed.processes, parsed.process))
         stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        console = stack.enter_context(Console(stream, lasting=first))
+        console = stack.enter_context(closing(Console(stream, lasting=first)))
         parsed.stop.show = console.notice
         if parsed.dry_run:
             dry_run(experiment, console, parsed.stop, parsed.allow_data_change)

@@ -138,11 +138,8 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
     "per-layer gain": gain,
     "steps/s": steps_per_s,
 }
-# The same at the first watched step: the effect of the design, next to that of training.
-_STARTS: dict[Callable[[Run], float | None], Callable[[Run], float | None]] = {
-    log10_ratio: partial(log10_ratio, which=0),
-    gain: partial(gain, which=0),
-}
+# Also shown at the first watched step: the effect of the design, next to that of training.
+_WATCHED = (log10_ratio, gain)
 # The same for all seeds: a constant of the data, and one measurement of those that are trained together.
 _ALIKE = (FIGURES["loss/floor"], steps_per_s)
 
@@ -154,9 +151,9 @@ def final_table(groups: Sequence[Group]) -> Table:
     for title, figure in FIGURES.items():
         log10 = figure is log10_ratio and not seeded  # over seeds logarithms are averaged
         cells = [_cell(group, figure, log10) for group in groups]
-        if at_start := _STARTS.get(figure):
+        if figure in _WATCHED:
             title = f"{title.removeprefix('log10 ') if log10 else title}: start → end"
-            starts = [_cell(group, at_start, log10) for group in groups]
+            starts = [_cell(group, partial(figure, which=0), log10) for group in groups]
             cells = [from_to(*pair) for pair in zip(starts, cells, strict=True)]
         figures[title] = cells
         if title == "loss/val":

@@ -24,11 +24,11 @@ from ..report.read import ENDED, summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
 from ..store.provenance import environment_changes, same_config, same_data, saved_config
 from ..store.rundir import (
-    changed,
     check_config,
     clear_failed_start,
     data_record,
     data_sums,
+    differences,
     directory_of,
     format_value,
 )
@@ -127,7 +127,7 @@ def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
 
     A schedule that depends on `train.steps` is mentioned if it would have taken another way up to `step`.
     """
-    keys = changed(before, now)
+    keys = differences(before, now, changeable=True)
     if not keys:
         return None
     text = ", ".join(f"{key} {format_value(old)} -> {format_value(new)}" for key, (old, new) in keys.items())
