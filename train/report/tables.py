@@ -128,7 +128,7 @@ def steps_per_s(run: Run) -> float | None:
 
 
 # Title -> figure of a run. One that no run has is not in the table.
-FIGURES: dict[str, Callable[[Run], float | None]] = {
+FIGURES: dict[str, Callable[..., float | None]] = {
     "loss/train": lambda run: run.last("loss/train"),
     "loss/val": lambda run: run.last("loss/val"),
     "best loss/val": best_val,
