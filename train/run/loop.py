@@ -134,8 +134,8 @@ class GroupRun:
             if timing["mfu"] is not None:
                 for _, metrics in self.live():
                     metrics.add(config.train.steps, {"perf/mfu": timing["mfu"]})
-            ended = {"command": self.command, "ended": time.strftime("%Y-%m-%d %H:%M:%S%z")}
-            return write_summaries(self.metrics, timing | ended, self.stop.signal)
+            timing |= {"command": self.command, "ended": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+            return write_summaries(self.metrics, timing, self.stop.signal)
 
     def train(self) -> None:
         """The loop. A signal ends it after the dispatch in flight, with everything saved."""
