@@ -101,14 +101,19 @@ def delta_at(run: Run, which: int = -1) -> np.ndarray:
     [0] when none was watched.
     """
     steps, delta = depth_series(run.steps, "delta/norm_log10")
-    return delta[which] if len(steps) else np.zeros(0)
+    if not len(steps):
+        return np.zeros(0)
+    # Where every δ is zero none is logged, but the rms is.
+    watched = run.steps["act/rms/layer_000"][0] if "act/rms/layer_000" in run.steps else steps
+    return delta[which] if watched[which] == steps[which] else np.full(delta.shape[1], -np.inf)
 
 
 def log10_ratio(run: Run, which: int = -1) -> float | None:
     """Returns log10 of |δ_0| / |δ_L| at a watched step."""
     delta = delta_at(run, which)
-    with np.errstate(invalid="ignore"):
-        return float(delta[0] - delta[-1]) if delta.size else None
+    if not delta.size:
+        return None
+    return -math.inf if np.isneginf(delta[0]) else float(delta[0] - delta[-1])  # also where both are zero
 
 
 def gain(run: Run, which: int = -1) -> float | None:
