@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from train.config.instruments import lines
-from train.report import charts
 from train.report.chain import curves_of
-from train.report.matrices import matrix_chart
-from train.report.page import compare
+from train.report.charts import save
+from train.report.comparison import compare
+from train.report.heatmaps import Field, heatmaps, matrix_chart
+from train.report.lines import Axes, Curve, Panel, line_charts, loss_along
 from train.report.pictures import DEPTH, pictures
 from train.report.read import depth_series, read_run
 
@@ -62,18 +63,18 @@ SWEEPS = {
 def single(experiment: Path, target: Path) -> None:
     """Draws the README's charts of the quickstart's variants."""
     runs = {name: read_run(experiment / name) for name in VARIANTS}
-    logged = {name: depth_series(run, "delta/norm_log10") for name, run in runs.items()}
-    axes = charts.Axes(DEPTH, "|δ_l|, size of the gradient", powers=True, size=(700, 330))
+    logged = {name: depth_series(run.steps, "delta/norm_log10") for name, run in runs.items()}
+    axes = Axes(DEPTH, "|δ_l|, size of the gradient", powers=True, size=(700, 330))
     for which, name, title in ((0, "start", "before training"), (-1, "end", "after training")):
         panels = []
         for at in (which, -1 - which):  # both, for one scale; the first is drawn
             values = [(key, logged[key][1][at]) for key in runs]
-            curves = [charts.Curve(VARIANTS[k], np.arange(len(y)), y, None, i) for i, (k, y) in enumerate(values)]
-            panels.append(charts.Panel(f"The gradient at every depth, {title}", curves))
-        chart = charts.line_charts(panels, axes)
+            curves = [Curve(VARIANTS[k], np.arange(len(y)), y, None, i) for i, (k, y) in enumerate(values)]
+            panels.append(Panel(f"The gradient at every depth, {title}", curves))
+        chart = line_charts(panels, axes)
         chart["transform"].insert(0, {"filter": "datum.p === 0"})
         chart["spec"]["width"] = 2 * chart["spec"]["width"]
-        charts.save(chart, target / f"delta_by_depth_{name}.png")
+        save(chart, target / f"delta_by_depth_{name}.png")
 
 
 def gallery(runs: Path, target: Path) -> None:
@@ -85,9 +86,9 @@ def gallery(runs: Path, target: Path) -> None:
         shown = [(name, "delta/norm_log10", name) for name in variants]
         if len(variants) == 1:
             shown += [(variants[0], "delta_without/norm_log10", f"{variants[0]}, same weights, skips removed")]
-        series = [(title, depth_series(read_run(runs / experiment / name), tag)) for name, tag, title in shown]
-        chart = charts.heatmaps([charts.Field(f"{experiment}: {title}", *depths) for title, depths in series])
-        charts.save(chart, target / f"gallery_{experiment}.png")
+        series = [(title, depth_series(read_run(runs / experiment / name).steps, tag)) for name, tag, title in shown]
+        chart = heatmaps([Field(f"{experiment}: {title}", *depths) for title, depths in series])
+        save(chart, target / f"gallery_{experiment}.png")
 
 
 def sweeps(runs: Path, target: Path) -> None:
@@ -96,20 +97,20 @@ def sweeps(runs: Path, target: Path) -> None:
         if (runs / experiment).is_dir():
             groups = [group for group in compare([runs / experiment]).groups if re.match(pattern, group.name)]
             drawn = {each.key: each.chart for each in pictures(groups)}
-            charts.save(drawn[f"sweep_{key}"], target / f"{experiment}.png")
+            save(drawn[f"sweep_{key}"], target / f"{experiment}.png")
 
 
 def report(experiment: Path, target: Path, prefix: str) -> None:
     """Draws every picture of a report: PREFIX_loss.png, PREFIX_delta.png, ..."""
     for each in pictures(compare([experiment]).groups):
-        charts.save(each.chart, target / f"{prefix}_{each.key}.png")
+        save(each.chart, target / f"{prefix}_{each.key}.png")
 
 
 def chain(results: Path, target: Path) -> None:
     """Draws the curves of `deltaflow chain`: chain_GROUP_CLAIM.png."""
     for result in json.loads(results.read_text(encoding="utf-8"))["claims"]:
         if result.get("curves"):
-            charts.save(curves_of(result), target / f"chain_{result['id'].replace('/', '_')}.png")
+            save(curves_of(result), target / f"chain_{result['id'].replace('/', '_')}.png")
 
 
 def landscape(probe: Path, target: Path) -> None:
@@ -117,8 +118,8 @@ def landscape(probe: Path, target: Path) -> None:
     readings = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
     for name, what in lines().items():
         curve = {key: np.asarray(values, float) for key, values in readings[name].items()}
-        chart = charts.loss_along(curve["at"], curve["loss"], f"The loss along {what} (quickstart)")
-        charts.save(chart, target / f"{name.replace('/', '_')}.png")
+        chart = loss_along(curve["at"], curve["loss"], f"The loss along {what} (quickstart)")
+        save(chart, target / f"{name.replace('/', '_')}.png")
 
 
 def gauges(probe: Path, target: Path) -> None:
@@ -126,7 +127,7 @@ def gauges(probe: Path, target: Path) -> None:
     readings = json.loads(probe.read_text(encoding="utf-8"))["instruments"]
     title = "attnres after 400 steps: weight of each source (across) in what is read after each sublayer (down)"
     mixing = np.asarray(readings["residual/mixing/matrix"]["matrix"], float)
-    charts.save(matrix_chart(mixing, title), target / "gauge_attnres_mixing.png")
+    save(matrix_chart(mixing, title), target / "gauge_attnres_mixing.png")
     read = {key: np.asarray(values, float) for key, values in readings.items() if not key.startswith("residual/")}
     ledger = {name: 10 ** read[f"ledger/{key}_ratio_log10"] for name, key in (("attention", "attn"), ("MLP", "mlp"))}
     losses = {"without block l": read["depth_loss/ablated"], "read at depth l": read["depth_loss/lens"]}
@@ -134,9 +135,9 @@ def gauges(probe: Path, target: Path) -> None:
         ("ledger", "rms(F) / rms(x) of each sublayer", "block", "ratio", ledger),
         ("depth_loss", "loss without block l, and read at depth l", "depth l", "loss (nats per token)", losses),
     ):
-        curves = [charts.Curve(key, np.arange(len(v)), v, None, i) for i, (key, v) in enumerate(series.items())]
-        chart = charts.line_charts([charts.Panel(title, curves)], charts.Axes(x, y, size=(520, 260)))
-        charts.save(chart, target / f"gauge_{name}.png")
+        curves = [Curve(key, np.arange(len(v)), v, None, i) for i, (key, v) in enumerate(series.items())]
+        chart = line_charts([Panel(title, curves)], Axes(x, y, size=(520, 260)))
+        save(chart, target / f"gauge_{name}.png")
 
 
 def screenshots(page: Path, target: Path, chromium: str) -> None:

@@ -14,8 +14,8 @@ from scripts.faults.injection import Killed
 from train.config.load import load
 from train.device.signals import Stop
 from train.log.console import Console
+from train.report.comparison import compare
 from train.report.groups import Group
-from train.report.page import compare
 from train.run.experiment import Outcome, train
 from train.store.checkpoint import Checkpoints
 

@@ -1,7 +1,7 @@
 """JSON and text written atomically, and JSON read back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ def write_atomically(path: Path, text: str) -> None:
         raise UserError(f"{str(path)!r}: cannot write: {error}") from None
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a mapping as JSON, atomically. Raises UserError."""
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Writes a value as JSON, atomically. Raises UserError."""
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 

@@ -90,7 +90,8 @@ def _log(tracker: Tracker, dtype: str, watch_every: int, step: int, measured: li
     metrics, watched = jax.device_get(measured[0])
     values = [] if watched is None else watched_scalars(watched, dtype)
     rows = [(step + index * watch_every, row) for index, row in enumerate(values)]
-    tracker.log_all([*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})])
+    for at, row in (*rows, (step + len(metrics.loss), {"loss/train": float(np.mean(metrics.loss))})):
+        tracker.log(at, row)
     tracker.flush()
 
 

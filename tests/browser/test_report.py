@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from runs import write_run, write_sweep
-from train.report.charts import THEMES, Axes, Curve, Panel, line_charts
-from train.report.page import as_html, compare, page, picture
+from train.report.charts import THEMES
+from train.report.comparison import as_html, compare
+from train.report.lines import Axes, Curve, Panel, line_charts
+from train.report.page import page, picture
 
 pytestmark = pytest.mark.browser
 

@@ -18,9 +18,9 @@ import train.core.loss
 from pages import Reader
 from train.chain import descent, loss, optimizer, reference, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
-from train.chain.run import GROUPS, judged, selected
+from train.chain.run import GROUPS, result_of, selected
 from train.chain.subject import subject_of
-from train.chain.transformer import Sample, Slopes, grouped, slopes
+from train.chain.transformer import Sample, Slopes, evidence_of, slopes
 from train.cli import main
 from train.config.load import from_mapping
 from train.report.chain import complaint
@@ -147,7 +147,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_claim_that_is_not_borne_out_is_named(name):
     claim, status, reason = BAD[name]
-    result = judged(claim, transformer.tiny())
+    result = result_of(claim, transformer.tiny())
     assert (result["status"], result["good"]) == (status, False)
     assert complaint(result).startswith("scalar/made_up: ") and reason in complaint(result)
 
@@ -201,7 +201,7 @@ def test_a_broken_rule_is_seen(id, x64, checked, monkeypatch):
     (claim,) = selected(id)
     transformer.by_hand.cache_clear()
     monkeypatch.setattr(module, name, broken)
-    assert judged(claim, transformer.tiny())["status"] == "fails"
+    assert result_of(claim, transformer.tiny())["status"] == "fails"
     transformer.by_hand.cache_clear()
 
 
@@ -227,7 +227,7 @@ def test_differences_know_a_slope_and_how_well(x64):
 def test_slopes_that_differences_cannot_tell_from_zero_are_against_the_largest():
     predicted = Slopes(np.array([0.0, 1.0, 1e-9, 1e-9]), np.array([0.0, 1e-12, 1e-12, 1e-20]))
     gradients = zip("abcd", (1e-17, 1.0, 1e-9, 1e-9), strict=True)
-    pairs, note = grouped([sample(label, gradient=gradient) for label, gradient in gradients], predicted, "four")
+    pairs, note = evidence_of([sample(label, gradient=gradient) for label, gradient in gradients], predicted, "four")
     assert [(pair.label, pair.size) for pair in pairs] == [("b", None), ("d", None), ("a", 1.0), ("c", 1.0)]
     assert note == "four. Too small for differences, so their errors are against the largest slope: a; c"
 

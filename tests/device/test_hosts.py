@@ -135,4 +135,4 @@ def test_processes_that_cannot_be_connected(given, message, code):
 def test_a_process_that_is_alone_decides_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     assert not hosts.connect(None, None, None) and not hosts.connect("127.0.0.1:1", 1, 0)
-    assert hosts.agreed(None) is None and hosts.agreed(15) == 15 and hosts.own(tmp_path) == tmp_path
+    assert hosts.agreed(None) is None and hosts.agreed(15) == 15 and hosts.broadcast_folder(tmp_path) == tmp_path

@@ -18,6 +18,7 @@ from train.log.console import Console
 from train.run.dispatches import assumed_step_seconds, steps_per_call
 from train.run.experiment import build_group
 from train.run.loop import GroupRun
+from train.run.setup import GroupSetup
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _compiles: list[str] = []
@@ -199,7 +200,7 @@ def sha(tree) -> str:
 
 @pytest.fixture(scope="module")
 def twins(tiny, tmp_path_factory):
-    """GroupRun of each group of with, without, post_ln and no_norm; and of another seed, for contrast."""
+    """GroupSetup of each group of with, without, post_ln and no_norm; and of another seed, for contrast."""
     runs = str(tmp_path_factory.mktemp("runs"))
     variants = {
         "with": {},
@@ -213,13 +214,13 @@ def twins(tiny, tmp_path_factory):
     platform = platforms.select(experiment.variants[0].config.train)
     groups = [build_group(members, dataset.spec, platform) for members in grouped(experiment.variants)]
     assert len(groups) == 3
-    return [GroupRun(group, dataset, platform, Console(), Stop()) for group in groups]
+    return [GroupSetup(group, dataset, platform, Console()) for group in groups]
 
 
 def test_twins_start_from_the_same_weights(twins):
     params = {}
-    for run in twins:
-        for variant, state in zip(run.group.variants, Programs(run.group, None).init(), strict=True):
+    for setup in twins:
+        for variant, state in zip(setup.group.variants, Programs(setup.group, None).init(), strict=True):
             params[variant.name] = jax.device_get(state.params)
     assert sha(params["with"]) == sha(params["without"])
     assert sha(params["with"]) != sha(params["seeded"])
@@ -235,9 +236,9 @@ def test_twins_start_from_the_same_weights(twins):
 
 def test_twins_see_the_same_batches(twins):
     batches = {}
-    for run in twins:
+    for setup in twins:
         for first in (0, 10):
-            for variant, batch in zip(run.group.variants, run.batches(first, first + 10), strict=True):
+            for variant, batch in zip(setup.group.variants, setup.batches(first, first + 10), strict=True):
                 assert batch.shape == (10, 4)
                 batches[variant.name, first] = sha(batch)
     assert len({batches[name, 0] for name in ("with", "without", "post", "no_norm")}) == 1
@@ -276,7 +277,7 @@ def watched_run(tiny, tmp_path_factory):
     dataset = open_text(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
-    run = Spied(build_group(members, dataset.spec, platform), dataset, platform, Console(), Stop())
+    run = Spied(GroupSetup(build_group(members, dataset.spec, platform), dataset, platform, Console()), Stop())
     with counting() as compiled:
         run.run()
     return compiled[0], run.compiled[0], run.events

@@ -23,7 +23,7 @@ from train.gradflow.per_block import carries
 from train.instruments.blocks import residual
 from train.instruments.readings import Matrix, scalars_of
 from train.instruments.snapshot import Snapshot
-from train.report.matrices import matrix_chart
+from train.report.heatmaps import matrix_chart
 from train.report.read import read_run
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,7 @@
 import errno
 import io
 import time
+from contextlib import closing
 from itertools import count
 
 import numpy as np
@@ -16,7 +17,7 @@ from train.log.progress import PER_S
 
 def test_plain_progress_is_rare_and_ends_with_the_last():
     stream = io.StringIO()
-    with Console(stream, clock=(100 + step * 0.1 for step in count()).__next__) as out:
+    with closing(Console(stream, clock=(100 + step * 0.1 for step in count()).__next__)) as out:
         out.plan(["with", "without"])
         out.compiling(["with"])
         for step in range(0, 100):
@@ -31,7 +32,7 @@ def test_plain_progress_is_rare_and_ends_with_the_last():
 
 def test_plain_output_has_no_colour_and_no_wrapping():
     stream = io.StringIO()
-    with Console(stream) as out:
+    with closing(Console(stream)) as out:
         out.block("quickstart", [("device", "cpu"), ("why", "x" * 200)])
         out.note("[bold]as is[/bold]")
         out.warn("careful")
@@ -54,7 +55,7 @@ def test_a_narrow_terminal_gets_the_table_in_pieces(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "linux")
     stream = Terminal()
-    with Console(stream) as out:
+    with closing(Console(stream)) as out:
         out.table("", ["name", "aaaaaa", "bbbbbb", "cccccc"], [["x", "1", "2", "3"]])
     lines = [line.rstrip() for line in stream.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()]
     assert lines == ["name  aaaaaa  bbbbbb", "x          1       2", "", "name  cccccc", "x          3"]

@@ -137,6 +137,8 @@ def test_the_layout_names_every_room():
     layout = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Layout")[2]
     rooms = {path.parent.name for path in (ROOT / "train").glob("*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/", layout, re.M)) == rooms
+    paths = re.findall(r"\b(?:model|train|tests|docs|scripts)/[\w/]+(?:\.\w+)?", layout)
+    assert len(paths) > 20 and not [path for path in paths if not (ROOT / path).exists()]
     top = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."} - {"runs", "build", "dist"}
     assert set(re.findall(r"^(\w+)/", layout, re.M)) == {name for name in top if any((ROOT / name).rglob("*.*"))}
 

@@ -7,23 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.report.charts import (
-    LIVE_CELLS,
-    MAX_POINTS,
-    OTHERS,
-    SMALL,
-    Axes,
-    Curve,
-    Field,
-    Guide,
-    Panel,
-    heatmaps,
-    line_charts,
-    loss_along,
-    numbers,
-    save,
-    to_rgb,
-)
+from train.report.charts import OTHERS, SMALL, numbers, save, to_rgb
+from train.report.heatmaps import LIVE_CELLS, Field, heatmaps
+from train.report.lines import MAX_POINTS, Axes, Curve, Guide, Panel, line_charts, loss_along
 
 NAN = np.full(9, np.nan)
 STEPS = np.arange(0, 100, 10)
@@ -236,7 +222,7 @@ def test_files_are_the_same_bytes_each_time(tmp_path):
 
 def test_the_javascript_engine_starts_with_the_first_picture():
     program = (
-        "import sys\nfrom train.report.charts import *\n"
+        "import sys\nfrom train.report import heatmaps, lines\n"
         "assert not any(name in sys.modules for name in ('vl_convert', 'PIL', 'jax'))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -246,10 +232,10 @@ def test_the_javascript_engine_starts_with_the_first_picture():
 def test_pictures_are_drawn_next_to_jax_and_in_threads():
     """One process holds XLA's threads and the engine's, and a training draws from whichever thread it has."""
     program = (
-        "import threading, jax, numpy as np\nfrom train.report.charts import *\n"
+        "import threading, jax, numpy as np\nfrom train.report.charts import png\nfrom train.report.lines import *\n"
         "jax.jit(lambda x: x @ x)(np.ones((300, 300))).block_until_ready()\n"
         "chart = lambda: png(line_charts([Panel('t', [Curve('a', np.arange(3), np.arange(3.0))])], Axes('x', 'y')))\n"
-        "from train.report.charts import png\nout = [chart()]\n"
+        "out = [chart()]\n"
         "threads = [threading.Thread(target=lambda: out.append(chart())) for _ in range(2)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
         "assert len(out) == 3 and len(set(out)) == 1\n"

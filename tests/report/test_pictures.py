@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from runs import groups_of, write_run
+from train.report.comparison import Comparison, as_html, compare
 from train.report.groups import Group
-from train.report.page import Comparison, as_html, compare
-from train.report.pictures import MAX_GREY, MAX_GROUPS, gain_product, picked, pictures
+from train.report.pictures import MAX_GREY, MAX_GROUPS, gain_product, group_colours, pictures
 from train.report.read import Run, depth_series, read_run
 from train.report.tables import gain, log10_ratio
 
@@ -76,7 +76,7 @@ def test_of_many_runs_the_best_and_the_worst_and_some_between_have_a_colour(tmp_
     for index in range(34):
         write_run(tmp_path / "many", f"run{index}", loss=2 + (index * 7 % 34) / 10, width=index + 1)
     groups = groups_of(tmp_path / "many")
-    shown = picked(groups)
+    shown = group_colours(groups)
     chosen = {name for name, index in shown.items() if index is not None}
     assert len(chosen) == MAX_GROUPS and {"run0", f"run{next(i for i in range(34) if i * 7 % 34 == 33)}"} <= chosen
     assert sorted(index for index in shown.values() if index is not None) == list(range(MAX_GROUPS))
@@ -98,11 +98,11 @@ def test_the_largest_sweep_is_a_page_of_less_than_6_mb():
     tags |= {f"update/ratio_log10/layer_{i:03d}": columns[202 + i] for i in range(100)}
     tags |= {"loss/train": columns[0], "loss/val": columns[1]}
     runs = [
-        Run(f"v,width={i % 40},lr={i // 40}", Path(f"runs/e/{i}"), {"model": {"width": i}}, None, tags)
+        Run(f"v,width={i % 40},lr={i // 40}", Path(f"runs/e/{i}"), {"model": {"width": i}}, {}, tags)
         for i in range(1000)
     ]
     groups = [Group(run.name, (run,)) for run in runs]
-    few = picked(groups)
+    few = group_colours(groups)
     assert len(few) == MAX_GROUPS + MAX_GREY
     assert "8 have a colour" in of(groups)["delta"].caption and "; 100 are grey" in of(groups)["delta"].caption
     assert len(as_html(Comparison("e", groups, [])).encode()) < 6_000_000
@@ -137,12 +137,11 @@ def test_a_sweep_is_drawn_against_its_key(tmp_path, values, kind, at):
 def test_the_gains_multiply_up_to_the_ratio(trained):
     _, run = trained
     read = read_run(run)
-    _, delta = depth_series(read, "delta/norm_log10")
-    _, gains = depth_series(read, "gain")
+    _, delta = depth_series(read.steps, "delta/norm_log10")
+    _, gains = depth_series(read.steps, "gain")
     product = gain_product(delta)
     np.testing.assert_allclose(product[:, 1:], np.cumsum(np.log10(gains[:, ::-1]), axis=1), atol=1e-5)
     np.testing.assert_array_equal(product[:, 0], 0)
     assert product[-1, -1] == pytest.approx(log10_ratio(read))
-    assert read.summary is not None
     np.testing.assert_allclose(product[-1, -1], read.summary["verdict_end"]["log10_ratio"], atol=1e-5)
     assert gain(read) == pytest.approx(read.summary["verdict_end"]["per_layer_gain"], rel=1e-5)

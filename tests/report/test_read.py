@@ -9,7 +9,7 @@ import pytest
 
 from runs import write_run
 from train.errors import UserError
-from train.report.page import as_html, as_markdown, compare
+from train.report.comparison import as_html, as_markdown, compare
 from train.report.read import depth_series, read_run
 
 LAST = '{"step":60,"loss/train":2.5,"naïve":1.0}'
@@ -39,13 +39,13 @@ def test_a_log_that_ends_anywhere_is_read_up_to_there(tmp_path, tail):
 
 def test_the_summary_of_a_run_that_went_on_is_of_no_run_that_ended(tmp_path):
     run = write_run(tmp_path, "with")
-    assert read_run(run).summary is not None
+    assert read_run(run).summary
     with open(run / "metrics.jsonl", "a") as log:
         log.write('{"step":140,"loss/train":2.5}\n')
-    assert read_run(run).summary is not None  # a row after the last step of the config
+    assert read_run(run).summary  # a row after the last step of the config
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("steps: 100", "steps: 200"))
-    assert read_run(run).summary is None and compare([run]).finding == []
+    assert not read_run(run).summary and compare([run]).finding == []
 
 
 def test_each_prefix_of_a_log_is_a_run_that_can_be_compared(tmp_path):
@@ -107,16 +107,16 @@ def test_read_run(run_directory):
     assert steps.tolist() == [10] and np.isnan(values).tolist() == [True]
     assert run.steps["loss/val"][1].tolist() == [4.0]
     (run_directory / "summary.json").unlink()
-    assert read_run(run_directory).summary is None
+    assert not read_run(run_directory).summary
 
 
 def test_depth_series(run_directory):
     run = read_run(run_directory)
-    steps, values = depth_series(run, "delta/norm_log10")
+    steps, values = depth_series(run.steps, "delta/norm_log10")
     assert steps.tolist() == [0, 10, 20]
-    np.testing.assert_array_equal(values, [[-2.0, np.nan, 0.5], [np.nan, np.nan, 0.25], [-3.0, np.nan, np.nan]])
+    np.testing.assert_array_equal(values, [[-2, -np.inf, 0.5], [-np.inf, -np.inf, 0.25], [-3, -np.inf, -np.inf]])
     for metric in ("act/rms", "grad/norm_log10"):  # the second was logged by matrix only
-        steps, values = depth_series(run, metric)
+        steps, values = depth_series(run.steps, metric)
         assert steps.shape == (0,) and values.shape == (0, 0)
 
 
@@ -161,5 +161,5 @@ def test_what_the_tracker_writes_is_read_back(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     run = read_run(tmp_path)
     assert set(run.steps) == {"delta/norm_log10/layer_000", "delta/norm_log10/layer_001"}
-    np.testing.assert_array_equal(depth_series(run, "delta/norm_log10")[1], [[-400.5, math.nan]])
+    np.testing.assert_array_equal(depth_series(run.steps, "delta/norm_log10")[1], [[-400.5, math.nan]])
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["nonfinite"] == ["delta/norm_log10/layer_001"]

@@ -5,17 +5,17 @@ import pytest
 
 from runs import groups_of, write_run
 from train.cli import main
+from train.report.comparison import compare
 from train.report.groups import (
     Group,
     config_table,
     depths_over_seeds,
     estimate,
     gather,
-    grouped,
     names_of,
     over_seeds,
+    seed_groups,
 )
-from train.report.page import compare
 from train.report.read import read_run
 from train.report.tables import final_table
 
@@ -165,6 +165,6 @@ def test_a_copy_of_the_yaml_beside_the_runs_makes_the_experiment_no_run(sweep):
 
 def test_an_unfinished_group_shows_all_it_has(tmp_path):
     runs = [read_run(write_run(tmp_path / "a", f"x,seed={seed}", seed, done=False)) for seed in range(2)]
-    (group,) = grouped(runs, names_of(runs))
+    (group,) = seed_groups(runs, names_of(runs))
     assert isinstance(group, Group) and group.done == () and group.counted == group.runs
     assert final_table([group])[1][0][2] == "50 of 100, unfinished, 50 of 100, unfinished"

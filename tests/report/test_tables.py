@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from runs import groups_of, write_run
+from train.report.probe import probe_table
 from train.report.read import read_run
 from train.report.tables import (
     ABOVE,
     closing_table,
     final_table,
+    gain,
     log10_ratio,
     markdown,
-    probe_table,
     verdict_lines,
     verdict_table,
     verdict_text,
@@ -230,3 +231,15 @@ def test_an_exact_zero_is_not_left_out(tmp_path):
     log = run / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step":101,"delta/norm_log10/layer_000":null,"delta/norm_log10/layer_004":1}\n')
     assert log10_ratio(read_run(run)) == -np.inf
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_gradient_of_zero_at_every_depth_counts_as_watched(tmp_path, which):
+    run = write_run(tmp_path / "a", "x")
+    log = run / "metrics.jsonl"
+    rows = [{**json.loads(line), "act/rms/layer_000": 1.0} for line in log.read_text().splitlines()]
+    watched = [row for row in rows if "delta/norm_log10/layer_000" in row]
+    watched[which].update({tag: None for tag in watched[which] if tag.startswith("delta/norm_log10/")})
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows if row in watched))
+    assert log10_ratio(read_run(run), which) == -np.inf and gain(read_run(run), which) is None
+    assert log10_ratio(read_run(run), -1 - which) == 0.0

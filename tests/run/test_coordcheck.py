@@ -11,7 +11,7 @@ from train.config.load import from_mapping
 from train.core.batch import batch_of
 from train.core.state import hparams_of, initial_state, network_of
 from train.core.step import train_step
-from train.run.coordcheck import FLAT, QUANTITIES, coordcheck, judged, measured, resized, slopes
+from train.run.coordcheck import FLAT, QUANTITIES, coordcheck, flatness, mean_coordinates, resized, slopes
 from train.run.experiment import device_of, open_all
 
 STREAM, LOGITS, STREAM_CHANGE, LOGITS_CHANGE = range(4)
@@ -61,7 +61,7 @@ def test_the_slope_of_a_power_is_its_exponent():
 def test_verdicts_by_hand(over, place, slope, flat, why):
     found = np.full(4, 0.01)
     found[place] = slope
-    verdict = judged(over, found)
+    verdict = flatness(over, found)
     assert verdict[0] == flat and why in verdict[1]
 
 
@@ -69,7 +69,7 @@ def test_verdicts_by_hand(over, place, slope, flat, why):
 def test_the_figures_are_those_of_training_step_by_step(keys):
     """The stream block by block, logits by `apply`, states by train_step at a constant rate without a warm-up."""
     experiment = from_mapping(keys | {"optimizer.warmup": 100, "seed": 5})
-    found = measured(resized(experiment.variants[0], "depth", 2), *bench(experiment), steps=2, seeds=1)
+    found = mean_coordinates(resized(experiment.variants[0], "depth", 2), *bench(experiment), steps=2, seeds=1)
     config = (
         from_mapping(keys | {"optimizer.warmup": 0, "optimizer.schedule": "constant", "seed": 5}).variants[0].config
     )
@@ -102,7 +102,9 @@ def test_the_figures_are_those_of_training_step_by_step(keys):
 def test_seeds_are_averaged_as_logarithms(keys):
     def rms(seed, seeds):
         experiment = from_mapping(keys | {"model.layers": 1, "seed": seed, "data.seed": 0})
-        return measured(resized(experiment.variants[0], "width", 16), *bench(experiment), steps=1, seeds=seeds)[1]
+        return mean_coordinates(resized(experiment.variants[0], "width", 16), *bench(experiment), steps=1, seeds=seeds)[
+            1
+        ]
 
     np.testing.assert_allclose(rms(3, 2), np.sqrt(rms(3, 1) * rms(4, 1)), rtol=1e-5)
 

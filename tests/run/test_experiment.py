@@ -205,7 +205,7 @@ def test_a_finished_run_trains_nothing_and_keeps_its_promises(trained, capsys, p
 
 def test_a_promise_may_be_about_any_logged_tag():
     series = {tag: (np.array([8]), np.array([x])) for tag, x in (("perplexity/val", 7.4), ("delta/norm_log10/a", -2.0))}
-    logged = {"a": Run("a", Path("a"), {}, None, series)}
+    logged = {"a": Run("a", Path("a"), {}, {}, series)}
     promises = {"perplexity/val": [7, 8], "delta/norm_log10/a": [-1, 0], "loss/vall": [1, 3], "loss/val": [1, 3]}
     done = {"variant": "a", "loss_val": 2.0, "verdict": {"state": "healthy"}}
     assert unmet({"a": promises}, [done], logged) == [

@@ -18,7 +18,7 @@ from train.core.finite import all_finite, finite_by_norm, sound
 from train.core.nonfinite_cause import cause_of, examine
 from train.core.state import State, hparams_of, initial_state, network_of
 from train.gradflow.norms import frobenius
-from train.report.page import as_markdown, compare
+from train.report.comparison import as_markdown, compare
 from train.run.recovery import NonfiniteSteps, first_nonfinite
 from train.store.checkpoint import Checkpoints
 

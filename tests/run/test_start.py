@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -502,7 +503,7 @@ def test_the_bars_of_a_run_that_a_signal_stops_end_before_its_results(run, monke
             super().progress(*arguments, **more)
             stop.signal = signal.SIGTERM
 
-    with Signalled(stream) as console:
+    with closing(Signalled(stream)) as console:
         experiment.train(load("tiny.yaml", ["name=signalled"]), console, stop)
     assert stream.getvalue().index("\x1b[?25h") < stream.getvalue().index("signalled: results")
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from runs import write_run
 from train.cli import main
 from train.log.console import Console
-from train.report.page import compare
+from train.report.comparison import compare
 from train.report.read import read_run
 from train.report.seeds import write_means
 from train.run import summary

@@ -42,7 +42,7 @@ def selected(pattern: str | None) -> list[Claim]:
     return matching
 
 
-def judged(claim: Claim, subject: Subject) -> dict[str, Any]:
+def result_of(claim: Claim, subject: Subject) -> dict[str, Any]:
     """Measures one claim and returns its result in the format of `--json`.
 
     The entry shown is the first one of a law that holds, else the one with the largest error; `error` is the largest.

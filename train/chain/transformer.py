@@ -181,7 +181,7 @@ def stopped_gradient() -> Pair:
     return Pair(np.linalg.norm(delta), (up - down) / 2e-5)
 
 
-def grouped(samples: Sequence[Sample], predicted: Slopes, note: str) -> Evidence:
+def evidence_of(samples: Sequence[Sample], predicted: Slopes, note: str) -> Evidence:
     """Returns one pair for each sample.
 
     Errors of slopes that are small and that differences cannot resolve are relative to the largest of all; the note
@@ -223,7 +223,7 @@ def parameters(subject: Subject) -> Evidence:
     samples, (flat, unflat) = samples_of(subject.params, true_gradients(subject.tapped)), ravel_pytree(subject.params)
     predicted = slopes(lambda place, change: subject.loss(unflat(flat.at[place].add(change))), samples)
     note = f"{len(samples)} parameters, each block's its own; at most {SAMPLES} entries of each"
-    return grouped(samples, predicted, note)
+    return evidence_of(samples, predicted, note)
 
 
 @claim(
@@ -252,4 +252,4 @@ def stream(subject: Subject) -> Evidence:
     def loss(place: Array, change: Array) -> Array:
         return subject.loss_with_change(place[0], change * directions[place[0], place[1]])
 
-    return grouped(samples, slopes(loss, samples), f"{len(depths)} depths")
+    return evidence_of(samples, slopes(loss, samples), f"{len(depths)} depths")

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import time
 
 from ..config.load import ConfigError, load
@@ -34,10 +33,10 @@ def run(parsed: argparse.Namespace) -> int:
         if str(path).partition("/")[0] in GROUPS:
             raise UserError(f"{path}: no such config; did you mean --only {path}?", "command line") from None
         raise
-    from ..chain.run import judged, selected
+    from ..chain.run import result_of, selected
     from ..chain.subject import BUILT_IN, subject_of
     from ..device import platform as platforms
-    from ..disk import write_atomically
+    from ..disk import write_atomically, write_json
     from ..log.console import Console
     from ..report.chain import chain_page, chain_table, closing_line, complaint
 
@@ -60,7 +59,7 @@ def run(parsed: argparse.Namespace) -> int:
     console.note("")
     results = []
     for _, group in itertools.groupby(claims, key=lambda claim: claim.group):
-        rows = [judged(claim, subject) for claim in group]
+        rows = [result_of(claim, subject) for claim in group]
         console.table(rows[0]["group"], *chain_table(rows))
         console.note("")
         results += rows
@@ -71,7 +70,7 @@ def run(parsed: argparse.Namespace) -> int:
     console.note(closing_line(results, about["seconds"]))
     if parsed.json is not None:
         value = {**about, "good": all(result["good"] for result in results), "claims": results}
-        write_atomically(parsed.json, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(parsed.json, value)
     if parsed.html is not None:
         write_atomically(parsed.html, chain_page(results, about))
     return 0 if all(result["good"] for result in results) else 1

@@ -27,8 +27,8 @@ def run(parsed: argparse.Namespace) -> int:
     """Prints the tables, and writes a page and markdown on request. Raises UserError."""
     from ..disk import write_atomically
     from ..log.console import Console
+    from ..report.comparison import as_html, as_markdown, compare
     from ..report.groups import config_table
-    from ..report.page import as_html, as_markdown, compare
     from ..report.tables import final_table, verdict_table
     from ..text import command
 

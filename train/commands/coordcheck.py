@@ -1,16 +1,14 @@
 """`deltaflow coordcheck CONFIG [key=value ...] [--only width|depth] [--widths N,N] [--depths N,N] [--html FILE]`."""
 
 import argparse
-import json
 
 from ..config.checks import MAX_WIDTH
 from ..config.load import load
-from .types import integer, integers, new_file
+from .types import add_config, integer, integers, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. model.base_width=64")
+    add_config(parser, "model.base_width=64")
     parser.add_argument("--only", choices=("width", "depth"), help="one of the two sweeps (default: both)")
     for option, default, top, key in (
         ("--widths", "64,128,256,512", MAX_WIDTH, "model.width"),
@@ -30,9 +28,9 @@ def run(parsed: argparse.Namespace) -> int:
     Raises ConfigError, DataError, UserError.
     """
     experiment = load(parsed.config, parsed.overrides)
-    from ..disk import write_atomically
+    from ..disk import write_atomically, write_json
     from ..log.console import Console
-    from ..report.coordinates import coordinates_page, heading, sizes_table, slopes_table, verdict_line
+    from ..report.coordcheck import coordinates_page, heading, sizes_table, slopes_table, verdict_line
     from ..run.coordcheck import coordcheck
 
     console, results = Console(), []
@@ -45,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
         console.note("")
         results.append(result)
     if parsed.json is not None:
-        write_atomically(parsed.json, json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write_json(parsed.json, results)
     if parsed.html is not None:
         write_atomically(parsed.html, coordinates_page(results))
     return 0 if all(result["flat"] for result in results) else 1

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..text import size
 from .types import integer
 
 
@@ -20,7 +21,7 @@ def run(parsed: argparse.Namespace) -> int:
     limit = stats.get("bytes_limit")
     rows = [("device", platform.label), ("compute dtype (auto)", platforms.compute_dtype(TrainConfig(), platform))]
     rows += list(platforms.versions().items())
-    rows.append(("memory", "not reported by this device" if limit is None else f"{limit / 2**30:.1f} GiB"))
+    rows.append(("memory", "not reported by this device" if limit is None else size(limit)))
     for dtype in ("float32", "bfloat16"):
         peak = platforms.matmul_peak(dtype, parsed.size)
         rows.append((f"matmul {dtype}", f"{peak / 1e9:,.0f} GFLOP/s ({parsed.size} x {parsed.size}, measured)"))

@@ -3,11 +3,11 @@
 import argparse
 
 from ..config.load import load
+from .types import add_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. mesh.fsdp=4 data.batch=512")
+    add_config(parser, "mesh.fsdp=4 data.batch=512")
     parser.add_argument(
         "--devices",
         metavar="CHIP:SHAPE",

@@ -1,17 +1,15 @@
 """`deltaflow probe CONFIG [key=value ...] [--checkpoint RUN] [--json FILE] [--instruments NAMES]`."""
 
 import argparse
-import json
 from pathlib import Path
 
 from ..config.load import load
 from ..config.schema import InstrumentsConfig
-from .types import names_of, new_file
+from .types import add_config, names_of, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    add_config(parser)
     parser.add_argument("--checkpoint", metavar="RUN", help="a run directory; without it, the initial parameters")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
     names = tuple(InstrumentsConfig.model_fields)
@@ -22,9 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Prints one table a variant, and one of all variants. Raises ConfigError, DataError, UserError."""
     experiment = load(parsed.config, parsed.overrides)
-    from ..disk import write_atomically
+    from ..disk import write_json
     from ..log.console import Console
-    from ..report.tables import UNITS, flow_table, instruments_table, probe_table, verdict_lines
+    from ..report.probe import flow_table, instruments_table, probe_table
+    from ..report.tables import UNITS, verdict_lines
     from ..run.probe import not_for, probe
 
     console, configs = Console(), {variant.name: variant.config for variant in experiment.variants}
@@ -45,5 +44,5 @@ def run(parsed: argparse.Namespace) -> int:
         console.table("side by side", *flow_table(results))
     if parsed.json is not None:
         value = results[0] if [v.name for v in experiment.variants] == ["main"] else results
-        write_atomically(parsed.json, json.dumps(value, indent=1, allow_nan=False) + "\n")
+        write_json(parsed.json, value)
     return 0

@@ -2,16 +2,14 @@
 
 import argparse
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from ..config.load import load
+from .types import add_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="e.g. train.steps=100 optimizer.lr=3e-4"
-    )
+    add_config(parser, "train.steps=100 optimizer.lr=3e-4")
     parser.add_argument(
         "--dry-run", action="store_true", help="print memory, work and expected time of the training; write nothing"
     )
@@ -41,7 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         first = stack.enter_context(connected(parsed.coordinator, parsed.processes, parsed.process))
         stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        console = stack.enter_context(Console(stream, lasting=first))
+        console = stack.enter_context(closing(Console(stream, lasting=first)))
         parsed.stop.show = console.notice
         if parsed.dry_run:
             dry_run(experiment, console, parsed.stop, parsed.allow_data_change)

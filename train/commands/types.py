@@ -1,4 +1,4 @@
-"""Argument types whose errors give the expected and the actual value."""
+"""Arguments that commands share, and types whose errors give the expected and the actual value."""
 
 import argparse
 import itertools
@@ -8,6 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config.fields import did_you_mean
+
+
+def add_config(parser: argparse.ArgumentParser, example: str | None = None) -> None:
+    """Adds the arguments `config` and `overrides`; `example` of overrides."""
+    parser.add_argument("config", help="YAML file, or the name of a shipped config such as quickstart")
+    about = None if example is None else f"e.g. {example}"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=about)
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -21,11 +21,11 @@ def run(parsed: argparse.Namespace) -> int:
     """Rewrites report.html in RUN until no process trains there, or Ctrl-C. Raises UserError."""
     from ..disk import write_atomically
     from ..log.console import Console
-    from ..report.page import as_html, compare
+    from ..report.comparison import as_html, compare
     from ..store.lock import held
 
     console, folder = Console(), Path(parsed.run_directory)
-    page, busy, told = folder / "report.html", True, ""
+    page, busy, printed = folder / "report.html", True, ""
 
     def training() -> bool:
         return any(held(directory) for directory in (folder, *folder.glob("*/")))
@@ -42,9 +42,9 @@ def run(parsed: argparse.Namespace) -> int:
                 if not busy:
                     raise
                 line = f"no report yet: {error}"
-            if busy and line != told:
+            if busy and line != printed:
                 console.note(line)
-                told = line
+                printed = line
             if busy:  # at most half of the time goes into reports of long logs
                 took = time.monotonic() - began
                 time.sleep(max(parsed.every - took, took))

@@ -100,17 +100,17 @@ def sent(text: str) -> float:
     """
     total = 0.0
     for line in text.splitlines():
-        if (found := _COLLECTIVE.search(line)) is None:
+        if (match := _COLLECTIVE.search(line)) is None:
             continue
-        shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found["result"])
+        shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", match["result"])
         size = sum(_BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in shapes)
         n = _group_size(line)
-        if found["start"] and found["kind"] == "all-gather":  # operands and results
+        if match["start"] and match["kind"] == "all-gather":  # operands and results
             size *= n / (n + 1)
-        if found["kind"] == "collective-permute":
-            total += size / (2 if found["start"] else 1)
+        if match["kind"] == "collective-permute":
+            total += size / (2 if match["start"] else 1)
         else:
-            total += size * {"all-reduce": 2 / n, "reduce-scatter": 1}.get(found["kind"], 1 / n) * (n - 1)
+            total += size * {"all-reduce": 2 / n, "reduce-scatter": 1}.get(match["kind"], 1 / n) * (n - 1)
     return total
 
 

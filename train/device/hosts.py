@@ -154,7 +154,7 @@ def agreed(number: int | None) -> int | None:
     return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
 
 
-def own(folder: Path) -> Path:
+def broadcast_folder(folder: Path) -> Path:
     """Returns `folder` in process 0, and in every other a private copy of process 0's. A collective."""
     if jax.process_count() == 1:
         return folder
@@ -162,8 +162,12 @@ def own(folder: Path) -> Path:
 
     first, content = jax.process_index() == 0, io.BytesIO()
     if first and folder.is_dir():
+
+        def selected(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+            return None if any(Path(info.name).match(pattern) for pattern in _NOT_COPIED) else info
+
         with tarfile.open(fileobj=content, mode="w") as archive:
-            archive.add(folder, folder.name, filter=lambda info: None if _left_out(info.name) else info)
+            archive.add(folder, folder.name, filter=selected)
     high, low = map(int, broadcast_one_to_all(np.asarray(divmod(content.tell(), 2**30), np.int32)))
     sent = np.frombuffer(content.getvalue(), np.uint8) if first else np.zeros(high * 2**30 + low, np.uint8)
     received = broadcast_one_to_all(sent) if sent.size else sent
@@ -178,10 +182,6 @@ def own(folder: Path) -> Path:
 
 
 _COPIES: list[tempfile.TemporaryDirectory] = []
-
-
-def _left_out(name: str) -> bool:
-    return any(Path(name).match(pattern) for pattern in _NOT_COPIED)
 
 
 def _forget() -> None:

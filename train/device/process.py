@@ -1,4 +1,4 @@
-"""Process settings (garbage collection, malloc), and start times of processes."""
+"""Settings of this process (garbage collection, malloc), and its age."""
 
 import ctypes
 import gc
@@ -31,22 +31,11 @@ def trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def started(pid: int) -> int | None:
-    """Returns when a process started, in clock ticks since boot, which tells it from a later one of the same id.
-
-    None where there is no such process, or no /proc.
-    """
-    with suppress(OSError, ValueError, IndexError):
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(text.rsplit(")", 1)[1].split()[19])
-    return None
-
-
 def age() -> float:
     """Returns seconds since this process started (since this module was imported, where /proc is missing)."""
-    ticks = started(os.getpid())
     with suppress(OSError, ValueError, IndexError):
-        if ticks is not None:
-            uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-            return uptime - ticks / os.sysconf("SC_CLK_TCK")
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+        ticks = int(stat.rsplit(")", 1)[1].split()[19])  # from boot to its start
+        uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
     return time.monotonic() - _IMPORTED

@@ -119,6 +119,11 @@ def with_steps(batches: BatchInput, steps: int) -> BatchInput:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape[1:]), leaf.dtype), batches)
 
 
+def laid_out_as(sharding: NamedSharding, tree: Any, lead: tuple[int, ...] = ()) -> Any:
+    """Returns shapes and dtypes of arrays, with `lead` in front of each shape, in one layout."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=sharding), tree)
+
+
 Key: TypeAlias = tuple[Any, ...]  # of a program: its kind, and what tells those of one kind apart
 
 
@@ -147,22 +152,14 @@ class Programs:
     ) -> Future:
         """Starts compiling `function` for `arguments`, unless `key` was prepared before; see `compiled`."""
         if key not in self._compiled:
-
-            def build():
-                return compiled(function, arguments, donate, once, self.group.mesh, outputs)
-
-            self._compiled[key] = self._pool.submit(build)
+            mesh = self.group.mesh
+            self._compiled[key] = self._pool.submit(compiled, function, arguments, donate, once, mesh, outputs)
             self.feeds[key] = arguments[3:]
         return self._compiled[key]
 
     def run(self, key: Key, function: Callable, *arguments: Any, once: bool = True) -> Any:
         """Returns `function(*arguments)`, compiled at the first call with this key."""
         return self.prepare(key, function, arguments, None, once=once).result()(*arguments)
-
-    def wait(self) -> None:
-        """Waits until all prepared programs are compiled."""
-        for future in self._compiled.values():
-            future.result()
 
     @property
     def ready(self) -> dict[Key, tuple[Any, Any]]:
@@ -246,12 +243,9 @@ class Programs:
         self, key: Key, function: Callable, batches: BatchInput, outputs: Any, donate: tuple[int, ...] = ()
     ) -> Future:
         """Prepares a function of (state, numbers, corpus, batches); `batches` are those of one variant."""
-        lead, sharding = (len(self.group.variants),) if self.group.vmapped else (), self._batch_layout
-
-        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=sharding)
-
-        arguments = (self.abstract_state, self.hparams[0], self.corpus, jax.tree.map(shape, batches))
+        lead = (len(self.group.variants),) if self.group.vmapped else ()
+        feed = laid_out_as(self._batch_layout, batches, lead)
+        arguments = (self.abstract_state, self.hparams[0], self.corpus, feed)
         return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, outputs, donate)
 
     @property
@@ -270,11 +264,7 @@ class Programs:
 
     def prepare_evaluation(self, corpus: Any, batches: BatchInput, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # shorter to compile, and there is no backward pass
-
-        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.layout(None, BATCH_AXES))
-
-        feed = jax.tree.map(shape, (batches, weights))
+        feed = laid_out_as(self.layout(None, BATCH_AXES), (batches, weights))
         arguments = (self.abstract_state.params, self.hparams[0].model, corpus, *feed)
         mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
         return self.prepare(("evaluate",), mapped, arguments, self.layout())

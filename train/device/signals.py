@@ -31,15 +31,14 @@ class Stop:
         """129 for SIGHUP, 130 for SIGINT and 143 for SIGTERM, as a shell reports a process that they ended."""
         return 0 if self.signal is None else 128 + self.signal
 
-    def check(self) -> None:
-        """Raises Stopped if a signal has arrived: an exception of the handler is lost inside a finalizer."""
-        if self.signal is not None:
-            raise Stopped
-
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the context a first signal only sets the flag; its body looks at `signal`, and saves."""
-        self.check()
+        """Within the context a first signal only sets the flag; its body looks at `signal`, and saves.
+
+        Raises Stopped for one that has arrived before.
+        """
+        if self.signal is not None:  # an exception of the handler is lost inside a finalizer
+            raise Stopped
         self.saves = True
         try:
             yield

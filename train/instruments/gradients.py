@@ -37,7 +37,7 @@ def grad_mean(snapshot: Snapshot) -> dict[str, Reading]:
     biased = snapshot.biased
     result = biased.backward(biased.params)
     mean = partial(jnp.mean, axis=0)
-    inputs = per_block.observed(biased.anatomy(biased.batch().inputs), dict.fromkeys(INPUT_OF.values(), mean))
+    inputs = per_block.observed(biased.anatomy(), dict.fromkeys(INPUT_OF.values(), mean))
     grads = named(result.params["blocks"])
     shares = gradients.mean_shares(
         {tag: grads[tag] for tag in INPUT_OF if tag in grads},

@@ -97,8 +97,9 @@ class Snapshot:
 
         return lambda carry: mean_loss(anatomy.logits(carry, score, batch.targets), batch)
 
-    def anatomy(self, inputs: Array) -> Anatomy:
-        return self.network.anatomy(self.params, inputs, numbers=self.hp.model)
+    def anatomy(self, examples: int | None = None) -> Anatomy:
+        """The parts of the network on the first batch, or on its first examples."""
+        return self.network.anatomy(self.params, self.batch().inputs[:examples], numbers=self.hp.model)
 
     @property
     def precise(self) -> "Snapshot":

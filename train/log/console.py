@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import isfinite
-from types import TracebackType
 from typing import TextIO
 
 import numpy as np
@@ -22,7 +21,7 @@ PLAIN_S = 5.0  # between plain lines, for each variant that is training
 
 
 class Console:
-    """Prints to `stream` (default: stdout); a context manager that leaves the terminal as it was.
+    """Prints to `stream` (default: stdout); `close` leaves the terminal as it was.
 
     `lasting`: output is dropped when the reader of a pipe has gone, instead of raising BrokenPipeError. `clock`:
     seconds, for the intervals between reports of progress.
@@ -154,14 +153,6 @@ class Console:
             self._live.close()
             self._live = None
             atexit.unregister(self.close)
-
-    def __enter__(self) -> "Console":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _title(self) -> str:
         """The variants at work, by their places in the plan."""

@@ -102,8 +102,8 @@ class Display:
         delta = "δ" if unicode else "d"
         for title in ("loss", f"{delta}_0/{delta}_L" if narrow else f"|{delta}_0|/|{delta}_L|"):
             table.add_column(title, justify="right", no_wrap=True)
-        known = [row.delta_log10 for row in rows.values() if row.delta_log10 is not None]
-        every = np.concatenate([*known, np.zeros(0)])
+        deltas = [row.delta_log10 for row in rows.values() if row.delta_log10 is not None]
+        every = np.concatenate([*deltas, np.zeros(0)])
         finite = every[np.isfinite(every)]
         drawn, most = bool(finite.size) and unicode, _FEW if narrow else _MANY
         high = float(finite.max()) if drawn else 0.0

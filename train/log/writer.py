@@ -86,11 +86,6 @@ class Tracker:
             self._rows.append(json_line(row))
         self._scalars(step, scalars)
 
-    def log_all(self, steps: Iterable[tuple[int, Mapping[str, float | None]]]) -> None:
-        """`log` for several steps in order."""
-        for step, values in steps:
-            self.log(step, values)
-
     def image(self, tag: str, step: int, rgb: np.ndarray, title: str = "", caption: str = "") -> None:
         """Logs a picture, uint8 [H, W, 3]; the title over it in place of its tag, and a caption (markdown)."""
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:

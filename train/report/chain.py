@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..text import MISSING, number
-from .charts import Axes, Chart, Curve, Panel, line_charts
+from .charts import Chart
+from .lines import Axes, Curve, Panel, line_charts
 from .page import Html, items, markup, page, paragraph, picture, section, table
 from .tables import Table
 

@@ -42,10 +42,10 @@ def _losses(results: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     stuck, worse = [], []
     for name, seeds in results:
         floors = seeds[0].get("floors") or {}
-        known = [floors[f"floor_{kind}"] for kind in CONSTANT if floors.get(f"floor_{kind}") is not None]
-        if name not in losses or not known:
+        of_constants = [floor for kind in CONSTANT if (floor := floors.get(f"floor_{kind}")) is not None]
+        if name not in losses or not of_constants:
             continue
-        constant, best = min(known), floors.get("floor")
+        constant, best = min(of_constants), floors.get("floor")
         margin = MARGIN * constant
         if losses[name] > constant + margin:
             worse.append(name)

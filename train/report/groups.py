@@ -121,7 +121,7 @@ class Group:
         return self.done or self.runs
 
 
-def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
+def seed_groups(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
     """Returns the groups in the order of their first runs. `names` are the runs' own, all different.
 
     A second run of the same config and the same seed is no second sample, so it is in another group.
@@ -190,7 +190,7 @@ def over_seeds(group: Group, tag: str) -> tuple[Int64[np.ndarray, " S"], Float64
 
 def depths_over_seeds(group: Group, metric: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "n S layers"]]:
     """Returns `depth_series` of the runs shown, at the steps that all of them have."""
-    series = [depth_series(run, metric) for run in group.counted]
+    series = [depth_series(run.steps, metric) for run in group.counted]
     layers = min(values.shape[1] for _, values in series)
     return _aligned([(steps, values[:, :layers]) for steps, values in series])
 

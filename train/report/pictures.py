@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .charts import DELTA_SCALE, Axes, Chart, Curve, Field, Guide, Panel, heatmaps, line_charts
+from .charts import Chart, evenly
 from .groups import SEEDS, Group, depths_over_seeds, estimate, over_seeds
+from .heatmaps import DELTA_SCALE, Field, heatmaps
+from .lines import Axes, Curve, Guide, Panel, line_charts
 from .tables import FIGURES, loss_unit
 
 MAX_GROUPS = 8  # with a colour and a heatmap
@@ -34,7 +36,7 @@ class Picture:
 
 def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
     """Yields every picture that there is data for, in the order in which they explain each other."""
-    colours, everyone, count = picked(groups), groups, len(groups)
+    colours, everyone, count = group_colours(groups), groups, len(groups)
     groups = [group for group in groups if group.name in colours]
     delta = {group.name: depths_over_seeds(group, "delta/norm_log10") for group in groups}
     update = {group.name: depths_over_seeds(group, "update/ratio_log10") for group in groups}
@@ -84,7 +86,7 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
             "leaves it as it is. The gains of all blocks multiply.",
             "Gain of every block at the last watched step",
             line_charts(
-                _frames(delta, colours, lambda values: values[:, :-1] - values[:, 1:]),
+                _frames(delta, colours, gains),
                 Axes("block l", "gain |δ_l| / |δ_l+1|", powers=True, slider=True),
                 [Guide("gain 1", np.array([0, 1]), np.zeros(2))],
             ),
@@ -122,11 +124,11 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
         )
 
 
-def picked(groups: Sequence[Group]) -> dict[str, int | None]:
+def group_colours(groups: Sequence[Group]) -> dict[str, int | None]:
     """Returns group -> index of its colour, in the order given; None for a grey one.
 
-    The coloured of more than `MAX_GROUPS` are the best and the worst by held-out loss, and others evenly between them;
-    of the rest `MAX_GREY` are drawn, chosen in the same way.
+    Of more than `MAX_GROUPS` the best and the worst by held-out loss have one, and others evenly between them; of the
+    rest `MAX_GREY` are drawn, chosen in the same way.
     """
 
     def final_loss(group: Group) -> float:
@@ -134,13 +136,10 @@ def picked(groups: Sequence[Group]) -> dict[str, int | None]:
         mean = float(np.mean(final_losses(group) or [np.inf]))
         return mean if np.isfinite(mean) else np.inf
 
-    def evenly(ranked: Sequence[Group], most: int) -> set[str]:
-        places = np.linspace(0, len(ranked) - 1, min(len(ranked), most)).round().astype(int)
-        return {ranked[place].name for place in places}
-
-    ranked = sorted(groups, key=final_loss)
-    chosen = evenly(ranked, MAX_GROUPS)
-    grey = evenly([group for group in ranked if group.name not in chosen], MAX_GREY)
+    ranked = [group.name for group in sorted(groups, key=final_loss)]
+    chosen = {ranked[place] for place in evenly(len(ranked), MAX_GROUPS)}
+    others = [name for name in ranked if name not in chosen]
+    grey = {others[place] for place in evenly(len(others), MAX_GREY)}
     colours = iter(range(MAX_GROUPS))
     shown = [group.name for group in groups if group.name in chosen | grey]
     return {name: next(colours) if name in chosen else None for name in shown}
@@ -171,6 +170,12 @@ def _losses(groups: Sequence[Group], colours: dict[str, int | None]) -> Chart:
             guides.append(Guide(label, np.array([0, last]), np.full(2, value)))
     unit = loss_unit(groups)
     return line_charts(panels, Axes("training step", f"loss ({unit})" if unit else "loss"), guides)
+
+
+def gains(delta_log10: np.ndarray) -> np.ndarray:
+    """Returns log10 of the gain of each block, [..., L] of log10 |δ_l| [..., L+1]."""
+    with np.errstate(invalid="ignore"):
+        return delta_log10[..., :-1] - delta_log10[..., 1:]
 
 
 def gain_product(delta_log10: np.ndarray) -> np.ndarray:
@@ -230,17 +235,16 @@ def _by_depth(
         steps = {int(watched[name][0][index]) for name, index in at.items()}
         where = f"step {min(steps)}" if len(steps) == 1 else f"steps {min(steps)} to {max(steps)}"
         title = f"{names[part]} ({where})" if steps != {0} else "step 0: the initial weights"
-        curves = [_without_values(name, colours[name]) for name in depths if name not in at]
-        for name, index in at.items():
-            values = change(watched[name][1][:, index])
-            curves.append(Curve(name, np.arange(values.shape[1]), *estimate(values), colours[name]))
+        curves = [_curve(name, None, colours[name]) for name in depths if name not in at]
+        curves += [_curve(name, change(watched[name][1][:, index]), colours[name]) for name, index in at.items()]
         panels.setdefault(tuple(at.values()), Panel(title, curves))
     return list(panels.values())
 
 
-def _without_values(name: str, colour: int | None) -> Curve:
-    """A group's place in the legend and among the colours of a chart that it has nothing for."""
-    return Curve(name, np.zeros(0), np.zeros(0), None, colour)
+def _curve(name: str, values: np.ndarray | None, colour: int | None) -> Curve:
+    """A group's curve over depth, of [n, layers]; without values its place in the legend and among the colours."""
+    values = np.zeros((1, 0)) if values is None else values
+    return Curve(name, np.arange(values.shape[1]), *estimate(values), colour)
 
 
 def _frames(
@@ -250,16 +254,13 @@ def _frames(
 ) -> list[Panel]:
     """Returns a panel for each of `MAX_FRAMES` steps, evenly spaced among the watched ones."""
     steps = np.unique(np.concatenate([at for name, (at, _) in depths.items() if colours[name] is not None]))
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MAX_FRAMES)).round().astype(int))
     frames = []
-    for step in steps[kept].tolist():
+    for step in steps[evenly(len(steps), MAX_FRAMES)].tolist():
         curves = []
         for name, (at, values) in depths.items():
-            if colours[name] is not None and len(places := np.flatnonzero(at == step)):
-                changed = change(values[:, places[0]])
-                curves.append(Curve(name, np.arange(changed.shape[1]), *estimate(changed), colours[name]))
-            elif colours[name] is not None:
-                curves.append(_without_values(name, colours[name]))
+            if colours[name] is not None:
+                place = np.flatnonzero(at == step)[:1]
+                curves.append(_curve(name, change(values[:, place[0]]) if place.size else None, colours[name]))
         frames.append(Panel(f"step {step}", curves))
     return frames
 

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run
 
+ENDED = ("done", "nonfinite", "verdict")  # exit reasons of runs that came to an end; a signal only interrupts
 _MOST_LOG = 2**32  # bytes
 
 
@@ -28,24 +29,25 @@ _MOST_LOG = 2**32  # bytes
 class Run:
     """One variant's run. `steps` maps a tag to its steps and values, in the order they were logged.
 
-    A value that was not finite is NaN; a null (an exact zero on a log scale, say) is left out.
+    A value that was not finite is NaN; a null (an exact zero on a log scale, say) is left out. `summary` is empty for a
+    run that has not ended.
     """
 
     name: str
     directory: Path
     config: dict[str, Any]
-    summary: dict[str, Any] | None
+    summary: dict[str, Any]
     steps: dict[str, Series] = field(repr=False)
 
     @property
     def done(self) -> bool:
         """True for a run that came to its end."""
-        return self.summary is not None and self.summary.get("exit_reason") == "done"
+        return self.summary.get("exit_reason") == "done"
 
     @property
     def recovery(self) -> str | None:
         """The cause of the first step that was not finite, and the recovery from it; None when there was none."""
-        summary = self.summary or {}
+        summary = self.summary
         if summary.get("first_nonfinite_step") is None:
             return None
         parts = [f"step {summary['first_nonfinite_step']} was not finite: {summary.get('nonfinite')}"]
@@ -78,30 +80,33 @@ def read_run(directory: str | Path) -> Run:
     if root is None or problems or not isinstance(root.value, dict):
         raise UserError(str(problems[0]) if problems else f"{directory / 'config.yaml'}: expected a mapping")
     path = directory / "summary.json"
-    summary = read_json(path) if path.exists() else None
-    if summary and (wrong := summary_problem(summary)):
+    summary = read_json(path) if path.exists() else {}
+    if wrong := summary_problem(summary):
         raise UserError(f"{path}: {wrong}")
     run = Run(directory.resolve().name, directory, root.plain, summary, _series(directory / "metrics.jsonl", metrics))
     planned = train.get("steps") if isinstance(train := root.plain.get("train"), dict) else None
     if summary and isinstance(planned, int) and min(run.step, planned) > (summary.get("steps") or 0):
-        return replace(run, summary=None)  # of before the run went on
+        return replace(run, summary={})  # of before the run went on
     return run
 
 
-def depth_series(run: Run, metric: str) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "S layers"]]:
-    """Returns a metric of all depths, such as `delta/norm_log10`, as one matrix.
+def depth_series(
+    steps: Mapping[str, Series], metric: str
+) -> tuple[Int64[np.ndarray, " S"], Float64[np.ndarray, "S layers"]]:
+    """Returns a logarithm of all depths, such as `delta/norm_log10`, as one matrix; `steps` as of a Run.
 
-    NaN where a depth has no value at a step; no steps and no depths for a run that logged no such metric.
+    A zero has no logarithm and is not logged, so -inf stands where a depth has no value at a step. No steps and no
+    depths where there is no such metric.
     """
     pattern = re.compile(re.escape(metric) + r"/layer_(\d{1,5})")
-    depths = {int(match[1]): run.steps[tag] for tag in run.steps if (match := pattern.fullmatch(tag))}
+    depths = {int(match[1]): series for tag, series in steps.items() if (match := pattern.fullmatch(tag))}
     if not depths:
         return np.zeros(0, np.int64), np.zeros((0, 0))
-    steps = np.unique(np.concatenate([at for at, _ in depths.values()]))
-    values = np.full((len(steps), max(depths) + 1), np.nan)
+    common = np.unique(np.concatenate([at for at, _ in depths.values()]))
+    values = np.full((len(common), max(depths) + 1), -np.inf)
     for depth, (at, logged) in depths.items():
-        values[np.searchsorted(steps, at), depth] = logged
-    return steps, values
+        values[np.searchsorted(common, at), depth] = logged
+    return common, values
 
 
 def _text(path: Path, at_most: int) -> str:

@@ -1,4 +1,4 @@
-"""Tables of text: the end of training, the gradient flow of one batch, and final figures over seeds."""
+"""Tables of text: the end of training, final figures over seeds, and verdicts."""
 
 import math
 from collections import Counter
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..gradflow.verdict import log10_gain, with_plain_name
-from ..text import MISSING, factor, norm, number, plus_minus, right_aligned
+from ..text import MISSING, factor, number, plus_minus, right_aligned
 from .finding import ratio_log10
 from .groups import Group, dotted, estimate, seed_of
-from .read import Run
+from .read import Run, depth_series
 
 Table = tuple[list[str], list[list[str]]]  # column titles, and rows of as many cells
 
@@ -43,9 +43,14 @@ def closing_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
             [number(end.get("per_layer_gain"), digits=3) for end in ends],
             [share(end) for end in ends],
         ]
-        row += [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+        row += [from_to(*pair) for pair in pairs]
         rows.append([*row, with_plain_name((summary.get("verdict") or {}).get("state", MISSING))])
     return columns, rows
+
+
+def from_to(start: str, end: str) -> str:
+    """Returns a cell for a figure at the first and at the last watched step."""
+    return MISSING if start == end == MISSING else f"{start} → {end}"
 
 
 def share(verdict: Mapping[str, Any]) -> str:
@@ -66,87 +71,17 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     return f"**{with_plain_name(verdict['state'])}**: {verdict['why']}{advice}"
 
 
-def probe_table(result: Mapping[str, Any]) -> Table:
-    """Returns the gradient flow of one batch: a row for each depth l, from 0 (the embedding's output) to L.
-
-    Args:
-      result: the object that `deltaflow probe --json` writes.
-    """
-    delta, without, grad = result["delta"], result.get("delta_without"), result["grad"]
-    matrices = [key for key in ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_in", "mlp_gate", "mlp_out") if key in grad]
-    columns = ["l", "|δ_l|", "gain", "|δ_l| without", "act rms", "|grad|"]
-    rows = [
-        [
-            str(depth),
-            _norm_at(delta, depth),
-            number(_at(result.get("gain"), depth)),
-            _norm_at(without, depth) if without else MISSING,
-            number(_at(result.get("act", {}).get("rms"), depth)),
-            number(_at(grad.get("layer"), depth)),
-            *(number(_at(grad[key], depth)) for key in matrices),
-        ]
-        for depth in range(len(delta["norm"]))
-    ]
-    return columns + [key.removeprefix("attn_") for key in matrices], rows
-
-
-def instruments_table(readings: Mapping[str, Any]) -> tuple[list[tuple[str, str]], Table]:
-    """Returns the readings of instruments: a line for each single number, and a table with a row for each layer.
-
-    A reading by parts is shown for the whole layer, a line through the weights by the place where it is lowest.
-    """
-    layers: dict[str, Sequence[float | None]] = {}
-    lines: list[tuple[str, str]] = []
-    for name, reading in readings.items():
-        if isinstance(reading, Mapping) and "at" in reading:
-            points = [(loss, at) for at, loss in zip(reading["at"], reading["loss"], strict=True) if loss is not None]
-            level = len({loss for loss, _ in points}) < 2
-            lines.append((f"{name} is lowest at", MISSING if level else number(min(points)[1])))
-            continue
-        parts = reading if isinstance(reading, Mapping) else {"layer": reading}
-        for part, values in parts.items():
-            if part == "layer" and isinstance(values, list):
-                layers[name] = values
-            elif not isinstance(values, list):
-                lines.append((name if part == "layer" else f"{name}/{part}", number(values)))
-    depth = max((len(values) for values in layers.values()), default=0)
-    rows = [[str(row), *(number(_at(values, row)) for values in layers.values())] for row in range(depth)]
-    return lines, (["l", *layers], rows)
-
-
-def flow_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns the gradient flow of several variants: a row for each, with delta at five depths."""
-    parts = {"0": 0.0, "L/4": 0.25, "L/2": 0.5, "3L/4": 0.75, "L": 1.0}
-    columns = ["variant", "loss", *(f"|δ| at {part}" for part in parts), "per-layer gain", "q,k share", "verdict"]
-    rows = []
-    for result in results:
-        delta, verdict, last = result["delta"], result["verdict"], len(result["delta"]["norm"]) - 1
-        norms = [_norm_at(delta, math.floor(part * last + 0.5)) for part in parts.values()]
-        gain = number(verdict["per_layer_gain"], digits=3)
-        state = with_plain_name(verdict["state"])
-        rows.append([result["variant"], number(result["loss"]), *norms, gain, share(verdict), state])
-    return columns, rows
-
-
-def _norm_at(norms: Mapping[str, Any], depth: int) -> str:
-    return norm(_at(norms.get("norm"), depth), _at(norms.get("log10_norm"), depth))
-
-
-def _at(values: Sequence[float | None] | None, index: int) -> float | None:
-    return values[index] if values is not None and index < len(values) else None
-
-
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a GitHub table with columns of numbers right-aligned."""
     marks = ["---:" if right else "---" for right in right_aligned(columns, rows)]
     lines = [columns, marks, *rows]
-    return "".join("| " + " | ".join(text(cell) for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(markdown_text, line)) + " |\n" for line in lines)
 
 
-def text(content: str) -> str:
+def markdown_text(content: str) -> str:
     """Escapes text for a cell of markdown, on one line.
 
-    >>> text("a|b <i> [x](y)")
+    >>> markdown_text("a|b <i> [x](y)")
     'a\\\\|b &lt;i> \\\\[x](y)'
     """
     for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
@@ -165,24 +100,20 @@ def delta_at(run: Run, which: int = -1) -> np.ndarray:
 
     [0] when none was watched.
     """
-    prefix = "delta/norm_log10/layer_"
-    logged = {int(tag.removeprefix(prefix)): series for tag, series in run.steps.items() if tag.startswith(prefix)}
-    if not logged:
+    steps, delta = depth_series(run.steps, "delta/norm_log10")
+    if not len(steps):
         return np.zeros(0)
-    # A zero has no logarithm and is not logged; a value that is not finite is, as NaN.
-    delta = np.full(max(logged) + 1, -np.inf)
-    step = (max if which == -1 else min)(at[which] for at, _ in logged.values())
-    for depth, (at, values) in logged.items():
-        if at[which] == step:
-            delta[depth] = values[which]
-    return delta
+    # Where every δ is zero none is logged, but the rms is.
+    watched = run.steps["act/rms/layer_000"][0] if "act/rms/layer_000" in run.steps else steps
+    return delta[which] if watched[which] == steps[which] else np.full(delta.shape[1], -np.inf)
 
 
 def log10_ratio(run: Run, which: int = -1) -> float | None:
     """Returns log10 of |δ_0| / |δ_L| at a watched step."""
     delta = delta_at(run, which)
-    with np.errstate(invalid="ignore"):
-        return float(delta[0] - delta[-1]) if delta.size else None
+    if not delta.size:
+        return None
+    return -math.inf if np.isneginf(delta[0]) else float(delta[0] - delta[-1])  # also where both are zero
 
 
 def gain(run: Run, which: int = -1) -> float | None:
@@ -196,13 +127,13 @@ def gain(run: Run, which: int = -1) -> float | None:
 
 def steps_per_s(run: Run) -> float | None:
     """Returns the steady speed: from the summary, or the median of the log."""
-    if (at_the_end := (run.summary or {}).get("steps_per_s")) is not None:
+    if (at_the_end := run.summary.get("steps_per_s")) is not None:
         return float(at_the_end)
     return float(np.median(run.steps["perf/steps_per_s"][1])) if "perf/steps_per_s" in run.steps else None
 
 
 # Title -> figure of a run. One that no run has is not in the table.
-FIGURES: dict[str, Callable[[Run], float | None]] = {
+FIGURES: dict[str, Callable[..., float | None]] = {
     "loss/train": lambda run: run.last("loss/train"),
     "loss/val": lambda run: run.last("loss/val"),
     "best loss/val": best_val,
@@ -212,11 +143,8 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
     "per-layer gain": gain,
     "steps/s": steps_per_s,
 }
-# The same at the first watched step: the effect of the design, next to that of training.
-_STARTS: dict[Callable[[Run], float | None], Callable[[Run], float | None]] = {
-    log10_ratio: partial(log10_ratio, which=0),
-    gain: partial(gain, which=0),
-}
+# Also shown at the first watched step: the effect of the design, next to that of training.
+_WATCHED = (log10_ratio, gain)
 # The same for all seeds: a constant of the data, and one measurement of those that are trained together.
 _ALIKE = (FIGURES["loss/floor"], steps_per_s)
 
@@ -228,11 +156,10 @@ def final_table(groups: Sequence[Group]) -> Table:
     for title, figure in FIGURES.items():
         log10 = figure is log10_ratio and not seeded  # over seeds logarithms are averaged
         cells = [_cell(group, figure, log10) for group in groups]
-        if at_start := _STARTS.get(figure):
+        if figure in _WATCHED:
             title = f"{title.removeprefix('log10 ') if log10 else title}: start → end"
-            starts = [_cell(group, at_start, log10) for group in groups]
-            pairs = zip(starts, cells, strict=True)
-            cells = [MISSING if start == end == MISSING else f"{start} → {end}" for start, end in pairs]
+            starts = [_cell(group, partial(figure, which=0), log10) for group in groups]
+            cells = [from_to(*pair) for pair in zip(starts, cells, strict=True)]
         figures[title] = cells
         if title == "loss/val":
             figures[ABOVE] = above_best(groups)
@@ -299,12 +226,12 @@ def steps_of(group: Group) -> str:
 
 def _unfinished(run: Run) -> str:
     reasons = {"nonfinite": "stopped, not finite", "verdict": "stopped by its verdict"}
-    return reasons.get((run.summary or {}).get("exit_reason", ""), "unfinished")
+    return reasons.get(run.summary.get("exit_reason", ""), "unfinished")
 
 
 def verdict_of(run: Run) -> dict[str, Any]:
     """Returns the verdict of a run's summary; empty when there is none."""
-    return (run.summary or {}).get("verdict") or {}
+    return run.summary.get("verdict") or {}
 
 
 def verdict_table(groups: Sequence[Group]) -> Table:
@@ -326,5 +253,5 @@ def verdict_table(groups: Sequence[Group]) -> Table:
 
 def loss_unit(groups: Sequence[Group]) -> str:
     """Returns the unit of the losses where all runs have the same one, else ""."""
-    tasks = {(run.summary or {}).get("task") for group in groups for run in group.runs} - {None}
+    tasks = {run.summary.get("task") for group in groups for run in group.runs} - {None}
     return UNITS.get(str(tasks.pop()), "") if len(tasks) == 1 else ""

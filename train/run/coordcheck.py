@@ -56,9 +56,9 @@ def coordcheck(
         source = sources[data_key(variant.config)]
         for over, sizes in sweeps.items():
             models = grown[variant.name, over]
-            rms = np.stack([measured(model, source, platform, steps, seeds) for model in models])
+            rms = np.stack([mean_coordinates(model, source, platform, steps, seeds) for model in models])
             slope = slopes(sizes, rms)
-            flat, why = judged(over, slope[-1])
+            flat, why = flatness(over, slope[-1])
             yield {
                 **{"variant": variant.name, "over": over, "sizes": list(sizes), "steps": steps, "seeds": seeds},
                 "rms": {name: finite(rms[:, :, index]) for index, name in enumerate(QUANTITIES)},
@@ -78,7 +78,7 @@ def resized(variant: Variant, over: str, size: int) -> Variant:
     return dataclasses.replace(variant, config=config)
 
 
-def measured(
+def mean_coordinates(
     variant: Variant, source: Source, platform: Platform, steps: int, seeds: int
 ) -> Float[np.ndarray, "steps+1 4"]:
     """Returns the `coordinates` of a variant on its first batch, geometric means over seeds from its own on."""
@@ -136,7 +136,7 @@ def slopes(sizes: Sequence[int], rms: Float[np.ndarray, "S ..."]) -> Float[np.nd
         return np.tensordot(x, np.log2(rms), 1) / (x @ x)
 
 
-def judged(over: str, slope: Float[np.ndarray, "4"]) -> tuple[bool, str]:
+def flatness(over: str, slope: Float[np.ndarray, "4"]) -> tuple[bool, str]:
     """Returns true if the slopes after the last step are flat, and the evidence: the one farthest from it.
 
     What comes of the initial weights may fall up to the root: over the width that of the head in the logits, a sum of

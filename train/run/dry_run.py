@@ -4,7 +4,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -20,8 +19,8 @@ from ..log.console import Console
 from ..text import duration
 from .dispatches import dispatches, watched_steps
 from .experiment import prepared
-from .loop import GroupRun
-from .start import described
+from .setup import GroupSetup
+from .start import overview
 
 
 def dry_run(
@@ -40,10 +39,10 @@ def dry_run(
     totals = []
     while groups:
         (source, group), *groups = groups
-        run = GroupRun(group, source, platform, console, stop, allow_data_change=allow_data_change, clock=clock)
-        if (total := announced(run)) is not None:
+        setup = GroupSetup(group, source, platform, console, allow_data_change)
+        if (total := show_estimate(setup, clock)) is not None:
             totals.append(total)
-        groups = run.waves + groups
+        groups = setup.waves + groups
     if len(totals) > 1:
         seconds, flops, tokens = zip(*totals, strict=True)
         console.note(f"all groups: {spread(np.sum(seconds, axis=0))}, {sum(flops):.3g} FLOP, {sum(tokens):,} tokens")
@@ -56,30 +55,24 @@ def dry_run(
     console.note("dry run: nothing was written")
 
 
-def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
+def show_estimate(setup: GroupSetup, clock: Callable[[], float]) -> tuple[Float64[np.ndarray, "3"], float, int] | None:
     """Prints the block of a group; returns its seconds, FLOPs and tokens, None if it has waves or none is to train.
 
     Seconds are those of the median, the fastest and the slowest of the timed calls.
     """
-    group, config, began = run.group, run.config, run.clock()
-    start = run.begin()
+    group, config, began = setup.group, setup.config, clock()
+    start = setup.decide_start()
     if start.finished is not None:
         return None
-    with ExitStack() as stack:
-        budget = run.compile()
-        stack.callback(run.programs.abandon)
-        if run.waves:
+    with setup.compiling() as budget:
+        if setup.waves:
             return None
-        try:
-            states = run.programs.init() if start.step else run.initial(run.console)
-            if run.divided(budget):
-                return None
-            compile_s = run.clock() - began
-            parts = {"to compile": np.full(3, compile_s)} | timed(run, states)
-        except Exception as error:
-            budget.explain(error)
-            raise
-    title, rows = described(group, start, compile_s, budget.line, run.directories[0].parent)
+        states = setup.programs.init() if start.step else setup.initial(setup.console)
+        if setup.divided(budget):
+            return None
+        compile_s = clock() - began
+        parts = {"to compile": np.full(3, compile_s)} | timed(setup, states, clock)
+    title, rows = overview(group, start, compile_s, budget.line, setup.directories[0].parent)
     steps, seconds = len(group.variants) * (config.train.steps - start.step), np.sum([*parts.values()], axis=0)
     flops = steps * model_flops(group.network, config.data.batch)
     tokens = steps * config.data.batch * config.data.context
@@ -88,7 +81,7 @@ def announced(run: GroupRun) -> tuple[Float64[np.ndarray, "3"], float, int] | No
     rows.append(
         ("expected time", f"{spread(seconds)}: {', '.join(f'{duration(s[0])} {what}' for what, s in parts.items())}")
     )
-    run.console.block(title, rows)
+    setup.console.block(title, rows)
     return seconds, flops, tokens
 
 
@@ -103,41 +96,41 @@ def spread(seconds: Float64[np.ndarray, "3"]) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def timed(run: GroupRun, states: list[Any]) -> dict[str, Float64[np.ndarray, "3"]]:
+def timed(setup: GroupSetup, states: list[Any], clock: Callable[[], float]) -> dict[str, Float64[np.ndarray, "3"]]:
     """Returns the seconds of a group's calls to come, by purpose, as `seconds_of`. `states` are donated.
 
     Variants that take turns run the same program, so that one of them is timed for all.
     """
-    config, programs, start_step = run.config, run.programs, run.start.step
+    config, programs, start_step = setup.config, setup.programs, setup.start.step
     steps, eval_every = config.train.steps, config.train.eval_every
     states = [states[0], *[None] * (programs.calls - 1)]
     shapes = Counter(
         (end - start, bool(watched_steps(start, end, config.watch.every)))
-        for start, end in dispatches(start_step, steps, run.start.K, config.watch.every)
+        for start, end in dispatches(start_step, steps, setup.start.K, config.watch.every)
     )
     train_s = instruments_s = np.zeros(3)
     for (length, watched), count in shapes.items():
-        batches = run.batches(0, length)
+        batches = setup.batches(0, length)
 
         def dispatch(batches=batches, watched=watched) -> Any:
             nonlocal states
             states, measured = programs.dispatch(states, batches, watched)
             return measured
 
-        train_s = train_s + count * seconds_of(dispatch, run.clock)
+        train_s = train_s + count * seconds_of(dispatch, clock)
 
-    def due(every: int) -> int:
+    def multiples(every: int) -> int:
         """The multiples of `every` up to the last step; a run that goes on has measured at the step it goes on from."""
         return steps // every - start_step // every + (start_step == 0)
 
-    evaluations = (due(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
-    evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *run.heldout), run.clock)
-    for name, every in run.instruments.items():
-        batches = run.batches(0, INSTRUMENTS[name].batches(config.watch))
-        seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b), run.clock)
-        instruments_s = instruments_s + due(every) * seconds
+    evaluations = (multiples(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
+    evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *setup.heldout), clock)
+    for name, every in setup.instruments.items():
+        batches = setup.batches(0, INSTRUMENTS[name].batches(config.watch))
+        seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b), clock)
+        instruments_s = instruments_s + multiples(every) * seconds
     parts = {"to train": train_s, "to evaluate": evaluate_s}
-    parts |= {"for instruments": instruments_s} if run.instruments else {}
+    parts |= {"for instruments": instruments_s} if setup.instruments else {}
     return {what: programs.calls * seconds for what, seconds in parts.items()}
 
 

@@ -25,11 +25,12 @@ from ..log.console import Console
 from ..report.finding import finding
 from ..report.groups import seedless
 from ..report.read import read_run
-from ..report.tables import closing_table, text, verdict_lines
+from ..report.tables import closing_table, markdown_text, verdict_lines
 from ..store.rundir import directory_of
 from ..text import command
 from . import summary as summaries
 from .loop import GroupRun
+from .setup import GroupSetup
 from .start import finished_run, resumable_parts, resume_points
 
 
@@ -118,7 +119,11 @@ def prepared(
     sources = open_all(experiment.variants)
     stop.doing = "the start of JAX"
     platform = device_of(experiment)
-    experiment = in_own_folder(experiment)
+    folder = directory_of(experiment.variants[0]).parent
+    if (copy := hosts.broadcast_folder(folder)) != folder:
+        moved = {"runs_dir": str(copy.parent)}
+        variants = (replace(each, config=each.config.model_copy(update=moved)) for each in experiment.variants)
+        experiment = replace(experiment, variants=tuple(variants))
     show_start(experiment, sources, platform, console)
     groups = []
     for members in grouped(experiment.variants):
@@ -127,16 +132,6 @@ def prepared(
     if (used := max(group.mesh.size for _, group in groups)) < (count := len(platform.devices)):
         console.warn(f"devices: {used} of {count} in use; more do not divide data.batch, or mesh: asks for no more")
     return experiment, platform, groups
-
-
-def in_own_folder(experiment: Experiment) -> Experiment:
-    """Returns the experiment with the run directories of this process (train/device/hosts.py)."""
-    folder = directory_of(experiment.variants[0]).parent
-    if (own := hosts.own(folder)) == folder:
-        return experiment
-    moved = {"runs_dir": str(own.parent)}
-    variants = (replace(each, config=each.config.model_copy(update=moved)) for each in experiment.variants)
-    return replace(experiment, variants=tuple(variants))
 
 
 def train(
@@ -167,10 +162,10 @@ def train(
             stop.doing = "set-up and compilation"
             waited_s = clock() - began
             later = [group for _, group in groups if group.variants[0].name not in finished]
-            about = (group, source, platform, console, stop, waited_s, later, allow_data_change)
-            run = GroupRun(*about, experiment.command, clock)
+            setup = GroupSetup(group, source, platform, console, allow_data_change)
+            run = GroupRun(setup, stop, waited_s, later, experiment.command, clock)
             ended |= {summary["variant"]: summary for summary in run.run()}
-            groups = run.waves + groups
+            groups = setup.waves + groups
         console.close()
         ordered = [ended[variant.name] for variant in experiment.variants if variant.name in ended]
         show_results(experiment.name, ordered, console)
@@ -199,7 +194,7 @@ def train(
         if experiment.variants[0].config.log.tensorboard:
             if sentences:
                 first = next((each for each in ordered if each["variant"] not in finished), ordered[0])
-                markdown = "\n\n".join(map(text, sentences))
+                markdown = "\n\n".join(map(markdown_text, sentences))
                 try:
                     add_text(root / first["variant"], first["steps"], "finding", markdown)
                 except OSError as error:

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from data.files import replacing
 from data.source import DataSpec, open_source
-from model.network import path_of
 
 from ..core.state import network_of
 from ..disk import read_json, write_json
@@ -16,6 +14,7 @@ from ..errors import Failure, UserError, refusal
 from ..store import tensors
 from ..store.checkpoint import Checkpoints
 from ..store.rundir import checkpoint_of, read_config
+from .transfer import by_path
 
 
 def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
@@ -66,9 +65,9 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int:
     newest = checkpoints.only_newest()
     if step == "newest":
         return newest
-    found = checkpoints.best() if step == "best" else step
-    if found in checkpoints.steps():
-        return found
+    number = checkpoints.best() if step == "best" else step
+    if number in checkpoints.steps():
+        return number
     saved = ", ".join(map(str, checkpoints.steps()))
     lacks = "held-out loss in any checkpoint" if step == "best" else f"checkpoint of step {step}"
     raise UserError(f"{checkpoints.run_directory}: no {lacks}; there are steps {saved}")
@@ -77,8 +76,8 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int:
 def named(params: Any) -> dict[str, np.ndarray]:
     """Returns nested parameters by dotted name, `blocks.3.attn.q.kernel`: an array a block, no stacks of all blocks."""
     arrays: dict[str, np.ndarray] = {}
-    for keys, array in jax.tree_util.tree_leaves_with_path(params):
-        first, *rest = path_of(keys).split("/")
+    for path, array in by_path(params).items():
+        first, *rest = path.split("/")
         if first == "blocks":
             arrays |= {".".join((first, str(layer), *rest)): each for layer, each in enumerate(array)}
         else:

@@ -4,6 +4,7 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ from ..gradflow.spikes import Spike, SpikeDetector, follow
 from ..gradflow.verdict import Verdict, judge, over_run
 from ..instruments.readings import LossCurve, Matrix, Reading, scalars_of
 from ..log.writer import Tracker
-from ..report import charts
-from ..report.matrices import matrix_chart
-from ..report.read import Run, depth_series, read_run
+from ..report.charts import SMALL, to_rgb
+from ..report.heatmaps import LIVE_CELLS, Field, heatmaps, matrix_chart
+from ..report.lines import loss_along
+from ..report.read import depth_series, read_run
 from ..text import LAYER, layer
 from .dispatches import watched_steps
 from .recovery import MOST_SKIPPED, NonfiniteSteps, first_nonfinite
 
 SPIKE_WARNINGS = 5  # a variant; the rest are in the log
-# Tags whose history the summary, the verdict and the pictures need; kept in memory, so that no log is read back.
-_KEPT = re.compile(
+_IN_MEMORY = re.compile(
     rf"loss/.+|accuracy/val|optim/nonfinite|update/ratio_log10/{LAYER}|delta(_without)?/norm_log10/{LAYER}"
 )
 # Titles and captions of the pictures of delta, by the first part of the tag.
@@ -54,6 +55,12 @@ HEATMAPS = {
         "bottom to top.",
     ),
 }
+
+
+@cache
+def in_memory(tag: str) -> bool:
+    """Returns true for a tag whose history the summary, the verdict and the pictures need; no log is read back."""
+    return _IN_MEMORY.fullmatch(tag) is not None
 
 
 class RunMetrics:
@@ -97,7 +104,6 @@ class RunMetrics:
         self.exit_reason: str | None = None  # what ended the variant before its last step: nonfinite or verdict
         self.eval_pending = False  # the checkpoint was saved before the evaluation and instruments of its step
         self._series: dict[str, tuple[array, array]] = {}
-        self._kept: dict[str, bool] = {}  # by tag: does _KEPT match
         backends = [name for name, used in variant.config.log if used]
         matrices = variant.config.watch.matrices
         self.tracker = Tracker(directory, first_step=start_step, backends=backends, matrices=matrices, warn=warn)
@@ -109,7 +115,7 @@ class RunMetrics:
             self.diagnoses = [(step, text) for step, text in saved.get("diagnoses", [])]  # not in older checkpoints
             self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["eval_pending"]
             for tag, (steps, values) in read_run(directory).steps.items():
-                if _KEPT.fullmatch(tag):
+                if in_memory(tag):
                     self._series[tag] = (array("q", steps.tolist()), array("d", values.tolist()))
         self.tracker.config(variant)
 
@@ -194,11 +200,11 @@ class RunMetrics:
                     self.tracker.histogram(f"{name}_log10/{layer(index)}", step, bounds, counts[::-1].tolist())
             if isinstance(reading, LossCurve) and self.tracker.pictured:
                 title = f"{self.variant.name}: the loss along {lines()[name]}, step {step}"
-                figure = charts.loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
-                self.tracker.image(name, step, charts.to_rgb(figure))
+                figure = loss_along(np.asarray(reading.at), np.asarray(reading.loss), title)
+                self.tracker.image(name, step, to_rgb(figure))
             if isinstance(reading, Matrix) and self.tracker.pictured:
                 figure = matrix_chart(np.asarray(reading.values), f"{self.variant.name}: {name}, step {step}")
-                self.tracker.image(name, step, charts.to_rgb(figure))
+                self.tracker.image(name, step, to_rgb(figure))
 
     def end(self, step: int, reason: str) -> None:
         """Ends the variant after `step`, because of a non-finite step or its verdict; nothing later is logged."""
@@ -209,16 +215,14 @@ class RunMetrics:
 
     def write_before(self, step: float) -> None:
         """Writes the rows of all steps before `step`: no measurement can reach them any more."""
-        rows = [(s, self.open_rows.pop(s)) for s in sorted(s for s in self.open_rows if s < step)]
-        for at, row in rows:
+        for at in sorted(s for s in self.open_rows if s < step):
+            row = self.open_rows.pop(at)
             for tag, value in row.items():
-                if tag not in self._kept:
-                    self._kept[tag] = _KEPT.fullmatch(tag) is not None
-                if self._kept[tag] and value is not None:
+                if value is not None and in_memory(tag):
                     steps, values = self._series.setdefault(tag, (array("q"), array("d")))
                     steps.append(at)
                     values.append(value if math.isfinite(value) else math.nan)
-        self.tracker.log_all(rows)
+            self.tracker.log(at, row)
 
     @property
     def series(self) -> dict[str, Series]:
@@ -240,14 +244,14 @@ class RunMetrics:
         """Rewrites the depth x step heatmaps."""
         if not self.tracker.pictured:
             return
-        run = Run(self.variant.name, self.directory, {}, None, self.series)
+        series = self.series
         for prefix, (title, caption) in HEATMAPS.items():
-            steps, values = depth_series(run, f"{prefix}/norm_log10")
+            steps, values = depth_series(series, f"{prefix}/norm_log10")
             if not steps.size:
                 continue
             title = f"{self.variant.config.name}/{self.variant.name}: {title}"
-            figure = charts.heatmaps([charts.Field(title, steps, values)], 1, charts.SMALL, charts.LIVE_CELLS)
-            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), charts.to_rgb(figure), title, caption)
+            figure = heatmaps([Field(title, steps, values)], 1, SMALL, LIVE_CELLS)
+            self.tracker.image(f"{prefix}/heatmap", int(steps[-1]), to_rgb(figure), title, caption)
 
 
 def evaluation_row(scores: Scores, floors: Mapping[str, float], task: str, split: str) -> dict[str, float | None]:

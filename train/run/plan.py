@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from ..log.console import Console
 from ..text import size
 from .dispatches import assumed_step_seconds, steps_per_call
 from .experiment import build_group, data_key, device_of, open_all, show_start
-from .loop import GroupRun
+from .setup import GroupSetup
 from .start import Start
 
 _TILE = 128  # rows and columns of a TPU's matrix unit
@@ -63,19 +62,13 @@ def plan(experiment: Experiment, console: Console, stop: Stop, topology: str | N
 def planned(group: VariantGroup, source: Source, platform: Platform) -> list[tuple[str, str]]:
     """Returns the rows of a group, or of its first wave, once all programs are compiled."""
     config, mesh, chip = group.config, group.mesh, platform.chip
-    run = GroupRun(group, source, platform, Console(), Stop())
+    setup = GroupSetup(group, source, platform, Console())
     K = steps_per_call(config, assumed_step_seconds(group, config.data.batch, platform.kind))
-    run.start = Start(0, K, None, None, {})
-    with ExitStack() as stack:
-        budget = run.compile()
-        stack.callback(run.programs.abandon)
-        try:
-            counted = None if run.waves or run.divided(budget) else work(run.programs, run.batches(0, 1)[0])
-        except Exception as error:
-            budget.explain(error)
-            raise
+    setup.start = Start(0, K, None, None, {})
+    with setup.compiling() as budget:
+        counted = None if setup.waves or setup.divided(budget) else work(setup.programs, setup.batches(0, 1)[0])
     if counted is None:
-        return planned(run.waves[0][1], source, platform)
+        return planned(setup.waves[0][1], source, platform)
     assert budget.need is not None
     axes = ", ".join(f"{axis} {count}" for axis, count in mesh.shape.items() if count > 1)
     flops = model_flops(group.network, config.data.batch)
@@ -97,7 +90,7 @@ def planned(group: VariantGroup, source: Source, platform: Platform) -> list[tup
         parts = ", ".join(f"{1e3 * seconds:.3g} ms of {name}" for name, seconds in costs.items())
         rough = "" if mesh.devices.flat[0].platform == chip.kind else ", by the kernels of XLA for CPUs"
         rows.append(("time of a step", f"{parts}: limited by {limit}{rough}"))
-        if chip.kind == "tpu" and (ratio := padding(run.programs)) > 1.1:
+        if chip.kind == "tpu" and (ratio := padding(setup.programs)) > 1.1:
             rows.append(
                 ("padding", f"{ratio:.2f} times the matmuls' FLOPs: heads or matrices do not fill tiles of {_TILE}")
             )

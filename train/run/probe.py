@@ -12,7 +12,7 @@ import numpy as np
 
 from data.source import Source
 from model.config import ModelConfig
-from model.network import Params, path_of
+from model.network import Params
 from model.residual import structure_of
 
 from ..config.instruments import INSTRUMENTS
@@ -32,7 +32,7 @@ from ..store.checkpoint import Checkpoints
 from ..store.provenance import same_config
 from ..store.rundir import differences, read_config
 from .experiment import build_group, data_key, device_of, open_all
-from .transfer import tokenizer_of, tokenizers_differ
+from .transfer import by_path, tokenizer_of, tokenizers_differ
 
 
 def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -67,12 +67,12 @@ def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence
                 "variant": variant.name,
                 "config": variant.config.model_dump(mode="json"),
                 "platform": platform.label,
-                **measured(programs, source, variant, hp, state, instruments),
+                **measurement(programs, source, variant, hp, state, instruments),
             }
     return [results[variant.name] for variant in experiment.variants]
 
 
-def measured(
+def measurement(
     programs: Programs, source: Source, variant: Variant, hp: HParams, state: State, instruments: Sequence[str]
 ) -> dict[str, Any]:
     """Returns the figures of one backward pass, and the readings of the instruments, as JSON values."""
@@ -129,8 +129,7 @@ def restored(group: VariantGroup, variant: Variant, directory: Path, step: int, 
     checkpoints = Checkpoints(directory)
     same_config(checkpoints.path(step), checkpoints.header(step), saved)
     params, shapes = checkpoints.params(step), group.network.shapes()
-    leaves = (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, shapes))
-    there, here = ({path_of(keys): list(leaf.shape) for keys, leaf in tree} for tree in leaves)
+    there, here = ({path: list(leaf.shape) for path, leaf in by_path(tree).items()} for tree in (params, shapes))
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             got = f"{there.get(path, 'missing')} in {directory}"

@@ -120,7 +120,7 @@ def replay(
     if since:
         state = run.checkpoints[index].restore(since, programs.abstract_single)
     else:
-        state = programs.each(fetched(run.initial(None)))[index]
+        state = programs.each(fetched(run.setup.initial(None)))[index]
     states = programs.joined([state] * len(group.variants))  # in one call of all the others repeat this one
     if not group.vmapped:
         states = [states[0] if other == index else None for other in range(len(group.variants))]
@@ -164,14 +164,12 @@ def find_cause(run: "GroupRun", index: int, since: int, bad: int) -> tuple[int, 
     return last.step + 1, cause_of(jax.device_get(examined), network.param_dtype)
 
 
-def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
+def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> None:
     """Reports the cause of a variant's non-finite step; ends the variant if `train.on_nonfinite` asks for it.
 
     Args:
         step: the non-finite one, counted from 1.
         end: of its dispatch.
-
-    Returns true if the variant has ended.
     """
     metrics, checkpoints, warn = run.metrics[index], run.checkpoints[index], run.console.warn
     name, config = metrics.variant.name, metrics.variant.config
@@ -180,8 +178,8 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     since, at, cause = max(checkpoints.steps(), default=0), step, "interrupted before the cause was found"
     try:
         since = checkpoints.newest(warn) or 0
-        if (found := find_cause(run, index, since, step)) is not None:
-            at, cause = found[0], str(found[1])
+        if (examined := find_cause(run, index, since, step)) is not None:
+            at, cause = examined[0], str(examined[1])
     except _FAILURES as error:
         cause = f"the replay failed: {first_line(error)[:200]}"
     metrics.nonfinite = metrics.nonfinite.diagnosed(at, cause)
@@ -192,13 +190,11 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> bool:
     if config.train.on_nonfinite == "skip":
         if metrics.nonfinite.in_a_row < MOST_SKIPPED:
             warn(f"{name}: the update of step {step} is left out; further ones are counted as optim/skipped")
-            return False
+            return
         why, step = f", {MOST_SKIPPED} in a row skipped", end  # its rows are written up to there
     standing = f"the checkpoint of step {since} is kept" if since else "there was no checkpoint yet"
     warn(f"{name}: stops at step {step}{why}; {standing}")
-    metrics.end(step, "nonfinite")
-    run.console.stopped(name, step)
-    return True
+    run.end(index, step, "nonfinite")
 
 
 def handle_spike(run: "GroupRun", index: int, spike: Spike) -> None:
@@ -234,7 +230,7 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
         return f"no diagnosis, there is no checkpoint {NEAREST} to {FARTHEST} steps before it"
     since = max([step for step in near if step <= max(0, spike.step - WINDOW)] or near)
     # Those that the run has on, but for the ones of many passes, and the one that is known to move before a loss.
-    names = dict.fromkeys(["attention", *run.instruments])
+    names = dict.fromkeys(["attention", *run.setup.instruments])
     instruments = [name for name in names if not INSTRUMENTS[name].long]
     alone = spike.step - WINDOW + 1
     steps = list(replay(run, index, since, alone, spike.step, watch_all=True, instruments=instruments))
@@ -258,13 +254,12 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
     return first_moved(series, losses, spike, steps[0].step + 1)
 
 
-def explain(run: "GroupRun", step: int) -> None:
+def explain_dead_qk(run: "GroupRun", step: int) -> None:
     """Adds to verdicts of dead_qk what starves attention at `step`: a reading of `grad_mean`, which is not logged.
 
     Not after a signal, which wants a quick end.
     """
-    verdicts = {index: verdict for index, metrics in run.live() if (verdict := metrics.verdict()) is not None}
-    starved = [index for index, verdict in verdicts.items() if verdict.state == "dead_qk"]
+    starved = [index for index, verdict in run.verdicts().items() if verdict.state == "dead_qk"]
     if not starved or run.stopping():
         return
     run.throughput.pause()
@@ -280,17 +275,13 @@ def explain(run: "GroupRun", step: int) -> None:
 def stop_early(run: "GroupRun", step: int) -> None:
     """Ends, saved, each variant whose verdict so far is one of `train.stop_when`. Waits for the last dispatch."""
     run.settle()
-    verdicts = {index: verdict for index, metrics in run.live() if (verdict := metrics.verdict()) is not None}
-    met = {index: v.state for index, v in verdicts.items() if v.state in run.config.train.stop_when}
+    met = [index for index, verdict in run.verdicts().items() if verdict.state in run.config.train.stop_when]
     if not met or step == run.config.train.steps:
         return
     run.save(step, only=met)
-    explain(run, step)
-    for index, state in met.items():
-        name, verdict = run.group.variants[index].name, run.metrics[index].verdict()
-        why = verdict and verdict.why
-        run.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {with_plain_name(state)}: {why}")
-        run.metrics[index].end(step, "verdict")
-        run.console.stopped(name, step)
-        if not run.group.vmapped:
-            run.states[index] = None  # a vmapped call still computes it; its results are discarded
+    explain_dead_qk(run, step)
+    verdicts = run.verdicts()
+    for index in met:
+        name, why = run.group.variants[index].name, f"{with_plain_name(verdicts[index].state)}: {verdicts[index].why}"
+        run.console.note(f"{name}: stops at step {step}, saved (train.stop_when): {why}")
+        run.end(index, step, "verdict")

@@ -20,15 +20,15 @@ from ..device.programs import VariantGroup, model_flops
 from ..disk import read_json, write_atomically, write_json
 from ..errors import UserError
 from ..log.console import Console
-from ..report.read import summary_problem
+from ..report.read import ENDED, summary_problem
 from ..store.checkpoint import Checkpoints, newest_common
 from ..store.provenance import environment_changes, same_config, same_data, saved_config
 from ..store.rundir import (
-    changed,
     check_config,
     clear_failed_start,
     data_record,
     data_sums,
+    differences,
     directory_of,
     format_value,
     has_begun,
@@ -59,7 +59,7 @@ class Start:
             write_atomically(path, content) if isinstance(content, str) else write_json(path, content)
 
 
-def begin(
+def decide_start(
     group: VariantGroup,
     source: Source,
     directories: Sequence[Path],
@@ -76,9 +76,9 @@ def begin(
     K = recorded_steps_per_call(directories[0], config)  # those that go on together have the same
     K = K or steps_per_call(config, assumed_step_seconds(group, config.data.batch, kind))
     finished = [summary for variant in variants if (summary := finished_run(variant))]
-    over = len(finished) == len(variants)
+    all_finished = len(finished) == len(variants)
     all_checkpoints = [Checkpoints(directory) for directory in directories]
-    step = config.train.steps if over else newest_common(all_checkpoints, console.warn) or 0
+    step = config.train.steps if all_finished else newest_common(all_checkpoints, console.warn) or 0
     if step > config.train.steps:
         raise UserError(f"{directories[0]}: has trained {step} steps already, and train.steps is {config.train.steps}")
     if not step and any(checkpoints.of_earlier_versions() for checkpoints in all_checkpoints):
@@ -97,32 +97,32 @@ def begin(
     tokenizer = None if source.tokenizer is None else source.tokenizer.to_json()
     for variant, directory, checkpoints in zip(variants, directories, all_checkpoints, strict=True):
         check_config(variant)
-        if saved := newest(variant) if over else step:
+        if saved := newest(variant) if all_finished else step:
             where, header = checkpoints.path(saved), checkpoints.header(saved)
             same_config(where, header, variant.config)  # also where config.yaml is lost, or was edited
-            if not over:
+            if not all_finished:
                 same_data(where, header, {source.sha256, *data_sums(directory)})
                 before = saved_config(where, header)
                 if before is not None and (changes := changes_at(step, before, variant.config)):
                     notes.append(f"continues at step {step} with {changes}")
                 if drift := environment_changes(header, environment()):
                     warnings.append(f"saved with {drift}: what follows is not bitwise what it would have been")
-        if not (over and allow_data_change):  # a finished run reads no more data
+        if not (all_finished and allow_data_change):  # a finished run reads no more data
             record, line = data_record(directory, source.sha256, source.name, tokenizer, step, allow_data_change)
             files |= record
             warnings += [line] if line else []
         path = directory / "config.yaml"
-        if not (over and path.exists()):
+        if not (all_finished and path.exists()):
             files[path] = to_yaml(variant.config)
     for line in dict.fromkeys(warnings):
         console.warn(line)
     for line in dict.fromkeys(notes):
         console.note(line)
-    if over:
+    if all_finished:
         console.note(f"{', '.join(variant.name for variant in variants)}: finished before; nothing to do")
     else:
         files |= {directory / "choices.json": {"steps_per_call": K} for directory in directories}
-    return Start(step, K, finished if over else None, pretrained, files)
+    return Start(step, K, finished if all_finished else None, pretrained, files)
 
 
 def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
@@ -130,7 +130,7 @@ def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
 
     A schedule that depends on `train.steps` is mentioned if it would have taken another way up to `step`.
     """
-    keys = changed(before, now)
+    keys = differences(before, now, changeable=True)
     if not keys:
         return None
     text = ", ".join(f"{key} {format_value(old)} -> {format_value(new)}" for key, (old, new) in keys.items())
@@ -160,7 +160,7 @@ def resumable_parts(members: Sequence[Variant]) -> list[tuple[Variant, ...]]:
 
     def ended(variant: Variant) -> bool:
         path = directory_of(variant) / "summary.json"
-        return path.exists() and read_json(path).get("exit_reason") in ("done", "nonfinite", "verdict")
+        return path.exists() and read_json(path).get("exit_reason") in ENDED
 
     def begun(variant: Variant) -> bool:
         return steps[id(variant)] > 0 or (directory_of(variant) / "config.yaml").exists()
@@ -258,7 +258,7 @@ def recorded_steps_per_call(directory: Path, config: RunConfig) -> int | None:
     return recorded if fits else None
 
 
-def described(
+def overview(
     group: VariantGroup, start: Start, compile_s: float, memory: str, folder: Path
 ) -> tuple[str, list[tuple[str, str]]]:
     """Returns title and rows of the block that the console shows before the first step."""

@@ -11,11 +11,11 @@ from ..device.platform import Platform
 from ..device.programs import VariantGroup, model_flops
 from ..disk import write_atomically, write_json
 from ..log.console import Console
-from ..report.page import as_html, as_markdown, compare
+from ..report.comparison import as_html, as_markdown, compare
 from ..report.read import Run
 from ..report.seeds import write_means
 from ..report.tables import verdict_text
-from ..text import command
+from ..text import command, size
 from .dispatches import Throughput
 from .metrics import RunMetrics
 
@@ -30,7 +30,9 @@ _SUMMARY_KEYS = {
 }
 
 
-def close(all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: int | None) -> list[dict[str, Any]]:
+def write_summaries(
+    all_metrics: Sequence[RunMetrics], timing: Mapping[str, Any], signal: int | None
+) -> list[dict[str, Any]]:
     """Writes the last rows, pictures, verdict and summary.json of a group's variants; returns the summaries.
 
     After a `signal` the logs stay open for what a resumption adds. Raises UserError.
@@ -130,9 +132,9 @@ def write_report(root: Path, console: Console) -> Path | None:
     """
     page = root / "report.html"
     try:
-        size = sum(log.stat().st_size for log in root.glob("*/metrics.jsonl"))
-        if size > MAX_REPORT_BYTES:
-            console.note(f"no report yet, of {size / 1e6:.0f} MB of logs:")
+        logged = sum(log.stat().st_size for log in root.glob("*/metrics.jsonl"))
+        if logged > MAX_REPORT_BYTES:
+            console.note(f"no report yet, of {size(logged)} of logs:")
             console.command(command("compare", root, "--html", page))
             return None
         comparison = compare([root])

@@ -58,8 +58,12 @@ def open_pretrained(directory: Path) -> PretrainedRun:
         params = checkpoints.params(step)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    by_path = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return PretrainedRun(directory, step, by_path, tokenizer_of(directory))
+    return PretrainedRun(directory, step, by_path(params), tokenizer_of(directory))
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """Returns the leaves of nested parameters by path, such as `blocks/attn/q/kernel`."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def tokenizer_of(directory: Path) -> Any:
@@ -89,7 +93,7 @@ def transferred(source: PretrainedRun, params: Any, tokenizer: Any) -> Transfer:
 
     Tables whose rows are tokens are left out if the tokenizers differ. Raises UserError if nothing matches.
     """
-    here = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    here = by_path(params)
     foreign = VOCABULARY_TABLES if tokenizers_differ(source.tokenizer, tokenizer) else frozenset()
     matched, new = [], []
     for path, leaf in here.items():

@@ -100,7 +100,7 @@ class Checkpoints:
 
         meta: JSON values; `row` may hold a `loss/val`. Raises UserError, and leaves everything as it was.
         """
-        step, arrays = int(state.step), arrays_of(state)
+        step, arrays = int(state.step), {path: np.asarray(leaf) for path, leaf in leaves_of(state).items()}
         config = None if self.config is None else self.config.model_dump(mode="json")
         header = Header(step, dict(meta), config, self.provenance)
         try:
@@ -115,17 +115,12 @@ class Checkpoints:
         except Damaged as error:
             raise Failure(f"{self.path(step)}: cannot save: what was written reads back otherwise: {error}") from None
         self._losses[step] = header.loss_val
-        with suppress(OSError):  # what cannot be removed now is removed after the next save
-            self._prune(step)
-
-    def _prune(self, step: int) -> None:
-        """Removes what is neither among the newest KEEP up to `step` nor the best, and what was set aside."""
-        steps = [saved for saved in self.steps() if saved <= step]
-        best = self.best(step)
-        old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
-        for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
-            with suppress(OSError):  # what cannot be removed now is removed after the next save
-                path.unlink()
+        with suppress(OSError):
+            steps, best = [saved for saved in self.steps() if saved <= step], self.best(step)
+            old = [self.path(saved) for saved in steps[:-KEEP] if saved != best]
+            for path in [*old, *self.folder.glob(f".*{SUFFIX}{_ASIDE}")]:
+                with suppress(OSError):  # what cannot be removed now is removed after the next save
+                    path.unlink()
 
     def best(self, up_to: int | None = None) -> int | None:
         """Returns the first step of the least held-out loss, of whole checkpoints; None where none has a loss."""
@@ -207,9 +202,10 @@ class Checkpoints:
         the names, shapes and dtypes that differ are listed.
         """
         arrays = self.arrays(step)
-        expected = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(like)}
-        here = {path: f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in expected.items()}
-        there = {path: f"{array.dtype} {list(array.shape)}" for path, array in arrays.items()}
+        here, there = (
+            {path: f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in leaves.items()}
+            for leaves in (leaves_of(like), arrays)
+        )
         different = [path for path in sorted({**here, **there}) if here.get(path) != there.get(path)]
         if different:
             some = [f"{p}: {there.get(p, 'nothing')} there, {here.get(p, 'nothing')} here" for p in different[:3]]
@@ -232,14 +228,14 @@ class Checkpoints:
 
 def check_dtypes(state: Any) -> None:
     """Raises UserError when a leaf, or its shape and dtype, has a dtype that a checkpoint cannot hold: a key, say."""
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+    for path, leaf in leaves_of(state).items():
         if str(leaf.dtype) not in tensors.CODES:
-            raise UserError(f"optimizer.name: {leaf_path(keys)} is {leaf.dtype}, which a checkpoint cannot hold")
+            raise UserError(f"optimizer.name: {path} is {leaf.dtype}, which a checkpoint cannot hold")
 
 
-def arrays_of(state: Any) -> dict[str, np.ndarray]:
+def leaves_of(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a pytree by path, such as params/blocks/attn/q/kernel."""
-    return {leaf_path(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def leaf_path(keys: tuple) -> str:

@@ -124,24 +124,15 @@ def _earlier(recorded: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in before if isinstance(entry, dict)] if isinstance(before, list) else []
 
 
-def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Returns (old, new) by dotted key where two configs make different runs."""
-    return {key: values for key, values in _different(old, new).items() if not _changeable(key)}
+def differences(old: RunConfig, new: RunConfig, changeable: bool = False) -> dict[str, tuple[Any, Any]]:
+    """Returns (old, new) by dotted key where two configs make different runs.
 
-
-def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Returns (old, new) by dotted key where the keys differ that a run may change when it goes on."""
-    return {key: values for key, values in _different(old, new).items() if _changeable(key)}
-
-
-def _different(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    changeable: instead where the keys differ that a run may change when it goes on.
+    """
     a, b = flatten(old), flatten(new)
-    keys = [key for key in {**a, **b} if key not in LABELS]
-    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
-
-
-def _changeable(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in CHANGEABLE)
+    keys = [key for key in {**a, **b} if key not in LABELS and a.get(key) != b.get(key)]
+    may_change = {key for key in keys for one in CHANGEABLE if key == one or key.startswith(f"{one}.")}
+    return {key: (a.get(key), b.get(key)) for key in keys if (key in may_change) == changeable}
 
 
 def listed(different: Mapping[str, tuple[Any, Any]]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..text import MISSING, number
-from .charts import Axes, Chart, Curve, Panel, line_charts
+from .charts import Chart, evenly
+from .lines import Axes, Curve, Panel, line_charts
 from .page import Html, page, paragraph, picture, section, table
 from .tables import Table
 
@@ -41,7 +42,7 @@ def heading(result: Result) -> str:
 
 def chart_of(result: Result) -> Chart:
     """A panel for each quantity, in each a curve for each step over the sizes."""
-    steps = np.unique(np.linspace(0, result["steps"], min(result["steps"] + 1, MAX_CURVES)).round().astype(int))
+    steps = evenly(result["steps"] + 1, MAX_CURVES)
     panels = []
     for name, rms in result["rms"].items():
         with np.errstate(divide="ignore"):
