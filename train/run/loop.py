@@ -114,7 +114,7 @@ class GroupRun:
             for variant, checkpoints in zip(group.variants, self.checkpoints, strict=True):
                 saved = checkpoints.header(start.step).meta if start.step else None
                 checkpoints.go_on_from(start.step)
-                self.began = started - (saved["wall_s"] if saved else 0.0)  # as if it had never been interrupted
+                self.began = started - (saved or {}).get("wall_s", 0.0)  # as if it had never been interrupted
                 dtype, warn = group.network.dtype, self.console.warn
                 metrics = RunMetrics(variant, checkpoints.run_directory, dtype, start.step, saved, warn)
                 stack.callback(metrics.tracker.close)
