@@ -28,6 +28,11 @@ def path_of(keys: tuple) -> str:
     return "/".join(str(entry.key).strip("_") for entry in keys)
 
 
+def leaves_by_path(params: Any) -> dict[str, Any]:
+    """Returns the leaves of nested parameters by path, such as `blocks/attn/q/kernel`."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
 class Anatomy(NamedTuple):
     """A model on one input, block by block and without dropout, for instruments that measure inside blocks."""
 

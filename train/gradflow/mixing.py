@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from model.network import Anatomy, path_of
+from model.network import Anatomy, leaves_by_path, path_of
 from model.residual import Branch, Carry, Context, Sublayer
 from model.residual.attnres import AttnRes, source_weights
 from model.residual.streams import Streams
@@ -16,8 +16,7 @@ from model.residual.streams import Streams
 
 def own_parameters(params: Mapping[str, Any]) -> dict[str, Array]:
     """Returns the rule's own parameters of all blocks by path, `alpha_1` or `gate_1/kernel`, each [L, ...]."""
-    leaves = jax.tree_util.tree_leaves_with_path(params["blocks"]["residual"])
-    return {path_of(keys): leaf for keys, leaf in leaves}
+    return leaves_by_path(params["blocks"]["residual"])
 
 
 def sizes(own: Mapping[str, Array]) -> dict[str, Float[Array, "L"]]:

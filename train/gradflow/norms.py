@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from model.layers import wide
-from model.network import path_of
+from model.network import leaves_by_path
 from model.scaling import exponent_of, in_double, power_of_two, rooted, scaled
 
 
@@ -199,8 +199,10 @@ def total_norm(norms: Mapping[str, Norm], parts: Iterable[str]) -> Norm:
 
 def named(tree: Mapping[str, Any]) -> dict[str, Array]:
     """Returns leaves by tag: `attn/q/kernel` is attn_q, `norm_1/gain` is norm_1, `attn/q/bias` is attn_q_bias."""
-    paths = [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    return {path.removesuffix("/kernel").removesuffix("/gain").replace("/", "_"): leaf for path, leaf in paths}
+    return {
+        path.removesuffix("/kernel").removesuffix("/gain").replace("/", "_"): leaf
+        for path, leaf in leaves_by_path(tree).items()
+    }
 
 
 def log10(norm: Norm) -> np.ndarray:

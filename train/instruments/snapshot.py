@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from data.source import Batch
-from model.network import Anatomy, Network, Params, path_of
+from model.network import Anatomy, Network, Params, leaves_by_path, path_of
 from model.residual import Carry
 
 from ..config.instruments import INSTRUMENTS
@@ -74,8 +74,7 @@ class Snapshot:
     def biased(self) -> "Snapshot":
         """With a bias of zero in every linear map, whose gradient is delta at the map's output, summed over tokens."""
         config = self.network.config.model_copy(update={"bias": True})
-        network, mine = dataclasses.replace(self.network, config=config), self.params
-        own = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(mine)}
+        network, own = dataclasses.replace(self.network, config=config), leaves_by_path(self.params)
 
         def filled(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
             return own[path_of(path)] if path_of(path) in own else jnp.zeros(leaf.shape, leaf.dtype)

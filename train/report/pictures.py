@@ -86,7 +86,7 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
             "leaves it as it is. The gains of all blocks multiply.",
             "Gain of every block at the last watched step",
             line_charts(
-                _frames(delta, colours, gains),
+                _frames(delta, colours, gains_log10),
                 Axes("block l", "gain |δ_l| / |δ_l+1|", powers=True, slider=True),
                 [Guide("gain 1", np.array([0, 1]), np.zeros(2))],
             ),
@@ -172,7 +172,7 @@ def _losses(groups: Sequence[Group], colours: dict[str, int | None]) -> Chart:
     return line_charts(panels, Axes("training step", f"loss ({unit})" if unit else "loss"), guides)
 
 
-def gains(delta_log10: np.ndarray) -> np.ndarray:
+def gains_log10(delta_log10: np.ndarray) -> np.ndarray:
     """Returns log10 of the gain of each block, [..., L] of log10 |δ_l| [..., L+1]."""
     with np.errstate(invalid="ignore"):
         return delta_log10[..., :-1] - delta_log10[..., 1:]

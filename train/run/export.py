@@ -7,6 +7,7 @@ import numpy as np
 
 from data.files import replacing
 from data.source import DataSpec, open_source
+from model.network import leaves_by_path
 
 from ..core.state import network_of
 from ..disk import read_json, write_json
@@ -14,7 +15,6 @@ from ..errors import Failure, UserError, refusal
 from ..store import tensors
 from ..store.checkpoint import Checkpoints
 from ..store.rundir import checkpoint_of, read_config
-from .transfer import by_path
 
 
 def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int:
 def named(params: Any) -> dict[str, np.ndarray]:
     """Returns nested parameters by dotted name, `blocks.3.attn.q.kernel`: an array a block, no stacks of all blocks."""
     arrays: dict[str, np.ndarray] = {}
-    for path, array in by_path(params).items():
+    for path, array in leaves_by_path(params).items():
         first, *rest = path.split("/")
         if first == "blocks":
             arrays |= {".".join((first, str(layer), *rest)): each for layer, each in enumerate(array)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.source import Source
 from model.config import ModelConfig
-from model.network import Params
+from model.network import Params, leaves_by_path
 from model.residual import structure_of
 
 from ..config.instruments import INSTRUMENTS
@@ -32,7 +32,7 @@ from ..store.checkpoint import Checkpoints
 from ..store.provenance import same_config
 from ..store.rundir import differences, read_config
 from .experiment import build_group, data_key, device_of, open_all
-from .transfer import by_path, tokenizer_of, tokenizers_differ
+from .transfer import tokenizer_of, tokenizers_differ
 
 
 def probe(experiment: Experiment, checkpoint: Path | None, instruments: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def restored(group: VariantGroup, variant: Variant, directory: Path, step: int, 
     checkpoints = Checkpoints(directory)
     same_config(checkpoints.path(step), checkpoints.header(step), saved)
     params, shapes = checkpoints.params(step), group.network.shapes()
-    there, here = ({path: list(leaf.shape) for path, leaf in by_path(tree).items()} for tree in (params, shapes))
+    there, here = ({path: list(leaf.shape) for path, leaf in leaves_by_path(tree).items()} for tree in (params, shapes))
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             got = f"{there.get(path, 'missing')} in {directory}"

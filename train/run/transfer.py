@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from data.files import json_of
-from model.network import path_of
+from model.network import leaves_by_path, path_of
 
 from ..config.schema import RunConfig
 from ..core.optimizer import HParams
@@ -58,12 +58,7 @@ def open_pretrained(directory: Path) -> PretrainedRun:
         params = checkpoints.params(step)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
-    return PretrainedRun(directory, step, by_path(params), tokenizer_of(directory))
-
-
-def by_path(params: Any) -> dict[str, Any]:
-    """Returns the leaves of nested parameters by path, such as `blocks/attn/q/kernel`."""
-    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return PretrainedRun(directory, step, leaves_by_path(params), tokenizer_of(directory))
 
 
 def tokenizer_of(directory: Path) -> Any:
@@ -93,7 +88,7 @@ def transferred(source: PretrainedRun, params: Any, tokenizer: Any) -> Transfer:
 
     Tables whose rows are tokens are left out if the tokenizers differ. Raises UserError if nothing matches.
     """
-    here = by_path(params)
+    here = leaves_by_path(params)
     foreign = VOCABULARY_TABLES if tokenizers_differ(source.tokenizer, tokenizer) else frozenset()
     matched, new = [], []
     for path, leaf in here.items():
