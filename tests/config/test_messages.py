@@ -35,7 +35,7 @@ LONG = "expected names of at most 255 bytes, got 256: "
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "1: expected a mapping of keys, got nothing"),
+        ("", "1: expected a mapping of keys, got nothing; {} is an empty one"),
         (b"name: a\n# caf\xe9\n", "2: expected UTF-8 text, got byte 0xe9 at offset 13"),
         (b"\xef\xbb\xbfname: \xff\n", "1: expected UTF-8 text, got byte 0xff at offset 9"),
         (b"\xff\xfen\x00a\x00m\x00e\x00:\x00 \x00a\x00\n\x00", "1: expected UTF-8 text, got byte 0xff at offset 0"),

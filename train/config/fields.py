@@ -181,13 +181,6 @@ def _fits(field: FieldInfo, value: Any) -> bool:
     return exact(field, value)
 
 
-def _fits_unquoted(field: FieldInfo, text: str) -> bool:
-    try:
-        return _fits(field, scalar(text))
-    except ValueError:  # a number beyond 64 bits
-        return False
-
-
 def exact(field: FieldInfo, value: Any) -> bool:
     """False for a value of another type than the literal it equals: to pydantic, true and 1.0 are 1."""
     suspect = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
@@ -203,8 +196,8 @@ def mismatch(key: str, value: Any) -> str:
         name = _VALUES.get(value.lower())
         hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
         respelt = {re.sub(pattern, right, value) for pattern, right in _RESPELT} - {value}
-        hint = hint or ("; leave out the quotes" if _fits_unquoted(field, value) else "")
-        hint = hint or next((f"; did you mean {text}?" for text in respelt if _fits_unquoted(field, text)), "")
+        hint = hint or ("; leave out the quotes" if _fits(field, scalar(value)) else "")
+        hint = hint or next((f"; did you mean {text}?" for text in respelt if _fits(field, scalar(text))), "")
         meant = (None, False) if value.lower() in _NO else (True,) if value.lower() in _YES else ()
         hint = hint or next((f"; did you mean {show(each)}?" for each in meant if _fits(field, each)), "")
         hint = hint or (f"; write {show([value])}" if _fits(field, (value,)) else "")

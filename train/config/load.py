@@ -22,9 +22,9 @@ from . import checks
 from .fields import FIELDS, did_you_mean, expected
 from .overrides import COMMAND_LINE, assignments
 from .schema import RunConfig, leaves
-from .settings import Draft, Settings, config_of, key_problems, merged
-from .variants import MAX_VARIANTS, Point, grid, indistinct, points, promises
-from .yaml import BAD, Node, Place, Problem, clean, dump, read, show
+from .settings import Draft, Settings, config_of, key_problems, mapping, merged
+from .variants import Point, grid, indistinct, points, promises
+from .yaml import Node, Place, Problem, clean, dump, read
 
 MAX_BYTES = 2**18  # a file is refused within a second, whatever is in it
 MAX_LINES = 50  # of an error message; `problems` has them all
@@ -89,25 +89,6 @@ class Experiment:
     command: str = field(default="", compare=False)
 
 
-def find_config(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The path of the shipped config with a bare name such as `quickstart`; any other path as it is.
-
-    A file or folder of that name in the current folder comes first.
-
-    Raises:
-        ConfigError: a bare name that is neither.
-    """
-    text = os.fsdecode(name)
-    if not re.fullmatch(r"[\w-]+", text) or os.path.lexists(text):
-        return name
-    if (path := SHIPPED / f"{text}.yaml").is_file():
-        return path
-    names = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-    hint = f"; did you mean {text}.yaml?" if Path(f"{text}.yaml").is_file() else did_you_mean(text, names)
-    hint = hint or f"; shipped configs are {', '.join(names)}"
-    raise ConfigError([Problem(Place(clean(text)), "", f"no such file or shipped config{hint}")])
-
-
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
     """Reads a YAML file, or a shipped config by its bare name, then sets `key=value` overrides on it.
 
@@ -117,10 +98,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     Raises:
         ConfigError: the file cannot be read, or the config cannot be used; all problems at once.
     """
-    name, path = os.fsdecode(path), find_config(path)
-    source = clean(os.fsdecode(path), 1000)
-    experiment = _experiment(Place(source), read(_text(path, source), Place(source, 1)), overrides)
-    return replace(experiment, command=shlex.join(["deltaflow", "train", name, *overrides]))
+    problems: list[Problem] = []
+    place, text = _text(path)
+    experiment = _experiment(place, read(text, replace(place, line=1), problems), problems, overrides)
+    return replace(experiment, command=shlex.join(["deltaflow", "train", os.fsdecode(path), *overrides]))
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experiment:
@@ -134,7 +115,8 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "mapping") -> Experim
         text = dump(mapping)
     except RecursionError:
         raise ConfigError([Problem(place, "", "expected values that do not hold themselves")]) from None
-    return _experiment(place, read(text, place))
+    problems: list[Problem] = []
+    return _experiment(place, read(text, place, problems), problems)
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
@@ -159,19 +141,29 @@ def to_yaml(config: RunConfig) -> str:
     return "".join(lines(config.model_dump(), ""))
 
 
-def _text(path: str | os.PathLike[str], source: str) -> str:
-    """The text of a file; whatever prevents that is a ConfigError."""
-    line, where = None, Path(os.fsdecode(path))
+def _text(path: str | os.PathLike[str]) -> tuple[Place, str]:
+    """The place and the text of a file, or of the shipped config with a bare name that no file has."""
+    name, where, line = os.fsdecode(path), Path(os.fsdecode(path)), None
+    bare = re.fullmatch(r"[\w-]+", name) is not None
+    if bare and not os.path.lexists(name) and (SHIPPED / f"{name}.yaml").is_file():
+        where = SHIPPED / f"{name}.yaml"
     try:
-        return content_of(path, MAX_BYTES).decode().removeprefix("\ufeff")
+        text = content_of(where if bare else path, MAX_BYTES).decode().removeprefix("\ufeff")
+        return Place(clean(os.fspath(where) if bare else name, 1000)), text
     except (FileNotFoundError, NotADirectoryError):
-        near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml"))
-        hint = f"; did you mean {clean(str(near), 1000)}?" if near else ""
-        if (SHIPPED / f"{where.stem}.yaml").is_file():
+        shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+        near = where.with_name(f"{where.name}.yaml")
+        if not near.is_file():
+            near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml"))
+        if where.stem in shipped:
             hint = f"; the shipped config is called {where.stem}, without a folder and without .yaml"
         elif "=" in where.name:
-            hint = f"; a config comes first: CONFIG {clean(str(where))}"
-        message = foreign(os.fsdecode(path)) or f"no such file{hint}"
+            hint = f"; a config comes first: CONFIG {clean(name)}"
+        elif near:
+            hint = f"; did you mean {clean(str(near), 1000)}?"
+        else:
+            hint = (did_you_mean(name, shipped) or f"; shipped configs are {', '.join(shipped)}") if bare else ""
+        message = foreign(name) or f"no such file{' or shipped config' if bare else ''}{hint}"
     except OSError as error:
         message = f"cannot be read: {clean(error.strerror or type(error).__name__)}"
     except UnicodeDecodeError as error:
@@ -182,48 +174,35 @@ def _text(path: str | os.PathLike[str], source: str) -> str:
         message = message if message.startswith("expected") else f"cannot be read: {message}"
         inside = (path for depth in ("", "*/", "*/*/") for path in where.glob(f"{depth}config.yaml"))
         if where.is_dir() and (config := next(inside, None)) is not None:
-            message = (
-                f"expected a config, such as {config}, got a folder of runs, which are resumed by their own config"
-            )
-    raise ConfigError([Problem(Place(source, line), "", message)])
+            resumed = "which are resumed by their own config"
+            message = f"expected a config, such as {config}, got a folder of runs, {resumed}"
+    raise ConfigError([Problem(Place(clean(name, 1000), line), "", message)])
 
 
-def _experiment(
-    source: Place, document: tuple[Node | None, list[Problem]], overrides: Sequence[str] = ()
-) -> Experiment:
+def _experiment(source: Place, root: Node, problems: list[Problem], overrides: Sequence[str] = ()) -> Experiment:
     """Checks the keys of every layer, then the rules between keys for every variant."""
-    root, problems = document
-    if root is None or root.value is BAD:
-        raise ConfigError(problems)
+    written = mapping(root, problems, "keys")
     if not isinstance(root.value, dict):
-        got = "nothing" if root.value is None else show(root.plain)
-        hint = "; write key: value" if isinstance(root.value, str) and "=" in root.value else ""
-        raise ConfigError([*problems, root.problem(f"expected a mapping of keys, got {got}{hint}")])
-    draft, reshaped = Draft(root.value, source, problems), False
+        raise ConfigError(problems)
+    draft = Draft(written, source, problems)
     for key, text in assignments(overrides, problems):
-        node, unreadable = read(text, COMMAND_LINE, key)
-        problems += unreadable
-        draft.assign(key, node or Node(BAD, COMMAND_LINE, key))
-        reshaped |= key.partition(".")[0] in ("variants", "sweep")
-    base = draft.base
-    problems += key_problems(base)
+        draft.assign(key, read(text, COMMAND_LINE, problems, key))
+    base = merged(draft.file, draft.commands)
     if "name" not in base:
         problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
     variants = [Point(name, name, *written) for name, written in draft.named["variants"].items()]
     variants = variants or [Point("main", "main", source, {})]
-    if len(variants) > MAX_VARIANTS:
-        message = f"expected at most {MAX_VARIANTS} variants, got {len(variants)}"
-        problems.append(Problem(variants[MAX_VARIANTS].place, "variants", message))
-        variants = variants[:MAX_VARIANTS]
-    axes = grid(draft.sweep, len(variants), problems)
+    axes = grid(draft.sweep, variants, problems)
+    problems += key_problems(base)
     for variant in variants:
         problems += key_problems(variant.settings)
-        for key in axes.keys() & variant.settings.keys():
-            problems.append(variant.settings[key].problem(f"the sweep sets {key} too; keep one of them"))
+        twice = [(key, node) for key, node in variant.settings.items() if key in axes]
+        problems += [node.problem(f"the sweep sets {key} too; keep one of them") for key, node in twice]
     spread = points(variants, axes)
-    runs = [] if problems else _runs(base, spread, draft.sweep, source, problems)
+    runs = [] if problems else _runs(base, spread, source, problems)
     problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
+    reshaped = any(word.startswith(("variants", "sweep")) for word in overrides)  # its expectations may be of others
     expect = draft.named["expect"]
     for name, (place, tags) in expect.items():
         if name in names:
@@ -235,19 +214,17 @@ def _experiment(
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
     plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
     flat = {run.name: flatten(run.config) for run in runs}
     by_key = {key: {name: values[key] for name, values in flat.items()} for key in flat[runs[0].name]}
     differences = {key: values for key, values in by_key.items() if len(set(values.values())) > 1}
     if differences.get("data.seed") == differences.get("seed"):
         differences.pop("data.seed", None)  # it follows
-    runs = [replace(run, differences=differences) for run in runs]
-    promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
-    return Experiment(runs[0].config.name, tuple(runs), {name: tags for name, tags in promised.items() if tags})
+    runs = tuple(replace(run, differences=differences) for run in runs)
+    return Experiment(runs[0].config.name, runs, {name: tags for name, tags in promised.items() if tags})
 
 
-def _runs(
-    base: Settings, spread: Sequence[Point], sweep: Settings, source: Place, problems: list[Problem]
-) -> list[Variant]:
+def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list[Problem]) -> list[Variant]:
     """The variants of layers without faults; broken rules between their keys go to `problems`."""
     in_base = set(checks.problems(config_of(base)))
     runs: list[Variant] = []
@@ -256,10 +233,9 @@ def _runs(
         keys = merged(base, point.settings)
         config = config_of(keys)
         for fault in checks.problems(config):
-            problem, other = _located(fault, {} if fault in in_base else point.settings, base, source)
-            names = broken.setdefault(problem, [])
-            if other is not None:
-                names.append(point.name if other in sweep else point.variant)
+            own = {} if fault in in_base else point.settings
+            names = broken.setdefault(_located(fault, (own, base), source), [])
+            names += [point.variant] if own and fault[0] not in own else []
         if config.data.seed is None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
         runs.append(Variant(point.name, config, keys))
@@ -270,22 +246,19 @@ def _runs(
         first, *others = dict.fromkeys(names) or [""]
         more = f" and {len(others)} more" if others else ""
         suffix = f" (variant {clean(first)}{more})" if first else ""
-        problems.append(Problem(problem.place, problem.key, f"{problem.message}{suffix}"))
+        problems.append(replace(problem, message=f"{problem.message}{suffix}"))
     return runs
 
 
-def _located(fault: checks.Fault, own: Settings, base: Settings, source: Place) -> tuple[Problem, str | None]:
-    """A broken rule at its own key in the first layer that sets it, or sets a key that its message names.
-
-    With it a variant's own key that was named, where only the variant's name tells which value the first key has.
-    """
+def _located(fault: checks.Fault, layers: Sequence[Settings], source: Place) -> Problem:
+    """A broken rule at its own key in the first layer that sets it, or sets a key that its message names."""
     key, message = fault
     section = key.partition(".")[0]
     words = set(re.findall(r"[A-Za-z](?:[\w.]*\w)?", message))  # keys of the same section may stand without it
-    for layer in (own, base):
+    for layer in layers:
         if key in layer:
-            return Problem(layer[key].place, layer[key].path, message), None
+            return layer[key].problem(message)
         for other, node in layer.items():
             if other in words or (other.startswith(f"{section}.") and other.rpartition(".")[2] in words):
-                return Problem(node.place, key, message), other if layer is own else None
-    return Problem(source, key, message), None
+                return Problem(node.place, key, message)
+    return Problem(source, key, message)

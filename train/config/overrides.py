@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from .fields import FIELDS, SHORT, SPECIAL, expected, suggestions
+from .fields import FIELDS, SHORT, SPECIAL, suggestions
 from .settings import key_problems
 from .yaml import Place, Problem, clean, read, show
 
@@ -17,11 +17,10 @@ def assignments(words: Sequence[str], problems: list[Problem]) -> list[tuple[str
     """The key and the value of each override; words that are none go to `problems`, those of one setting together."""
     settings: list[list[str]] = []
     for word in words:
-        begins = _assigns(word) or word in FIELDS or word in SHORT
-        if settings and not begins and _unfinished(settings[-1]):
-            settings[-1].append(word)
-        else:
+        if _assigns(word) or word in FIELDS or word in SHORT or not settings:
             settings.append([word])
+        else:
+            settings[-1].append(word)
     whole = []
     for written in settings:
         text = " ".join(written)
@@ -38,23 +37,14 @@ def _assigns(word: str) -> bool:
     return bool(equals) and all(part.strip() == part != "" for part in key.strip().split("."))
 
 
-def _unfinished(words: Sequence[str]) -> bool:
-    """True if the words set nothing yet, or if what they set may go on: no value, half a list, a text of any length."""
-    if not _assigns(words[0]):
-        return True
-    key, _, value = " ".join(words).partition("=")
-    open_text = key in FIELDS and expected(FIELDS[key]).startswith("text")
-    return not value or open_text or bool(read(value, COMMAND_LINE, key)[1])
-
-
 def _misspelt(text: str) -> Problem:
     """The problem of a text that is not one `key=value`, with the one that is meant as far as there is one."""
     if match := _WRITTEN.fullmatch(text):
         key, value = match.groups()
         meant = key if key in FIELDS or key in SHORT or key.partition(".")[0] in SPECIAL else None
         meant = meant or next(iter(suggestions(key)), None)
-        node, unreadable = read(value, COMMAND_LINE, key)
-        if meant and node and not unreadable and not (meant in FIELDS and key_problems({meant: node})):
+        node = read(value, COMMAND_LINE, unreadable := [], key)
+        if meant and not unreadable and not (meant in FIELDS and key_problems({meant: node})):
             right = shlex.quote(f"{meant}={clean(value, 200)}")
             if _assigns(text) and not re.search(r" =|= ", text):
                 return Problem(COMMAND_LINE, key, f"the shell splits it at its blanks; put quotes around it: {right}")

@@ -27,11 +27,11 @@ def settings(node: Node, problems: list[Problem], of: str = "keys", fixed: bool 
     for part, child in mapping(node, problems, of).items():
         key = prefix + part
         inner = {f"{key}.{SHORT[key]}" if key in SHORT else key: child}
-        if fixed and key.partition(".")[0] in FIXED:
-            problems.append(child.problem(f"variants and sweeps cannot set {key.partition('.')[0]}"))
-            continue
         if key and key in SECTIONS and isinstance(child.value, dict):
-            inner = {key: child} if not child.value else settings(child, problems, prefix=f"{key}.")
+            inner = settings(child, problems, prefix=f"{key}.") or {key: child}
+        if fixed and (first := key.partition(".")[0]) in FIXED:
+            problems.append(child.problem(f"variants and sweeps cannot set {first}"))
+            inner = {}
         for name, leaf in inner.items():
             if name in layer:
                 problems.append(leaf.repeated(layer[name].place))
@@ -46,9 +46,10 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     if node.value is not BAD:
         items = node.plain if isinstance(node.value, list) else []
         hint = "; leave out the dashes" if any(isinstance(item, dict) for item in items) else ""
-        if node.plain is None:
-            hint = "; {} is an empty one"
-        problems.append(node.problem(f"expected a mapping of {of}, got {show(node.plain)}{hint}"))
+        if isinstance(node.value, str) and "=" in node.value:
+            hint = "; write key: value"
+        got = "nothing; {} is an empty one" if node.value is None else show(node.plain)
+        problems.append(node.problem(f"expected a mapping of {of}, got {got}{hint}"))
     return {}
 
 
@@ -85,8 +86,7 @@ def config_of(layer: Settings) -> RunConfig:
 def key_problems(layer: Settings) -> list[Problem]:
     """The problems of the single keys of a layer."""
     values = {key: node.plain for key, node in layer.items()}
-    clean = {key: value for key, value in values.items() if value is not BAD}
-    wrong = [key for key, value in clean.items() if key in FIELDS and not exact(FIELDS[key], value)]
+    wrong = [key for key, value in values.items() if key in FIELDS and not exact(FIELDS[key], value)]
     try:
         config_of(layer)
     except ValidationError as error:
@@ -119,11 +119,6 @@ class Draft:
             if key in root:
                 self.assign(key, root[key])
 
-    @property
-    def base(self) -> Settings:
-        """The settings outside of variants and sweep."""
-        return merged(self.file, self.commands)
-
     def assign(self, key: str, node: Node) -> None:
         """Sets one dotted key. A mapping for a section sets the keys in it; an empty one resets the section."""
         first, _, rest = key.partition(".")
@@ -134,8 +129,9 @@ class Draft:
             layer = settings(inner, self.problems, "keys and their values", fixed=True)
             self.sweep = self.sweep | layer if rest else layer
         elif not rest:
-            members = mapping(node, self.problems, self._CONTENTS[first])
-            self.named[first] = {name: (child.place, self._layer(first, child)) for name, child in members.items()}
+            self.named[first].clear()
+            for name, child in mapping(node, self.problems, self._CONTENTS[first]).items():
+                self.named[first][name] = child.place, self._layer(first, child)
         else:
             named = self.named[first]  # names may hold dots: the longest wins
             name = max((n for n in named if f"{rest}.".startswith(f"{n}.")), key=len, default=rest.partition(".")[0])
@@ -144,8 +140,9 @@ class Draft:
             elif first == "variants" and name not in named:
                 self.problems.append(node.problem(f"no such variant{did_you_mean(name, named)}"))
             else:
-                place, old = named[name] if first == "variants" else (node.place, named.get(name, (None, {}))[1])
-                named[name] = place, merged(old, self._layer(first, Node({inner: node}, node.place, "")))
+                place, old = named.get(name, (node.place, {}))
+                layer = merged(old, self._layer(first, Node({inner: node}, node.place, "")))
+                named[name] = (place if first == "variants" else node.place), layer
 
     def _layer(self, first: str, node: Node) -> Settings:
         if first == "expect":

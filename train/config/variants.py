@@ -52,8 +52,8 @@ def unsafe(name: str) -> str | None:
     return f"expected another folder name, got {show(name)}, which is {reason}"
 
 
-def grid(sweep: Settings, variants: int, problems: list[Problem]) -> dict[str, list[Node]]:
-    """The values of each swept key, checked, for a number of variants; what is wrong goes to `problems`."""
+def grid(sweep: Settings, variants: Sequence[Point], problems: list[Problem]) -> dict[str, list[Node]]:
+    """The values of each swept key, checked, for these variants; what is wrong goes to `problems`."""
     axes: dict[str, list[Node]] = {}
     for key, node in sweep.items():
         if node.value is BAD:
@@ -67,11 +67,12 @@ def grid(sweep: Settings, variants: int, problems: list[Problem]) -> dict[str, l
             problems.append(node.problem(f"expected a list of values for {key}, got {show(node.plain)}"))
         else:
             axes[key] = node.value
-    count = variants * math.prod(map(len, axes.values()))
-    if axes and count > MAX_VARIANTS:
-        sizes = " * ".join(map(str, (variants, *map(len, axes.values()))))
-        message = f"expected at most {MAX_VARIANTS} variants, got {sizes} = {count}"
-        problems.append(Problem(next(iter(axes.values()))[0].place, "sweep", message))
+    sizes = [len(variants), *map(len, axes.values())]
+    if (count := math.prod(sizes)) > MAX_VARIANTS:
+        place = next(iter(axes.values()))[0].place if axes else variants[MAX_VARIANTS].place
+        got = f"{' * '.join(map(str, sizes))} = {count}" if axes else count
+        message = f"expected at most {MAX_VARIANTS} variants, got {got}"
+        problems.append(Problem(place, "sweep" if axes else "variants", message))
         return {}
     for key, items in axes.items():
         distinct: dict[str, Node] = {}

@@ -124,125 +124,110 @@ def dump(value: Any) -> str:
 
 
 def scalar(text: str) -> Any:
-    """A plain (unquoted) scalar by the YAML 1.2 core schema.
-
-    Raises:
-        ValueError: a whole number that 64 bits, signed or not, cannot hold.
-    """
+    """A plain (unquoted) scalar by the YAML 1.2 core schema; BAD for a whole number beyond 64 bits, signed or not."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INT.fullmatch(text):
         value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= 100 else 2**64
-        if not -(2**63) <= value < 2**64:
-            raise ValueError(f"expected a whole number that fits in 64 bits, got {clean(text, 40)}")
-        return value
+        return value if -(2**63) <= value < 2**64 else BAD
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def read(text: str, place: Place, path: str = "") -> tuple[Node | None, list[Problem]]:
+def read(text: str, place: Place, problems: list[Problem], path: str = "") -> Node:
     """Reads one document, raising nothing.
 
     Args:
         place: of the first line; every line of a place without one.
+        problems: gathers those of the text.
         path: the key that the whole document is the value of.
 
     Returns:
-        The document, in which each refused value is BAD, or None if it cannot be read to its end; and all problems.
+        The document, in which each refused value is BAD; all of it where it cannot be read to its end.
     """
-    reader = _Reader(place, path, max(len(text.splitlines()), 1))
+    reader, line, loader = _Reader(text, place, problems), None, None
     try:
-        return reader.document(text), reader.problems
-    except _Stop:
-        return None, reader.problems
+        if bad := _CONTROL.search(text):
+            raise _Stop(len((text[: bad.start()] + ".").splitlines()) - 1, _control(bad))
+        loader = reader.loader = yaml.SafeLoader(text)
+        loader.get_event()  # the stream's start
+        if loader.check_event(yaml.StreamEndEvent):
+            return Node(None, place, path)
+        loader.get_event()  # the document's start
+        node = reader.node(loader.get_event(), path, place, 0)
+        loader.get_event()  # the document's end
+        if not loader.check_event(yaml.StreamEndEvent):
+            second = reader.place(loader.peek_event().start_mark.line)
+            reader.report(second, path, "a second document starts here; expected one")
+        return node
+    except _Stop as error:
+        line, message = error.args
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = ", ".join(clean(part) for part in (error.context, error.problem) if part)
+        mark, begun = error.problem_mark or error.context_mark, error.context_mark
+        message = "not valid YAML: " + ", ".join(clean(part) for part in (error.context, error.problem) if part)
         if "'\\t'" in message:
             message += "; indent with spaces, not tabs"
         elif error.problem in ("mapping values are not allowed here", "could not find expected ':'"):
             message += "; check the indentation, and the space after each colon"
         elif error.problem and "document start" in error.problem:  # [model], as in an INI file
-            message = "expected one mapping of keys; write key: value"
-        line = None if mark is None else mark.line
-        begun = None if error.context_mark is None else reader.place(error.context_mark.line).line
-        if line is not None and begun not in (None, reader.place(line).line):
-            message += f"; begun on line {begun}"
+            message = "not valid YAML: expected one mapping of keys; write key: value"
+        line = mark and mark.line
+        if begun and reader.place(begun.line) not in (place, reader.place(line)):
+            message += f"; begun on line {reader.place(begun.line).line}"
     except Exception as error:  # crafted text makes PyYAML raise nearly anything: ValueError, RecursionError ...
-        line, message = reader.loader.line if reader.loader else None, clean(str(error)) or type(error).__name__
+        line, message = loader and loader.line, clean(str(error)) or type(error).__name__
         if isinstance(error, OverflowError) or message.startswith("chr()"):
             message = "an escape beyond \\U0010FFFF, the last character"  # chr() words it differently by version
-    where = place if line is None else reader.place(line)
-    return None, [*reader.problems, Problem(where, clean(path), f"not valid YAML: {message}")]
+        message = f"not valid YAML: {message}"
+    reader.report(reader.place(line), path, message)
+    return Node(BAD, place, path)
 
 
 class _Stop(Exception):
-    """Nothing more can be read; the reason is reported."""
+    """Nothing more can be read: the line, counted from 0, and the reason."""
 
 
 class _Reader:
-    def __init__(self, start: Place, path: str, lines: int):
-        self.start, self.path, self.lines = start, path, lines
-        self.problems: list[Problem] = []
+    def __init__(self, text: str, start: Place, problems: list[Problem]):
+        self.start, self.last, self.problems = start, max(len(text.splitlines()), 1), problems
         self.values = 0
         self.loader: Any = None
 
-    def report(self, place: Place, path: str, message: str) -> Any:
+    def place(self, line: int | None) -> Place:
+        """The place of a line counted from 0; the start for None."""
+        if line is None or self.start.line is None:
+            return self.start
+        return Place(self.start.source, min(line + 1, self.last))
+
+    def report(self, place: Place, path: str, message: str) -> None:
         self.problems.append(Problem(place, clean(path), message))
-        return BAD
-
-    def place(self, line: int) -> Place:
-        """The place of a line counted from 0."""
-        return self.start if self.start.line is None else Place(self.start.source, min(line, self.lines - 1) + 1)
-
-    def document(self, text: str) -> Node:
-        if bad := _CONTROL.search(text):
-            place = self.place(len((text[: bad.start()] + ".").splitlines()) - 1)
-            self.text(bad[0], self.path, place)
-            raise _Stop
-        self.loader = yaml.SafeLoader(text)
-        self.loader.get_event()  # the stream's start
-        if self.loader.check_event(yaml.StreamEndEvent):
-            return Node(None, self.start, self.path)
-        self.loader.get_event()  # the document's start
-        node = self.node(self.loader.get_event(), self.path, self.start, 0)
-        self.loader.get_event()  # the document's end
-        if not self.loader.check_event(yaml.StreamEndEvent):
-            place = self.place(self.loader.peek_event().start_mark.line)
-            self.report(place, self.path, "a second document starts here; expected one")
-        return node
 
     def node(self, event: Any, path: str, place: Place, depth: int) -> Node:
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             most = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
-            self.report(self.place(event.start_mark.line), self.path, f"expected at most {most}")
-            raise _Stop
-        name, problems = clean(event.anchor or "", 30), len(self.problems)
-        value: Any = BAD
+            raise _Stop(event.start_mark.line, f"expected at most {most}")
+        refused, value = [], BAD
         if isinstance(event, yaml.AliasEvent):
-            self.report(place, path, f"aliases are not supported; write the value of *{name} out")
-            return Node(BAD, place, path)
-        if event.anchor is not None:
-            self.report(place, path, f"anchors are not supported; remove &{name}")
-        if event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self.report(place, path, f"tags are not supported; remove {clean(tag, 40)}")
-        refused = len(self.problems) > problems
+            refused.append(f"aliases are not supported; write the value of *{clean(event.anchor, 30)} out")
+        elif event.anchor is not None:
+            refused.append(f"anchors are not supported; remove &{clean(event.anchor, 30)}")
+        if (tag := getattr(event, "tag", None)) is not None:
+            refused.append(f"tags are not supported; remove {clean(tag.replace('tag:yaml.org,2002:', '!!'), 40)}")
         if isinstance(event, yaml.SequenceStartEvent):
-            items: list[Node] = []
+            value = []
             while not isinstance(item := self.loader.get_event(), yaml.SequenceEndEvent):
-                where = self.place(item.start_mark.line)
-                items.append(self.node(item, f"{path}[{len(items)}]", where, depth + 1))
-            value = BAD if any(item.value is BAD for item in items) else items
+                value.append(self.node(item, f"{path}[{len(value)}]", self.place(item.start_mark.line), depth + 1))
+            value = BAD if any(item.value is BAD for item in value) else value
         elif isinstance(event, yaml.MappingStartEvent):
             value = self.mapping(path, depth)
-        elif event.implicit[0] and not refused:
-            try:
-                value = scalar(event.value)
-            except ValueError as error:
-                self.report(place, path, str(error))
-        elif not refused:
-            value = self.text(event.value, path, place)
+        elif isinstance(event, yaml.ScalarEvent):
+            value = scalar(event.value) if event.implicit[0] else event.value
+            if value is BAD:
+                refused.append(f"expected a whole number that fits in 64 bits, got {clean(event.value, 40)}")
+            elif isinstance(value, str) and (bad := _CONTROL.search(value)):
+                refused.append(_control(bad))
+        for message in refused:
+            self.report(place, path, message)
         return Node(BAD if refused else value, place, path)
 
     def mapping(self, path: str, depth: int) -> dict[str, Node]:
@@ -264,6 +249,6 @@ class _Reader:
                 self.report(place, path, f"expected a key that is text, got {what}{hint}")
         return mapping
 
-    def text(self, value: str, path: str, place: Place) -> Any:
-        bad = _CONTROL.search(value)
-        return self.report(place, path, f"control character U+{ord(bad[0]):04X}; expected text") if bad else value
+
+def _control(found: re.Match[str]) -> str:
+    return f"control character U+{ord(found[0]):04X}; expected text"

@@ -76,8 +76,8 @@ def read_run(directory: str | Path) -> Run:
     directory = Path(directory)
     text = _text(directory / "config.yaml", MAX_BYTES)
     metrics = _text(directory / "metrics.jsonl", _MOST_LOG)
-    root, problems = read(text, Place(str(directory / "config.yaml"), 1))
-    if root is None or problems or not isinstance(root.value, dict):
+    root = read(text, Place(str(directory / "config.yaml"), 1), problems := [])
+    if problems or not isinstance(root.value, dict):
         raise UserError(str(problems[0]) if problems else f"{directory / 'config.yaml'}: expected a mapping")
     path = directory / "summary.json"
     summary = read_json(path) if path.exists() else {}
