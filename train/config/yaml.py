@@ -91,6 +91,11 @@ def show(value: Any, limit: int = 60) -> str:
     return clean(text, limit)
 
 
+def unquoted(value: Any, limit: int = 60) -> str:
+    """The same, with text as it is."""
+    return clean(value, limit) if isinstance(value, str) else show(value, limit)
+
+
 def clean(text: str, limit: int = 100) -> str:
     """Text for a one-line message: unprintable characters escaped, the middle of a long one left out."""
     if len(text) > limit:

@@ -17,7 +17,7 @@ from data.files import replacing
 from ..config.load import Variant, flatten, to_yaml
 from ..config.schema import LogConfig
 from ..config.variants import short
-from ..config.yaml import show
+from ..config.yaml import unquoted
 from ..errors import UserError
 from .append import EVENTS_PREFIX, AppendFile, event_file_header, event_file_name, event_record
 from .charts_layout import Layout
@@ -271,15 +271,12 @@ def _versus(variant: Variant) -> str:
         more = f" and {len(items) - _MOST} more" if len(items) > _MOST else ""
         return mark.join(items[:_MOST]) + more
 
-    def plain(value: object) -> str:
-        return value if isinstance(value, str) else show(value)
-
     lines = [f"| key | {variant.name} | other variants |", "|---|---|---|"]
     for key, values in variant.differences.items():
         others: dict[str, list[str]] = {}
         for name, value in values.items():
             if value != values[variant.name]:
-                others.setdefault(plain(value), []).append(name)
+                others.setdefault(unquoted(value), []).append(name)
         cells = [f"{value} ({some(names, ', ')})" for value, names in others.items()]
-        lines.append(f"| {key} | **{plain(values[variant.name])}** | {some(cells, '; ')} |")
+        lines.append(f"| {key} | **{unquoted(values[variant.name])}** | {some(cells, '; ')} |")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from ..config.schema import LABELS
-from ..config.yaml import clean, show
+from ..config.yaml import clean, unquoted
 from ..errors import UserError
 from ..store.rundir import no_folder
 from ..text import MISSING
@@ -164,7 +164,7 @@ def config_table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     configs = [dotted(group.runs[0].config) for group in groups]
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key not in (*LABELS, *SEEDS)]
     keys = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-    cells = {key: [show(c[key], 40).strip("'") if key in c else MISSING for c in configs] for key in keys}
+    cells = {key: [unquoted(c[key], 40) if key in c else MISSING for c in configs] for key in keys}
     names = [group.name for group in groups]
     if not keys or len(groups) <= _KEYS_DOWN:
         return ["key", *names], [[key, *line] for key, line in cells.items()]

@@ -13,6 +13,7 @@ from data.source import Source
 from ..config.checks import strides
 from ..config.load import Variant, to_yaml
 from ..config.schema import RunConfig
+from ..config.yaml import unquoted
 from ..core.schedule import learning_rate
 from ..core.state import parameter_count
 from ..device.platform import environment
@@ -30,7 +31,6 @@ from ..store.rundir import (
     data_sums,
     differences,
     directory_of,
-    format_value,
     has_begun,
 )
 from .dispatches import assumed_step_seconds, steps_per_call
@@ -133,7 +133,7 @@ def changes_at(step: int, before: RunConfig, now: RunConfig) -> str | None:
     keys = differences(before, now, changeable=True)
     if not keys:
         return None
-    text = ", ".join(f"{key} {format_value(old)} -> {format_value(new)}" for key, (old, new) in keys.items())
+    text = ", ".join(f"{key} {unquoted(old)} -> {unquoted(new)}" for key, (old, new) in keys.items())
 
     def rates(config: RunConfig, steps: np.ndarray) -> np.ndarray:
         rate, lowest = (jnp.asarray(value, jnp.float32) for value in (config.optimizer.lr, config.optimizer.min_lr))

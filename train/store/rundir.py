@@ -11,7 +11,7 @@ from data.files import similar_path
 from ..config.load import Variant, flatten, load
 from ..config.schema import CHANGEABLE, LABELS, RunConfig
 from ..config.variants import START_FILES
-from ..config.yaml import clean, show
+from ..config.yaml import clean, unquoted
 from ..disk import read_json
 from ..errors import UserError
 from ..text import command
@@ -138,13 +138,8 @@ def differences(old: RunConfig, new: RunConfig, changeable: bool = False) -> dic
 def listed(different: Mapping[str, tuple[Any, Any]]) -> str:
     """Returns `key: old there, new here` for the first few."""
     first = list(different.items())[:5]
-    some = "; ".join(f"{key}: {format_value(old)} there, {format_value(new)} here" for key, (old, new) in first)
+    some = "; ".join(f"{key}: {unquoted(old)} there, {unquoted(new)} here" for key, (old, new) in first)
     return some + (f" and {len(different) - 5} more" if len(different) > 5 else "")
-
-
-def format_value(value: Any) -> str:
-    """Returns a config's value as a message shows it."""
-    return value if isinstance(value, str) else show(value)
 
 
 def read_config(directory: Path) -> RunConfig:
