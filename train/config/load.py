@@ -152,7 +152,7 @@ def _text(path: str | os.PathLike[str]) -> tuple[Place, str]:
         return Place(clean(os.fspath(where) if bare else name, 1000)), text
     except (FileNotFoundError, NotADirectoryError):
         shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-        near = where.with_name(f"{where.name}.yaml")
+        near = Path(f"{name}.yaml")
         if not near.is_file():
             near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml"))
         if where.stem in shipped:

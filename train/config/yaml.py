@@ -176,8 +176,8 @@ def read(text: str, place: Place, problems: list[Problem], path: str = "") -> No
         elif error.problem and "document start" in error.problem:  # [model], as in an INI file
             message = "not valid YAML: expected one mapping of keys; write key: value"
         line = mark and mark.line
-        if begun and reader.place(begun.line) not in (place, reader.place(line)):
-            message += f"; begun on line {reader.place(begun.line).line}"
+        if begun and (first := reader.place(begun.line).line) not in (None, reader.place(line).line):
+            message += f"; begun on line {first}"
     except Exception as error:  # crafted text makes PyYAML raise nearly anything: ValueError, RecursionError ...
         line, message = loader and loader.line, clean(str(error)) or type(error).__name__
         if isinstance(error, OverflowError) or message.startswith("chr()"):
