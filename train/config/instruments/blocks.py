@@ -158,5 +158,6 @@ BLOCKS: dict[str, Instrument] = {
             ("log10 of the singular values of the whole stack", "jacobian/stack_(largest|rms|median|smallest)_log10"),
         ),
         precise=True,
+        long=True,
     ),
 }
