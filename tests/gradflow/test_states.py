@@ -153,7 +153,8 @@ def looked(request, corpus, tmp_path_factory) -> list[dict]:
     text = f"name: p\n{MODEL}\ndata: {{path: {corpus}, context: 8, batch: 4}}\nvariants:\n{variants}\n"
     (folder / "p.yaml").write_text(text, encoding="utf-8")
     file = folder / "p.json"
-    assert main(["probe", str(folder / "p.yaml"), "model.layers=12", "watch.counterfactual=false", "--json", str(file)]) == 0
+    keys = ["model.layers=12", "watch.counterfactual=false"]
+    assert main(["probe", str(folder / "p.yaml"), *keys, "--json", str(file)]) == 0
     return json.loads(file.read_text(encoding="utf-8"))
 
 
