@@ -22,7 +22,8 @@ types: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # Plugins by name: else pytest rewrites every module of every package that has one, a second or two a process. Files in
-# their order, of which the last are short, so that no worker ends long before the other.
+# their order, of which the last are short, so that no worker ends long before the other; those that share a training
+# go to one of them (tests/conftest.py).
 UNIT := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist -p _hypothesis_pytestplugin
 unit: $(VENV)/.installed-dev
 	$(UNIT) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not tpu_aot and not browser"

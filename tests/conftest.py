@@ -3,9 +3,11 @@
 import gc
 import json
 import os
+import re
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 # Nearly all the time of a test is the compilation of a tiny program that runs a few times: optimization level 0, and
 # XLA's old emitters, which compile in half the time (0.11 has them no more, and an unknown flag ends the process), in
@@ -45,6 +47,24 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 def pytest_collection_finish():
     gc.freeze()  # modules and tests stay; JAX collects garbage whenever its caches are cleared
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Under `--dist loadfile`: the files that use `trained` go to one worker, so that it is trained once a session."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    uses = re.compile(r"\ndef \w+\([^)]*\b(trained|probed)\b")
+    files = {path for path in Path(__file__).parent.rglob("test_*.py") if uses.search(path.read_text(encoding="utf-8"))}
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "trained" if config.rootpath / file in files else file
+
+    return ByFile(config, log)
 
 
 def pytest_unconfigure(config):

@@ -41,7 +41,8 @@ def parameters(network: Network, scale: float = 0.4) -> dict[str, Any]:
     def draw(path, leaf):
         rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
         centre = 1.0 if path[-1].key == "gain" else 0.0
-        return jnp.asarray(centre + scale * rng.normal(size=leaf.shape), leaf.dtype)
+        # jnp.asarray would compile a program for each shape.
+        return jax.device_put((centre + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, network.shapes())
 

@@ -160,7 +160,7 @@ def test_delta_at_step_0_is_what_probe_measures(trained, probed):
 
 def test_a_checkpoint_is_measured_at_its_weights(trained, probe, call, probed):
     config, run = trained
-    (after,), _ = probe("--checkpoint", run, "variants={with: {}}")
+    (after,), _ = probe("--checkpoint", run, "variants={with: {}}", "watch.counterfactual=false")
     assert after["loss"] < probed[0]["loss"] - 0.2
     assert after["weight"]["attn_q"] != probed[0]["weight"]["attn_q"]
     for key, said in (

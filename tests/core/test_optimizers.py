@@ -37,7 +37,7 @@ def leaves(params) -> dict[str, np.ndarray]:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = "/".join(entry.key for entry in keys)
         if keys[0].key == "blocks":
-            out |= {f"{path}@{layer}": np.asarray(leaf[layer]) for layer in range(LAYERS)}
+            out |= {f"{path}@{layer}": np.asarray(leaf)[layer] for layer in range(LAYERS)}
         else:
             out[path] = np.asarray(leaf)
     return out

@@ -29,12 +29,12 @@ TRAINED = """
 name: states
 {model}
 data: {{path: {corpus}, context: 8, batch: 4}}
-optimizer: {{warmup: 100, lr: 10.0, schedule: constant}}
+optimizer: {{warmup: 55, lr: 10.0, schedule: constant}}
 train: {{steps: 110, eval_every: 55, eval_batches: 4, checkpoint_every: 11, steps_per_call: 11, unroll: 1}}
 watch: {{every: 11, counterfactual: false, diagnose_spikes: 0}}
 variants:
   unstable: {{}}
-  not_learning: {{optimizer.lr: 1e-9, optimizer.min_lr: 0.0, optimizer.warmup: 0}}
+  not_learning: {{optimizer.lr: 1e-9, optimizer.min_lr: 0.0}}
 """
 
 PROBED = {
@@ -45,7 +45,7 @@ PROBED = {
 }
 
 # Uniform attention over the same keys makes all tokens alike in one block; K's own size keeps Q's gradient alive.
-ALIKE = ["model.layers=1", "model.residual=none", "model.attention=full"]
+ALIKE = ["model.layers=1", "model.residual=none", "model.attention=full", "watch.counterfactual=false"]
 OWN = """
 import numpy as np
 from data.custom import OwnSource
@@ -153,7 +153,8 @@ def looked(request, corpus, tmp_path_factory) -> list[dict]:
     text = f"name: p\n{MODEL}\ndata: {{path: {corpus}, context: 8, batch: 4}}\nvariants:\n{variants}\n"
     (folder / "p.yaml").write_text(text, encoding="utf-8")
     file = folder / "p.json"
-    assert main(["probe", str(folder / "p.yaml"), "model.layers=12", "--json", str(file)]) == 0
+    keys = ["model.layers=12", "watch.counterfactual=false"]
+    assert main(["probe", str(folder / "p.yaml"), *keys, "--json", str(file)]) == 0
     return json.loads(file.read_text(encoding="utf-8"))
 
 

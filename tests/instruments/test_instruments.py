@@ -21,7 +21,7 @@ FEW = ("attention", "ledger")  # in every run; the other tests, with all of them
 ROOT = Path(__file__).parents[2]
 
 
-def config_of(folder, corpus, runs, instruments, train=None, **more):
+def config_of(folder, corpus, runs, instruments, train=None, counterfactual=True, **more):
     lines = {
         "name": "tiny",
         "runs_dir": str(folder / runs),
@@ -29,7 +29,7 @@ def config_of(folder, corpus, runs, instruments, train=None, **more):
         "data": {"path": corpus, "context": 8, "batch": 4},
         "optimizer": {"warmup": 2, "lr": 1e-2, "min_lr": 1e-3},
         "train": {"steps": 8, "eval_every": 4, "eval_batches": 2, "checkpoint_every": 4, "unroll": 1} | (train or {}),
-        "watch": {"every": 4, "instruments": instruments},
+        "watch": {"every": 4, "counterfactual": counterfactual, "instruments": instruments},
     }
     path = folder / f"{runs}.yaml"
     path.write_text(json.dumps(lines | more), encoding="utf-8")
@@ -50,9 +50,9 @@ def whole(folder, corpus):
 
 
 @pytest.fixture(scope="module")
-def some(folder, corpus):
-    """A run with FEW instruments every fourth step."""
-    assert main(["train", str(config_of(folder, corpus, "some", dict.fromkeys(FEW, 4)))]) == 0
+def some(folder, corpus, shared_programs):
+    """A run with FEW instruments every fourth step; a program of training that reads what they are cannot be shared."""
+    assert main(["train", str(config_of(folder, corpus, "some", dict.fromkeys(FEW, 4), counterfactual=False))]) == 0
     return folder / "some" / "tiny" / "main"
 
 
@@ -108,8 +108,9 @@ def test_what_they_say_agrees_with_the_watched_step(whole):
 
 @pytest.mark.parametrize("run", ["some", pytest.param("whole", marks=pytest.mark.slow)])
 def test_training_is_the_same_without_them(run, request, folder, corpus):
-    assert main(["train", str(config_of(folder, corpus, f"bare_{run}", {}, {"steps_per_call": 4}))]) == 0
     with_them = read_run(request.getfixturevalue(run)).steps
+    bare = config_of(folder, corpus, f"bare_{run}", {}, {"steps_per_call": 4}, counterfactual=run == "whole")
+    assert main(["train", str(bare)]) == 0
     without = read_run(folder / f"bare_{run}" / "tiny" / "main").steps
     measured = with_them.keys() - without.keys()
     assert len(measured) > (50 if run == "whole" else 20)

@@ -26,7 +26,7 @@ LOG2 = np.log10(2.0)
 
 
 def float32(x):
-    return jnp.asarray(np.asarray(x, np.float32))
+    return jax.device_put(np.asarray(x, np.float32))
 
 
 def norm(mantissa, exponent):

@@ -102,7 +102,7 @@ def test_it_names_size_work_and_time_of_each_group_and_writes_nothing(config, tm
 
 
 def test_it_says_where_a_run_goes_on_and_leaves_it_as_it_is(config, tmp_path, capsys):
-    keys = ("variants={}", "watch={every: 0, instruments: {}}")
+    keys = ("variants={}", "watch={every: 0, instruments: {}}", "train.steps=18")
     killed_at(15, config, *keys)
     before = contents(tmp_path)
     main(["train", str(config), *keys, "--dry-run"])

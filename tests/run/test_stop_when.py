@@ -25,7 +25,8 @@ def train(corpus, tmp_path_factory):
         "model": {"layers": 4, "width": 8, "heads": 2, "init": "normal", "init_std": 0.02, "norm": "none"},
         "data": {"path": corpus, "context": 8, "batch": 4},
         "optimizer": {"warmup": 0, "lr": 1e-4, "min_lr": 1e-4},
-        "train": {"steps": 12, "eval_every": 6, "eval_batches": 1, "checkpoint_every": 6, "steps_per_call": 2},
+        "train": {"steps": 12, "eval_every": 6, "eval_batches": 1, "checkpoint_every": 6}
+        | {"steps_per_call": 2, "unroll": 1},
         "watch": {"every": 2, "counterfactual": False},
         "variants": {"without": {"model.residual": "none"}, "with": {}},
         "expect": {"without": {"loss/val": [0, 1e-3]}, "with": {"verdict": "dead_qk"}},
