@@ -49,7 +49,7 @@ LONG = "expected names of at most 255 bytes, got 256: "
         (
             "name: a\nmodel:\n\tlayers: 1",
             "3: not valid YAML: while scanning for the next token, found character '\\t' that cannot start any token; "
-            "indent with spaces, not tabs",
+            "write spaces, not tabs",
         ),
         ("name: a\nseed: \0", "2: control character U+0000; expected text"),
         (

@@ -200,7 +200,7 @@ STUCK = LossHistory(500, train=3.25, val=3.24, constant=3.25, update=-4.0)
         ("healthy", "healthy", TWICE._replace(in_spike=True), "unstable", "stayed up, after 1 loss spike that passed"),
         ("healthy", "healthy", ONCE, "healthy", "a loss spike of 0.5 by step 100 has passed"),
         # Then a flow that broke, and last of all a loss that does not move although it could.
-        ("healthy", "collapsed", STUCK, "collapsed", "by step 90 collapsed it is"),
+        ("healthy", "collapsed", STUCK, "collapsed", "by step 90 it is collapsed: collapsed it is"),
         ("healthy", "healthy", STUCK, "not_learning", "a step moves the weights by 1.0e-04 of their size"),
         ("dead_qk", "healthy", STUCK, "not_learning", "not 2% below 3.25"),
         ("healthy", "healthy", LossHistory(500), "healthy", "healthy it is"),

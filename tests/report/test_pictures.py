@@ -69,6 +69,7 @@ def test_a_slider_has_every_watched_step_and_gains_are_differences(sweep):
     assert titles(drawn["steps"]) == [f"step {step}" for step in range(0, 91, 10)]
     gains = [row["y"] for row in rows(drawn["gain"]) if row["g"] == "without" and row["p"] == 9]
     np.testing.assert_allclose(gains, [[-1.9] * 4], rtol=1e-4)
+    assert rows(drawn["gain"], "guide")[0]["y"] == [0.0] * 4  # gain 1, of every block
     assert drawn["steps"].chart["params"][1]["bind"]["max"] == 9
 
 

@@ -132,7 +132,7 @@ def probe(**changes):
 def test_probe_table():
     columns, rows = probe_table(probe())
     assert columns == [
-        *("l", "|δ_l|", "gain", "|δ_l| without", "act rms", "|grad|"),
+        *("l", "|δ_l|", "gain", "|δ_l| no skips", "act rms", "|grad|"),
         *("q", "k", "v", "o", "mlp_in", "mlp_out"),
     ]
     assert rows == [

@@ -6,7 +6,7 @@ import time
 
 from ..config.load import ConfigError, load
 from ..errors import UserError
-from .types import new_file
+from .types import named_file, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--only", metavar="PATTERN", help="of claims, such as optimizer or 'scalar/skip*'")
-    parser.add_argument("--html", type=new_file, metavar="FILE", help="write the claims there as a page")
+    parser.add_argument("--html", type=named_file(".html"), metavar="FILE", help="write the claims there as a page")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the claims there as JSON")
 
 

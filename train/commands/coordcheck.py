@@ -4,7 +4,7 @@ import argparse
 
 from ..config.checks import MAX_WIDTH
 from ..config.load import load
-from .types import add_config, integer, integers, new_file
+from .types import add_config, integer, integers, named_file, new_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, type=integers(1, top), default=default, metavar="N,N,...", help=text)
     parser.add_argument("--steps", type=integer(1, 100), default=5, metavar="N", help="training steps (default 5)")
     parser.add_argument("--seeds", type=integer(1, 100), default=2, metavar="N", help="initial weights (default 2)")
-    parser.add_argument("--html", type=new_file, metavar="FILE", help="write charts and slopes there as a page")
+    parser.add_argument(
+        "--html", type=named_file(".html"), metavar="FILE", help="write charts and slopes there as a page"
+    )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the measurement there as JSON")
 
 

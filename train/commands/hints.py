@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..config.fields import FIELDS, SHORT, naming, nearest, suggestions
+from ..config.fields import FIELDS, SHORT, SPECIAL, naming, nearest, suggestions
 from ..config.load import SHIPPED
 from ..text import command
 
@@ -58,6 +58,7 @@ def unknown_option(option: str, following: Sequence[str], options: Collection[st
     value = value or next((word for word in following[:1] if not word.startswith("-")), "")
     name = option.lstrip("-").replace("-", "_")
     keys = [key for key in (name, *suggestions(name)) if key in FIELDS or key in SHORT] if configurable else []
+    keys = [name] if configurable and name.partition(".")[0] in SPECIAL else keys
     if name in ("resume", "continue"):
         return f"{option} is no option; the same command as before resumes a run"
     if keys:

@@ -1,6 +1,7 @@
 """The keys of a config: what each expects, in words, and the nearest valid key to one that does not exist."""
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
@@ -78,6 +79,11 @@ def did_you_mean(word: str, names: Collection[str]) -> str:
 def unknown(key: str) -> str:
     """The message for a dotted key that does not exist."""
     section = key.rpartition(".")[0]
+    first, _, rest = key.partition(".")
+    if first in SPECIAL and rest:  # dotted on the command line alone
+        name, _, inner = rest.partition(".")
+        nested = f"{name}: {{{inner}: ...}}" if inner and first != "sweep" else f"{rest}: ..."
+        return f"unknown key; write {clean(f'{first}: {{{nested}}}')}"
     if section in FIELDS:
         return f"unknown key; {section} expects {expected(FIELDS[section])}"
     for mark, missing in ((":", "a space after the colon"), (" ", "a colon before the blank")):
@@ -201,6 +207,8 @@ def mismatch(key: str, value: Any) -> str:
         meant = (None, False) if value.lower() in _NO else (True,) if value.lower() in _YES else ()
         hint = hint or next((f"; did you mean {show(each)}?" for each in meant if _fits(field, each)), "")
         hint = hint or (f"; write {show([value])}" if _fits(field, (value,)) else "")
+    elif isinstance(value, float) and not math.isfinite(value):
+        hint = ", which is not finite"
     elif isinstance(value, float) and value.is_integer():
         hint = f"; write {int(value)}" if _fits(field, int(value)) else ""
     elif isinstance(value, list) and value and key not in FIXED and all(_fits(field, item) for item in value):

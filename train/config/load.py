@@ -154,7 +154,7 @@ def _text(path: str | os.PathLike[str]) -> tuple[Place, str]:
         shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
         near = Path(f"{name}.yaml")
         if not near.is_file():
-            near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml"))
+            near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml") and entry.is_file())
         if where.stem in shipped:
             hint = f"; the shipped config is called {where.stem}, without a folder and without .yaml"
         elif "=" in where.name:

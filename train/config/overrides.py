@@ -41,8 +41,8 @@ def _misspelt(text: str) -> Problem:
     """The problem of a text that is not one `key=value`, with the one that is meant as far as there is one."""
     if match := _WRITTEN.fullmatch(text):
         key, value = match.groups()
-        meant = key if key in FIELDS or key in SHORT or key.partition(".")[0] in SPECIAL else None
-        meant = meant or next(iter(suggestions(key)), None)
+        special = key.partition(".")[0] in SPECIAL and "" not in key.split(".")
+        meant = key if key in FIELDS or key in SHORT or special else next(iter(suggestions(key)), None)
         node = read(value, COMMAND_LINE, unreadable := [], key)
         if meant and not unreadable and not (meant in FIELDS and key_problems({meant: node})):
             right = shlex.quote(f"{meant}={clean(value, 200)}")

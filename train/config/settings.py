@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from .fields import FIELDS, FIXED, SECTIONS, SHORT, SPECIAL, did_you_mean, exact, mismatch, not_a_section, unknown
 from .schema import RunConfig
-from .yaml import BAD, Node, Place, Problem, show
+from .yaml import BAD, Node, Place, Problem, clean, show
 
 Settings = dict[str, Node]
 
@@ -138,7 +138,8 @@ class Draft:
             if not (inner := rest[len(name) + 1 :]):
                 named[name] = node.place, self._layer(first, node)
             elif first == "variants" and name not in named:
-                self.problems.append(node.problem(f"no such variant{did_you_mean(name, named)}"))
+                near = did_you_mean(name, named) or f"; variants.{name}={{}} adds it"
+                self.problems.append(node.problem(f"no such variant{clean(near)}"))
             else:
                 place, old = named.get(name, (node.place, {}))
                 layer = merged(old, self._layer(first, Node({inner: node}, node.place, "")))

@@ -189,7 +189,7 @@ def over_run(
         then = "" if last.state == "healthy" else f"; by step {last_step} it is {last.state}: {last.why}"
         return last._replace(state="unstable", why=unstable + _moved(history) + then)
     if last.state != "healthy":
-        return last._replace(why=f"healthy at the start, but by step {last_step} {last.why}")
+        return last._replace(why=f"healthy at the start; by step {last_step} it is {last.state}: {last.why}")
     if history is not None and (stuck := standstill(history, warmup)):
         return last._replace(state="not_learning", why=f"{stuck}, though delta arrives{_moved(history)}")
     began = "" if first.state == "healthy" else f"; at the start it was {first.state}: {first.why}"

@@ -79,6 +79,7 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
             "Norm of the gradient at every depth at the last watched step",
             line_charts(_frames(delta, colours), Axes(DEPTH, "|δ_l|", powers=True, slider=True)),
         )
+        blocks = np.arange(max(2, *(values.shape[2] for _, values in delta.values())))
         yield Picture(
             "gain",
             "Gain of each block, step by step",
@@ -88,10 +89,9 @@ def pictures(groups: Sequence[Group]) -> Iterator[Picture]:
             line_charts(
                 _frames(delta, colours, gains_log10),
                 Axes("block l", "gain |δ_l| / |δ_l+1|", powers=True, slider=True),
-                [Guide("gain 1", np.array([0, 1]), np.zeros(2))],
+                [Guide("gain 1", blocks[:-1], np.zeros(len(blocks) - 1))],
             ),
         )
-        blocks = np.arange(max(2, *(values.shape[2] for _, values in delta.values())))
         yield Picture(
             "chain",
             "The chain rule at work: gains multiplied up",

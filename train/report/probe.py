@@ -17,7 +17,7 @@ def probe_table(result: Mapping[str, Any]) -> Table:
     """
     delta, without, grad = result["delta"], result.get("delta_without"), result["grad"]
     matrices = [key for key in ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_in", "mlp_gate", "mlp_out") if key in grad]
-    columns = ["l", "|δ_l|", "gain", "|δ_l| without", "act rms", "|grad|"]
+    columns = ["l", "|δ_l|", "gain", "|δ_l| no skips", "act rms", "|grad|"]
     rows = [
         [
             str(depth),
