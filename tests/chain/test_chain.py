@@ -320,8 +320,9 @@ def test_a_wrong_command_line_is_one_line(arguments, message, tmp_path, monkeypa
 
 
 def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys):
+    (page := tmp_path / "page.html").mkdir()
     with pytest.raises(SystemExit) as stop:
-        main(["chain", "--html", str(tmp_path)])
+        main(["chain", "--html", str(page)])
     assert stop.value.code == 2 and "--html: expected a file, got a folder" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option,
             nargs="?",
-            type=named_file(ending),
+            type=named_file(ending, hint="; give the runs first"),
             const=f"compare{ending}",
             metavar="FILE",
             help=f"write {what} (without FILE: compare{ending} in this folder)",

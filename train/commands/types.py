@@ -68,14 +68,16 @@ def new_file(text: str) -> Path:
     return path
 
 
-def named_file(*endings: str) -> Callable[[str], Path]:
-    """Returns an argparse type for a file that can be written and has one of these endings, such as `.html`."""
+def named_file(*endings: str, hint: str = "") -> Callable[[str], Path]:
+    """Returns an argparse type for a file that can be written and has one of these endings, such as `.html`.
+
+    hint: in place of a file that is a folder.
+    """
 
     def parse(text: str) -> Path:
         if not text.endswith(endings):  # so that `--html RUN` cannot overwrite a file of a run
-            hint = "; give the runs first" if Path(text).is_dir() else ""
-            names = " or ".join(endings)
-            raise argparse.ArgumentTypeError(f"expected a name that ends in {names}, got {text!r}{hint}")
+            names, near = " or ".join(endings), hint if Path(text).is_dir() else ""
+            raise argparse.ArgumentTypeError(f"expected a name that ends in {names}, got {text!r}{near}")
         return new_file(text)
 
     return parse
