@@ -127,7 +127,7 @@ def test_a_mapping_is_held_to_the_same_rules():
 def test_a_shipped_config_is_found_by_its_bare_name_and_the_users_own_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load("quickstart", ["seed=3"]).variants[0].config.seed == 3
-    for name in ("quikstart", "zzz"):
+    for name in ("quikstart", "zzz", "z" * 252):  # with .yaml a name too long for a file
         with pytest.raises(ConfigError) as caught:
             load(name)
         assert caught.value.problems[0].place.source == name and "quickstart" in str(caught.value)

@@ -57,8 +57,8 @@ def unknown_option(option: str, following: Sequence[str], options: Collection[st
     option, _, value = option.partition("=")
     value = value or next((word for word in following[:1] if not word.startswith("-")), "")
     name = option.lstrip("-").replace("-", "_")
-    keys = [key for key in (name, *suggestions(name)) if key in FIELDS or key in SHORT] if configurable else []
-    keys = [name] if configurable and name.partition(".")[0] in SPECIAL else keys
+    meant = (name, *suggestions(name)) if configurable else ()
+    keys = [key for key in meant if key in FIELDS or key in SHORT or key.partition(".")[0] in SPECIAL]
     if name in ("resume", "continue"):
         return f"{option} is no option; the same command as before resumes a run"
     if keys:

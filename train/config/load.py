@@ -145,7 +145,7 @@ def _text(path: str | os.PathLike[str]) -> tuple[Place, str]:
     """The place and the text of a file, or of the shipped config with a bare name that no file has."""
     name, where, line = os.fsdecode(path), Path(os.fsdecode(path)), None
     bare = re.fullmatch(r"[\w-]+", name) is not None
-    if bare and not os.path.lexists(name) and (SHIPPED / f"{name}.yaml").is_file():
+    if bare and not os.path.lexists(name) and os.path.isfile(SHIPPED / f"{name}.yaml"):
         where = SHIPPED / f"{name}.yaml"
     try:
         text = content_of(where if bare else path, MAX_BYTES).decode().removeprefix("\ufeff")
@@ -153,7 +153,7 @@ def _text(path: str | os.PathLike[str]) -> tuple[Place, str]:
     except (FileNotFoundError, NotADirectoryError):
         shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
         near = Path(f"{name}.yaml")
-        if not near.is_file():
+        if not os.path.isfile(near):
             near = similar_path(where, lambda entry: entry.suffix in (".yaml", ".yml") and entry.is_file())
         if where.stem in shipped:
             hint = f"; the shipped config is called {where.stem}, without a folder and without .yaml"
