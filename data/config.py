@@ -131,7 +131,9 @@ class DataConfig(BaseModel):
     )
     dimensions: int = Field(default=8, ge=1, le=256, description="linear_regression: of x, d")
     noise: float = Field(default=0.0, ge=0, description="linear_regression: standard deviation of the noise on y")
-    patch: Literal[1, 2, 4, 8] = Field(default=2, description="digits: side of the square patches that are tokens")
+    patch: int = Field(
+        default=2, ge=1, le=8, description="digits: side of the square patches that are tokens; must divide 8"
+    )
 
     @model_validator(mode="after")
     def _fixed_length(self) -> Self:
@@ -156,7 +158,9 @@ def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
         yield "vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"
     if name == "tokens" and config.path is None:
         yield "path", "missing; data.kind tokens needs a .npy or .bin file"
-    if kind.context is not None and context != (fixed := kind.context(config)):
+    if 8 % config.patch:
+        yield "patch", f"expected a divisor of 8, the side of an image, got {config.patch}"
+    elif kind.context is not None and context != (fixed := kind.context(config)):
         yield "context", f"expected {fixed} with data.kind {name} (leave it out), got {context}"
     if context < kind.least:
         yield "context", f"expected at least {kind.least} with data.kind {name}, got {context}"

@@ -38,6 +38,7 @@ SECTIONS: dict[str, list[str]] = {"": [*RunConfig.model_fields, *SPECIAL]} | {
 
 # Sections that a single value stands for: `residual: rezero` is `residual: {rule: rezero}`.
 SHORT = {"model.residual": "rule"}
+RULES = tuple(f"{section}.{head}" for section, head in SHORT.items())
 
 # Names of other programs.
 _ELSEWHERE = {
@@ -184,43 +185,41 @@ def _fits(field: FieldInfo, value: Any) -> bool:
         TypeAdapter(field.rebuild_annotation()).validate_python(value, strict=True)
     except ValidationError:
         return False
-    return exact(field, value)
-
-
-def exact(field: FieldInfo, value: Any) -> bool:
-    """False for a value of another type than the literal it equals: to pydantic, true and 1.0 are 1."""
-    suspect = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-    return not suspect or all(type(name) is type(value) for name in _literals(_members(field)) if name == value)
+    return True
 
 
 def mismatch(key: str, value: Any) -> str:
     """`expected ..., got ...` for a value that the field of a key refuses, with the nearest one it would take."""
-    field = FIELDS[key]
-    members, hint = _members(field), ""
-    if isinstance(value, str):
-        names = [name for name in _literals(members) if isinstance(name, str)]
-        name = _VALUES.get(value.lower())
-        hint = f"; did you mean {name}?" if name in names else did_you_mean(value, names)
-        respelt = {re.sub(pattern, right, value) for pattern, right in _RESPELT} - {value}
-        hint = hint or ("; leave out the quotes" if _fits(field, scalar(value)) else "")
-        hint = hint or next((f"; did you mean {text}?" for text in respelt if _fits(field, scalar(text))), "")
-        meant = (None, False) if value.lower() in _NO else (True,) if value.lower() in _YES else ()
-        hint = hint or next((f"; did you mean {show(each)}?" for each in meant if _fits(field, each)), "")
-        hint = hint or (f"; write {show([value])}" if _fits(field, (value,)) else "")
-    elif isinstance(value, float) and not math.isfinite(value):
-        hint = ", which is not finite"
-    elif isinstance(value, float) and value.is_integer():
-        hint = f"; write {int(value)}" if _fits(field, int(value)) else ""
-    elif isinstance(value, list) and value and key not in FIXED and all(_fits(field, item) for item in value):
-        hint = f"; a run for each of them: sweep.{key}={show(value)}"
-    elif isinstance(value, list):
-        names = _literals([member.get("items") or {} for member in members])
-        hint = next((near for item in value if item not in names and (near := did_you_mean(str(item), names))), "")
-    text = any(member["type"] == "string" and not member.keys() & {"enum", "const", "pattern"} for member in members)
-    if not hint and text and isinstance(value, int | float):
-        hint = "; put quotes around it"
-    size = f" ({len(value)} characters)" if isinstance(value, str) and len(value) > 60 else ""
-    got = show(value)
-    if isinstance(value, dict) and "a mapping" in expected(field):  # one of its values is wrong
+    words, got = expected(FIELDS[key]), show(value)
+    if isinstance(value, dict) and "a mapping" in words:  # one of its values is wrong
         got = clean("{" + ", ".join(f"{key}: {show(each)}" for key, each in value.items()) + "}")
-    return f"expected {expected(field)}, got {got}{size}{hint}"
+    elif isinstance(value, str) and len(value) > 60:
+        got += f" ({len(value)} characters)"
+    return f"expected {words}, got {got}{next(filter(None, _hints(key, value)), '')}"
+
+
+def _hints(key: str, value: Any) -> Iterator[str]:
+    """Ways to right a value, the likeliest first; some are empty."""
+    field = FIELDS[key]
+    members = _members(field)
+    if isinstance(value, str):
+        word = value.lower()
+        yield did_you_mean(_VALUES.get(word, word), [name for name in _literals(members) if isinstance(name, str)])
+        yield "; leave out the quotes" if _fits(field, scalar(value)) else ""
+        meant: list[Any] = [scalar(re.sub(pattern, right, value)) for pattern, right in _RESPELT]
+        meant += (None, False) if word in _NO else (True,) if word in _YES else ()
+        yield from (f"; did you mean {show(each)}?" for each in meant if _fits(field, each))
+        yield f"; write {show([value])}" if _fits(field, (value,)) else ""
+    elif isinstance(value, list):
+        if value and key not in FIXED and all(_fits(field, item) for item in value):
+            yield f"; a run for each of them: sweep.{key}={show(value)}"
+        names = _literals([member.get("items") or {} for member in members])
+        yield from (did_you_mean(str(item), names) for item in value if item not in names)
+    elif isinstance(value, dict) and key in RULES:
+        yield f"; the options of a {key.rpartition('.')[2]} are keys of their own"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield ", which is not finite"
+    elif isinstance(value, int | float):
+        whole = isinstance(value, float) and value.is_integer() and _fits(field, int(value))
+        yield f"; write {int(value)}" if whole else ""
+        yield "; put quotes around it" if _fits(field, str(value)) else ""

@@ -187,19 +187,15 @@ def _experiment(source: Place, root: Node, problems: list[Problem], overrides: S
     draft = Draft(written, source, problems)
     for key, text in assignments(overrides, problems):
         draft.assign(key, read(text, COMMAND_LINE, problems, key))
-    base = merged(draft.file, draft.commands)
-    if "name" not in base:
+    if "name" not in draft.base:
         problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
-    variants = [Point(name, name, *written) for name, written in draft.named["variants"].items()]
+    variants = [Point(name, name, *each) for name, each in draft.named["variants"].items()]
     variants = variants or [Point("main", "main", source, {})]
     axes = grid(draft.sweep, variants, problems)
-    problems += key_problems(base)
-    for variant in variants:
-        problems += key_problems(variant.settings)
-        twice = [(key, node) for key, node in variant.settings.items() if key in axes]
-        problems += [node.problem(f"the sweep sets {key} too; keep one of them") for key, node in twice]
+    for layer in (draft.base, *(variant.settings for variant in variants)):
+        problems += key_problems(layer)
     spread = points(variants, axes)
-    runs = [] if problems else _runs(base, spread, source, problems)
+    runs = [] if problems else _runs(draft.base, spread, source, problems)
     problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
     reshaped = any(word.startswith(("variants", "sweep")) for word in overrides)  # its expectations may be of others
@@ -235,18 +231,15 @@ def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list
         for fault in checks.problems(config):
             own = {} if fault in in_base else point.settings
             names = broken.setdefault(_located(fault, (own, base), source), [])
-            names += [point.variant] if own and fault[0] not in own else []
+            names += [f"variant {point.variant}"] if own and fault[0] not in own else []
         if config.data.seed is None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
         runs.append(Variant(point.name, config, keys))
-        for key, message in checks.mixed(runs[0].config, config):
-            node = point.settings.get(key) or spread[0].settings.get(key)
-            problems.append(Problem(point.place if node is None else node.place, key, message))
+        layers = (point.settings, spread[0].settings)
+        problems += [_located(fault, layers, point.place) for fault in checks.mixed(runs[0].config, config)]
     for problem, names in broken.items():
-        first, *others = dict.fromkeys(names) or [""]
-        more = f" and {len(others)} more" if others else ""
-        suffix = f" (variant {clean(first)}{more})" if first else ""
-        problems.append(replace(problem, message=f"{problem.message}{suffix}"))
+        some = clean(", ".join(dict.fromkeys(names)))
+        problems.append(replace(problem, message=f"{problem.message} ({some})") if some else problem)
     return runs
 
 

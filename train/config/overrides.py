@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from .fields import FIELDS, SHORT, SPECIAL, suggestions
+from .fields import FIELDS, RULES, SHORT, SPECIAL, suggestions
 from .settings import key_problems
 from .yaml import Place, Problem, clean, read, show
 
@@ -29,7 +29,7 @@ def assignments(words: Sequence[str], problems: list[Problem]) -> list[tuple[str
             whole.append((key.strip(), value))
         else:
             problems.append(_misspelt(text))
-    return whole
+    return sorted(whole, key=lambda assigned: not assigned[0].endswith((*SHORT, *RULES)))  # those drop options
 
 
 def _assigns(word: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import FIELDS, SECTIONS, SHORT, did_you_mean, unknown
+from .fields import FIELDS, did_you_mean
 from .schema import STATES
 from .settings import Settings, key_problems, merged
 from .yaml import BAD, Node, Place, Problem, clean, float_text, show
@@ -56,17 +56,10 @@ def grid(sweep: Settings, variants: Sequence[Point], problems: list[Problem]) ->
     """The values of each swept key, checked, for these variants; what is wrong goes to `problems`."""
     axes: dict[str, list[Node]] = {}
     for key, node in sweep.items():
-        if node.value is BAD:
-            continue
-        if key and key in SECTIONS:
-            example = next(inner for inner in FIELDS if inner.startswith(f"{key}."))
-            problems.append(node.problem(f"{key} is a section; sweep its keys, such as {example}"))
-        elif key not in FIELDS:
-            problems.append(node.problem(unknown(key)))
-        elif not isinstance(node.value, list) or not node.value:
-            problems.append(node.problem(f"expected a list of values for {key}, got {show(node.plain)}"))
-        else:
+        if node.value and isinstance(node.value, list):
             axes[key] = node.value
+        elif node.value is not BAD:
+            problems.append(node.problem(f"expected a list of values for {key}, got {show(node.plain)}"))
     sizes = [len(variants), *map(len, axes.values())]
     if (count := math.prod(sizes)) > MAX_VARIANTS:
         place = next(iter(axes.values()))[0].place if axes else variants[MAX_VARIANTS].place
@@ -75,13 +68,10 @@ def grid(sweep: Settings, variants: Sequence[Point], problems: list[Problem]) ->
         problems.append(Problem(place, "sweep" if axes else "variants", message))
         return {}
     for key, items in axes.items():
+        twice = [variant.settings[key] for variant in variants if key in variant.settings]
+        problems += [node.problem(f"the sweep sets {key} too; keep one of them") for node in twice]
         distinct: dict[str, Node] = {}
         for item in items:
-            section, _, last = key.rpartition(".")
-            if SHORT.get(section) == last and isinstance(item.value, dict):
-                message = f"expected a {last} by its name, got a mapping; sweep {section}.OPTION too, or use variants"
-                problems.append(item.problem(message))
-                continue
             problems += key_problems({key: item})
             if (first := distinct.setdefault(label(item.plain).lower(), item)) is not item:
                 twice = "is given twice" if first.plain == item.plain else "has the same name as a value before it"

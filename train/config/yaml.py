@@ -14,11 +14,15 @@ import yaml
 
 MAX_DEPTH = 32
 MAX_VALUES = 10_000  # PyYAML takes up to 70 us for each: a file is refused within a second
-_INDENTED = (  # PyYAML's words for keys that do not stand below each other
-    "mapping values are not allowed here",
-    "could not find expected ':'",
-    "expected <block end>, but found '<block mapping start>'",
-)
+_INDENTED = "; check the indentation, and the space after each colon"
+_HINTS = {  # by words of PyYAML's messages
+    "'\\t'": "; write spaces, not tabs",
+    "while scanning an alias": "; put quotes around a text that begins with *",
+    "document start": "; write key: value",  # [model], as in an INI file
+    "mapping values are not allowed here": _INDENTED,
+    "could not find expected ':'": _INDENTED,
+    "found '<block mapping start>'": _INDENTED,
+}
 BAD: Any = object()  # in place of a refused value, so that no second problem is reported for it
 
 _CONSTANTS: dict[str, Any] = {
@@ -174,14 +178,7 @@ def read(text: str, place: Place, problems: list[Problem], path: str = "") -> No
     except yaml.MarkedYAMLError as error:
         mark, begun = error.problem_mark or error.context_mark, error.context_mark
         message = "not valid YAML: " + ", ".join(clean(part) for part in (error.context, error.problem) if part)
-        if "'\\t'" in message:
-            message += "; write spaces, not tabs"
-        elif error.context == "while scanning an alias":  # *.txt
-            message += "; put quotes around a text that begins with *"
-        elif error.problem in _INDENTED:
-            message += "; check the indentation, and the space after each colon"
-        elif error.problem and "document start" in error.problem:  # [model], as in an INI file
-            message = "not valid YAML: expected one mapping of keys; write key: value"
+        message += next((hint for words, hint in _HINTS.items() if words in message), "")
         line = mark and mark.line
         if begun and (first := reader.place(begun.line).line) not in (None, reader.place(line).line):
             message += f"; begun on line {first}"
