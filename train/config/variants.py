@@ -10,7 +10,7 @@ from typing import Any
 from .fields import FIELDS, did_you_mean
 from .schema import STATES
 from .settings import Settings, key_problems, merged
-from .yaml import BAD, Node, Place, Problem, clean, float_text, show
+from .yaml import BAD, Node, Place, Problem, clean, show
 
 MAX_VARIANTS = 1000
 MAX_NAME = 120
@@ -117,7 +117,7 @@ def label(value: Any) -> str:
     """A value as part of a folder's name: 0.0001, 1e-5, none, 0.9+0.99."""
     if isinstance(value, list):
         return "+".join(label(item) for item in value)
-    text = float_text(value) if isinstance(value, float) else value if isinstance(value, str) else show(value)
+    text = value if isinstance(value, str) else show(value)
     return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9_.+-]+", "-", text))
 
 
