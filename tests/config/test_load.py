@@ -60,6 +60,16 @@ def test_overrides_set_values_and_the_last_one_wins(tmp_path):
     assert (config.seed, config.data.seed) == (2, 2)
 
 
+def test_a_rule_of_the_command_line_leaves_the_files_options_out_and_keeps_its_own_in_any_order(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\nmodel: {residual: {rule: mhc, streams: 2}}\nvariants: {x: {model.residual.rounds: 3}}")
+    for of in ("", "variants.x."):
+        for order in (1, -1):
+            overrides = [f"{of}model.residual=attnres", f"{of}model.residual.block=2", "variants.x.seed=1"][::order]
+            rule = load(path, [*overrides, "variants.x.model.residual.rounds=null"]).variants[0].config.model.residual
+            assert rule.model_dump(exclude_none=True) == {"rule": "attnres", "block": 2}
+
+
 def test_an_int_for_a_float_becomes_one():
     config = from_mapping({"name": "a", "optimizer": {"lr": 1, "clip": 2, "betas": [0, 0]}}).variants[0].config
     assert [type(x) for x in (config.optimizer.lr, config.optimizer.clip, *config.optimizer.betas)] == [float] * 4
