@@ -115,14 +115,17 @@ def suggestions(key: str) -> list[str]:
     return [] if near is None else [by_last[near]]
 
 
-def not_a_section(key: str, value: Any) -> str:
-    """The message for a single value in the place of a section: `optimizer: sgd`."""
-    inner = [name for name in naming(value) if name.startswith(f"{key}.")]
-    inner += [name for name in (f"{key}.path",) if isinstance(value, str) and name in FIELDS]
-    hint = f"; did you mean {clean(f'{inner[0]}={value}')}?" if inner else ""
-    if isinstance(value, list) and value and all(name in SECTIONS[key] for name in value):
+def not_a_mapping(value: Any, of: str = "keys", key: str = "") -> str:
+    """The message for another value in the place of a mapping, of the section `key` if it is one: `optimizer: sgd`."""
+    hint = "; {} is an empty one" if value is None else ""
+    if isinstance(value, str):
+        inner = [name for name in (*naming(value), f"{key}.path") if name.startswith(f"{key}.") and name in FIELDS]
+        hint = f"; did you mean {clean(f'{inner[0]}={value}')}?" if inner else "; write key: value" * ("=" in value)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        hint = "; leave out the dashes"
+    elif isinstance(value, list) and value and key and all(name in SECTIONS[key] for name in value):
         hint = f"; give each a value: {{{', '.join(f'{name}: ...' for name in value)}}}"
-    return f"expected a mapping of keys, got {show(value)}{hint}"
+    return f"expected a mapping of {of}, got {'nothing' if value is None else show(value)}{hint}"
 
 
 def naming(value: Any) -> list[str]:

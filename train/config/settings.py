@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .fields import FIELDS, FIXED, SECTIONS, SHORT, SPECIAL, did_you_mean, mismatch, not_a_section, unknown
+from .fields import FIELDS, FIXED, SECTIONS, SHORT, SPECIAL, did_you_mean, mismatch, not_a_mapping, unknown
 from .schema import RunConfig
-from .yaml import BAD, Node, Place, Problem, clean, show
+from .yaml import BAD, Node, Place, Problem, clean
 
 Settings = dict[str, Node]
 
@@ -40,7 +40,7 @@ def settings(node: Node, problems: list[Problem], of: str = "keys", fixed: bool 
         elif key in FIELDS or (key in SECTIONS and leaf.value in ({}, BAD)):
             layer[key] = leaf
         else:
-            problems.append(leaf.problem(not_a_section(key, leaf.plain) if key in SECTIONS else unknown(key)))
+            problems.append(leaf.problem(not_a_mapping(leaf.plain, key=key) if key in SECTIONS else unknown(key)))
     return layer
 
 
@@ -58,12 +58,7 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     if isinstance(node.value, dict):
         return node.value
     if node.value is not BAD:
-        items = node.plain if isinstance(node.value, list) else []
-        hint = "; leave out the dashes" if any(isinstance(item, dict) for item in items) else ""
-        if isinstance(node.value, str) and "=" in node.value:
-            hint = "; write key: value"
-        got = "nothing; {} is an empty one" if node.value is None else show(node.plain)
-        problems.append(node.problem(f"expected a mapping of {of}, got {got}{hint}"))
+        problems.append(node.problem(not_a_mapping(node.plain, of)))
     return {}
 
 
