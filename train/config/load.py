@@ -232,8 +232,7 @@ def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list
             own = {} if fault in in_base else point.settings
             names = broken.setdefault(_located(fault, (own, base), source), [])
             names += [f"variant {point.variant}"] if own and fault[0] not in own else []
-        if config.data.seed is None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.data_seed})})
         runs.append(Variant(point.name, config, keys))
         layers = (point.settings, spread[0].settings)
         problems += [_located(fault, layers, point.place) for fault in checks.mixed(runs[0].config, config)]

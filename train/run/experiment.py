@@ -156,8 +156,7 @@ def train(
         began = clock()
         while groups:
             (source, group), *groups = groups
-            if (signal := hosts.agreed(stop.signal)) is not None:
-                stop.signal = signal
+            if hosts.agreed_stop(stop):
                 break
             stop.doing = "set-up and compilation"
             waited_s = clock() - began
