@@ -22,9 +22,10 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from data import first_line
 from data.source import DataError
 
-from ..errors import Failure, UserError, first_line
+from ..errors import Failure, UserError
 from .signals import Stop
 
 ANSWER_S = 10.0  # for a coordinator to answer

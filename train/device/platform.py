@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data import first_line
 from data.files import cache_folder
 
 from ..config.schema import RunConfig, TrainConfig
-from ..errors import UserError, first_line
+from ..errors import UserError
 from .chips import Chip, chip_of, devices_to_compile_for
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}

@@ -135,7 +135,7 @@ class Programs:
     corpus: Any  # tokens, put on every device of the mesh; None if batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Key, Future] = field(default_factory=dict)
-    feeds: dict[Key, Any] = field(default_factory=dict)  # arguments of each program after the state, numbers and corpus
+    inputs: dict[Key, Any] = field(default_factory=dict)  # of each program, after the state, numbers and corpus
 
     def __post_init__(self) -> None:
         if isinstance(self.corpus, np.ndarray):
@@ -154,7 +154,7 @@ class Programs:
         if key not in self._compiled:
             mesh = self.group.mesh
             self._compiled[key] = self._pool.submit(compiled, function, arguments, donate, once, mesh, outputs)
-            self.feeds[key] = arguments[3:]
+            self.inputs[key] = arguments[3:]
         return self._compiled[key]
 
     def run(self, key: Key, function: Callable, *arguments: Any, once: bool = True) -> Any:
@@ -163,8 +163,8 @@ class Programs:
 
     @property
     def ready(self) -> dict[Key, tuple[Any, Any]]:
-        """Compiled programs with their feeds, by key; waits for pending ones."""
-        return {key: (future.result(), self.feeds[key]) for key, future in self._compiled.items()}
+        """Compiled programs with their inputs, by key; waits for pending ones."""
+        return {key: (future.result(), self.inputs[key]) for key, future in self._compiled.items()}
 
     def abandon(self) -> None:
         """Cancels pending compilations without waiting for running ones, which cannot be stopped."""
@@ -251,8 +251,8 @@ class Programs:
     ) -> Future:
         """Prepares a function of (state, numbers, corpus, batches); `batches` are those of one variant."""
         lead = (len(self.group.variants),) if self.group.vmapped else ()
-        feed = laid_out_as(self._batch_layout, batches, lead)
-        arguments = (self.abstract_state, self.hparams[0], self.corpus, feed)
+        inputs = laid_out_as(self._batch_layout, batches, lead)
+        arguments = (self.abstract_state, self.hparams[0], self.corpus, inputs)
         return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, outputs, donate)
 
     @property
@@ -270,8 +270,8 @@ class Programs:
 
     def prepare_evaluation(self, corpus: Any, batches: BatchInput, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # shorter to compile, and there is no backward pass
-        feed = laid_out_as(self.layout(None, BATCH_AXES), (batches, weights))
-        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, *feed)
+        inputs = laid_out_as(self.layout(None, BATCH_AXES), (batches, weights))
+        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, *inputs)
         mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
         return self.prepare(("evaluate",), mapped, arguments, self.layout())
 

@@ -85,8 +85,8 @@ def measurement(
     absent, readings = not_for(config, instruments), {}
     for name in (name for name in instruments if name not in absent):
         program = partial(read, name, network, programs.group.config)
-        feeds = batches(INSTRUMENTS[name].batches(config.watch))
-        values = programs.run(("instrument", name), program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
+        inputs = batches(INSTRUMENTS[name].batches(config.watch))
+        values = programs.run(("instrument", name), program, state, hp, corpus, inputs, once=not INSTRUMENTS[name].long)
         readings |= json_of(jax.device_get(values))
     if result["verdict"]["state"] == "dead_qk" and "grad_mean/mean" in readings:
         result["verdict"]["why"] += "; " + mean_parts(readings["grad_mean/mean"])

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from data import first_line
+
 from ..config.instruments import INSTRUMENTS
 from ..core.batch import batch_of
 from ..core.nonfinite_cause import Cause, cause_of, examine
@@ -18,7 +20,7 @@ from ..core.step import Metrics, StepStats
 from ..core.tags import Scalars, watched_scalars
 from ..device.mesh import fetched
 from ..device.programs import called_once
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..gradflow.advice import advice_for
 from ..gradflow.spikes import Spike, first_moved
 from ..gradflow.verdict import mean_parts, with_plain_name
@@ -155,8 +157,8 @@ def find_cause(run: "GroupRun", index: int, since: int, bad: int) -> tuple[int, 
         return None
     before = programs.each(fetched(last.before))[index]
     network, config = group.network, group.variants[index].config
-    feed = jax.tree.map(lambda leaf: leaf[0], run.batches(last.step, last.step + 1)[index])
-    batch = batch_of(feed, programs.corpus, network.context)
+    batch_input = jax.tree.map(lambda leaf: leaf[0], run.batches(last.step, last.step + 1)[index])
+    batch = batch_of(batch_input, programs.corpus, network.context)
     examined = called_once(partial(examine, network, config), before, group.hparams[index], batch)
     return last.step + 1, cause_of(jax.device_get(examined), network.param_dtype)
 
@@ -178,7 +180,7 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> None:
         if (examined := find_cause(run, index, since, step)) is not None:
             at, cause = examined[0], str(examined[1])
     except _FAILURES as error:
-        cause = f"the replay failed: {first_line(error)[:200]}"
+        cause = f"the replay failed: {first_line(error)}"
     metrics.found_cause(at, cause)
     warn(f"{name}: step {at}: {cause}")
     advice = advice_for("unstable", config)
@@ -208,7 +210,7 @@ def handle_spike(run: "GroupRun", index: int, spike: Spike) -> None:
         try:
             diagnosis = _diagnosis(run, index, spike)
         except _FAILURES as error:
-            diagnosis = f"no diagnosis, the replay failed: {first_line(error)[:200]}"
+            diagnosis = f"no diagnosis, the replay failed: {first_line(error)}"
         metrics.found_first_moved(spike.step, diagnosis)
         warn(f"{name}: spike at step {spike.step}: {diagnosis}")
         line += f"; {diagnosis}"
@@ -266,7 +268,7 @@ def explain_dead_qk(run: "GroupRun", step: int) -> None:
             shares = json_of(run.programs.each(read)[index])["grad_mean/mean"]
             run.metrics[index].found_mechanism(f"at step {step} {mean_parts(shares)}")
     except _FAILURES as error:
-        run.console.warn(f"what starves attention was not measured: {first_line(error)[:200]}")
+        run.console.warn(f"what starves attention was not measured: {first_line(error)}")
 
 
 def stop_early(run: "GroupRun", step: int) -> None:
