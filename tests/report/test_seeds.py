@@ -51,15 +51,15 @@ def test_writers_that_remove_the_means_of_a_group_at_once_all_succeed(sweep):
 def test_tensorboard_sees_the_old_file_until_the_new_one_is_whole_and_on_the_disk(sweep, monkeypatch):
     groups, folder = groups_of(sweep)[:1], sweep / "with@mean"
     write_means(sweep, groups)
-    before, read, fsync = contents(folder), [], os.fsync
+    before, visible, fsync = contents(folder), [], os.fsync
 
-    def seen(descriptor: int) -> None:
-        read.append({path: text for path, text in contents(folder).items() if IsTensorFlowEventsFile(str(path))})
+    def sync(descriptor: int) -> None:
+        visible.append({path: text for path, text in contents(folder).items() if IsTensorFlowEventsFile(str(path))})
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "fsync", sync)
     write_means(sweep, groups)
-    assert read[0] == before and not Path(next(iter(before))).exists()
+    assert visible[0] == before and not Path(next(iter(before))).exists()
 
 
 def test_a_full_disk_leaves_the_means_as_they_were(sweep, monkeypatch):

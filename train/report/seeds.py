@@ -66,7 +66,7 @@ def _write(folder: Path, scalars: ByStep) -> None:
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     entries = {tag: Summary.Value(tag=tag) for values in scalars.values() for tag in values}
-    before = list(folder.glob(_EVENTS))  # and no more: of two writers at once neither removes what the other has written
+    before = list(folder.glob(_EVENTS))  # two writers at once remove these, and neither the other's file
     with replacing(folder / event_file_name()) as file:
         file.write(event_file_header(0))
         for step, values in sorted(scalars.items()):
