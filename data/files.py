@@ -123,7 +123,8 @@ def replacing(path: Path, check: Callable[[Path], object] | None = None) -> Iter
     it is left, and `path` is as it was. `check` gets the temporary path before the rename. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    name = path.name.replace("tfevents", "")  # TensorBoard reads every file with that in its name
+    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

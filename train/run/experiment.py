@@ -213,6 +213,8 @@ def show_start(experiment: Experiment, sources: Mapping[str, Source], platform: 
     rows += [("data", f"{source.name}: {source.details}") for source in sources.values()]
     rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
     console.block(f"deltaflow {experiment.name}", rows)
+    if platforms.has_fast_math():
+        console.warn("XLA_FLAGS: fast math changes results and hides steps that are not finite; leave that flag out")
     for line in warnings_for(experiment.variants):
         console.warn(line)
 
