@@ -16,12 +16,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.files import sync_folder
+from data.files import NO_SUCH_CALL, sync_folder
 
 from ..errors import Failure, refusal
 
 NAME = ".lock"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_NO_LOCKS = {*NO_SUCH_CALL, errno.ENOLCK}
 _WAIT_S = 0.2  # a lock that is being released, or whose text is being written
 
 
