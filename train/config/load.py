@@ -52,27 +52,19 @@ class Variant:
     # Dotted keys whose values differ within the experiment -> variant -> value.
     differences: Mapping[str, Mapping[str, object]] = field(default_factory=dict, compare=False, repr=False)
 
-    def problem(self, message: str) -> Problem:
-        """A problem that is met later on, at the line of its key. `message` begins with that key and a colon."""
-        place, member = self.place(message), f"variant {clean(self.name)}"
-        if place is None:
-            return Problem(Place(member), "", message)
-        key, _, what = message.partition(": ")
-        return Problem(place, key, f"{what} ({member})")
-
-    def place(self, message: str) -> Place | None:
-        """The place of the key that `message` begins with; None if it begins with none, or with one that is not set."""
-        node = self.settings.get(message.partition(": ")[0])
-        return None if node is None else node.place
-
     @contextmanager
-    def placing(self) -> Iterator[None]:
-        """Gives DataErrors and UserErrors from within that begin with a key the place of that key."""
+    def placing(self, named: bool = False) -> Iterator[None]:
+        """Gives DataErrors and UserErrors from within the place of the key that they begin with, if it is set.
+
+        named: and the variant's name.
+        """
         try:
             yield
         except (DataError, UserError) as error:
+            node = self.settings.get(str(error).partition(": ")[0])
             kind = Failure if isinstance(error, Failure) else UserError
-            raise kind(str(error), self.place(str(error))) from None
+            member = f" (variant {clean(self.name)})" if named else ""
+            raise kind(f"{error}{member}", None if node is None else node.place) from None
 
 
 @dataclass(frozen=True)

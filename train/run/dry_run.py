@@ -34,7 +34,7 @@ def dry_run(
 ) -> None:
     """Prints a block a group, and the sums over groups. Writes no file, and refuses what a training would refuse.
 
-    Raises UserError, ConfigError, DataError.
+    Raises UserError, DataError.
     """
     _, platform, groups = prepared(experiment, console, stop)
     stop.doing = "compilation and timed calls"

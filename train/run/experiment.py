@@ -9,7 +9,7 @@ from data.custom import imported
 from data.source import DataSpec, Source, open_source
 
 from ..config.checks import warnings_for
-from ..config.load import ConfigError, Experiment, Variant
+from ..config.load import Experiment, Variant
 from ..config.schema import MeshConfig, RunConfig
 from ..core.optimizer import FUNCTIONS, check
 from ..core.state import hparams_of, network_of
@@ -72,16 +72,14 @@ def build_group(
 ) -> VariantGroup:
     """Returns variants of one structure with their network and mesh; `one_device`: without the config's mesh.
 
-    Raises ConfigError when the data or the optimizer does not fit the config; UserError for what users bring along.
+    Raises UserError when the data or the optimizer does not fit the config.
     """
     config = variants[0].config
     with variants[0].placing():
         check_installed(config.log)
     dtype, unroll = platforms.compute_dtype(config.train, platform), platforms.unroll(config, platform)
-    try:
+    with variants[0].placing(named=True):
         network = network_of(config, spec, dtype, unroll)
-    except UserError as error:
-        raise ConfigError([variants[0].problem(str(error))]) from None
     with variants[0].placing():
         if spec.context != config.data.context:
             message = f"data.context: data.kind {config.data.kind} has windows of {spec.context} tokens; set that"
@@ -91,10 +89,8 @@ def build_group(
     if config.optimizer.patterned:
         for variant in variants:
             numbers = hparams_of(variant.config, network.param_dtype).optimizer
-            try:
+            with variant.placing(named=True):
                 check(variant.config.optimizer, numbers, network.shapes())
-            except UserError as error:
-                raise ConfigError([variant.problem(str(error))]) from None
     vmapped = not one_device and len(variants) > 1 and platforms.grouped_by(config, platform) == "vmap"
     if one_device:
         mesh = mesh_of(MeshConfig(), 1, 1, [platform.device])
@@ -113,7 +109,7 @@ def prepared(
     """Prints what the experiment runs on; returns it with its device, and all its groups with their data.
 
     In a process other than the first its run directories are a copy. All groups, so that an error in one is reported
-    before another has trained. Raises UserError, ConfigError, DataError.
+    before another has trained. Raises UserError, DataError.
     """
     stop.doing = "the reading of data"
     sources = open_all(experiment.variants)
@@ -146,7 +142,7 @@ def train(
     Args:
         allow_data_change: runs that were trained on other data go on all the same, if it has the same tokens.
 
-    Raises UserError, ConfigError, DataError, and Stopped when a signal comes where nothing is to be saved.
+    Raises UserError, DataError, and Stopped when a signal comes where nothing is to be saved.
     """
     try:
         experiment, platform, groups = prepared(experiment, console, stop)
