@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts
     )
 )
-# And the same tiny program, built anew by the next run or in the other worker, is compiled once a session.
+# And the same tiny program, built again by the next run or in the other worker, is compiled once a session.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
     os.environ["JAX_COMPILATION_CACHE_DIR"]
     if "PYTEST_XDIST_WORKER" in os.environ
@@ -108,7 +108,7 @@ def x64():
 
 @pytest.fixture(scope="module", params=["cpu", "accelerator"])
 def both_paths(request):
-    """What a CPU computes, and what a GPU or TPU does, where the code chooses by platform; both of them here."""
+    """The branch of a CPU and that of an accelerator, where the code chooses by platform; both of them run here."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "accelerator":
             patch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
@@ -185,7 +185,7 @@ variants:
 
 @pytest.fixture(scope="session")
 def probed(trained, tmp_path_factory):
-    """What `probe --json` writes for with, without_skip and a third of another shape: post_ln, untied, no norms."""
+    """The JSON of `probe --json` for with, without_skip and a third of another shape: post_ln, untied, no norms."""
     from train.cli import main
 
     file = tmp_path_factory.mktemp("probe") / "deep" / "p.json"

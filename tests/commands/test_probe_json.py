@@ -29,7 +29,7 @@ def validate(value):
 
 @pytest.fixture
 def probe(trained, tmp_path, call):
-    """What a probe of the trained run's config writes, which is as the schema says, and what it prints."""
+    """A function that probes the trained run's config: (its JSON, valid under the schema; standard output)."""
 
     def measured(*arguments):
         file = tmp_path / "p.json"

@@ -22,7 +22,7 @@ from train.run.experiment import train
 from train.store.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
-# What is cut short in this process, which goes on: files, half an event loop, coroutines that nobody awaits.
+# What is cut short in this process, which goes on: files, half an event loop, coroutines that are never awaited.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{each}")
     for each in (
@@ -145,7 +145,7 @@ def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys):
     def slow(*_, **__):
         began.set()
         release.wait(60)
-        raise RuntimeError("nobody waits for this")
+        raise RuntimeError("not waited for")
 
     def later():
         began.wait(60)
@@ -180,7 +180,7 @@ def test_a_signal_while_training_saves_the_group_and_leaves_its_evaluation_to_th
 
 @pytest.mark.slow
 def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_dir):
-    """Where it is looked at when all is evaluated and saved, the run was over."""
+    """Or the run is over, if the signal is seen when all is evaluated and saved."""
     stop = Stop()
     with listening(stop):
         try:

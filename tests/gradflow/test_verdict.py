@@ -143,7 +143,7 @@ def test_a_hundred_blocks_are_mentioned_of_the_pass_that_is_not_healthy_alone():
     assert why == f"from the start {starved.why}; by step 90 it is vanishing: {vanishing.why}"
 
 
-def test_the_stream_is_shown_beside_a_delta_that_does_not_arrive():
+def test_the_stream_is_shown_with_a_delta_that_does_not_arrive():
     rms = np.array([1.0, 2.0, 1e-4])
     assert "the stream's rms goes from 1 to 0.0001" in judge(line(2, -2.0), grads(2), rms=rms).why
     assert "rms" not in judge(line(2, 0.0), grads(2), rms=rms).why
@@ -220,8 +220,8 @@ def test_the_cause_goes_before_what_it_leads_to(first, last, history, state, sai
         ({"val": 9.0}, False),  # worse than knowing nothing
         ({"val": 9.0, "train": 0.1}, True),  # learned by heart
         ({"train": None}, False),
-        ({"val": None}, True),  # no evaluation at the last step: nobody knows
-        ({"constant": None}, True),  # nobody knows
+        ({"val": None}, True),  # no evaluation at the last step: unknown
+        ({"constant": None}, True),  # unknown
         ({"best": 1.0}, False),
         ({"best": 3.2}, True),  # there is nothing to learn
         ({"steps": 99}, True),  # too early

@@ -1,4 +1,4 @@
-"""What the tracker wrote is read back by TensorBoard's own reader; failures of the disk must not reach training."""
+"""The tracker's files, read back by TensorBoard's own reader; failures of the disk must not reach training."""
 
 import errno
 import json
@@ -373,7 +373,7 @@ def test_a_log_is_cut_without_room_for_a_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(append.os, "replace", refused)
     Tracker(tmp_path, first_step=2).close()
     assert rows(tmp_path) == [{"step": 1}]
-    log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as nobody writes it
+    log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as no writer leaves it
     with pytest.raises(OSError):
         Tracker(tmp_path, first_step=4)
     assert len(rows(tmp_path)) == 3

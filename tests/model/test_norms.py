@@ -85,8 +85,8 @@ def test_only_denormals_may_be_flushed_to_zero():
         x = float32(np.full(5, size))
         found = value(frobenius(x))
         assert found == 0 or found == pytest.approx(exact(x), rel=2e-6, abs=0)
-    beside = frobenius(float32([1e-42, 3e-38, 4e-38]))
-    assert value(beside) == pytest.approx(5e-38, rel=2e-6, abs=0)
+    normal = frobenius(float32([1e-42, 3e-38, 4e-38]))
+    assert value(normal) == pytest.approx(5e-38, rel=2e-6, abs=0)
 
 
 def test_frobenius_adds_the_exponent_that_a_tap_took_out():

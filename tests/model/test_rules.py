@@ -138,7 +138,7 @@ def test_delta_at_the_bottom_by_finite_differences_of_the_second_transformer(x64
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["x0_lambda", "value_residual"])
 def test_delta_far_below_the_other_part_of_the_carry(x64, rule):
-    """In the dtype's own range the parts of a carry may differ: nothing is lost at 1e-19 of the largest."""
+    """The parts of a carry may differ within the dtype's range: nothing is lost at 1e-19 of the largest."""
     found = {}
     for dtype in ("float32", "float64"):
         net = networks.network(dtype, residual=rule, norm="none", layers=20, skip_scale=0.0)

@@ -158,7 +158,7 @@ def test_a_run_that_cannot_be_read_costs_an_experiment_that_run_only(sweep, caps
     assert [len(group.runs) for group in compare([sweep]).groups] == [2, 3]
 
 
-def test_a_copy_of_the_yaml_beside_the_runs_makes_the_experiment_no_run(sweep):
+def test_a_copy_of_the_yaml_next_to_the_runs_makes_the_experiment_no_run(sweep):
     (sweep / "config.yaml").write_text("name: sweep\n")
     assert [len(group.runs) for group in compare([sweep]).groups] == [3, 3]
 

@@ -287,7 +287,7 @@ def test_an_optimizer_whose_averages_overflow_leaves_no_good_state(tiny):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(3,), pytest.param((65, 128), marks=pytest.mark.slow), (4, 128, 128)], ids=str)
 def test_one_entry_anywhere_is_seen(both_paths, shape, dtype):
-    """Of a maximum on a CPU nan may be lost (jax 0.10 to 0.12)."""
+    """A maximum on a CPU may lose nan (jax 0.10 to 0.12)."""
     rng = np.random.default_rng(0)
     huge = jnp.asarray(rng.normal(size=shape) * 1e37, dtype)
     ask = jax.jit(lambda tree: all_finite([jnp.ones(2), tree]))
@@ -298,7 +298,7 @@ def test_one_entry_anywhere_is_seen(both_paths, shape, dtype):
 
 
 def test_a_norm_tells_whether_its_entries_are_finite(both_paths):
-    """Where it is near the end of their range, or beyond it while they are not, they are asked themselves."""
+    """A norm near or beyond the end of the entries' range does not decide: the entries are asked themselves."""
 
     @partial(jax.jit, static_argnums=1)
     def ask(x, exponent=0):

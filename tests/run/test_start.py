@@ -183,8 +183,8 @@ def test_checkpoints_of_an_earlier_version_are_not_trained_over(run, train):
 
 
 def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train):
-    code, _, err = train("name=failed", "train.init_from=runs/tiny/nobody")
-    assert code == 2 and "nobody" in err and not Path("runs/failed").exists()
+    code, _, err = train("name=failed", "train.init_from=runs/tiny/absent")
+    assert code == 2 and "absent" in err and not Path("runs/failed").exists()
     # What an older version, or a crash while compiling, has left there.
     Path("runs/failed/main").mkdir(parents=True)
     shutil.copy(run / "config.yaml", "runs/failed/main")
@@ -268,7 +268,7 @@ def test_another_config_is_refused_by_its_keys(run, train, keys, message):
     [("constant", True), ("rsqrt", True), ("wsd", False)],
 )
 def test_more_steps_are_what_a_longer_run_would_have_done(run, train, schedule, finished):
-    """Where nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""
+    """If nothing so far depended on the number of steps: wsd has not begun to fall by step 8."""
     keys = [f"optimizer.schedule={schedule}", "optimizer.decay_fraction=0.3"]
     assert train("name=longer", "train.steps=20", *keys)[0] == 0
     assert train("name=short", *keys)[0] == 0

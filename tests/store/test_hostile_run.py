@@ -132,7 +132,7 @@ def test_a_summary_that_is_gone_or_another_variant_s_is_rewritten(run, capsys):
 
 
 @pytest.mark.parametrize("content", ["", '{"steps_per', '{"steps_per_call": 0}', '{"steps_per_call": true}', "[8]"])
-def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_anew_where_that_file_is_gone(run, capsys, content):
+def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_again_where_that_file_is_gone(run, capsys, content):
     config, directory = run
     path = directory / "choices.json"
     path.write_text(content, encoding="utf-8")
