@@ -154,6 +154,24 @@ def tiny(corpus):
     return build
 
 
+@pytest.fixture
+def call(capsys):
+    """(exit code, stdout, stderr) of `deltaflow ARGUMENTS`; anything raised but SystemExit is a failed test."""
+    from train.cli import main
+
+    def called(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse
+            code = error.code if isinstance(error.code, int) else 1
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return called
+
+
 @pytest.fixture(scope="session")
 def trained(corpus, tmp_path_factory):
     """A finished run of two variants of one shape, through the command line: (config, run directory of the first)."""
