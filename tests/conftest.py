@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -51,18 +52,19 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Under `--dist loadfile`: the files that use `trained` go to one worker, so that it is trained once a session."""
+    """Under `--dist loadfile`: the files that use one training go to one worker, so that it is done once a session."""
     if config.option.dist != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    uses = re.compile(r"\ndef \w+\([^)]*\b(trained|probed)\b")
-    files = {path for path in Path(__file__).parent.rglob("test_*.py") if uses.search(path.read_text(encoding="utf-8"))}
+    uses = re.compile(r"\ndef \w+\([^)]*\b(?:(trained|probed)|original)\b")
+    matches = {path: uses.search(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.rglob("test_*.py")}
+    scopes = {path: "trained" if match[1] else "original" for path, match in matches.items() if match}
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "trained" if config.rootpath / file in files else file
+            return scopes.get(config.rootpath / file, file)
 
     return ByFile(config, log)
 
@@ -96,6 +98,18 @@ def _no_report(request):
             patch.setattr(summary, "write_report", lambda *_: None)
             patch.setattr(RunMetrics, "draw", lambda _: None)
         yield
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of signals, equal before and after a test. Under nohup SIGHUP would be ignored, here and in children."""
+    from train.device.signals import SIGNALS
+
+    sighup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield before
+    assert [signal.getsignal(number) for number in SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+    signal.signal(signal.SIGHUP, sighup)
 
 
 @pytest.fixture

@@ -2,22 +2,18 @@
 
 import functools
 import math
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 from test_optimizers import assert_equal, expected
 
 from model.network import Network
 from networks import parameters
-from train.config.schema import OptimizerConfig
 from train.core.batch import micro
 from train.core.loss import tapped_loss
-from train.core.schedule import learning_rate
-from train.core.state import State, hparams_of, program_structure, stacked_hparams, state_at
+from train.core.state import State, hparams_of, state_at
 from train.core.step import dropout_key, train_step
 from train.core.tags import watched_scalars
 from train.gradflow.norms import log10, named, value
@@ -43,62 +39,6 @@ def make(tiny):
 def assert_close(a, b, tolerance):
     """Asserts that leaves agree within `tolerance`, relative to the largest entry of each."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max()), a, b)
-
-
-# The schedule
-
-
-# lr 0.8, min_lr 0.2, 3 steps of warm-up, which is 0.8 * (step + 1) / 4, and 11 steps in all: the rate of each step.
-BY_HAND = {
-    "cosine": {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 5: 0.2 + 0.6 * (1 + math.sqrt(0.5)) / 2, 7: 0.5, 11: 0.2, 500: 0.2},
-    "linear": {2: 0.6, 3: 0.8, 5: 0.65, 10: 0.275, 11: 0.2, 500: 0.2},
-    "constant": {0: 0.2, 3: 0.8, 500: 0.8},
-    "wsd": {2: 0.6, 3: 0.8, 5: 0.8, 8: 0.2 + 0.6 * 3 / 5.5, 11: 0.2, 500: 0.2},  # falls over the last 5.5 steps
-    "rsqrt": {2: 0.6, 3: 0.8, 15: 0.5, 399: 0.26},  # sqrt(4 / 16)
-    "step": {2: 0.6, 3: 0.8, 4: 0.8, 5: 0.5, 7: 0.35, 103: 0.2 + 0.6 * 2.0**-50},  # every 2 steps half of it
-    # Starts at a quarter of 0.2 + 0.6 / 10; up for 2 of 8 steps, down for 2, and 4 to the end.
-    "one_cycle": {0: 0.065, 3: 0.26, 4: 0.53, 5: 0.8, 7: 0.26, 9: 0.23, 11: 0.2, 500: 0.2},
-}
-
-
-@pytest.mark.parametrize("schedule", BY_HAND)
-def test_learning_rate_by_hand(x64, schedule):
-    config = OptimizerConfig(schedule=schedule, warmup=3, decay_fraction=0.5, step_every=2, step_factor=0.5)
-    at = jax.jit(lambda step: learning_rate(config, jnp.float64(0.8), jnp.float64(0.2), step, 11))
-    for step, rate in BY_HAND[schedule].items():
-        assert float(at(np.int32(step))) == pytest.approx(rate, rel=1e-14), step
-    assert set(BY_HAND) == set(get_args(OptimizerConfig.model_fields["schedule"].annotation))
-
-
-def test_no_warmup_starts_at_the_peak_and_a_run_shorter_than_its_warmup_never_reaches_it(x64):
-    def rates(warmup, steps):
-        config = OptimizerConfig(schedule="linear", warmup=warmup)
-        return [float(learning_rate(config, jnp.float64(1.0), jnp.float64(0.0), jnp.int32(t), steps)) for t in range(4)]
-
-    assert rates(0, 4) == pytest.approx([1.0, 0.75, 0.5, 0.25], rel=1e-14)
-    assert rates(9, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=1e-14)
-
-
-@pytest.mark.parametrize("schedule", BY_HAND)
-@pytest.mark.parametrize("warmup", [0, 7])
-def test_a_schedule_stays_between_its_rates_and_reaches_the_peak_once_it_is_warm(x64, schedule, warmup):
-    config = OptimizerConfig(schedule=schedule, warmup=warmup, decay_fraction=0.2, step_every=10)
-    at = jax.jit(jax.vmap(lambda t: learning_rate(config, jnp.float64(1.0), jnp.float64(0.01), t, 87)))
-    rates = np.asarray(at(jnp.arange(warmup, 120)))
-    assert rates.min() >= 0.01 and rates.max() == pytest.approx(1.0, rel=0.05 if schedule == "one_cycle" else 1e-14)
-    if schedule != "one_cycle":
-        assert rates[0] == 1.0 and (np.diff(rates) <= 0).all()
-    if schedule not in ("constant", "rsqrt"):
-        assert rates[-1] == pytest.approx(0.01, rel=1e-6)
-
-
-@pytest.mark.parametrize("schedule", BY_HAND)
-def test_the_rate_of_a_float32_run_is_float32_and_traced(schedule):
-    config = OptimizerConfig(warmup=2, schedule=schedule)
-    traced = jax.jit(lambda lr, low, step: learning_rate(config, lr, low, step, 10))
-    rate = traced(np.float32(1e-3), np.float32(1e-4), np.int32(2))
-    start = 1.9e-4 if schedule == "one_cycle" else 1e-3
-    assert rate.dtype == np.float32 and float(rate) == pytest.approx(start, rel=1e-6)
 
 
 # A step
@@ -295,54 +235,3 @@ def test_no_clip_is_a_clip_that_never_binds(x64, make):
 
 def clipped_at(hp, clip: float):
     return hp._replace(optimizer=hp.optimizer | {"clip": np.float64(clip)})
-
-
-# Structure and numbers
-
-
-SHARED = (
-    "seed: 7; data.seed: 7; name: other; model.skip_scale: 0.5; model.residual: none; model.residual: gpt2_scaled; "
-    "model.init_std: 0.3; model.norm_eps: 0.001; model.init_gain.attn_q: 2.0; optimizer.lr: 0.5; "
-    "optimizer.min_lr: 0.00001; optimizer.weight_decay: 0.0; optimizer.betas: [0.5, 0.6]; optimizer.clip: 0.1; "
-    "optimizer.eps: 0.000001"
-)
-OWN = (
-    "optimizer.clip: null; optimizer.name: sgd; optimizer.schedule: linear; optimizer.warmup: 5; "
-    "optimizer.accumulate: 2; model.residual: rezero; model.residual: post_ln; model.norm: none; model.norm: layer; "
-    "model.layers: 3; model.init: normal; model.dropout: 0.1; data.batch: 8; data.context: 7; data.tokenizer: byte; "
-    "train.steps: 40; train.dtype: bfloat16; watch.every: 10; watch.counterfactual: false"
-)
-
-
-@pytest.mark.parametrize("keys", f"{SHARED}; {OWN}".split("; "))
-def test_what_shares_a_program(tiny, keys):
-    base, other = tiny().variants[0].config, tiny(yaml.safe_load(keys)).variants[0].config
-    assert (program_structure(base) == program_structure(other)) is (keys in SHARED.split("; "))
-    assert base != other
-
-
-def test_a_number_that_is_traced_is_in_hparams_and_nowhere_else(tiny):
-    keys = {"seed": 7, "model.skip_scale": 0.5, "model.init_std": 0.3, "optimizer.lr": 0.25, "optimizer.min_lr": 0.125}
-    keys |= {"optimizer.weight_decay": 0.75, "optimizer.betas": [0.5, 0.625], "optimizer.clip": 0.0625}
-    config = tiny(keys).variants[0].config
-    hp = hparams_of(config)
-    assert (int(hp.seed), hp.seed.dtype) == (7, np.uint32)
-    assert hp.model["skip_scale"] == 0.5 and hp.model["init_std"] == np.float32(0.3)
-    wanted = {"lr": 0.25, "min_lr": 0.125, "weight_decay": 0.75, "betas": (0.5, 0.625), "clip": 0.0625}
-    assert hp.optimizer == wanted | {"eps": np.float32(1e-8), "momentum": np.float32(0.9)}
-    assert all(number.dtype == np.float32 for number in jax.tree.leaves((hp.model, hp.optimizer)))
-    assert hparams_of(config, "float64").optimizer["lr"].dtype == np.float64
-    shared = program_structure(config).model_dump_json()
-    assert not any(text in shared for text in ("0.5", "0.3", "0.25", "0.125", "0.75", "0.625", "0.0625"))
-
-
-def test_residual_none_is_skip_scale_zero(tiny):
-    none = hparams_of(tiny({"model.residual": "none"}).variants[0].config)
-    assert none == hparams_of(tiny({"model.skip_scale": 0.0}).variants[0].config)
-
-
-def test_stacked_hparams_have_a_variant_axis(tiny):
-    hps = [hparams_of(tiny({"optimizer.lr": lr}).variants[0].config) for lr in (0.1, 0.2, 0.3)]
-    stacked = stacked_hparams(hps)
-    np.testing.assert_array_equal(stacked.optimizer["lr"], np.float32([0.1, 0.2, 0.3]))
-    assert stacked.seed.shape == (3,) and stacked.seed.dtype == np.uint32

@@ -1,6 +1,7 @@
-"""The docs against the code."""
+"""The docs against the code, and the words of both."""
 
 import argparse
+import ast
 import importlib
 import json
 import re
@@ -176,9 +177,26 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), {"": 1.0}, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
     optional |= {"loss_val_ema", "verdict", "verdict/spike", "versus", "yaml"}
-    # Of steps that are not finite: tests/run/test_nonfinite.py.
+    # Of steps that are not finite: tests/run/test_recovery.py.
     optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped"}
     optional |= {"skipped_steps", "perf/mfu"}  # the last of trainings that take their time
     pictures = {"delta/heatmap", "delta_without/heatmap"}
     missing = {name for name in explained if not name.startswith("grad_without")} - logged - summary.keys()
     assert missing <= optional | pictures
+
+
+OWN_MODEL = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
+NUMBER = r"\d+\.?\d*(?:e[+-]\d+)?"
+EXAMPLES = re.findall(r"```python\n(.*?)```\n.*?```text\n(.*?)```", OWN_MODEL, re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "promised"), EXAMPLES, ids=["nnx", "linen", "equinox", "taps"])
+def test_the_page_prints_what_it_says(code, promised, capsys):
+    if "equinox" in code:
+        pytest.importorskip("equinox")
+    exec(compile(code, "docs/own_model.md", "exec"), {"__name__": "page"})
+    printed = capsys.readouterr().out
+    assert re.sub(NUMBER, "#", printed).split() == re.sub(NUMBER, "#", promised).split()
+    numbers = [np.array(re.findall(NUMBER, text), float) for text in (printed, promised)]
+    np.testing.assert_allclose(*numbers, rtol=0.03)
