@@ -62,6 +62,23 @@ def test_the_site_has_every_page_and_loads_nothing(tmp_path):
         assert len(loaded) > 5 and not [tag for tag in loaded if "//" in tag], path.name
 
 
+AVOIDED = re.compile(r"(?i)(?<![a-z])(?:[b]esides?|[a]new|[n]obody|[s]eldom|in [e]arnest)(?![a-z])")
+OPENINGS = re.compile(r"(?:What|How|Why|Who|Whose|Whether|When|Where|Which|Of)\b")
+
+
+def test_words_that_are_avoided_and_docstrings_that_open_with_a_noun_or_a_verb():
+    """And no name has such a word. Docstrings that open as a question leave the reader to find the subject."""
+    modules = [path for name in ("model", "data", "train", "scripts", "tests") for path in (ROOT / name).rglob("*.py")]
+    assert len(modules) > 250
+    for path in [ROOT / "CHANGELOG.md", *PAGES, *modules]:
+        text = path.read_text(encoding="utf-8")
+        assert AVOIDED.findall(text) == [], path
+        if path.suffix == ".py":
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+            assert not [doc for doc in map(ast.get_docstring, nodes) if doc and OPENINGS.match(doc)], path
+
+
 def test_yaml_of_the_docs_is_valid(tmp_path):
     """Each block is a config, or a part of one."""
     counted = 0
