@@ -86,9 +86,9 @@ def leaves(params: Any) -> dict[str, np.ndarray]:
     return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def same(found: Any, wanted: Any, rtol: float = 1e-12, atol: float = 0.0) -> None:
+def same(actual: Any, wanted: Any, rtol: float = 1e-12, atol: float = 0.0) -> None:
     """Asserts that trees of one structure have equal leaves."""
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, wanted)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), actual, wanted)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -41,17 +41,17 @@ def test_accumulated_masked_batches_are_the_large_one(x64, tiny, watched):
     """The mean over all targets of the batch, not the mean of the micro-batches' means."""
     keys = {"optimizer.name": "sgd", "optimizer.lr": 0.5, "train.dtype": "float64", "model.norm": "none"}
     keys |= {"watch.counterfactual": False, "model.width": 8}
-    found = []
+    result = []
     for parts in (1, 4):
         config = tiny(keys | {"optimizer.accumulate": parts}).variants[0].config
         net, hp = Network(config.model, 11, 8, "float64"), hparams_of(config, "float64")
         state = state_at(config, hp, parameters(net, 0.2))
-        found.append(run_step(net, config, state, hp, masked_batch(), watched))
-    (whole, metrics, seen), (after, parted, seen_in_parts) = found
+        result.append(run_step(net, config, state, hp, masked_batch(), watched))
+    (whole, metrics, stats), (after, parted, seen_in_parts) = result
     assert float(parted.loss) == pytest.approx(float(metrics.loss), rel=1e-12)
     same(after.params, whole.params, rtol=1e-9, atol=1e-13)
     if watched:
-        same(value(seen_in_parts.flow.delta), value(seen.flow.delta), rtol=1e-6)
+        same(value(seen_in_parts.flow.delta), value(stats.flow.delta), rtol=1e-6)
 
 
 def test_label_smoothing_and_z_loss_by_hand(x64):
@@ -129,13 +129,13 @@ def test_losses_and_scores_by_chunks_are_those_of_all_logits(x64, monkeypatch, e
         plain = jax.value_and_grad(lambda p: tapped_loss(net, batch, extras, None)(p, None, None)[0])(params)
         return measured, plain, evaluate(net, params, {}, None, jax.tree.map(lambda x: x[None], batch), np.ones((1, 4)))
 
-    texts, found = [], []
+    texts, result = [], []
     for limit in (2**24, most):
         monkeypatch.setattr(transformer, "MOST_LOGITS", limit)
         program = jax.jit(lambda p: figures(p)).lower(params)
         texts.append(program.as_text())
-        found.append(program.compile()(params))
-    same(found[1], found[0], atol=1e-15)
+        result.append(program.compile()(params))
+    same(result[1], result[0], atol=1e-15)
     rows, columns = 4 * 8, net.outputs or 11
     assert net.pooled or f"tensor<{rows}x{columns}xf64>" in texts[0]
     assert f"tensor<{rows}x{columns}xf64>" not in texts[1]

@@ -77,16 +77,16 @@ def _one_sgd_step(make, parts: int, watched: bool):
     """Returns (gradient, loss, measurements) of a float64 step in `parts` micro-batches."""
     keys = SGD | {"optimizer.accumulate": parts, "optimizer.weight_decay": 0.0, "optimizer.clip": None}
     network, config, hp, state, windows = make(keys, "float64")
-    after, metrics, seen = run_step(network, config, state, hp, windows, watched)
+    after, metrics, stats = run_step(network, config, state, hp, windows, watched)
     gradient = jax.tree.map(np.subtract, jax.device_get(state.params), jax.device_get(after.params))
-    return gradient, float(metrics.loss), jax.device_get(seen)
+    return gradient, float(metrics.loss), jax.device_get(stats)
 
 
 @pytest.mark.slow
 def test_watching_changes_nothing(x64, make):
     plain, plain_loss, none = _one_sgd_step(make, 1, False)
-    watched, loss, seen = _one_sgd_step(make, 1, True)
-    assert none is None and seen is not None
+    watched, loss, stats = _one_sgd_step(make, 1, True)
+    assert none is None and stats is not None
     assert loss == pytest.approx(plain_loss, rel=1e-12)
     assert_close(watched, plain, 1e-12)
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(plain))
@@ -96,8 +96,8 @@ def test_watching_changes_nothing(x64, make):
 def test_watching_changes_nothing_in_float32_with_dropout_and_counterfactual(make):
     network, config, hp, state, windows = make(SGD | {"model.dropout": 0.2, "watch.counterfactual": True})
     plain, metrics, _ = run_step(network, config, state, hp, windows, False)
-    watched, watched_metrics, seen = run_step(network, config, state, hp, windows, True)
-    assert seen is not None and seen.without is not None
+    watched, watched_metrics, stats = run_step(network, config, state, hp, windows, True)
+    assert stats is not None and stats.without is not None
     assert float(watched_metrics.loss) == pytest.approx(float(metrics.loss), rel=1e-6)
     assert_close(watched.params, plain.params, 1e-6)
 
@@ -142,19 +142,19 @@ def test_micro_batches_are_every_nth_row_and_drop_different_units():
 
 @pytest.mark.parametrize(("parts", "watched"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)])
 def test_micro_batches_are_the_large_batch(x64, make, parts, watched):
-    whole, loss, seen = _one_sgd_step(make, 1, True)
+    whole, loss, stats = _one_sgd_step(make, 1, True)
     gradient, parted_loss, parted = _one_sgd_step(make, parts, watched)
     assert parted_loss == pytest.approx(loss, rel=1e-12)
     assert_close(gradient, whole, 1e-12)
     if not watched:
         return
-    np.testing.assert_allclose(value(parted.flow.delta), value(seen.flow.delta), rtol=1e-12)
-    for found, wanted in ((parted.flow.grad, seen.flow.grad), (parted.update, seen.update)):
-        assert set(found) == set(wanted)
+    np.testing.assert_allclose(value(parted.flow.delta), value(stats.flow.delta), rtol=1e-12)
+    for actual, wanted in ((parted.flow.grad, stats.flow.grad), (parted.update, stats.update)):
+        assert set(actual) == set(wanted)
         for tag, norm in wanted.items():
-            np.testing.assert_allclose(value(found[tag]), value(norm), rtol=1e-12, err_msg=tag)
-    np.testing.assert_allclose(value(parted.grad_global), value(seen.grad_global), rtol=1e-12)
-    np.testing.assert_allclose(parted.flow.stream, seen.flow.stream, rtol=1e-12)
+            np.testing.assert_allclose(value(actual[tag]), value(norm), rtol=1e-12, err_msg=tag)
+    np.testing.assert_allclose(value(parted.grad_global), value(stats.grad_global), rtol=1e-12)
+    np.testing.assert_allclose(parted.flow.stream, stats.flow.stream, rtol=1e-12)
 
 
 # What is logged
@@ -165,34 +165,34 @@ ADAM = {"optimizer.clip": 1.0, "watch.counterfactual": False, "model.norm": "non
 def test_the_logged_update_is_what_the_optimizer_added(x64, make):
     network, config, hp, state, windows = make(ADAM, "float64")
     state, _, _ = run_step(network, config, state, hp, windows, True)
-    after, _, seen = run_step(network, config, state, hp, windows, True)
+    after, _, stats = run_step(network, config, state, hp, windows, True)
     before, changed = named(state.params["blocks"]), named(after.params["blocks"])
-    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], jax.device_get(seen)), "float32")
+    (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], jax.device_get(stats)), "float32")
     for tag, old in before.items():
         old, new = np.asarray(old), np.asarray(changed[tag])
         axes = tuple(range(1, old.ndim))
         change, size = np.sqrt(np.sum((new - old) ** 2, axis=axes)), np.sqrt(np.sum(old**2, axis=axes))
-        np.testing.assert_allclose(value(seen.update[tag]), change, rtol=1e-9, err_msg=tag)
-        np.testing.assert_allclose(value(seen.weight[tag]), size, rtol=1e-12, err_msg=tag)
+        np.testing.assert_allclose(value(stats.update[tag]), change, rtol=1e-9, err_msg=tag)
+        np.testing.assert_allclose(value(stats.weight[tag]), size, rtol=1e-12, err_msg=tag)
         for layer in range(2):
             ratio = np.log10(change[layer] / size[layer])
             assert tags[f"update/ratio_log10/layer_{layer:03d}/{tag}"] == pytest.approx(ratio, rel=1e-8)
             assert tags[f"weight/norm/layer_{layer:03d}/{tag}"] == pytest.approx(size[layer], rel=1e-12)
-    whole = np.sqrt(sum(value(norm) ** 2 for tag, norm in seen.update.items() if tag != "layer"))
-    np.testing.assert_allclose(value(seen.update["layer"]), whole, rtol=1e-12)
+    whole = np.sqrt(sum(value(norm) ** 2 for tag, norm in stats.update.items() if tag != "layer"))
+    np.testing.assert_allclose(value(stats.update["layer"]), whole, rtol=1e-12)
 
 
 def test_the_steps_of_a_dispatch_are_logged_as_each_alone(x64, make):
     network, config, hp, state, windows = make(ADAM, "float64")
-    seen = []
+    stats = []
     for _ in range(3):
         state, _, measured = run_step(network, config, state, hp, windows, True)
-        seen.append(jax.device_get(measured))
-    together = watched_scalars(jax.tree.map(lambda *leaves: np.stack(leaves), *seen), "float32")
-    alone = [row for one in seen for row in watched_scalars(jax.tree.map(lambda leaf: leaf[None], one), "float32")]
+        stats.append(jax.device_get(measured))
+    together = watched_scalars(jax.tree.map(lambda *leaves: np.stack(leaves), *stats), "float32")
+    alone = [row for one in stats for row in watched_scalars(jax.tree.map(lambda leaf: leaf[None], one), "float32")]
     assert together == alone
     assert together[0]["delta/norm_log10/layer_000"] != together[1]["delta/norm_log10/layer_000"]
-    for row, one in zip(together, seen, strict=True):
+    for row, one in zip(together, stats, strict=True):
         assert row["delta/norm_log10/layer_001"] == log10(one.flow.delta)[1]
         assert row["grad/norm_log10/layer_000/attn_q"] == log10(one.flow.grad["attn_q"])[0]
         assert row["grad/clip_factor"] == float(one.clip_factor)
@@ -201,8 +201,8 @@ def test_the_steps_of_a_dispatch_are_logged_as_each_alone(x64, make):
 def test_blocks_whose_q_and_k_are_rounding_are_counted(x64, make):
     """Blocks are counted by the act rank of their input; the last block's output is no input."""
     network, config, hp, state, windows = make(ADAM, "float64")
-    seen = jax.device_get(run_step(network, config, state, hp, windows, True)[2])
-    both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), seen)
+    stats = jax.device_get(run_step(network, config, state, hp, windows, True)[2])
+    both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), stats)
     rank = np.array([[1e-2, 1e-4, 1e-9], [1e-2, 1e-2, 1e-9]])
     both = both._replace(flow=both.flow._replace(stream=both.flow.stream._replace(rank=rank)))
     for dtype, blocks in (("float64", [0, 0]), ("float32", [1, 0]), ("bfloat16", [2, 2])):
@@ -228,8 +228,8 @@ def test_no_clip_is_a_clip_that_never_binds(x64, make):
     bound, _, _ = run_step(network, config, state, clipped_at(hp, 1e6), windows, True)
     network, config, hp, state, windows = make(ADAM | {"optimizer.clip": None}, "float64")
     assert "clip" not in hp.optimizer
-    free, _, seen = run_step(network, config, state, hp, windows, True)
-    assert float(seen.clip_factor) == 1.0
+    free, _, stats = run_step(network, config, state, hp, windows, True)
+    assert float(stats.clip_factor) == 1.0
     assert_close(free.params, bound.params, 1e-12)
 
 

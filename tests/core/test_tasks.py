@@ -25,9 +25,9 @@ def test_a_pooled_output_is_told_from_the_mean_over_tokens(x64):
     each, pooled = network(outputs=3), network(outputs=3, pooled=True)
     tokens, params = masked_batch().inputs, parameters(each)
     assert params["head"].shape == (3, 8) and params["embed"].shape == (11, 8)
-    found = logits(each, params, tokens=tokens)
-    assert found.shape == (32, 3)
-    same(logits(pooled, params, tokens=tokens), np.asarray(found).reshape(4, 8, 3).mean(axis=1), rtol=1e-9)
+    result = logits(each, params, tokens=tokens)
+    assert result.shape == (32, 3)
+    same(logits(pooled, params, tokens=tokens), np.asarray(result).reshape(4, 8, 3).mean(axis=1), rtol=1e-9)
 
 
 def test_one_hot_values_are_the_tokens_themselves(x64):
@@ -63,11 +63,11 @@ def test_held_out_scores_count_rows_and_targets_by_weight(x64):
     # Held-out losses are plain means, whatever the training loss adds.
     extras = {"task.label_smoothing": np.float64(0.3), "task.z_loss": np.float64(0.1)}
     scores = jax.jit(lambda p: evaluate(net, p, extras, None, two, rows))(params)
-    found = np.asarray(logits(net, params, tokens=batch.inputs))
-    each = np.asarray(losses(net, jnp.asarray(found), batch)).reshape(4, 8)
+    result = np.asarray(logits(net, params, tokens=batch.inputs))
+    each = np.asarray(losses(net, jnp.asarray(result), batch)).reshape(4, 8)
     weight = batch.weights * np.array([2, 1, 1, 0])[:, None]
     assert float(scores.loss) == pytest.approx((each * weight).sum() / weight.sum(), rel=1e-6)
-    right = found.reshape(4, 8, 11).argmax(axis=-1) == batch.targets
+    right = result.reshape(4, 8, 11).argmax(axis=-1) == batch.targets
     assert float(scores.accuracy) == pytest.approx((right * weight).sum() / weight.sum(), rel=1e-6)
 
 

@@ -37,8 +37,8 @@ def test_delta_is_the_gradient_of_what_is_added_to_the_stream(x64):
         return jnp.sum((y + offsets[-1]) ** 3)
 
     wanted = jax.grad(moved)(jnp.zeros((5, 3, 6)))
-    found = delta_of(lambda slots: jnp.sum(scanned(weights, x, slots) ** 3), 4, "float64")
-    np.testing.assert_allclose(value(found), np.linalg.norm(wanted.reshape(5, -1), axis=1), rtol=1e-12)
+    actual = delta_of(lambda slots: jnp.sum(scanned(weights, x, slots) ** 3), 4, "float64")
+    np.testing.assert_allclose(value(actual), np.linalg.norm(wanted.reshape(5, -1), axis=1), rtol=1e-12)
 
 
 def test_a_deep_stack_of_ones_own_has_no_range():

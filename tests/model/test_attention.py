@@ -50,10 +50,10 @@ def test_fused_attention_is_attention(x64, model):
             lowered = program.lower(params)
         return lowered.as_text(), lowered.compile()(params)
 
-    (plain, wanted), (fused, found) = gradient(net), gradient(replace(net, fused="xla"))
+    (plain, wanted), (fused, actual) = gradient(net), gradient(replace(net, fused="xla"))
     assert plain != fused
     largest = max(np.abs(leaf).max() for leaf in leaves(wanted).values())
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=3e-7 * largest), found, wanted)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=3e-7 * largest), actual, wanted)
 
 
 @pytest.mark.parametrize(

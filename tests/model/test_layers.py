@@ -27,8 +27,8 @@ def test_the_fusion_barrier_is_the_identity_and_so_are_its_derivatives():
         slope = jax.grad(partial(cube, keep=keep))
         return keep(x), slope(x), jax.jvp(slope, (x,), (v,))[1], jax.vmap(slope)(x[None])[0]
 
-    kept = derivatives(lambda x: fusion_barrier(x, jnp.float32(1)))
-    jax.tree.map(np.testing.assert_array_equal, kept, derivatives(lambda x: x))
+    with_barrier = derivatives(lambda x: fusion_barrier(x, jnp.float32(1)))
+    jax.tree.map(np.testing.assert_array_equal, with_barrier, derivatives(lambda x: x))
 
 
 def test_a_product_and_its_derivatives_in_bfloat16_are_those_in_float32_but_for_rounding():
@@ -40,10 +40,10 @@ def test_a_product_and_its_derivatives_in_bfloat16_are_those_in_float32_but_for_
         out, tangent = jax.jvp(partial(product, "nd,dv->nv"), factors[:2], factors[2:])
         return out, tangent, *jax.vjp(partial(product, "nd,dv->nv"), *factors[:2])[1](cotangent)
 
-    found, wanted = all_of(x, y, dx, dy), all_of(*(factor.astype(jnp.float32) for factor in (x, y, dx, dy)))
-    assert [leaf.dtype for leaf in found] == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.bfloat16]
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
-    for one, other in zip(found[1:], wanted[1:], strict=True):
+    actual, wanted = all_of(x, y, dx, dy), all_of(*(factor.astype(jnp.float32) for factor in (x, y, dx, dy)))
+    assert [leaf.dtype for leaf in actual] == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.bfloat16]
+    np.testing.assert_allclose(actual[0], wanted[0], rtol=1e-6)
+    for one, other in zip(actual[1:], wanted[1:], strict=True):
         np.testing.assert_allclose(np.asarray(one, np.float32), other, rtol=0, atol=2**-6 * np.abs(other).max())
 
 
@@ -73,18 +73,18 @@ def test_activations(x64):
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norms(x64, kind, eps):
     x = np.random.default_rng(3).normal(size=(4, 6)) * np.asarray([[1], [1e-3], [1e3], [5]]) + 2
-    found = np.asarray(normalize(jnp.asarray(x), kind, eps))
-    np.testing.assert_allclose(found, normalized(x, kind, eps), rtol=1e-10)
+    result = np.asarray(normalize(jnp.asarray(x), kind, eps))
+    np.testing.assert_allclose(result, normalized(x, kind, eps), rtol=1e-10)
     if eps == 0:
-        np.testing.assert_allclose((found**2).mean(axis=-1), 1, rtol=1e-12)
-        np.testing.assert_allclose(normalize(jnp.asarray(9 * x), kind, eps), found, rtol=1e-10)
+        np.testing.assert_allclose((result**2).mean(axis=-1), 1, rtol=1e-12)
+        np.testing.assert_allclose(normalize(jnp.asarray(9 * x), kind, eps), result, rtol=1e-10)
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share():
     n, rate = 100_000, 0.3
     y = np.asarray(dropout(jnp.full((n,), 2.0), jnp.float32(rate), jax.random.key(0)))
-    kept = np.float32(2) / np.float32(0.7)
-    assert set(np.unique(y)) == {0.0, kept}
+    survivor = np.float32(2) / np.float32(0.7)
+    assert set(np.unique(y)) == {0.0, survivor}
     # An entry over 2 is 1/(1-p) with probability 1-p: mean 1, variance p/(1-p). The zeros are binomial.
     assert abs(y.mean() / 2 - 1) < SIGMAS * np.sqrt(rate / (1 - rate) / n)
     assert abs((y == 0).mean() - rate) < SIGMAS * np.sqrt(rate * (1 - rate) / n)
@@ -108,7 +108,7 @@ def test_each_place_has_its_own_rate():
     plain = np.asarray(logits(network(), params))
     np.testing.assert_array_equal(logits(network(dropout=0.5, **off), params, None, key), plain)
     dropped = [np.asarray(logits(network(**{f"dropout_{place}": 0.5}), params, None, key)) for place in places]
-    for one, other in [(plain, found) for found in dropped] + [(dropped[0], dropped[1]), (dropped[1], dropped[2])]:
+    for one, other in [(plain, result) for result in dropped] + [(dropped[0], dropped[1]), (dropped[1], dropped[2])]:
         assert np.abs(one - other).max() > 1e-2
 
 

@@ -40,8 +40,8 @@ from train.chain.reference import Reference, softmax
     ],
 )
 def test_problems(model, wanted):
-    found = problems(ModelConfig(**yaml.safe_load(model)))
-    assert [f"{key}: {message}" for key, message in found] == wanted
+    actual = problems(ModelConfig(**yaml.safe_load(model)))
+    assert [f"{key}: {message}" for key, message in actual] == wanted
 
 
 LOGITS = jnp.asarray([1.0, 3.0, -1.0, 2.5, 0.0], jnp.float32)

@@ -100,9 +100,9 @@ def test_rules_that_start_as_pre_ln(x64, residual, own):
 @pytest.mark.parametrize("block", [None, 2])
 def test_the_gradients_of_zero_query_attnres_are_pre_ln_s(x64, block):
     net, usual = network({"rule": "attnres", "block": block}), network("pre_ln")
-    found, wanted = untapped(net, started(net), None, APART)[1], untapped(usual, parameters(usual), None, APART)[1]
+    actual, wanted = untapped(net, started(net), None, APART)[1], untapped(usual, parameters(usual), None, APART)[1]
     for part in ("attn", "mlp"):
-        same(found["blocks"][part], wanted["blocks"][part], rtol=1e-8, atol=1e-12)
+        same(actual["blocks"][part], wanted["blocks"][part], rtol=1e-8, atol=1e-12)
 
 
 def test_streams_start_as_copies_that_share_the_gradient(x64):

@@ -32,8 +32,8 @@ def test_logits_equal_those_of_the_second_transformer(x64, rule, norm):
     net = networks.network(residual=rule, norm=norm, heads=4, kv_heads=2)
     params = parameters(net)
     for s in (1.0, 0.5, 0.0) if RULES[rule].additive and rule != "none" else (None,):
-        found = logits(net, params, {} if s is None else {"skip_scale": s})
-        same(found, Reference(net.config, params).logits(TOKENS, 1.0 if s is None else s), rtol=1e-9, atol=1e-11)
+        result = logits(net, params, {} if s is None else {"skip_scale": s})
+        same(result, Reference(net.config, params).logits(TOKENS, 1.0 if s is None else s), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_delta_and_gradients_are_those_of_the_dense_definition(x64, rule):
     copies = {"hyper_connections": (4,), "mhc": (4,), "siamese": (2,)}.get(rule, ())
     dense = jax.value_and_grad(lambda p, o: networks.dense_loss(net, p, p["head"], o, windows=APART), argnums=(0, 1))
     loss, (grads, slopes) = jax.jit(dense)(params, jnp.zeros((L + 1, *copies, B * T, D)))
-    found, result = tapped(net, params, None, APART)
-    same(found, loss, rtol=1e-13)
+    primal, result = tapped(net, params, None, APART)
+    same(primal, loss, rtol=1e-13)
     delta = value(result.delta)
     assert np.isfinite(delta).all() and (delta > 0).all()
     same(delta, np.sqrt(np.sum(np.square(slopes), axis=tuple(range(1, slopes.ndim)))), rtol=1e-9)
@@ -124,13 +124,13 @@ def test_delta_at_the_bottom_by_finite_differences_of_the_second_transformer(x64
 @pytest.mark.parametrize("rule", ["x0_lambda", "value_residual"])
 def test_delta_far_below_the_other_part_of_the_carry(x64, rule):
     """The parts of a carry may differ within the dtype's range: nothing is lost at 1e-19 of the largest."""
-    found = {}
+    result = {}
     for dtype in ("float32", "float64"):
         net = networks.network(dtype, residual=rule, norm="none", layers=20, skip_scale=0.0)
-        found[dtype] = log10(tapped(net, parameters(net, 0.2))[1].delta)
-    known = found["float64"] > found["float64"].max() - 35
-    assert 3 < known.sum() and found["float64"][known].min() < found["float64"].max() - 20
-    same(found["float32"][known], found["float64"][known], rtol=0, atol=1e-3)
+        result[dtype] = log10(tapped(net, parameters(net, 0.2))[1].delta)
+    in_range = result["float64"] > result["float64"].max() - 35
+    assert 3 < in_range.sum() and result["float64"][in_range].min() < result["float64"].max() - 20
+    same(result["float32"][in_range], result["float64"][in_range], rtol=0, atol=1e-3)
 
 
 # --- several streams, and attention over depth ---
@@ -152,8 +152,8 @@ def test_a_mix_weighs_by_normed_keys_and_adds_raw_values(x64):
     same(mix(sources, jnp.asarray([[3.0, 0.0]]), jnp.int32(2), jnp.asarray(0.0)), np.array([[5.5, 0.0]]))
     # Normed keys are (sqrt 2, 0) and (1, 1): scores q sqrt 2 and q.
     q = np.log(3) / (np.sqrt(2) - 1)
-    found = mix(sources[1:], jnp.asarray([[q, 0.0]]), jnp.int32(2), jnp.asarray(0.0))
-    same(found, np.array([[(3 * 10 + 7) / 4, 7 / 4]]))
+    result = mix(sources[1:], jnp.asarray([[q, 0.0]]), jnp.int32(2), jnp.asarray(0.0))
+    same(result, np.array([[(3 * 10 + 7) / 4, 7 / 4]]))
 
 
 # --- stochastic depth ---
@@ -171,8 +171,8 @@ def test_stochastic_depth_drops_whole_blocks_as_often_as_it_says(x64):
     )
     assert np.isclose(many, np.asarray(logits(usual, params | {"blocks": larger}))).all(axis=(1, 2)).any()
     empty = jax.tree.map(jnp.zeros_like, params["blocks"])
-    kept = ~np.isclose(many, np.asarray(logits(usual, params | {"blocks": empty}))).all(axis=(1, 2))
-    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / len(keys))
+    survivors = ~np.isclose(many, np.asarray(logits(usual, params | {"blocks": empty}))).all(axis=(1, 2))
+    assert abs(survivors.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / len(keys))
 
 
 def test_a_block_survives_the_less_the_higher_it_stands(x64):
@@ -187,9 +187,9 @@ def test_a_block_survives_the_less_the_higher_it_stands(x64):
 
     keys = jax.random.split(jax.random.key(0), 2000)
     for layer, p in enumerate((0.7, 0.4, 0.1)):
-        found = np.asarray(jax.vmap(partial(after, jnp.int32(layer)))(keys))
-        assert set(found.round(9)) == {0.0, round(1 / p, 9)}
-        assert abs((found > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(keys))
+        result = np.asarray(jax.vmap(partial(after, jnp.int32(layer)))(keys))
+        assert set(result.round(9)) == {0.0, round(1 / p, 9)}
+        assert abs((result > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(keys))
 
 
 # --- options ---

@@ -18,7 +18,7 @@ from train.chain.reference import Reference
 
 
 @partial(jax.jit, static_argnums=0)
-def seen(network: Network, params, tokens):
+def stream_stats(network: Network, params, tokens):
     return network.apply(params, tokens, slots=jnp.zeros((network.config.layers + 1, 2), params["embed"].dtype))[1]
 
 
@@ -48,9 +48,9 @@ def test_logits_equal_those_of_the_second_transformer(x64, model):
     params = parameters(net)
     reference = Reference(net.config, params)
     for s in (0.0,) if net.config.residual.rule == "none" else (1.0, 0.5, 0.0):
-        wanted, found = reference.logits(TOKENS, s), logits(net, params, {"skip_scale": s})
-        assert found.dtype == jnp.float64
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max(), err_msg=f"s = {s}")
+        wanted, actual = reference.logits(TOKENS, s), logits(net, params, {"skip_scale": s})
+        assert actual.dtype == jnp.float64
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max(), err_msg=f"s = {s}")
     assert numbers_of(net.config)["skip_scale"] == (0.0 if net.config.residual.rule == "none" else 1.0)
 
 
@@ -108,19 +108,19 @@ def test_the_gradients_of_bfloat16_compute_are_float32():
 def test_rms_and_rank_of_the_stream(x64, model):
     net = network("float64", **model)
     params = parameters(net)
-    found = seen(net, params, TOKENS)
+    result = stream_stats(net, params, TOKENS)
     streams = np.stack([Reference(net.config, params).streams(sequence, 1.0) for sequence in TOKENS])  # [B, L+1, T, D]
-    np.testing.assert_allclose(found.rms, np.sqrt((streams**2).mean(axis=(0, 2, 3))), rtol=1e-12)
+    np.testing.assert_allclose(result.rms, np.sqrt((streams**2).mean(axis=(0, 2, 3))), rtol=1e-12)
     spread = np.linalg.norm(streams - streams.mean(axis=2, keepdims=True), axis=(2, 3))
     rank = (spread / np.linalg.norm(streams, axis=(2, 3))).mean(axis=0)
-    np.testing.assert_allclose(found.rank, rank, rtol=1e-12)
+    np.testing.assert_allclose(result.rank, rank, rtol=1e-12)
 
 
 def test_rank_is_zero_when_all_tokens_are_alike():
     net = network(positions="none")
-    found = seen(net, parameters(net), np.full((B, T), 3, np.int32))
-    np.testing.assert_allclose(found.rank, 0, atol=1e-6)
-    assert (np.asarray(found.rms) > 0.1).all()
+    result = stream_stats(net, parameters(net), np.full((B, T), 3, np.int32))
+    np.testing.assert_allclose(result.rank, 0, atol=1e-6)
+    assert (np.asarray(result.rms) > 0.1).all()
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-37, 1e-30, 1e-20, 1e20, 1.5e38, 3e38])
@@ -128,10 +128,10 @@ def test_rms_and_rank_at_the_ends_of_the_range(largest):
     """Squares underflow and overflow in float32, the rms does not; a stream of zeros has rms and rank 0, not nan."""
     net = network(norm="none", positions="none")
     params = changed(parameters(net), "embed", lambda x: x / jnp.max(jnp.abs(x)) * jnp.float32(largest))
-    stream, found = np.asarray(params["embed"], np.float64)[TOKENS], seen(net, params, TOKENS)
-    assert float(found.rms[0]) == pytest.approx(np.sqrt((stream**2).mean()), rel=1e-5, abs=0)
+    stream, result = np.asarray(params["embed"], np.float64)[TOKENS], stream_stats(net, params, TOKENS)
+    assert float(result.rms[0]) == pytest.approx(np.sqrt((stream**2).mean()), rel=1e-5, abs=0)
     spread = np.linalg.norm(stream - stream.mean(axis=1, keepdims=True), axis=(1, 2))
     rank = (spread / np.maximum(np.linalg.norm(stream, axis=(1, 2)), 1e-300)).mean()
-    assert float(found.rank[0]) == pytest.approx(rank, rel=1e-5)
+    assert float(result.rank[0]) == pytest.approx(rank, rel=1e-5)
     if largest == 0:
-        assert not np.any(found.rms) and not np.any(found.rank)
+        assert not np.any(result.rms) and not np.any(result.rank)

@@ -283,7 +283,7 @@ def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_me
 @pytest.mark.parametrize("group", ["turn", "vmap"])
 def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
     """At 2 s a call: the rest of this group, and the compilation and all steps of the one after it, half as large."""
-    told: list[tuple[str, int, float]] = []
+    estimates: list[tuple[str, int, float]] = []
 
     class Told(Console):
         now = 0.0
@@ -291,7 +291,7 @@ def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
         def progress(self, variant, step, steps, loss, tokens_per_s=None, left_s=None, delta_log10=None) -> None:
             assert delta_log10 is not None and delta_log10.shape == (3,)
             if left_s is not None:
-                told.append((variant, step, left_s))
+                estimates.append((variant, step, left_s))
             self.now += {"a": calls, "b": 0, "c": 1}[variant] * 5 * 2.0
 
         def compiling(self, variants) -> None:
@@ -302,8 +302,8 @@ def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
     keys = {"runs_dir": str(tmp_path), "train.group": group, "train.steps_per_call": 5}
     experiment = tiny(keys | {"variants": variants})
     train(experiment, console, Stop(), clock=lambda: console.now)
-    assert {name for name, _, _ in told} == set(variants)
-    for name, step, left in told:
+    assert {name for name, _, _ in estimates} == set(variants)
+    for name, step, left in estimates:
         rest = 2.0 * (30 - step)
         assert left == pytest.approx(rest if name == "c" else calls * rest + 7.0 + calls * 2.0 * 30 / 2)
 

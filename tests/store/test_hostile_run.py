@@ -164,5 +164,5 @@ def test_a_row_that_is_none_is_named_by_its_line(run, capsys, row):
     assert json.loads(lines[-1])["step"] == 40
     path.write_text("\n".join([*lines, row, '{"step": 50}']) + "\n", encoding="utf-8")
     code, err = call(capsys, "compare", directory)
-    said = f"{path}:{len(lines) + 1}: expected an object with step and numbers, its step above 40, got "
-    assert code == 2 and said in err
+    message = f"{path}:{len(lines) + 1}: expected an object with step and numbers, its step above 40, got "
+    assert code == 2 and message in err
