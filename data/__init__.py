@@ -12,11 +12,15 @@ def reason(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).replace("\n", " ")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters; its type where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def one_line(error: BaseException) -> str:
     """The type of an error and the first line of its message, for errors in the user's own code.
 
     >>> one_line(ValueError("two\\nlines"))
     'ValueError: two'
     """
-    first = (str(error).strip().splitlines() or [""])[0][:300]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

@@ -161,19 +161,19 @@ def downloaded(wanted: Download) -> Path:
         pooch.HTTPDownloader(bar, chunk_size=32, timeout=wanted.timeout, headers=plain)(url, file, None)
 
     target = cache_folder() / wanted.name
-    remedy = f"put the right file at {str(target)!r}, or set data.path to a text file of your own"
+    advice = f"put the right file at {str(target)!r}, or set data.path to a text file of your own"
     pooch.get_logger().setLevel("CRITICAL")
     try:
         checksum, downloader = f"sha256:{wanted.sha256}", cast(Any, download)  # pooch annotates it wrongly
         return Path(pooch.retrieve(wanted.url, checksum, target.name, target.parent, downloader=downloader))
     except OSError as error:
         raise DataError(
-            f"data.corpus: shakespeare can't be fetched from {wanted.url} ({reason(error)}); without a network {remedy}"
+            f"data.corpus: shakespeare can't be fetched from {wanted.url} ({reason(error)}); without a network {advice}"
         ) from None
     except ValueError:
         raise DataError(
             f"data.corpus: what {wanted.url} sent is not Tiny Shakespeare (expected SHA-256 {wanted.sha256[:12]}...), "
-            f"and was not kept; {remedy}"
+            f"and was not kept; {advice}"
         ) from None
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from . import DataError, reason
 
 _MOST_JSON = 2**28  # bytes: a tokenizer of a million merges, each byte of which takes six
-_NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_SUCH_CALL = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS = re.compile(r"([A-Za-z]):[\\/]|\\\\")  # a drive's letter, or \\server\share
 
@@ -123,7 +123,8 @@ def replacing(path: Path, check: Callable[[Path], object] | None = None) -> Iter
     it is left, and `path` is as it was. `check` gets the temporary path before the rename. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    name = path.name.replace("tfevents", "")  # TensorBoard reads every file with that in its name
+    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -149,7 +150,7 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_SUCH_CALL:
+        if error.errno not in NO_SUCH_CALL:
             raise
     finally:
         os.close(descriptor)

@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+from data import first_line
+
 
 class UserError(Exception):
     """An error that is printed without a traceback; something that the user gave cannot be used.
@@ -40,11 +42,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (of_device and any(text in str(error) for text in _NO_MEMORY))
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a library's error; its type where the text is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -55,7 +52,7 @@ def refusal(error: BaseException, where: Path, needed: int | None = None) -> str
     'Input/output error'
     """
     number = error.errno if isinstance(error, OSError) else None
-    reason = first_line(error)[:300] if number is None else os.strerror(number)
+    reason = first_line(error) if number is None else os.strerror(number)
     if number not in _FULL:
         return reason
     free = free_bytes(where)

@@ -57,6 +57,15 @@ def factor(log10: float) -> str:
     return "not finite" if math.isnan(log10) or log10 == math.inf else number(None, log10, digits=2)
 
 
+def power(log10: float) -> str:
+    """10^log10 with three digits, or two where it is scientific.
+
+    >>> power(-0.30103), power(-4.5), power(-364.1), power(-400.0000000000004)
+    ('0.5', '3.2e-05', '7.9e-365', '1.0e-400')
+    """
+    return f"{10.0**log10:.3g}" if -3 <= log10 < 5 else number(None, log10, digits=2)
+
+
 def norm(value: float | None, log10: float | None) -> str:
     """A norm as d.dde±XX. Its log10 decides, so that none is ever floored; an exact zero is 0."""
     return number(value, log10, digits=3, scientific=True)
@@ -119,6 +128,7 @@ def command(*arguments: object) -> str:
 
 
 LAYER = r"layer_\d+"  # a pattern of what `layer` writes
+LAYER_INDEX = r"layer_0*(\d{1,5})"  # the same, with its index as a group
 
 
 def layer(index: int) -> str:

@@ -1,4 +1,4 @@
-"""The same numbers in any environment: variables that set JAX's own options do not reach a run."""
+"""The same numbers in any environment: variables of JAX do not reach a run, and flags of XLA are recorded with it."""
 
 import os
 import re
@@ -10,8 +10,11 @@ import jax
 import pytest
 
 from runs import rows
+from train.cli import main
 from train.config.schema import TrainConfig
 from train.device import platform
+from train.run import loop, start
+from train.store.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -39,7 +42,6 @@ OTHERS = {
 }
 # Settings whose names look as if they changed numbers, and which can only raise, log or choose a device.
 HARMLESS = {
-    "jax_allow_f16_reductions",
     "jax_numpy_dtype_promotion",  # strict in all tests
     "jax_enable_custom_prng",  # the type of old-style keys
     "jax_legacy_prng_key",
@@ -50,18 +52,86 @@ HARMLESS = {
 }
 
 
-def losses(folder: Path, **variables: str) -> dict[int, dict]:
-    folder.mkdir()
-    (folder / "e.yaml").write_text(CONFIG)
-    environment = {key: value for key, value in os.environ.items() if key not in OTHERS} | variables
-    command = [sys.executable, "-m", "train", "train", str(folder / "e.yaml"), f"runs_dir={folder}"]
-    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=600)
-    return rows(folder / "e" / "main")
+# The command, without the report, which takes as long as all the rest.
+COMMAND = """
+import sys
+from train.cli import main
+from train.run import summary
+summary.write_report = lambda *_: None
+raise SystemExit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """A function that trains in an environment with these variables, and returns the rows of the log."""
+
+    def train(**variables: str) -> dict[int, dict]:
+        folder = tmp_path_factory.mktemp("environment")
+        (folder / "e.yaml").write_text(CONFIG)
+        environment = {key: value for key, value in os.environ.items() if key not in OTHERS}
+        environment |= {"XLA_FLAGS": ""} | variables  # the tests' own flags leave no optimization to be disabled
+        command = [sys.executable, "-c", COMMAND, str(folder / "e.yaml"), f"runs_dir={folder}"]
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=600)
+        return rows(folder / "e" / "main")
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def clean(losses):
+    return losses()
 
 
 @pytest.mark.slow
-def test_no_variable_of_the_environment_changes_a_loss(tmp_path):
-    assert losses(tmp_path / "other", **OTHERS) == losses(tmp_path / "clean")
+@pytest.mark.parametrize(("variable", "value"), OTHERS.items())
+def test_no_variable_of_the_environment_changes_a_loss(losses, clean, variable, value):
+    """Each in a process of its own, since one may hide another: without compilation no other setting counts."""
+    assert losses(**{variable: value}) == clean
+
+
+@pytest.mark.slow
+def test_flags_of_the_compiler_are_part_of_the_environment_that_a_resumption_compares(tmp_path, monkeypatch, capsys):
+    (tmp_path / "e.yaml").write_text(CONFIG)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(start, "environment", platform.environment.__wrapped__)
+    monkeypatch.setattr(loop, "environment", platform.environment.__wrapped__)
+
+    def warnings(steps: int) -> list[str]:
+        assert main(["train", str(tmp_path / "e.yaml"), f"runs_dir={tmp_path}", f"train.steps={steps}"]) == 0
+        return re.findall("(?m)^warning: (XLA_FLAGS: .*|saved with .*)$", capsys.readouterr().out)
+
+    assert warnings(3) == []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_dump_to=x")
+    fast = "XLA_FLAGS: fast math changes results and hides steps that are not finite; leave that flag out"
+    drift = "saved with XLA_FLAGS None then, --xla_cpu_enable_fast_math=true now: "
+    assert warnings(6) == [fast, f"{drift}what follows is not bitwise what it would have been"]
+    header = Checkpoints(tmp_path / "e" / "main").header(6)
+    assert header.provenance["flags"] == {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"}
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "fast"),
+    [
+        ("", {}, False),
+        (" --xla_force_host_platform_device_count=8 --xla_dump_to=/tmp/x ", {}, False),
+        ("--xla_a=1 --xla_dump_to=x  --xla_b", {"XLA_FLAGS": "--xla_a=1 --xla_b"}, False),
+        ("--xla_cpu_enable_fast_math", {"XLA_FLAGS": "--xla_cpu_enable_fast_math"}, True),
+        ("--xla_cpu_enable_fast_math=True", {"XLA_FLAGS": "--xla_cpu_enable_fast_math=True"}, True),
+        ("--xla_cpu_enable_fast_math=false", {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}, False),
+        (
+            "--xla_cpu_enable_fast_math --xla_cpu_enable_fast_math=0",
+            {"XLA_FLAGS": "--xla_cpu_enable_fast_math --xla_cpu_enable_fast_math=0"},
+            False,
+        ),
+    ],
+)
+def test_flags_that_change_numbers_are_told_from_those_that_do_not(monkeypatch, text, flags, fast):
+    monkeypatch.setenv("XLA_FLAGS", text)
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    assert (platform.compiler_flags(), platform.has_fast_math()) == (flags, fast)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_c=2")
+    assert platform.compiler_flags() == flags | {"LIBTPU_INIT_ARGS": "--xla_tpu_c=2"}
 
 
 def test_every_setting_of_jax_that_may_change_numbers_is_fixed():
@@ -69,7 +139,7 @@ def test_every_setting_of_jax_that_may_change_numbers_is_fixed():
     fixed = {*platform.PINNED, "jax_enable_x64", "jax_default_matmul_precision"}
     doubtful = "prng|random|threefry|gumbel|precision|x64|dtype|f16|softmax|disable_jit|optimiz"
     settings = {name for name in jax.config.values if re.search(doubtful, name)}
-    assert settings - fixed <= HARMLESS
+    assert settings - fixed <= HARMLESS and not fixed & HARMLESS
     assert {name.removeprefix("jax_").upper() for name in fixed} == {name.removeprefix("JAX_") for name in OTHERS}
 
 

@@ -257,7 +257,7 @@ class Spied(GroupRun):
 
         def spied(owner, name: str, event: str) -> None:
             original = getattr(owner, name)
-            patch.setattr(owner, name, lambda *args: (self.events.append(event), original(*args))[1])
+            patch.setattr(owner, name, lambda *args, **named: (self.events.append(event), original(*args, **named))[1])
 
         with pytest.MonkeyPatch.context() as patch, counting() as self.compiled, jax.transfer_guard("disallow"):
             spied(self.programs, "dispatch", "call")

@@ -1,7 +1,10 @@
 """Backends other than TensorBoard: each is called as its library wants it, and none can stop a training."""
 
 import csv
+import errno
 import json
+import os
+import re
 import sys
 from contextlib import closing
 from importlib.machinery import ModuleSpec
@@ -12,7 +15,7 @@ import pytest
 from runs import rows, train_until
 from train.config.load import from_mapping, to_yaml
 from train.errors import UserError
-from train.log.backends import BACKENDS, Backend, check_installed
+from train.log.backends import BACKENDS, Backend, Wandb, check_installed
 from train.log.writer import Tracker
 
 
@@ -108,6 +111,20 @@ def test_a_backend_that_fails_is_one_warning(tmp_path, monkeypatch):
         f"{tmp_path}: failing cannot be written (no key); training goes on",
     ]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_an_id_of_wandb_is_whole_or_not_there(tmp_path, wandb, monkeypatch):
+    """An empty one, left by a kill, would be that of no run."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "fsync", full)
+        Wandb(tmp_path, 0)
+    assert not list((tmp_path / "wandb").iterdir())
+    Wandb(tmp_path, 3)
+    assert re.fullmatch("[0-9a-f]{16}", (tmp_path / "wandb" / "id").read_text())
 
 
 def test_wandb_that_is_not_installed_is_a_line_before_training(tiny, monkeypatch):

@@ -70,6 +70,11 @@ def test_each_declaration_names_its_code():
     assert all(callable(each.function()) for each in (*INSTRUMENTS.values(), *ACTIVATIONS.values()))
 
 
+def test_a_loss_spike_names_only_tags_that_an_instrument_logs():
+    for instrument in INSTRUMENTS.values():
+        assert set(instrument.names) <= {name for tags in instrument.tags for name in tags.names}
+
+
 @pytest.mark.parametrize(
     ("registry", "name", "code", "message"),
     [

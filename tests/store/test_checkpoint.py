@@ -85,7 +85,7 @@ def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
     Checkpoints(tmp_path, config, environment()).save(state_at(5), {"row": {"loss/val": 2.5}})
     header = Checkpoints(tmp_path).header(5)
     assert saved_config(tmp_path, header) == config and header.loss_val == 2.5
-    assert header.provenance.keys() == {"versions", "device"}
+    assert header.provenance.keys() == {"versions", "flags", "device"}
     assert header.provenance["versions"].keys() == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert header.provenance["device"] == {"kind": "cpu", "name": "cpu", "count": 1, "cores": cores}

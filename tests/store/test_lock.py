@@ -17,6 +17,7 @@ import pytest
 
 from train.cli import main
 from train.errors import UserError
+from train.log.console import Console
 from train.store.lock import NAME, locked
 
 fcntl = pytest.importorskip("fcntl")
@@ -138,13 +139,17 @@ def test_a_link_or_folder_in_its_place_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_warned_about_once(tmp_path, flock, number):
+def test_a_file_system_without_locks_is_warned_about_once_a_command(tmp_path, capsys, flock, number):
+    """The console is one for all groups of variants."""
     flock(number)
-    lines = []
-    with locked([tmp_path / "a", tmp_path / "b"], lines.append):
-        (tmp_path / "a" / "config.yaml").touch()
-    (line,) = lines
-    assert line.startswith(f"{tmp_path}: no file locks here ({os.strerror(number)}); ")
+    console = Console()
+    for names in ("ab", "cd"):
+        with locked([tmp_path / name for name in names], console.warn):
+            (tmp_path / "a" / "config.yaml").touch()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {tmp_path}: no file locks here ({os.strerror(number)}); ")
+    with locked([tmp_path / "a", tmp_path / "b"], Console().warn):
+        assert capsys.readouterr().out.count("no file locks here") == 1
     flock(errno.EIO)
     refused(tmp_path / "a", "cannot lock: Input/output error")
 
@@ -163,6 +168,7 @@ def test_a_training_goes_on_where_there_are_no_locks_and_no_fsync_of_folders(
     flock(errno.ENOSYS)
     monkeypatch.setattr(os, "fsync", files_only)
     keys = ["model={layers: 1, width: 8, heads: 1}", "train.steps=5", "watch.every=0", "train.eval_batches=1"]
+    keys.append("variants.without_skip={model.width: 16}")  # a group of its own
     assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", *keys]) == 0
     out, err = capsys.readouterr()
     assert (out + err).count("no file locks here") == 1

@@ -1,18 +1,27 @@
 """Runs stay in the runs folder, whatever is there already."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from train.cli import main
 from train.config.load import Variant, from_mapping
+from train.config.schema import CHANGEABLE
 from train.errors import UserError
 from train.store.rundir import own_directory_of
 
 
 def variant_in(root: Path) -> Variant:
     return from_mapping({"name": "tiny", "runs_dir": str(root)}).variants[0]
+
+
+def test_the_page_on_checkpoints_names_every_key_that_may_change():
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"(?m)^\| (`train\.steps`, .*?) \|", page)
+    keys = [key.removesuffix(".*") for key in re.findall("`(.*?)`", row)]
+    assert sorted(keys) == sorted({*CHANGEABLE, "expect"})  # expect: is no part of a run's config
 
 
 @pytest.mark.parametrize("link", ["tiny", "tiny/main", "tiny/main/ckpt"])

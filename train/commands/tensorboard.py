@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import Failure, UserError, first_line
+from data import first_line
+
+from ..errors import Failure, UserError
 from ..text import command
 from .types import integer
 

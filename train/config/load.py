@@ -22,7 +22,7 @@ from . import checks
 from .fields import FIELDS, did_you_mean, expected
 from .overrides import COMMAND_LINE, assignments
 from .schema import RunConfig, leaves
-from .settings import Draft, Settings, config_of, key_problems, mapping, merged
+from .settings import Document, Settings, config_of, key_problems, mapping, merged
 from .variants import Point, grid, indistinct, points, promises
 from .yaml import Node, Place, Problem, clean, dump, read
 
@@ -172,8 +172,8 @@ def _text(path: str | os.PathLike[str]) -> tuple[Place, str]:
     except ValueError as error:
         message = clean(str(error))
         message = message if message.startswith("expected") else f"cannot be read: {message}"
-        inside = (path for depth in ("", "*/", "*/*/") for path in where.glob(f"{depth}config.yaml"))
-        if where.is_dir() and (config := next(inside, None)) is not None:
+        configs = (path for depth in ("", "*/", "*/*/") for path in where.glob(f"{depth}config.yaml"))
+        if where.is_dir() and (config := next(configs, None)) is not None:
             resumed = "which are resumed by their own config"
             message = f"expected a config, such as {config}, got a folder of runs, {resumed}"
     raise ConfigError([Problem(Place(clean(name, 1000), line), "", message)])
@@ -184,26 +184,26 @@ def _experiment(source: Place, root: Node, problems: list[Problem], overrides: S
     written = mapping(root, problems, "keys")
     if not isinstance(root.value, dict):
         raise ConfigError(problems)
-    draft = Draft(written, source, problems)
+    document = Document(written, source, problems)
     for key, text in assignments(overrides, problems):
-        draft.assign(key, read(text, COMMAND_LINE, problems, key))
-    if "name" not in draft.base:
+        document.assign(key, read(text, COMMAND_LINE, problems, key))
+    if "name" not in document.base:
         problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
-    variants = [Point(name, name, *each) for name, each in draft.named["variants"].items()]
+    variants = [Point(name, name, *each) for name, each in document.named["variants"].items()]
     variants = variants or [Point("main", "main", source, {})]
-    axes = grid(draft.sweep, variants, problems)
-    for layer in (draft.base, *(variant.settings for variant in variants)):
+    axes = grid(document.sweep, variants, problems)
+    for layer in (document.base, *(variant.settings for variant in variants)):
         problems += key_problems(layer)
     spread = points(variants, axes)
-    runs = [] if problems else _runs(draft.base, spread, source, problems)
+    runs = [] if problems else _runs(document.base, spread, source, problems)
     problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
     reshaped = any(word.startswith(("variants", "sweep")) for word in overrides)  # its expectations may be of others
-    expect = draft.named["expect"]
+    expect = document.named["expect"]
     for name, (place, tags) in expect.items():
         if name in names:
             problems += promises(tags)
-        elif len(axes) == len(draft.sweep) and not (reshaped and place.source == source.source):
+        elif len(axes) == len(document.sweep) and not (reshaped and place.source == source.source):
             near = did_you_mean(name, names) or f"; there is {clean(', '.join(sorted(names)))}"
             problems.append(Problem(place, clean(f"expect.{name}"), f"no such variant{near}"))
     if problems:
@@ -232,8 +232,7 @@ def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list
             own = {} if fault in in_base else point.settings
             names = broken.setdefault(_located(fault, (own, base), source), [])
             names += [f"variant {point.variant}"] if own and fault[0] not in own else []
-        if config.data.seed is None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.seed})})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.data_seed})})
         runs.append(Variant(point.name, config, keys))
         layers = (point.settings, spread[0].settings)
         problems += [_located(fault, layers, point.place) for fault in checks.mixed(runs[0].config, config)]

@@ -299,6 +299,11 @@ class RunConfig(Section):
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
 
+    @property
+    def data_seed(self) -> int:
+        """The seed of the batch order."""
+        return self.seed if self.data.seed is None else self.data.seed
+
 
 class ExperimentConfig(RunConfig):
     """A whole YAML file: the base run, its named variants, a grid over keys, and the results it promises."""

@@ -96,7 +96,7 @@ def key_problems(layer: Settings) -> list[Problem]:
     return []
 
 
-class Draft:
+class Document:
     """A config as written, its values not checked yet. Problems with its structure gather in `problems`."""
 
     def __init__(self, root: dict[str, Node], source: Place, problems: list[Problem]):

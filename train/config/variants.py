@@ -85,10 +85,10 @@ def points(variants: Iterable[Point], axes: Mapping[str, Sequence[Node]]) -> lis
     spread = []
     for variant in variants:
         for nodes in itertools.product(*axes.values()):
-            swept = dict(zip(axes, nodes, strict=True))
-            name = ",".join([variant.name, *(f"{short(key)}={label(node.plain)}" for key, node in swept.items())])
+            axis_values = dict(zip(axes, nodes, strict=True))
+            name = ",".join([variant.name, *(f"{short(key)}={label(node.plain)}" for key, node in axis_values.items())])
             place = nodes[0].place if nodes else variant.place
-            spread.append(Point(name, variant.name, place, merged(variant.settings, swept)))
+            spread.append(Point(name, variant.name, place, merged(variant.settings, axis_values)))
     return spread
 
 

@@ -12,16 +12,16 @@ from data.source import Batch
 BatchInput: TypeAlias = Any
 
 
-def batch_of(feed: BatchInput, corpus: Int[Array, "n"] | None = None, context: int = 0) -> Batch:
+def batch_of(batch_input: BatchInput, corpus: Int[Array, "n"] | None = None, context: int = 0) -> Batch:
     """Returns inputs [B, T], targets and their weights. The targets of a window are its tokens shifted by one.
 
-    With `corpus`, `feed` holds the starts of windows of `context` + 1 tokens, which are gathered from it.
+    With `corpus`, `batch_input` holds the starts of windows of `context` + 1 tokens, which are gathered from it.
     """
-    if isinstance(feed, Batch):
-        return feed
+    if isinstance(batch_input, Batch):
+        return batch_input
     if corpus is not None:
-        feed = corpus[feed[:, None] + jnp.arange(context + 1, dtype=feed.dtype)[None, :]]
-    windows = jnp.asarray(feed).astype(jnp.int32)
+        batch_input = corpus[batch_input[:, None] + jnp.arange(context + 1, dtype=batch_input.dtype)[None, :]]
+    windows = jnp.asarray(batch_input).astype(jnp.int32)
     return Batch(windows[:, :-1], windows[:, 1:])
 
 

@@ -54,7 +54,7 @@ def by_matrix(grads: Any, params: Any, ratio: Any) -> Any:
     scalars are unchanged.
     """
 
-    def one(path: str, grad: Array, weight: Array) -> Array:
+    def clipped_leaf(path: str, grad: Array, weight: Array) -> Array:
         if not is_matrix(path):
             return grad
         norm_of = stacked_frobenius if path.startswith("blocks/") else frobenius
@@ -62,4 +62,4 @@ def by_matrix(grads: Any, params: Any, ratio: Any) -> Any:
         factor = _factor(norm_of(grad), jnp.log2(jnp.asarray(ratio, size.dtype)) + size).astype(grad.dtype)
         return grad * factor.reshape(factor.shape + (1,) * (grad.ndim - factor.ndim))
 
-    return by_path(one, grads, params)
+    return by_path(clipped_leaf, grads, params)

@@ -33,8 +33,8 @@ def run_dispatch(
     """
     K = jax.tree.leaves(batches)[0].shape[0]
 
-    def step(state: State, feed: BatchInput, watched: bool):
-        return train_step(network, config, state, hp, batch_of(feed, corpus, network.context), watched)
+    def step(state: State, batch_input: BatchInput, watched: bool):
+        return train_step(network, config, state, hp, batch_of(batch_input, corpus, network.context), watched)
 
     def unwatched_steps(state: State, batches: BatchInput) -> tuple[State, Metrics]:
         def body(state, batch):

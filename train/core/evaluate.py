@@ -25,14 +25,14 @@ def evaluate(
     params: Params,
     numbers: Mapping[str, Any],
     corpus: Int[Array, "n"] | None,
-    feeds: BatchInput,
+    batch_inputs: BatchInput,
     rows: Float[Array, "S B"],
 ) -> Scores:
     """Returns the scores over S batches, leaves [S, B, ...]. `rows` [S, B] weights each row: 0 for padding, else 1."""
 
     def add_batch(totals, item):
-        feed, row = item
-        batch = batch_of(feed, corpus, network.context)
+        batch_input, row = item
+        batch = batch_of(batch_input, corpus, network.context)
         shape = batch.targets.shape[: 1 if network.pooled else 2]  # that of the weights
         row = jnp.broadcast_to(row.reshape(-1, *(1,) * (len(shape) - 1)), shape)
         batch = batch._replace(weights=row if batch.weights is None else batch.weights.astype(row.dtype) * row)
@@ -49,5 +49,5 @@ def evaluate(
         return jax.tree.map(lambda total, more: total + more.astype(total.dtype), totals, sums), None
 
     zero = jnp.zeros((), network.param_dtype)
-    (loss, correct, weight), _ = jax.lax.scan(add_batch, (zero, zero, zero), (feeds, rows))
+    (loss, correct, weight), _ = jax.lax.scan(add_batch, (zero, zero, zero), (batch_inputs, rows))
     return Scores(loss / weight, correct / weight)

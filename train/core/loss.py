@@ -56,7 +56,7 @@ def mean_loss(each: Float[Array, "N"], batch: Batch, total: Float[Array, ""] | N
 
 def tapped_loss(
     network: Network,
-    feed: BatchInput,
+    batch_input: BatchInput,
     numbers: Mapping[str, Any] | None,
     key: Key[Array, ""] | None,
     total: Float[Array, ""] | None = None,
@@ -66,7 +66,7 @@ def tapped_loss(
     `numbers`: the model's traced numbers; None takes those of the config. `key`: dropout; None turns it off. `total`:
     divisor of the weighted sum in place of the batch's own weight (see `micro_total`).
     """
-    batch = batch_of(feed)
+    batch = batch_of(batch_input)
 
     def loss(params: Params, head: Array | None, slots: Array | None) -> tuple[Array, tuple[StreamStats | None, Array]]:
         def score(logits: Array, targets: Array) -> tuple[Array, Array]:

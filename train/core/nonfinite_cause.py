@@ -61,10 +61,10 @@ class Cause(NamedTuple):
         return self.what
 
 
-def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed: BatchInput) -> StepReport:
+def examine(network: Network, config: RunConfig, state: State, hp: HParams, batch_input: BatchInput) -> StepReport:
     """Replays one step and reports where it is finite. `network` and `config` are static; run it under jit."""
     network = dataclasses.replace(network, unroll=1)  # short to compile, and it runs once
-    key, batch = dropout_key(config, hp, state.step), batch_of(feed)
+    key, batch = dropout_key(config, hp, state.step), batch_of(batch_input)
     loss, result = tapped(network, config, state.params, batch, hp.model, key)
     _, grads = untapped(network, config, state.params, batch, hp.model, key)
     either = jax.tree.map(lambda a, b: a + 0 * b, grads, true_gradients(result))  # non-finite where either is
@@ -72,12 +72,12 @@ def examine(network: Network, config: RunConfig, state: State, hp: HParams, feed
     stop = config.model_copy(update={"train": config.train.model_copy(update={"on_nonfinite": "stop"})})
     after, _, _ = train_step(network, stop, state, hp, batch, False)
 
-    def inside(part: Batch) -> dict[str, Array]:
+    def branches_of(part: Batch) -> dict[str, Array]:
         anatomy = network.anatomy(state.params, part.inputs, numbers=hp.model)
         return observed(anatomy, {"attn/scores": all_finite, "mlp/hidden": all_finite})
 
     parts, _ = micro(config.optimizer.accumulate, batch, None)
-    branches = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(inside, parts))
+    branches = jax.tree.map(lambda leaf: jnp.all(leaf, axis=0), jax.lax.map(branches_of, parts))
     return StepReport(
         all_finite(batch),
         _flags(state.params),

@@ -76,12 +76,12 @@ def averaged(ema: Any, params: Any, decay: Any, count: Int[Array, ""]) -> Any:
     decay^(t - k) (1 - decay) / (1 - decay^t).
     """
 
-    def one(old: Array, new: Array) -> Array:
+    def averaged_leaf(old: Array, new: Array) -> Array:
         d = jnp.asarray(decay, old.dtype)
         share = (1 - d) / -jnp.expm1(count.astype(old.dtype) * jnp.log(d))
         return old + share * (new - old)
 
-    return jax.tree.map(one, ema, params)
+    return jax.tree.map(averaged_leaf, ema, params)
 
 
 def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
@@ -91,13 +91,13 @@ def check(config: OptimizerConfig, hp: Numbers, shapes: Any) -> None:
     if ":" not in config.name:
         return
 
-    def one(params: Any) -> Any:
+    def updates_of(params: Any) -> Any:
         rule = transformation(config, hp, jnp.zeros((), jnp.int32), 1)
         return called(config.name, lambda: rule.update(params, rule.init(params), params)[0])
 
     try:
         with jax.numpy_dtype_promotion("standard"):
-            updates = jax.eval_shape(one, shapes)
+            updates = jax.eval_shape(updates_of, shapes)
     except UserError as error:
         raise UserError(f"optimizer.name: {error}") from error
     got, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (updates, shapes))

@@ -45,13 +45,13 @@ class Probe(NamedTuple):
     grad_global: Norm
 
 
-def measure(network: Network, params: Params, feed: BatchInput, numbers: Mapping[str, Any]) -> Probe:
+def measure(network: Network, params: Params, batch_input: BatchInput, numbers: Mapping[str, Any]) -> Probe:
     """Runs forward and backward on one batch, without dropout. Pure; run it under jit."""
     depth = network.config.layers
-    loss, result, rms = backward(tapped_loss(network, feed, numbers, None), params, depth)
+    loss, result, rms = backward(tapped_loss(network, batch_input, numbers, None), params, depth)
     without = None
     if network.config.rule.additive:
-        without = flow(backward(tapped_loss(network, feed, without_skip(numbers), None), params, depth)[1])
+        without = flow(backward(tapped_loss(network, batch_input, without_skip(numbers), None), params, depth)[1])
     measured, norms = flow(result), parameter_norms(params)
     weight = {"head": norms["embed"], **norms, "lookup": norms["embed"]}  # under the names of their gradients
     dot = weight_dot_grad(params, result)
@@ -88,11 +88,11 @@ def _norms(norms: Mapping[str, Norm]) -> dict[str, Any]:
 def _certain(norms: dict[str, Any], doubt: bool, zeros: Sequence[str] = ()) -> dict[str, Any]:
     """Returns norms for JSON. With `doubt` a zero is null, unless its name matches `zeros`: 0 by the equations."""
 
-    def one(name: str, norm: Any) -> Any:
+    def certain(name: str, norm: Any) -> Any:
         exact = any(fnmatchcase(name, pattern) for pattern in zeros)
         return norm if exact else jax.tree.map(lambda x: None if x == 0 else x, norm)
 
-    return {name: one(name, norm) for name, norm in norms.items()} if doubt else norms
+    return {name: certain(name, norm) for name, norm in norms.items()} if doubt else norms
 
 
 def as_json(config: RunConfig, network: Network, params: Params, probe: Probe) -> dict[str, Any]:

@@ -45,13 +45,13 @@ class StepStats(NamedTuple):
 
 
 def train_step(
-    network: Network, config: RunConfig, state: State, hp: HParams, feed: BatchInput, watched: bool
+    network: Network, config: RunConfig, state: State, hp: HParams, batch_input: BatchInput, watched: bool
 ) -> tuple[State, Metrics, StepStats | None]:
     """Takes one step on one batch. `network`, `config` and `watched` are static.
 
     With `train.on_nonfinite: skip` a non-finite step changes nothing but the step count.
     """
-    key, batch = dropout_key(config, hp, state.step), batch_of(feed)
+    key, batch = dropout_key(config, hp, state.step), batch_of(batch_input)
     if watched:
         loss, result = tapped(network, config, state.params, batch, hp.model, key)
         grads, measured_flow = true_gradients(result), flow(result)

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from data import first_line
+
 from ..errors import UserError
 
 
@@ -64,8 +66,7 @@ def devices_to_compile_for(name: str) -> tuple[Chip, Sequence[Any], str]:
         try:
             topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"--devices: libtpu has no topology {name} ({reason})") from None
+            raise UserError(f"--devices: libtpu has no topology {name} ({first_line(error)})") from None
         return chip, topology.devices, f"libtpu {libtpu}"
     jax.config.update("jax_num_cpu_devices", count)
     why = "" if chip.kind == "gpu" else "; libtpu is missing (pip install 'jax[tpu]')"

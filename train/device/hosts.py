@@ -22,9 +22,11 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from data import first_line
 from data.source import DataError
 
-from ..errors import Failure, UserError, first_line
+from ..errors import Failure, UserError
+from .signals import Stop
 
 ANSWER_S = 10.0  # for a coordinator to answer
 HEARTBEAT_S = 30  # until a process that hangs counts as lost; one that ends is missed at once
@@ -152,6 +154,12 @@ def agreed(number: int | None) -> int | None:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
+
+
+def agreed_stop(stop: Stop) -> bool:
+    """Returns true after a signal to any process, which is then that of `stop` in all of them. A collective."""
+    stop.signal = agreed(stop.signal)
+    return stop.signal is not None
 
 
 def broadcast_folder(folder: Path) -> Path:

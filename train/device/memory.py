@@ -44,8 +44,8 @@ def need(programs: Programs, resident: Any) -> Need:
     """
     state = bytes_of(programs.abstract_state)
     training = measuring = 0
-    for key, (program, feed) in programs.ready.items():
-        passing, analysis = bytes_of(feed), program.memory_analysis()
+    for key, (program, inputs) in programs.ready.items():
+        passing, analysis = bytes_of(inputs), program.memory_analysis()
         if analysis is not None:
             results = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
             temporaries = int(analysis.temp_size_in_bytes)

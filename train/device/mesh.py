@@ -63,14 +63,14 @@ def laid_out(mesh: Mesh, state: Any, vmapped: bool) -> Any:
     An optimizer's averages end in the path of the parameter they are of, and lie as it does.
     """
 
-    def one(keys: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+    def leaf_layout(keys: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
         path, lead = jax.tree_util.keystr(keys, simple=True, separator="/"), ("variants",) if vmapped else ()
         axes = next((axes for end, axes in LAYOUTS.items() if re.search(f"(^|/)({end})$", path)), ())
         layers = leaf.ndim - len(lead) - len(axes)  # blocks are stacked
         spec = P(*lead, *[None] * layers, *axes) if axes and layers in (0, 1) else P(*lead)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return jax.tree_util.tree_map_with_path(leaf_layout, state)
 
 
 def placed(tree: Any, shardings: Any) -> Any:
@@ -83,15 +83,15 @@ def placed(tree: Any, shardings: Any) -> Any:
     if jax.process_count() == 1 and not absent:
         return jax.device_put(tree, shardings)
 
-    def one(leaf: Any, sharding: NamedSharding) -> Any:
+    def placed_leaf(leaf: Any, sharding: NamedSharding) -> Any:
         leaf = np.asarray(leaf)
         if absent:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda leaf: one(leaf, shardings), tree)
-    return jax.tree.map(one, tree, shardings)
+        return jax.tree.map(lambda leaf: placed_leaf(leaf, shardings), tree)
+    return jax.tree.map(placed_leaf, tree, shardings)
 
 
 def fetched(tree: Any) -> Any:

@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data import first_line
 from data.files import cache_folder
 
 from ..config.schema import RunConfig, TrainConfig
-from ..errors import UserError, first_line
+from ..errors import UserError
 from .chips import Chip, chip_of, devices_to_compile_for
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}
@@ -42,6 +43,8 @@ PINNED = {
     "jax_debug_nans": False,
     "jax_debug_infs": False,
 }
+# Flags of XLA that change no number: virtual devices, whose count is recorded as such, and files for debugging.
+_NEUTRAL = r"--xla_(force_host_platform_device_count|dump_)\S*"
 _MOST_KEPT = 2**30  # bytes of compiled programs; those that were not used for longest go first
 _UNROLLED_CPU = 12  # blocks; in deeper models unrolling takes longer to compile than it saves
 
@@ -221,14 +224,27 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
 
 
+def compiler_flags() -> dict[str, str]:
+    """Returns the variables that give flags to XLA and to the TPU's compiler, without flags that change no number."""
+    texts = {name: re.sub(_NEUTRAL, "", os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    return {name: " ".join(text.split()) for name, text in texts.items() if text.strip()}
+
+
+def has_fast_math() -> bool:
+    """Returns true if XLA_FLAGS ask for fast math on a CPU, where x - x is then 0 for nan and infinity too."""
+    flags = (flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
+    values = {name: value for name, _, value in flags}  # of two equal flags the last one counts
+    return values.get("--xla_cpu_enable_fast_math", "false").lower() in ("", "true", "1")
+
+
 @cache
 def environment() -> dict[str, dict[str, Any]]:
-    """Returns what a run's last bits depend on: `versions`, and the default `device`, its count and a CPU's cores."""
+    """Returns what a run's last bits depend on: `versions`, compiler `flags`, default `device`, its count and cores."""
     first = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
     device = {"kind": device_kind(first), "name": first.device_kind, "count": len(jax.devices(first.platform))}
     if device["kind"] == "cpu":
         device["cores"] = cores()
-    return {"versions": versions() | {"python": python.python_version()}, "device": device}
+    return {"versions": versions() | {"python": python.python_version()}, "flags": compiler_flags(), "device": device}
 
 
 def cores() -> int:

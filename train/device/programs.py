@@ -6,7 +6,7 @@ CPU it is called for each in turn (`train.group`).
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -135,7 +135,7 @@ class Programs:
     corpus: Any  # tokens, put on every device of the mesh; None if batches arrive whole
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
     _compiled: dict[Key, Future] = field(default_factory=dict)
-    feeds: dict[Key, Any] = field(default_factory=dict)  # arguments of each program after the state, numbers and corpus
+    inputs: dict[Key, Any] = field(default_factory=dict)  # of each program, after the state, numbers and corpus
 
     def __post_init__(self) -> None:
         if isinstance(self.corpus, np.ndarray):
@@ -154,7 +154,7 @@ class Programs:
         if key not in self._compiled:
             mesh = self.group.mesh
             self._compiled[key] = self._pool.submit(compiled, function, arguments, donate, once, mesh, outputs)
-            self.feeds[key] = arguments[3:]
+            self.inputs[key] = arguments[3:]
         return self._compiled[key]
 
     def run(self, key: Key, function: Callable, *arguments: Any, once: bool = True) -> Any:
@@ -163,8 +163,8 @@ class Programs:
 
     @property
     def ready(self) -> dict[Key, tuple[Any, Any]]:
-        """Compiled programs with their feeds, by key; waits for pending ones."""
-        return {key: (future.result(), self.feeds[key]) for key, future in self._compiled.items()}
+        """Compiled programs with their inputs, by key; waits for pending ones."""
+        return {key: (future.result(), self.inputs[key]) for key, future in self._compiled.items()}
 
     def abandon(self) -> None:
         """Cancels pending compilations without waiting for running ones, which cannot be stopped."""
@@ -227,8 +227,12 @@ class Programs:
         batches: leaves [K, B, ...], one entry a variant. `states` are donated. Here and in the methods below a state
         of None is skipped and its measurement is None.
         """
-        results = self._called(self.prepare_dispatch(batches[0], watched).result(), states, batches)
-        return [None if each is None else each[0] for each in results], [each and each[1:] for each in results]
+        program = self.prepare_dispatch(batches[0], watched).result()
+        states, measured = list(states), list[Any]([None] * len(states))
+        for index, batch in self._placed_batches(states, batches):
+            states[index], *results = program(states[index], self.hparams[index], self.corpus, batch)
+            measured[index] = tuple(results)
+        return states, measured
 
     def prepare_instrument(self, name: str, batches: BatchInput) -> Future:
         """Prepares an instrument for one variant's batches, [instrument's batches, B, ...], or shapes and dtypes."""
@@ -237,15 +241,18 @@ class Programs:
 
     def instrument(self, name: str, states: list[Any], batches: list[BatchInput]) -> list[Any]:
         """Returns an instrument's readings of every variant, still on the device; `batches` as for `dispatch`."""
-        return self._called(self.prepare_instrument(name, batches[0]).result(), states, batches)
+        program, readings = self.prepare_instrument(name, batches[0]).result(), list[Any]([None] * len(states))
+        for index, batch in self._placed_batches(states, batches):
+            readings[index] = program(states[index], self.hparams[index], self.corpus, batch)
+        return readings
 
     def _prepare_on_batches(
         self, key: Key, function: Callable, batches: BatchInput, outputs: Any, donate: tuple[int, ...] = ()
     ) -> Future:
         """Prepares a function of (state, numbers, corpus, batches); `batches` are those of one variant."""
         lead = (len(self.group.variants),) if self.group.vmapped else ()
-        feed = laid_out_as(self._batch_layout, batches, lead)
-        arguments = (self.abstract_state, self.hparams[0], self.corpus, feed)
+        inputs = laid_out_as(self._batch_layout, batches, lead)
+        arguments = (self.abstract_state, self.hparams[0], self.corpus, inputs)
         return self.prepare(key, self._mapped(function, (0, 0, None, 0)), arguments, outputs, donate)
 
     @property
@@ -253,19 +260,18 @@ class Programs:
         """Layout of a call's batches [K, B, ...], or [variants, K, B, ...]."""
         return self.layout(*["variants"] * self.group.vmapped, None, BATCH_AXES)
 
-    def _called(self, program: Callable, states: list[Any], batches: list[BatchInput]) -> list[Any]:
+    def _placed_batches(self, states: list[Any], batches: list[BatchInput]) -> Iterator[tuple[int, Any]]:
+        """Yields the index and the batches, on their devices, of each call whose state is not None."""
         if self.group.vmapped:
             batches = [jax.tree.map(lambda *leaves: np.stack(leaves), *batches)]
-        layout = self._batch_layout
-        return [
-            None if state is None else program(state, self.hparams[index], self.corpus, placed(batch, layout))
-            for index, (state, batch) in enumerate(zip(states, batches, strict=True))
-        ]
+        for index, (state, batch) in enumerate(zip(states, batches, strict=True)):
+            if state is not None:
+                yield index, placed(batch, self._batch_layout)
 
     def prepare_evaluation(self, corpus: Any, batches: BatchInput, weights: np.ndarray) -> Future:
         network = dataclasses.replace(self.group.network, unroll=1)  # shorter to compile, and there is no backward pass
-        feed = laid_out_as(self.layout(None, BATCH_AXES), (batches, weights))
-        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, *feed)
+        inputs = laid_out_as(self.layout(None, BATCH_AXES), (batches, weights))
+        arguments = (self.abstract_state.params, self.hparams[0].model, corpus, *inputs)
         mapped = self._mapped(partial(evaluate, network), (0, 0, None, None, None))
         return self.prepare(("evaluate",), mapped, arguments, self.layout())
 

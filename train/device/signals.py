@@ -91,7 +91,7 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     report = sys.unraisablehook
-    sys.unraisablehook = quiet = lambda lost: None if issubclass(lost.exc_type, KeyboardInterrupt) else report(lost)
+    sys.unraisablehook = hook = lambda error: None if issubclass(error.exc_type, KeyboardInterrupt) else report(error)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if before.get(getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:  # nohup: training outlives the terminal
         del before[signal.SIGHUP]
@@ -105,7 +105,7 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if sys.unraisablehook is quiet:
+        if sys.unraisablehook is hook:
             sys.unraisablehook = report
         os.close(writer)
         watcher.join()

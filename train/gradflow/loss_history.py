@@ -98,14 +98,14 @@ def standstill(history: LossHistory, warmup: int) -> str | None:
 def _spikes(steps: np.ndarray, heights: np.ndarray) -> tuple[tuple[tuple[int, float], ...], bool]:
     """Merges consecutive rows above 0 into one spike; NaN stands for an infinite height."""
     spikes: list[tuple[int, float]] = []
-    inside = False
+    spiking = False
     for step, height in zip(steps.tolist(), np.where(np.isnan(heights), np.inf, heights).tolist(), strict=True):
         if height > 0:
             spikes = (
-                [*spikes[:-1], (spikes[-1][0], max(spikes[-1][1], height))] if inside else [*spikes, (step, height)]
+                [*spikes[:-1], (spikes[-1][0], max(spikes[-1][1], height))] if spiking else [*spikes, (step, height)]
             )
-        inside = height > 0
-    return tuple(spikes), inside
+        spiking = height > 0
+    return tuple(spikes), spiking
 
 
 def _last(series: Mapping[str, Series], tag: str, step: int | None = None) -> float | None:

@@ -46,7 +46,7 @@ def stream_mixing(rule: Streams, residual: Mapping[str, Any]) -> dict[str, Float
     streams, unread = jnp.ones((rule.n, 1, rule.config.width), dtype), cast(Branch, None)
     context = Context({"norm_eps": jnp.ones((), dtype)}, (1, 1))
 
-    def one(block: Mapping[str, Any]) -> dict[str, Array]:
+    def mixing_of_block(block: Mapping[str, Any]) -> dict[str, Array]:
         out: dict[str, Array] = {}
         for index in (0, 1):
             own = {name[:-2]: value for name, value in block.items() if name.endswith(f"_{index + 1}")}
@@ -55,7 +55,7 @@ def stream_mixing(rule: Streams, residual: Mapping[str, Any]) -> dict[str, Float
             out |= {f"read_{index + 1}": read.T, f"across_{index + 1}": across[..., 0], f"write_{index + 1}": write.T}
         return out
 
-    return jax.vmap(one)(residual)
+    return jax.vmap(mixing_of_block)(residual)
 
 
 def depth_mixing(rule: AttnRes, anatomy: Anatomy, own: Mapping[str, Array], eps: Array) -> Float[Array, "L 2 S"]:
@@ -65,7 +65,7 @@ def depth_mixing(rule: AttnRes, anatomy: Anatomy, own: Mapping[str, Array], eps:
     incomplete sum is taken as it is after the MLP.
     """
 
-    def one(carry: Carry, inputs: tuple[Any, Array, Array]) -> tuple[Carry, Float[Array, "2 S"]]:
+    def mixing_after_block(carry: Carry, inputs: tuple[Any, Array, Array]) -> tuple[Carry, Float[Array, "2 S"]]:
         block, layer, queries = inputs
         sources, h = anatomy.block(block, layer, carry)
         counts = 2 + (2 * layer + jnp.arange(2, dtype=layer.dtype)) // rule.size
@@ -73,4 +73,4 @@ def depth_mixing(rule: AttnRes, anatomy: Anatomy, own: Mapping[str, Array], eps:
         return (sources, h), jnp.mean(jax.vmap(source_weights, (None, 0, 0, None))(sources, parts, counts, eps), (2, 3))
 
     queries = jnp.stack([own["query_1"], own["query_2"]], axis=1)
-    return jax.lax.scan(one, anatomy.carry, (anatomy.blocks, jnp.arange(queries.shape[0]), queries))[1]
+    return jax.lax.scan(mixing_after_block, anatomy.carry, (anatomy.blocks, jnp.arange(queries.shape[0]), queries))[1]

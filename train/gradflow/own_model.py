@@ -22,7 +22,8 @@ from jaxtyping import Array, Float
 
 from model.scaling import exponent_limit, power_of_two, scaled
 
-from .verdict import Verdict, judge, power
+from ..text import power
+from .verdict import Verdict, judge
 
 _METER = "deltaflow_meter"  # name of a slot among the parameters of a block of Linen
 BIN = 64  # binary orders of the squares in a bin

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..text import power
 from .loss_history import LossHistory, instability, past_spike, standstill
 
 # |delta_0| / |delta_L| over the whole depth. Runs of docs/verdict.md that learn stay well within these bounds.
@@ -225,21 +226,6 @@ def qk_rounded(rank: np.ndarray, dtype: str) -> np.ndarray:
     rank: that of the stream, [..., L+1].
     """
     return rank[..., :-1] < ALIKE_TO_ROUNDING[dtype]
-
-
-def power(log10: float) -> str:
-    """Formats 10^log10, also outside the range of a float.
-
-    >>> power(-0.30103), power(-4.5), power(-364.1), power(-400.0000000000004)
-    ('0.5', '3.2e-05', '7.9e-365', '1.0e-400')
-    """
-    if -3 <= log10 < 5:
-        return f"{10.0**log10:.3g}"
-    exponent = math.floor(log10)
-    mantissa = f"{10.0 ** (log10 - exponent):.1f}"
-    if mantissa == "10.0":  # rounded up to the next power
-        mantissa, exponent = "1.0", exponent + 1
-    return f"{mantissa}e{exponent:+03d}"
 
 
 def in_range(log10: Any) -> Any:

@@ -79,13 +79,13 @@ def _preconditioner(snapshot: Snapshot) -> Params:
     (adam,) = (leaf for leaf in leaves if isinstance(leaf, optax.ScaleByAdamState))
     hp = snapshot.hp.optimizer
 
-    def one(nu: Array) -> Array:
+    def preconditioner_of(nu: Array) -> Array:
         beta, eps = jnp.asarray(hp["betas"][1], nu.dtype), jnp.asarray(hp["eps"], nu.dtype)
         count = jnp.asarray(adam.count, nu.dtype)
         debiased = nu / -jnp.expm1(count * jnp.log(beta))
         return -jnp.expm1(count * jnp.log(jnp.asarray(hp["betas"][0], nu.dtype))) * (jnp.sqrt(debiased) + eps)
 
-    return jax.tree.map(one, adam.nu)
+    return jax.tree.map(preconditioner_of, adam.nu)
 
 
 def loss_landscape(snapshot: Snapshot) -> dict[str, Reading]:

@@ -108,16 +108,16 @@ class Snapshot:
 
 
 def read(
-    name: str, network: Network, config: RunConfig, state: State, hp: HParams, corpus: Array | None, feeds: BatchInput
+    name: str, network: Network, config: RunConfig, state: State, hp: HParams, corpus: Array | None, inputs: BatchInput
 ) -> dict[str, Reading]:
     """The readings of an instrument, by tag. Pure; run it under jit. `name`, `network` and `config` are static.
 
-    feeds: leaves [J, B, ...], the next J batches. Gradients are those of training, in its dtype; a precise instrument
+    inputs: leaves [J, B, ...], the next J batches. Gradients are those of training, in its dtype; a precise instrument
     computes in float32 at least.
     """
     # Unrolled it would be long to compile, and it runs rarely. Fused attention has no derivative in forward mode.
     rolled = dataclasses.replace(network, unroll=1, fused=None)
-    batches = jax.vmap(lambda feed: batch_of(feed, corpus, network.context))(feeds)
+    batches = jax.vmap(lambda batch_input: batch_of(batch_input, corpus, network.context))(inputs)
     instrument, snapshot = INSTRUMENTS[name], Snapshot(rolled, config, state, hp, batches)
     if not instrument.precise:
         return instrument.function()(snapshot)

@@ -197,8 +197,8 @@ class Wandb(Backend):
         wandb = importlib.import_module("wandb")
         path = directory / "wandb" / "id"
         if not (first_step and path.exists()):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(secrets.token_hex(8), encoding="utf-8")
+            with replacing(path) as file:
+                file.write(secrets.token_hex(8).encode())
         self._run = wandb.init(
             project=directory.resolve().parent.name,
             name=directory.resolve().name,

@@ -35,6 +35,7 @@ class Console:
         self._rich = None
         self._live: Display | None = None
         self._order: list[str] = []
+        self._warnings: set[str] = set()
         self._running: dict[str, None] = {}
         self._next: dict[str, float] = {}
         if self._stream.isatty() and os.environ.get("TERM") != "dumb":
@@ -44,7 +45,10 @@ class Console:
         self._print(text, hang=2)
 
     def warn(self, text: str) -> None:
-        self._print(f"warning: {text}", style="yellow", hang=2)
+        """Prints a warning, unless the same one was printed before: several groups may each give it."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self._print(f"warning: {text}", style="yellow", hang=2)
 
     def finding(self, sentences: Sequence[str]) -> None:
         """Prints sentences so that the eye lands on them: in bold, between empty lines."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data import first_line
+
 from ..config.load import Variant
-from ..errors import first_line
 from .append import AppendFile, json_line, keep_rows_before
 from .backends import BACKENDS, Backend
 from .charts_layout import Layout, shown

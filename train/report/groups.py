@@ -68,18 +68,18 @@ def _directories(folder: Path) -> list[Path]:
     """The run directories in a folder, or the folder itself when it is one."""
     where = clean(str(folder), 200)
     try:
-        inside = [path for path in folder.iterdir() if (path / "config.yaml").is_file()] if folder.is_dir() else []
-        if (folder / "config.yaml").is_file() and not inside:  # a copy of its YAML makes no experiment a run
+        members = [path for path in folder.iterdir() if (path / "config.yaml").is_file()] if folder.is_dir() else []
+        if (folder / "config.yaml").is_file() and not members:  # a copy of its YAML makes no experiment a run
             return [folder]
         if not folder.is_dir():
             raise UserError(no_folder(folder))
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not inside:
+    if not members:
         below = sorted(path.parent.parent.name for path in folder.glob("*/*/config.yaml"))
         instead = f"; the experiments in it are {clean(', '.join(dict.fromkeys(below)), 200)}" if below else ""
         raise UserError(f"{where}: no run and no experiment (no config.yaml in it or in a folder of it{instead})")
-    return sorted(inside, key=lambda path: _natural(path.name))
+    return sorted(members, key=lambda path: _natural(path.name))
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:
@@ -97,8 +97,8 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     Runs of several experiments have the experiment in their names. The folders are different ones.
     """
     parts = [run.directory.resolve().parts for run in runs]
-    together = len({path[:-1] for path in parts}) == 1
-    lengths = range(1 if together else 2, max(map(len, parts)) + 1)
+    one_folder = len({path[:-1] for path in parts}) == 1
+    lengths = range(1 if one_folder else 2, max(map(len, parts)) + 1)
     candidates = (["/".join(path[-length:]) for path in parts] for length in lengths)
     return [clean(name, 200) for name in next(names for names in candidates if len(set(names)) == len(names))]
 

@@ -20,6 +20,7 @@ from ..disk import read_json
 from ..errors import UserError
 from ..gradflow.loss_history import Series
 from ..store.rundir import no_run
+from ..text import LAYER_INDEX
 
 ENDED = ("done", "nonfinite", "verdict")  # exit reasons of runs that came to an end; a signal only interrupts
 _MOST_LOG = 2**32  # bytes
@@ -98,7 +99,7 @@ def depth_series(
     A zero has no logarithm and is not logged, so -inf stands where a depth has no value at a step. No steps and no
     depths where there is no such metric.
     """
-    pattern = re.compile(re.escape(metric) + r"/layer_(\d{1,5})")
+    pattern = re.compile(f"{re.escape(metric)}/{LAYER_INDEX}")
     depths = {int(match[1]): series for tag, series in steps.items() if (match := pattern.fullmatch(tag))}
     if not depths:
         return np.zeros(0, np.int64), np.zeros((0, 0))

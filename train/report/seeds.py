@@ -4,15 +4,18 @@ No variant's name has an @ (train/config/variants.py), and these folders have no
 takes them for runs.
 """
 
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from data.files import replacing
 
 from ..log.append import EVENTS_PREFIX, event_file_header, event_file_name, event_record
 from ..log.charts_layout import shown
 from .groups import Group, dotted, estimate, over_seeds
 
 ENDS = ("mean", "low", "high")
+_EVENTS = f"{EVENTS_PREFIX}*"
 
 ByStep = dict[int, dict[str, float]]  # step -> tag -> value
 
@@ -30,9 +33,11 @@ def write_means(root: Path, groups: Sequence[Group]) -> list[str]:
     for end in ENDS:
         for folder in root.glob(f"*@{end}"):
             if folder.name not in names and not (folder / "config.yaml").exists():
-                _clear(folder)
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+                with suppress(FileNotFoundError):  # another writer removes it too
+                    for file in folder.glob(_EVENTS):
+                        file.unlink(missing_ok=True)
+                    if not any(folder.iterdir()):
+                        folder.rmdir()
     return [group.name for group in seeded]
 
 
@@ -43,7 +48,7 @@ def means(group: Group) -> tuple[ByStep, ByStep, ByStep]:
     geometric mean.
     """
     out: tuple[ByStep, ByStep, ByStep] = ({}, {}, {})
-    details = dotted(group.done[0].config).get("watch.matrices", False)
+    details = dotted(group.done[0].config).get("watch.matrices")  # not in a config of before that key
     for tag in group.done[0].steps:
         if not (details or shown(tag)) or not all(tag in run.steps for run in group.done):
             continue
@@ -60,19 +65,13 @@ def _write(folder: Path, scalars: ByStep) -> None:
     """Replaces the event files of a folder by one; its header tells a TensorBoard that reads them to start over."""
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-    folder.mkdir(exist_ok=True)
     entries = {tag: Summary.Value(tag=tag) for values in scalars.values() for tag in values}
-    temporary = folder / ".writing"  # TensorBoard reads every file with tfevents in its name
-    with open(temporary, "wb") as file:
+    before = list(folder.glob(_EVENTS))  # two writers at once remove these, and neither the other's file
+    with replacing(folder / event_file_name()) as file:
         file.write(event_file_header(0))
         for step, values in sorted(scalars.items()):
             for tag, value in values.items():
                 entries[tag].simple_value = value  # eight times as fast as new entries
             file.write(event_record(step=step, summary=Summary(value=[entries[tag] for tag in values])))
-    _clear(folder)
-    os.replace(temporary, folder / event_file_name())
-
-
-def _clear(folder: Path) -> None:
-    for file in folder.glob(f"{EVENTS_PREFIX}*"):
-        file.unlink()
+    for file in before:
+        file.unlink(missing_ok=True)

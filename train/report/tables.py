@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..gradflow.verdict import log10_gain, with_plain_name
-from ..text import MISSING, factor, number, plus_minus, right_aligned
+from ..text import MISSING, factor, layer, number, plus_minus, right_aligned
 from .finding import ratio_log10
 from .groups import Group, dotted, estimate, seed_of
 from .read import Run, depth_series
@@ -104,7 +104,7 @@ def delta_at(run: Run, which: int = -1) -> np.ndarray:
     if not len(steps):
         return np.zeros(0)
     # Where every δ is zero none is logged, but the rms is.
-    watched = run.steps["act/rms/layer_000"][0] if "act/rms/layer_000" in run.steps else steps
+    watched, _ = run.steps.get(f"act/rms/{layer(0)}", (steps, None))
     return delta[which] if watched[which] == steps[which] else np.full(delta.shape[1], -np.inf)
 
 

@@ -87,8 +87,8 @@ def mean_coordinates(
     dtype = "float64" if group.network.dtype == "float64" else "float32"
     network = dataclasses.replace(group.network, unroll=1, dtype=dtype)
     corpus = None if source.resident is None else jnp.asarray(source.resident[0])
-    feed = jax.tree.map(lambda leaf: leaf[0], source.train_batches(data.batch, data.seed or 0, 0, 1))
-    batch, (hp,) = batch_of(feed, corpus, data.context), group.hparams
+    batch_input = jax.tree.map(lambda leaf: leaf[0], source.train_batches(data.batch, variant.config.data_seed, 0, 1))
+    batch, (hp,) = batch_of(batch_input, corpus, data.context), group.hparams
     program = compiled(partial(coordinates, network, group.config, steps), (hp, batch))
     rows = [program(hp._replace(seed=np.uint32(hp.seed + seed)), batch) for seed in range(seeds)]
     with np.errstate(divide="ignore"):

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from ..log.console import Console
 from ..text import duration
 from .dispatches import dispatches, watched_steps
 from .experiment import prepared
+from .loop import Hook
 from .setup import GroupSetup
 from .start import overview
 
@@ -61,7 +63,7 @@ def show_estimate(setup: GroupSetup, clock: Callable[[], float]) -> tuple[Float6
     Seconds are those of the median, the fastest and the slowest of the timed calls.
     """
     group, config, began = setup.group, setup.config, clock()
-    start = setup.decide_start()
+    start = setup.start
     if start.finished is not None:
         return None
     with setup.compiling() as budget:
@@ -102,7 +104,7 @@ def timed(setup: GroupSetup, states: list[Any], clock: Callable[[], float]) -> d
     Variants that take turns run the same program, so that one of them is timed for all.
     """
     config, programs, start_step = setup.config, setup.programs, setup.start.step
-    steps, eval_every = config.train.steps, config.train.eval_every
+    steps = config.train.steps
     states = [states[0], *[None] * (programs.calls - 1)]
     shapes = Counter(
         (end - start, bool(watched_steps(start, end, config.watch.every)))
@@ -119,17 +121,14 @@ def timed(setup: GroupSetup, states: list[Any], clock: Callable[[], float]) -> d
 
         train_s = train_s + count * seconds_of(dispatch, clock)
 
-    def multiples(every: int) -> int:
-        """The multiples of `every` up to the last step; a run that goes on has measured at the step it goes on from."""
-        return steps // every - start_step // every + (start_step == 0)
-
-    evaluations = (multiples(eval_every) + (steps % eval_every > 0)) * (1 if config.optimizer.ema is None else 2)
-    evaluate_s = evaluations * seconds_of(lambda: programs.evaluate(states, *setup.heldout), clock)
+    evaluate = Hook(config.train.eval_every, lambda _: programs.evaluate(states, *setup.heldout), at_end=True)
+    evaluations = len(setup.evaluations) * evaluate.calls(start_step, steps)
+    parts = {"to train": train_s, "to evaluate": evaluations * seconds_of(partial(evaluate.function, 0), clock)}
     for name, every in setup.instruments.items():
         batches = setup.batches(0, INSTRUMENTS[name].batches(config.watch))
-        seconds = seconds_of(lambda n=name, b=batches: programs.instrument(n, states, b), clock)
-        instruments_s = instruments_s + multiples(every) * seconds
-    parts = {"to train": train_s, "to evaluate": evaluate_s}
+        measure = Hook(every, lambda _, n=name, b=batches: programs.instrument(n, states, b))
+        seconds = seconds_of(partial(measure.function, 0), clock)
+        instruments_s = instruments_s + measure.calls(start_step, steps) * seconds
     parts |= {"for instruments": instruments_s} if setup.instruments else {}
     return {what: programs.calls * seconds for what, seconds in parts.items()}
 

@@ -156,8 +156,7 @@ def train(
         began = clock()
         while groups:
             (source, group), *groups = groups
-            if (signal := hosts.agreed(stop.signal)) is not None:
-                stop.signal = signal
+            if hosts.agreed_stop(stop):
                 break
             stop.doing = "set-up and compilation"
             waited_s = clock() - began
@@ -214,6 +213,8 @@ def show_start(experiment: Experiment, sources: Mapping[str, Source], platform: 
     rows += [("data", f"{source.name}: {source.details}") for source in sources.values()]
     rows.append(("variants", ", ".join(variant.name for variant in experiment.variants)))
     console.block(f"deltaflow {experiment.name}", rows)
+    if platforms.has_fast_math():
+        console.warn("XLA_FLAGS: fast math changes results and hides steps that are not finite; leave that flag out")
     for line in warnings_for(experiment.variants):
         console.warn(line)
 

@@ -18,7 +18,7 @@ from data import DataError
 
 from ..config.instruments import INSTRUMENTS
 from ..device import process
-from ..device.hosts import agreed
+from ..device.hosts import agreed_stop
 from ..device.mesh import fetched
 from ..device.platform import environment
 from ..device.programs import Programs, VariantGroup
@@ -32,7 +32,7 @@ from .dispatches import Throughput, dispatches, watched_steps
 from .metrics import RunMetrics, evaluation_row
 from .recovery import explain_dead_qk, handle_nonfinite, handle_spike, stop_early
 from .setup import GroupSetup
-from .start import Start, overview
+from .start import overview
 from .summary import performance, write_summaries
 
 _PICTURES_EVERY_S = 30.0
@@ -40,16 +40,31 @@ _WORTH_A_PEAK_S = 30.0  # a shorter run skips the measurement of the device's pe
 
 
 class Hook(NamedTuple):
-    """A function of the step that is called at every multiple of `every`; with `at_end`, also after the last step."""
+    """A function of the step that is called at every multiple of `every`.
+
+    at_end: also after the last step.
+    pictured: also at the step from which a run is resumed, since TensorBoard drops what it has from there on; scalars
+        of that step are in the checkpoint.
+    """
 
     every: int
-    function: Callable[[int], None]
+    function: Callable[[int], Any]
     at_end: bool = False
+    pictured: bool = False
 
     def call(self, step: int, steps: int) -> None:
         """Calls the function if it is due after `step` of `steps`."""
         if step % self.every == 0 or (self.at_end and step == steps):
             self.function(step)
+
+    def calls(self, start_step: int, steps: int) -> int:
+        """Returns the number of calls to come, that of step 0 included.
+
+        >>> Hook(4, print).calls(0, 10), Hook(4, print, at_end=True).calls(4, 10)
+        (3, 2)
+        """
+        extra = (start_step == 0) + (self.at_end and steps % self.every > 0)
+        return steps // self.every - start_step // self.every + extra
 
 
 class GroupRun:
@@ -75,8 +90,6 @@ class GroupRun:
         self.group, self.config, self.console, self.batches = setup.group, setup.config, setup.console, setup.batches
         self.throughput = Throughput(clock)
         self.pending: deque[tuple[Any, Callable[[list[Any]], None]]] = deque()  # (on the device, what logs it)
-        self.start: Start
-        self.programs: Programs
         self.states: list[Any]  # one a call; None for a variant that has ended
         self.metrics: list[RunMetrics] = []
         self.checkpoints: list[Checkpoints] = []
@@ -89,7 +102,7 @@ class GroupRun:
         """
         started, setup, group, config = self.clock(), self.setup, self.group, self.config
         with locked(setup.directories, self.console.warn), ExitStack() as stack:
-            self.start = start = setup.decide_start()
+            start = setup.start
             if start.finished is not None:
                 start.write(setup.directories)
                 return start.finished
@@ -100,7 +113,6 @@ class GroupRun:
             budget = stack.enter_context(setup.compiling())
             if setup.waves:
                 return []
-            self.programs = setup.programs
             import_module("tensorboardX.summary")  # meanwhile, since that takes some tenths of a second
             if start.step:
                 self.console.note(f"resuming at step {start.step} of {config.train.steps}")
@@ -139,20 +151,20 @@ class GroupRun:
 
     def train(self) -> None:
         """The loop. A signal ends it after the dispatch in flight, with everything saved."""
-        config, steps, start_step = self.config, self.config.train.steps, self.start.step
-        measures = [Hook(config.train.eval_every, self.evaluate, at_end=True)]
-        measures += [Hook(every, partial(self.measure, name)) for name, every in self.setup.instruments.items()]
+        config, steps, start_step = self.config, self.config.train.steps, self.setup.start.step
+        splits = self.setup.evaluations
+        measures = [Hook(config.train.eval_every, partial(self.evaluate, split), at_end=True) for split in splits]
+        for name, every in self.setup.instruments.items():
+            measures.append(Hook(every, partial(self.measure, name), pictured=INSTRUMENTS[name].pictured))
         hooks = [*measures, Hook(config.train.checkpoint_every, self.save, at_end=True), Hook(1, self.draw)]
         hooks += [Hook(1, partial(stop_early, self))] if config.train.stop_when else []
         if start_step and not any(metrics.eval_pending for metrics in self.metrics):
-            # TensorBoard drops what it has from this step on; the figures of its row are in the checkpoint.
-            pictured = [INSTRUMENTS[name].pictured for name in self.setup.instruments]
-            measures = [hook for hook, keep in zip(measures[1:], pictured, strict=True) if keep]
+            measures = [hook for hook in measures if hook.pictured]
         for hook in measures:
             hook.call(start_step, steps)
         self.drawn_at = self.clock()
         with self.stop.deferred():  # from here on there is something to save
-            for start, end in dispatches(start_step, steps, self.start.K, config.watch.every):
+            for start, end in dispatches(start_step, steps, self.setup.start.K, config.watch.every):
                 self.stop.doing = f"steps {start + 1} to {end}"
                 watched = bool(watched_steps(start, end, config.watch.every))
                 self.states, measured = self.programs.dispatch(self.states, self.batches(start, end), watched)
@@ -172,9 +184,11 @@ class GroupRun:
 
     def stopping(self) -> bool:
         """Returns true after a signal to any process, so that all of them save the same step."""
-        if (signal := agreed(self.stop.signal)) is not None:
-            self.stop.signal = signal
-        return signal is not None
+        return agreed_stop(self.stop)
+
+    @property
+    def programs(self) -> Programs:
+        return self.setup.programs
 
     def settle(self, leave: int = 0) -> None:
         """Fetches and logs the pending results, but for the newest `leave`."""
@@ -199,19 +213,17 @@ class GroupRun:
 
     # -- hooks
 
-    def evaluate(self, step: int) -> None:
-        """Queues the held-out scores of the weights, and of their moving averages if there are any."""
+    def evaluate(self, split: str, step: int) -> None:
+        """Queues the held-out scores of the weights (`split`: val) or of their moving averages (val_ema)."""
         task = self.group.network.task
 
-        def log(split: str, results: list[Any]) -> None:
+        def log(results: list[Any]) -> None:
             self.throughput.pause()
             for index, metrics in self.live():
                 metrics.add(step, evaluation_row(results[index], self.setup.floors, task, split))
 
-        self.pending.append((self.programs.evaluate(self.states, *self.setup.heldout), partial(log, "val")))
-        if self.config.optimizer.ema is not None:
-            scores = self.programs.evaluate(self.states, *self.setup.heldout, averaged=True)
-            self.pending.append((scores, partial(log, "val_ema")))
+        scores = self.programs.evaluate(self.states, *self.setup.heldout, averaged=split == "val_ema")
+        self.pending.append((scores, log))
 
     def measure(self, name: str, step: int) -> None:
         """Queues the readings of an instrument on the next batches."""

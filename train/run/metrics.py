@@ -59,7 +59,10 @@ HEATMAPS = {
 
 @cache
 def in_memory(tag: str) -> bool:
-    """Returns true for a tag whose history the summary, the verdict and the pictures need; no log is read back."""
+    """Returns true for a tag whose history the summary, the verdict and the pictures need.
+
+    It is kept in memory, so that the log is read back at a resumption alone.
+    """
     return _IN_MEMORY.fullmatch(tag) is not None
 
 
@@ -112,7 +115,7 @@ class RunMetrics:
             self.first_verdict, self.last_verdict = (None if v is None else Verdict(*v) for v in saved["verdicts"])
             self.last_watched, self.spikes = saved["last_watched"], saved["spikes"]
             self.spike_detector = SpikeDetector.from_json(saved["spike_watch"])
-            self.diagnoses = [(step, text) for step, text in saved.get("diagnoses", [])]  # not in older checkpoints
+            self.diagnoses = [(step, text) for step, text in saved["diagnoses"]]
             self.nonfinite, self.eval_pending = NonfiniteSteps(**saved["nonfinite"]), saved["eval_pending"]
             for tag, (steps, values) in read_run(directory).steps.items():
                 if in_memory(tag):
@@ -154,12 +157,14 @@ class RunMetrics:
             if bad is not None and diagnosed:
                 diagnose = end if self.nonfinite.in_a_row >= MOST_SKIPPED else None
         until = end if bad is None or skip else bad
-        watched = [step for step in watched_steps(start, end, config.watch.every) if step < until]
-        if stats is not None and watched:
-            for step, values in zip(watched, watched_scalars(stats, self.dtype), strict=False):
-                self.add(step, values)
+        watched = watched_steps(start, end, config.watch.every)
+        logged = [step for step in watched if step < until]
+        if stats is not None and logged:
+            rows = dict(zip(watched, watched_scalars(stats, self.dtype), strict=True))
+            for step in logged:
+                self.add(step, rows[step])
             self.first_verdict = self.first_verdict or self._judged(stats, 0)
-            self.last_verdict, self.last_watched = self._judged(stats, len(watched) - 1), watched[-1]
+            self.last_verdict, self.last_watched = self._judged(stats, len(logged) - 1), logged[-1]
         spikes = self._add_losses(start, metrics.loss[: until - start], metrics.finite[: until - start])
         row = {"optim/lr": float(metrics.lr[until - start - 1])}
         if steps_per_s is not None:
@@ -205,6 +210,18 @@ class RunMetrics:
             if isinstance(reading, Matrix) and self.tracker.pictured:
                 figure = matrix_chart(np.asarray(reading.values), f"{self.variant.name}: {name}, step {step}")
                 self.tracker.image(name, step, to_rgb(figure))
+
+    def found_cause(self, step: int, cause: str) -> None:
+        """Records the cause of a non-finite step; of several, the first is kept."""
+        self.nonfinite = self.nonfinite.diagnosed(step, cause)
+
+    def found_first_moved(self, step: int, diagnosis: str) -> None:
+        """Records what moved before the loss spike at `step`."""
+        self.diagnoses.append((step, diagnosis))
+
+    def found_mechanism(self, mechanism: str) -> None:
+        """Records what starves attention, for verdicts of dead_qk."""
+        self.mechanism = mechanism
 
     def end(self, step: int, reason: str) -> None:
         """Ends the variant after `step`, because of a non-finite step or its verdict; nothing later is logged."""

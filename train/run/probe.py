@@ -77,7 +77,7 @@ def measurement(
 ) -> dict[str, Any]:
     """Returns the figures of one backward pass, and the readings of the instruments, as JSON values."""
     config, network, corpus = variant.config, programs.group.network, programs.corpus
-    batches = partial(source.train_batches, config.data.batch, config.data.seed or 0, 0)
+    batches = partial(source.train_batches, config.data.batch, config.data_seed, 0)
     batch = batch_of(jax.tree.map(lambda leaf: leaf[0], batches(1)), corpus, config.data.context)
     rolled = dataclasses.replace(network, unroll=1)  # shorter to compile, and it runs once
     flow = jax.device_get(programs.run(("probe",), partial(measure, rolled), state.params, batch, hp.model))
@@ -85,8 +85,8 @@ def measurement(
     absent, readings = not_for(config, instruments), {}
     for name in (name for name in instruments if name not in absent):
         program = partial(read, name, network, programs.group.config)
-        feeds = batches(INSTRUMENTS[name].batches(config.watch))
-        values = programs.run(("instrument", name), program, state, hp, corpus, feeds, once=not INSTRUMENTS[name].long)
+        inputs = batches(INSTRUMENTS[name].batches(config.watch))
+        values = programs.run(("instrument", name), program, state, hp, corpus, inputs, once=not INSTRUMENTS[name].long)
         readings |= json_of(jax.device_get(values))
     if result["verdict"]["state"] == "dead_qk" and "grad_mean/mean" in readings:
         result["verdict"]["why"] += "; " + mean_parts(readings["grad_mean/mean"])

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from data import first_line
+
 from ..config.instruments import INSTRUMENTS
 from ..core.batch import batch_of
 from ..core.nonfinite_cause import Cause, cause_of, examine
@@ -18,11 +20,12 @@ from ..core.step import Metrics, StepStats
 from ..core.tags import Scalars, watched_scalars
 from ..device.mesh import fetched
 from ..device.programs import called_once
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..gradflow.advice import advice_for
 from ..gradflow.spikes import Spike, first_moved
 from ..gradflow.verdict import mean_parts, with_plain_name
 from ..instruments.readings import json_of, scalars_of
+from ..text import LAYER_INDEX
 from .dispatches import dispatches, watched_steps
 
 if TYPE_CHECKING:
@@ -36,16 +39,12 @@ FARTHEST, WINDOW, NEAREST = 1000, 128, 40
 # Series that a spike is traced to: tags of watched steps and instruments, and their names in a sentence. Other sizes
 # that instruments log as log10 have their tags for names; what may be negative, such as a cosine, has none to compare.
 _SERIES = {
-    r"delta/norm_log10/layer_0*(\d+)": "δ at depth {}",
-    r"grad/norm_log10/layer_0*(\d+)/(\w+)": "the gradient of {1} in block {0}",
+    rf"delta/norm_log10/{LAYER_INDEX}": "δ at depth {}",
+    rf"grad/norm_log10/{LAYER_INDEX}/(\w+)": "the gradient of {1} in block {0}",
     r"grad/norm_log10/(?!layer_)(\w+)": "the gradient of {}",
-    r"update/ratio_log10/layer_0*(\d+)/(\w+)": "the update per rate of {1} in block {0}",
-    r"act/rms/layer_0*(\d+)": "the stream's rms at depth {}",
-    r"act/peak/layer_0*(\d+)": "the stream's largest entry over its rms at depth {}",
-    r"attn/entropy/layer_0*(\d+)": "the attention entropy of block {}",
-    r"attn/logit_max/layer_0*(\d+)": "the largest attention score of block {}",
-    r"attn/sink/layer_0*(\d+)": "the attention of block {} to the first token",
-    r"sharpness/critical": "the critical sharpness",
+    rf"update/ratio_log10/{LAYER_INDEX}/(\w+)": "the update per rate of {1} in block {0}",
+    rf"act/rms/{LAYER_INDEX}": "the stream's rms at depth {}",
+    **{rf"{tag}(?:/{LAYER_INDEX})?": name for each in INSTRUMENTS.values() for tag, name in each.names.items()},
 }
 _FAILURES = (UserError, RuntimeError, ValueError, MemoryError)  # of a replay; a diagnosis that fails changes nothing
 
@@ -124,7 +123,7 @@ def replay(
     states = programs.joined([state] * len(group.variants))  # in one call of all the others repeat this one
     if not group.vmapped:
         states = [states[0] if other == index else None for other in range(len(group.variants))]
-    for start, end in dispatches(since, run.config.train.steps, run.start.K, every):
+    for start, end in dispatches(since, run.config.train.steps, run.setup.start.K, every):
         watched = watched_steps(start, end, every)
         singly = range(start, min(end, until)) if end >= alone else range(0)
         single = copied(states) if singly and end < until else states  # a dispatch donates its states
@@ -158,8 +157,8 @@ def find_cause(run: "GroupRun", index: int, since: int, bad: int) -> tuple[int, 
         return None
     before = programs.each(fetched(last.before))[index]
     network, config = group.network, group.variants[index].config
-    feed = jax.tree.map(lambda leaf: leaf[0], run.batches(last.step, last.step + 1)[index])
-    batch = batch_of(feed, programs.corpus, network.context)
+    batch_input = jax.tree.map(lambda leaf: leaf[0], run.batches(last.step, last.step + 1)[index])
+    batch = batch_of(batch_input, programs.corpus, network.context)
     examined = called_once(partial(examine, network, config), before, group.hparams[index], batch)
     return last.step + 1, cause_of(jax.device_get(examined), network.param_dtype)
 
@@ -181,8 +180,8 @@ def handle_nonfinite(run: "GroupRun", index: int, step: int, end: int) -> None:
         if (examined := find_cause(run, index, since, step)) is not None:
             at, cause = examined[0], str(examined[1])
     except _FAILURES as error:
-        cause = f"the replay failed: {first_line(error)[:200]}"
-    metrics.nonfinite = metrics.nonfinite.diagnosed(at, cause)
+        cause = f"the replay failed: {first_line(error)}"
+    metrics.found_cause(at, cause)
     warn(f"{name}: step {at}: {cause}")
     advice = advice_for("unstable", config)
     metrics.tracker.text("verdict/nonfinite", at, f"step {at}: {cause}\n\nTry {advice}")
@@ -203,16 +202,16 @@ def handle_spike(run: "GroupRun", index: int, spike: Spike) -> None:
     name, last = metrics.variant.name, metrics.last_verdict
     line = f"loss spike at step {spike.step}, {spike.height:.3g} above what was usual before"
     line += "" if last is None else f"; by step {metrics.last_watched} {last.state}: {last.why}"
-    together = run.metrics if run.group.vmapped else [metrics]  # one call replays all of them
-    replays = bool(config.watch.every) and sum(len(m.diagnoses) for m in together) < config.watch.diagnose_spikes
+    of_call = run.metrics if run.group.vmapped else [metrics]  # one call replays all of them
+    replays = bool(config.watch.every) and sum(len(m.diagnoses) for m in of_call) < config.watch.diagnose_spikes
     warn(f"{name}: {line}{'; replaying the steps before it' * replays}")
     if replays:
         run.throughput.pause()
         try:
             diagnosis = _diagnosis(run, index, spike)
         except _FAILURES as error:
-            diagnosis = f"no diagnosis, the replay failed: {first_line(error)[:200]}"
-        metrics.diagnoses.append((spike.step, diagnosis))
+            diagnosis = f"no diagnosis, the replay failed: {first_line(error)}"
+        metrics.found_first_moved(spike.step, diagnosis)
         warn(f"{name}: spike at step {spike.step}: {diagnosis}")
         line += f"; {diagnosis}"
     advice = advice_for("unstable", metrics.variant.config)
@@ -223,7 +222,7 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
     """Returns what moved before a spike, by a replay from the newest checkpoint that is WINDOW steps before it, or
     NEAREST if there is none."""
     saved = run.checkpoints[index].steps()
-    if not (run.start.step and run.config.train.init_from):  # whose parameters a resumed run has not read
+    if not (run.setup.start.step and run.config.train.init_from):  # whose parameters a resumed run has not read
         saved = [0, *saved]
     near = [step for step in saved if NEAREST <= spike.step - step <= FARTHEST]
     if not near:
@@ -267,9 +266,9 @@ def explain_dead_qk(run: "GroupRun", step: int) -> None:
         read = jax.device_get(run.programs.instrument("grad_mean", run.states, run.batches(step, step + 1)))
         for index in starved:
             shares = json_of(run.programs.each(read)[index])["grad_mean/mean"]
-            run.metrics[index].mechanism = f"at step {step} {mean_parts(shares)}"
+            run.metrics[index].found_mechanism(f"at step {step} {mean_parts(shares)}")
     except _FAILURES as error:
-        run.console.warn(f"what starves attention was not measured: {first_line(error)[:200]}")
+        run.console.warn(f"what starves attention was not measured: {first_line(error)}")
 
 
 def stop_early(run: "GroupRun", step: int) -> None:

@@ -25,7 +25,7 @@ from .transfer import started_from
 
 
 class GroupSetup:
-    """One group before its first step: `decide_start`, then `compiling`.
+    """One group before its first step.
 
     Args:
         allow_data_change: a run that was trained on other data goes on with these.
@@ -38,17 +38,27 @@ class GroupSetup:
         self.config, self.allow_data_change = group.config, allow_data_change
         intervals = self.config.watch.intervals.items()
         self.instruments = {name: every for name, every in intervals if INSTRUMENTS[name].applies(self.config)}
+        self.evaluations = ["val"] if self.config.optimizer.ema is None else ["val", "val_ema"]
         self.directories = [own_directory_of(variant) for variant in group.variants]
-        self.start: Start
-        self.programs: Programs
-        self.heldout: tuple[Any, BatchInput, np.ndarray]  # tokens on the device or None, batches, weights
         self.waves: list[tuple[Source, VariantGroup]] = []  # parts to train in its place if the group does not fit
 
-    def decide_start(self) -> Start:
-        """Decides how the group starts; changes nothing. Raises UserError when its run directories do not allow it."""
+    @cached_property
+    def start(self) -> Start:
+        """The step from which the group trains. Raises UserError when its run directories do not allow it."""
         group, source, kind = self.group, self.source, self.platform.kind
-        self.start = decide_start(group, source, self.directories, kind, self.console, self.allow_data_change)
-        return self.start
+        return decide_start(group, source, self.directories, kind, self.console, self.allow_data_change)
+
+    @cached_property
+    def programs(self) -> Programs:
+        """The programs of the group; the training part of a corpus is copied to the device at the first use."""
+        return Programs(self.group, None if self.source.resident is None else np.asarray(self.source.resident[0]))
+
+    @cached_property
+    def heldout(self) -> tuple[Any, BatchInput, np.ndarray]:
+        """The held-out tokens on the device, or None; the batches and the weights of an evaluation."""
+        val = None if self.source.resident is None else np.asarray(self.source.resident[1])
+        batches, weights = self.source.heldout_batches(self.config.data.batch, self.config.train.eval_batches)
+        return None if val is None else placed(val, self.programs.layout()), batches, weights
 
     @contextmanager
     def compiling(self) -> Iterator[Budget]:
@@ -57,14 +67,10 @@ class GroupSetup:
         At the end of the context pending compilations are cancelled. Within it an out-of-memory error becomes a
         UserError that suggests a setting. Raises UserError when the programs of the smallest wave do not fit.
         """
-        group, config, data = self.group, self.config, self.config.data
-        train, val = (None, None) if self.source.resident is None else map(np.asarray, self.source.resident)
-        self.programs = programs = Programs(group, train)
+        config, programs = self.config, self.programs
         try:
-            val = None if val is None else placed(val, programs.layout())
-            self.heldout = (val, *self.source.heldout_batches(data.batch, config.train.eval_batches))
             check_dtypes(programs.abstract_single)  # of a user's own optimizer
-            budget = Budget.of(programs, (programs.corpus, val), self.platform)
+            budget = Budget.of(programs, (programs.corpus, self.heldout[0]), self.platform)
             if not self.divided(budget):
                 if not self.start.step:
                     programs.prepare_init()
@@ -111,8 +117,8 @@ class GroupSetup:
     def batches(self, start: int, end: int) -> list[BatchInput]:
         """Leaves [end - start, B, ...], one entry a variant; variants of one data seed share their batches."""
         data = self.config.data
-        seeds = [variant.config.data.seed for variant in self.group.variants]
-        by_seed = {seed: self.source.train_batches(data.batch, seed or 0, start, end - start) for seed in set(seeds)}
+        seeds = [variant.config.data_seed for variant in self.group.variants]
+        by_seed = {seed: self.source.train_batches(data.batch, seed, start, end - start) for seed in set(seeds)}
         return [by_seed[seed] for seed in seeds]
 
     @cached_property

@@ -114,7 +114,7 @@ def decide_start(
         path = directory / "config.yaml"
         if not (all_finished and path.exists()):
             files[path] = to_yaml(variant.config)
-    for line in dict.fromkeys(warnings):
+    for line in warnings:
         console.warn(line)
     for line in dict.fromkeys(notes):
         console.note(line)

@@ -16,12 +16,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data.files import sync_folder
+from data.files import NO_SUCH_CALL, sync_folder
 
 from ..errors import Failure, refusal
 
 NAME = ".lock"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_NO_LOCKS = {*NO_SUCH_CALL, errno.ENOLCK}
 _WAIT_S = 0.2  # a lock that is being released, or whose text is being written
 
 
@@ -30,15 +30,13 @@ def locked(directories: Sequence[Path], warn: Callable[[str], None]) -> Iterator
     """Makes every directory and holds its lock; removes those that are still empty afterwards.
 
     Raises UserError, and holds none, when one of them is held by another process. A file system without locks, and a
-    lock that a process of another machine has left, are warned about and used.
+    lock that a process of another machine has left, are warned about and used; `warn` may get one line several
+    times.
     """
-    warnings: list[str] = []
     with ExitStack() as stack:
         for directory in directories:
             stack.enter_context(_made(directory))
-            stack.enter_context(_locked(directory, warnings))
-        for line in dict.fromkeys(warnings):
-            warn(line)
+            stack.enter_context(_locked(directory, warn))
         yield
 
 
@@ -55,7 +53,7 @@ def held(directory: Path) -> bool:
 
 
 @contextmanager
-def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
+def _locked(directory: Path, warn: Callable[[str], None]) -> Iterator[None]:
     path = directory / NAME
     before = _holder(path)
     lock, owner, signed = FileLock(path, timeout=_WAIT_S, fallback_to_soft=False, on_acquired=_sign), os.getpid(), False
@@ -79,9 +77,9 @@ def _locked(directory: Path, warnings: list[str]) -> Iterator[None]:
             _sign(file.fileno())
             signed = True
         root, reason = directory.parent, os.strerror(error.errno)
-        warnings.append(f"{root}: no file locks here ({reason}); make sure that no other process writes the same run")
+        warn(f"{root}: no file locks here ({reason}); make sure that no other process writes the same run")
     if lock.is_locked and before and before["host"] != socket.gethostname():
-        warnings.append(f"{directory}: was locked by {_named(before)}; if that still runs, stop one of the two")
+        warn(f"{directory}: was locked by {_named(before)}; if that still runs, stop one of the two")
     try:
         yield
     finally:

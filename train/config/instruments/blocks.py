@@ -32,6 +32,12 @@ BLOCKS: dict[str, Instrument] = {
             ("attention to the first token, by block", f"attn/sink/{LAYER}"),
             ("largest entry of the stream over its rms, by block", f"act/peak/{LAYER}"),
         ),
+        {
+            "attn/entropy": "the attention entropy of block {}",
+            "attn/logit_max": "the largest attention score of block {}",
+            "attn/sink": "the attention of block {} to the first token",
+            "act/peak": "the stream's largest entry over its rms at depth {}",
+        },
     ),
     "units": Instrument(
         ".blocks:units",

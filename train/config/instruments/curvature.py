@@ -77,6 +77,7 @@ CURVATURE: dict[str, Instrument] = {
             ("critical sharpness 2 / eta_c", "sharpness/critical"),
             ("critical multiple of the next update; below 1 it raises the loss", "sharpness/critical_multiple"),
         ),
+        {"sharpness/critical": "the critical sharpness"},
         optimizer=True,
         precise=True,
     ),

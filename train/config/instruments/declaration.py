@@ -27,6 +27,7 @@ class Instrument:
     meaning: str  # in the config's documentation
     tags: tuple[Tags, ...]
     charts: tuple[tuple[str, str], ...] = ()  # (title, pattern of the tags on it)
+    names: Mapping[str, str] = field(default_factory=dict)  # of tags in a sentence, with {} for the layer
     lines: Mapping[str, str] = field(default_factory=dict)  # curves that become pictures: tag, and what each is along
     histograms: bool = False
     matrices: bool = False  # that become pictures
