@@ -10,7 +10,7 @@ CONFIGS ?= $(wildcard configs/*.yaml)
 quickstart: $(VENV)/.installed
 	$(BIN)/deltaflow train configs/quickstart.yaml
 
-# Types beside the tests: either alone leaves a core without work for a while.
+# Types along with the tests: either alone leaves a core without work for a while.
 test: lint
 	$(MAKE) -j2 types unit
 

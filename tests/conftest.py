@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts
     )
 )
-# And the same tiny program, built anew by the next run or in the other worker, is compiled once a session.
+# And the same tiny program, built again by the next run or in the other worker, is compiled once a session.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
     os.environ["JAX_COMPILATION_CACHE_DIR"]
     if "PYTEST_XDIST_WORKER" in os.environ
@@ -51,18 +52,19 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Under `--dist loadfile`: the files that use `trained` go to one worker, so that it is trained once a session."""
+    """Under `--dist loadfile`: the files that use one training go to one worker, so that it is done once a session."""
     if config.option.dist != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    uses = re.compile(r"\ndef \w+\([^)]*\b(trained|probed)\b")
-    files = {path for path in Path(__file__).parent.rglob("test_*.py") if uses.search(path.read_text(encoding="utf-8"))}
+    uses = re.compile(r"\ndef \w+\([^)]*\b(?:(trained|probed)|original)\b")
+    matches = {path: uses.search(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.rglob("test_*.py")}
+    scopes = {path: "trained" if match[1] else "original" for path, match in matches.items() if match}
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "trained" if config.rootpath / file in files else file
+            return scopes.get(config.rootpath / file, file)
 
     return ByFile(config, log)
 
@@ -99,6 +101,18 @@ def _no_report(request):
 
 
 @pytest.fixture
+def handlers():
+    """Handlers of signals, equal before and after a test. Under nohup SIGHUP would be ignored, here and in children."""
+    from train.device.signals import SIGNALS
+
+    sighup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield before
+    assert [signal.getsignal(number) for number in SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+    signal.signal(signal.SIGHUP, sighup)
+
+
+@pytest.fixture
 def x64():
     """float64 for the time of one test, for laws that hold exactly."""
     jax.config.update("jax_enable_x64", True)
@@ -108,7 +122,7 @@ def x64():
 
 @pytest.fixture(scope="module", params=["cpu", "accelerator"])
 def both_paths(request):
-    """What a CPU computes, and what a GPU or TPU does, where the code chooses by platform; both of them here."""
+    """The branch of a CPU and that of an accelerator, where the code chooses by platform; both of them run here."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "accelerator":
             patch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
@@ -154,6 +168,24 @@ def tiny(corpus):
     return build
 
 
+@pytest.fixture
+def call(capsys):
+    """(exit code, stdout, stderr) of `deltaflow ARGUMENTS`; anything raised but SystemExit is a failed test."""
+    from train.cli import main
+
+    def called(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse
+            code = error.code if isinstance(error.code, int) else 1
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return called
+
+
 @pytest.fixture(scope="session")
 def trained(corpus, tmp_path_factory):
     """A finished run of two variants of one shape, through the command line: (config, run directory of the first)."""
@@ -185,7 +217,7 @@ variants:
 
 @pytest.fixture(scope="session")
 def probed(trained, tmp_path_factory):
-    """What `probe --json` writes for with, without_skip and a third of another shape: post_ln, untied, no norms."""
+    """The JSON of `probe --json` for with, without_skip and a third of another shape: post_ln, untied, no norms."""
     from train.cli import main
 
     file = tmp_path_factory.mktemp("probe") / "deep" / "p.json"

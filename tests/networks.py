@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from data.source import Batch
 from model.config import ModelConfig
 from model.network import Network, path_of
 from model.residual import RULES, Context, numbers_of, rule_of
 from train.core.loss import tapped_loss
 from train.gradflow.delta import Backward, backward
 
+SIGMAS = 5  # a statistical test fails by chance once in two million
 L, D, H, V, T, B = 3, 8, 2, 11, 5, 2
 WINDOWS: Any = np.random.default_rng(0).integers(0, V, size=(B, T + 1)).astype(np.int32)
 TOKENS, TARGETS = WINDOWS[:, :-1], WINDOWS[:, 1:].reshape(-1)
+# Every token apart, so that the gradient of the embedding's table is delta_0, row by row.
+DISTINCT: Any = np.random.default_rng(1).permutation(V)[: B * T].reshape(B, T).astype(np.int32)
+APART = np.concatenate([DISTINCT, TOKENS[:, :1]], axis=1)
 
 # Rules that differ from one of the others in a factor or a norm alone.
 ALIKE = ("sandwich", "skipinit", "layerscale", "deepnorm", "gpt2_scaled", "x0_lambda", "stochastic_depth")
@@ -33,6 +38,29 @@ def quick(*rules: str) -> list[Any]:
 def network(dtype: str = "float64", unroll: int = 1, **model: Any) -> Network:
     sizes: dict[str, Any] = {"layers": L, "width": D, "heads": H}
     return Network(ModelConfig(**(sizes | model)), V, T, dtype, unroll)
+
+
+def float32_network(dtype: str = "float32", unroll: int = 1, **model: Any) -> Network:
+    return network(dtype, unroll, **model)
+
+
+def rule_network(residual: Any, dtype: str = "float64", unroll: int = 1, **model: Any) -> Network:
+    """One network a rule for most laws: without positions, the table of the head apart, norms without epsilon."""
+    ends = {"positions": "none", "tied_head": False, "norm_eps": 0.0}
+    return network(dtype, unroll, residual=residual, **(ends | model))
+
+
+def task_network(vocab_size: int | None = 11, **ends: Any) -> Network:
+    """Returns two blocks for 8 tokens, with the inputs and outputs of a task."""
+    return Network(ModelConfig(layers=2, width=8, heads=2, norm="none"), vocab_size, 8, "float64", **ends)
+
+
+def masked_batch(rows: int = 4) -> Batch:
+    """Row i has i + 1 unmasked targets, so that a mean of means differs from the mean."""
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, 11, (rows, 9), np.int32)
+    weights = (np.arange(8)[None, :] <= np.arange(rows)[:, None]).astype(np.float32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], weights)
 
 
 def parameters(network: Network, scale: float = 0.4) -> dict[str, Any]:
@@ -58,9 +86,9 @@ def leaves(params: Any) -> dict[str, np.ndarray]:
     return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def same(found: Any, wanted: Any, rtol: float = 1e-12, atol: float = 0.0) -> None:
+def same(actual: Any, wanted: Any, rtol: float = 1e-12, atol: float = 0.0) -> None:
     """Asserts that trees of one structure have equal leaves."""
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, wanted)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), actual, wanted)
 
 
 @partial(jax.jit, static_argnums=0)

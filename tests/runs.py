@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,29 @@ from train.report.comparison import compare
 from train.report.groups import Group
 from train.run.experiment import Outcome, train
 from train.store.checkpoint import Checkpoints
+
+# The corpus, and the config tiny.yaml, of the run that tests/run/conftest.py trains.
+TEXT = "the quick brown fox jumps over the lazy dog. "
+CONFIG = """
+name: tiny
+model: {layers: 1, width: 8, heads: 1, dropout: 0.1}
+data: {path: corpus.txt, context: 8, batch: 4}
+optimizer: {lr: 1e-2, min_lr: 1e-3, warmup: 2}
+train: {steps: 12, eval_every: 4, eval_batches: 1, checkpoint_every: 4, steps_per_call: 4, unroll: 1}
+watch: {every: 4, counterfactual: false}
+"""
+# Of tests in this process, which goes on: cut short are files, half an event loop, coroutines that are never awaited.
+SIGNALLED = [
+    pytest.mark.usefixtures("handlers"),
+    *(
+        pytest.mark.filterwarnings(f"ignore:{each}")
+        for each in (
+            ":ResourceWarning",
+            "coroutine .* was never awaited:RuntimeWarning",
+            "Exception ignored in. <(function BaseEventLoop.__del__|coroutine):pytest.PytestUnraisableExceptionWarning",
+        )
+    ),
+]
 
 
 class Terminal(io.StringIO):
@@ -57,6 +83,12 @@ def killed_at(step: int, config: Path | str, *keys: str) -> None:
         train_until(step, config, *keys, action=kill)
 
 
+def kill(number: int = signal.SIGTERM) -> None:
+    """Sends a signal to this process; its handler runs before this returns."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
 def rows(run: Path) -> dict[int, dict]:
     """metrics.jsonl by step, without what depends on the clock. Each step has one row, and they come in order."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -86,6 +118,26 @@ def summary(run: Path) -> dict:
 def contents(folder: Path) -> dict[Path, bytes]:
     """The bytes of every file below a folder."""
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def cut_back(run: Path, step: int = 8) -> None:
+    """As after a kill behind `step`: the log holds more than the checkpoint knows."""
+    (run / "summary.json").unlink()
+    for newer in [there for there in Checkpoints(run).steps() if there > step]:
+        Checkpoints(run).path(newer).unlink()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 13, "loss/tr')
+
+
+def same(run: Path, whole: Path) -> bool:
+    """Returns True for equal figures, parameters and rows of a run and of its original in another current folder."""
+    ends = [{key: summary(each)[key] for key in ("steps", "loss_val", "verdict")} for each in (run, whole / run)]
+    return ends[0] == ends[1] and arrays(run) == arrays(whole / run) and rows(run) == rows(whole / run)
+
+
+def damage(run: Path, step: int) -> None:
+    """Flips a bit in the middle of a checkpoint."""
+    flip(Checkpoints(run).path(step), 4 * Checkpoints(run).path(step).stat().st_size)
 
 
 def flip(path: Path, bit: int = 5) -> None:

@@ -4,7 +4,7 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/bench --scale     # with devices
 
 A step's time is the median of `--rounds` calls of `K` steps. The exponent is the slope of log time over log size
-between the two largest sizes, where constant costs weigh least; beside it that of the model's FLOPs.
+between the two largest sizes, where constant costs weigh least; next to it that of the model's FLOPs.
 """
 
 import math

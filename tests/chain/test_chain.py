@@ -117,7 +117,7 @@ def test_the_page_says_where_it_was_made(checked):
 
 
 def made(*pairs: Pair, **fields) -> Claim:
-    return Claim("scalar/made_up", "made up", "nobody", "one; the other", lambda: Evidence(pairs), **fields)
+    return Claim("scalar/made_up", "made up", "no source", "one; the other", lambda: Evidence(pairs), **fields)
 
 
 LOOSE_BELIEF = {"belief": True, "tolerance": COUNTEREXAMPLE}
@@ -133,7 +133,7 @@ BAD = {
     "nan refutes nothing": (made(Pair(1.0, np.nan), belief=True), "error", "not finite"),
     "inf": (made(Pair(np.inf, np.inf)), "error", "the prediction is not finite"),
     "zeros": (made(Pair(np.zeros(3), np.zeros(3))), "error", "nothing was measured"),
-    "zeros beside others": (made(Pair(1, 1), Pair(0, 0, "here")), "error", "here: prediction and"),
+    "zeros among others": (made(Pair(1, 1), Pair(0, 0, "here")), "error", "here: prediction and"),
     "shapes": (made(Pair(np.ones(3), 1.0)), "error", "one shape, got (3,) and ()"),
     "no entry": (made(Pair([], [])), "error", "one shape, got (0,) and (0,)"),
     "no pair": (made(), "error", "nothing was compared"),

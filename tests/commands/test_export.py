@@ -84,13 +84,13 @@ def test_what_it_cannot_export_is_one_line_and_nothing_is_written(trained, tmp_p
     _, run = trained
     before = contents(run)
     (to := tmp_path / "x").mkdir()
-    for arguments, said in (
+    for arguments, message in (
         (("--step", 7), f"{run}: no checkpoint of step 7; there are steps 20, 40"),
         (("--to", run / "data.safetensors"), f"{run / 'data.safetensors'}: expected a file outside of run"),
         (("--to", run / "ckpt" / "00000020.safetensors"), "expected a file outside of run directories"),
     ):
         got, out, err = call("export", run, "--to", to / "x.safetensors", *arguments)
-        assert (got, out, err.count("\n")) == (2, "", 1) and said in err
+        assert (got, out, err.count("\n")) == (2, "", 1) and message in err
     assert contents(run) == before and not list(to.iterdir())
     (to / "x.json").write_text('{"name": "another program"}')
     assert call("export", run, "--to", to / "x.safetensors")[0] == 2

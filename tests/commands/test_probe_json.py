@@ -29,7 +29,7 @@ def validate(value):
 
 @pytest.fixture
 def probe(trained, tmp_path, call):
-    """What a probe of the trained run's config writes, which is as the schema says, and what it prints."""
+    """A function that probes the trained run's config: (its JSON, valid under the schema; standard output)."""
 
     def measured(*arguments):
         file = tmp_path / "p.json"
@@ -163,12 +163,12 @@ def test_a_checkpoint_is_measured_at_its_weights(trained, probe, call, probed):
     (after,), _ = probe("--checkpoint", run, "variants={with: {}}", "watch.counterfactual=false")
     assert after["loss"] < probed[0]["loss"] - 0.2
     assert after["weight"]["attn_q"] != probed[0]["weight"]["attn_q"]
-    for key, said in (
+    for key, message in (
         ("model.layers=3", "its model differs from variant with in model.layers"),
         ("data.context=6", f"deltaflow: variant with: expected positions [6, 16], got [8, 16] in {run}\n"),
     ):
         code, out, err = call("probe", config, "--checkpoint", run, "variants={with: {}}", key)
-        assert (code, out, err.count("\n")) == (2, "", 1) and said in err
+        assert (code, out, err.count("\n")) == (2, "", 1) and message in err
 
 
 @pytest.mark.slow

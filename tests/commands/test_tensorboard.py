@@ -30,13 +30,13 @@ def listening(pid: int) -> set[str]:
             inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
         except OSError:
             continue
-    found = set()
+    result = set()
     for table in ("tcp", "tcp6"):
         for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             columns = row.split()
             if columns[3] == "0A" and columns[9] in inodes:
-                found.add(columns[1].partition(":")[0])
-    return found
+                result.add(columns[1].partition(":")[0])
+    return result
 
 
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs /proc")
@@ -54,16 +54,16 @@ def test_it_serves_the_runs_on_loopback_alone_until_it_is_told_to_stop(trained, 
         stack.callback(process.communicate)
         stack.callback(process.kill)
         assert process.stdout is not None
-        said = ""
-        while "http://" not in said and (text := process.stdout.readline()):
-            said += text
-        link = urlsplit(said[said.index("http://") :].split()[0])
+        output = ""
+        while "http://" not in output and (text := process.stdout.readline()):
+            output += text
+        link = urlsplit(output[output.index("http://") :].split()[0])
         url, port = f"http://{link.netloc}", link.port
         cards = json.loads(parse_qs(link.query)["pinnedCards"][0])
         assert [card["tag"] for card in cards] == list(command.PINNED)
         assert {card["plugin"] for card in cards} == {"scalars"}
         assert parse_qs(link.query)["smoothing"] == ["0"] and link.fragment.startswith("timeseries")
-        assert port != command.FIRST_PORT and f"port {command.FIRST_PORT} is taken: {port} instead\n" in said
+        assert port != command.FIRST_PORT and f"port {command.FIRST_PORT} is taken: {port} instead\n" in output
         for _ in range(100):
             with urllib.request.urlopen(f"{url}/data/runs", timeout=10) as answer:
                 if set(runs := json.load(answer)) == {"with", "without_skip"}:
@@ -115,16 +115,16 @@ def test_a_window_is_opened_for_a_terminal_with_a_display_alone(monkeypatch):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "", "127.0.0.1.example.org"])
 def test_a_host_that_others_reach_is_refused_and_the_command_for_it_named(call, host):
     public = "tensorboard --logdir runs --bind_all --samples_per_plugin images=200,scalars=100000"
-    said = f"--host: expected a loopback address, got {host!r}; to let others in, without a password: {public}"
-    assert call("tensorboard", "--host", host) == (2, "", f"deltaflow: command line: {said}\n")
+    message = f"--host: expected a loopback address, got {host!r}; to let others in, without a password: {public}"
+    assert call("tensorboard", "--host", host) == (2, "", f"deltaflow: command line: {message}\n")
 
 
 def test_what_it_cannot_serve_is_one_line(trained, tmp_path, monkeypatch, call):
     _, directory = trained
     monkeypatch.chdir(tmp_path)
 
-    def refused(said, *arguments, code=2):
-        assert call("tensorboard", *arguments) == (code, "", f"deltaflow: {said}\n")
+    def refused(message, *arguments, code=2):
+        assert call("tensorboard", *arguments) == (code, "", f"deltaflow: {message}\n")
 
     refused("runs: no such folder")
     (tmp_path / "runs").mkdir()

@@ -28,7 +28,7 @@ def test_every_mutation_changes_something_and_the_seed_decides():
 
 
 def test_bombs_are_as_large_as_they_say():
-    """Who follows aliases gets all of it."""
+    """A loader that follows aliases builds all of it."""
     small = yaml.safe_load(hostile.bomb(levels=3, width=4))
     assert str(small["a3"]).count("lol") == 4**3
     assert len(yaml.safe_load(hostile.merge_bomb(levels=4))["m4"]) == 6

@@ -40,9 +40,9 @@ def single(setting):
     windows = gather(tokens, starts, config.data.context)
     metrics, watched = [], []
     for index in range(K):
-        state, one, seen = step(network, config, state, hp, windows[index], True)
+        state, one, stats = step(network, config, state, hp, windows[index], True)
         metrics.append(jax.device_get(one))
-        watched.append(jax.device_get(seen))
+        watched.append(jax.device_get(stats))
     return jax.device_get(state), [m.loss for m in metrics], [m.lr for m in metrics], watched
 
 

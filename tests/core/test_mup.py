@@ -99,10 +99,10 @@ def test_an_update_at_the_base_width_is_the_same_program(name):
 
 def test_matrices_start_half_as_large_and_all_else_as_large_as_ever():
     net, plain = network(init="normal", residual="highway", base_width=4), network(init="normal", residual="highway")
-    found, usual = leaves(start(net)), leaves(start(plain))
-    halved = {path for path in found if path.endswith("kernel")}
+    wide, usual = leaves(start(net)), leaves(start(plain))
+    halved = {path for path in wide if path.endswith("kernel")}
     assert len(halved) == 8 and {"blocks/mlp/out/kernel", "blocks/residual/gate_1/kernel"} < halved
-    for path, leaf in found.items():
+    for path, leaf in wide.items():
         np.testing.assert_array_equal(leaf, usual[path] / 2 if path in halved else usual[path], err_msg=path)
 
 
@@ -315,8 +315,8 @@ def test_one_learning_rate_changes_stream_and_logits_alike_at_every_width(corpus
     ],
 )
 def test_bad_values_are_one_line_each(tmp_path, keys, expected):
-    found = lines(tmp_path, f"name: a\nmodel: {{{keys}}}\n")
-    assert found == ([] if expected is None else [f"a.yaml:2: model.{expected}"])
+    actual = lines(tmp_path, f"name: a\nmodel: {{{keys}}}\n")
+    assert actual == ([] if expected is None else [f"a.yaml:2: model.{expected}"])
 
 
 def test_an_optimizer_of_one_s_own_has_no_known_factors(tmp_path):
@@ -331,11 +331,11 @@ def test_the_page_on_optimizers_has_the_exponents_and_a_config_that_loads(tmp_pa
     page = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("|")]
     (head,) = [row for row in rows if row[0] == "optimizer"]
-    found = {}
+    result = {}
     for names, *powers in rows:
         if powers and set(names.split(", ")) <= set(EXPONENTS):
-            found |= dict.fromkeys(names.split(", "), dict(zip(head[1:], powers, strict=True)))
-    assert found == {
+            result |= dict.fromkeys(names.split(", "), dict(zip(head[1:], powers, strict=True)))
+    assert result == {
         name: {kind: f"{p:+g}" if p else "0" for kind, p in row.items()} for name, row in EXPONENTS.items()
     }
     blocks = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "base_width" in block]

@@ -44,7 +44,7 @@ def test_of_classes():
     assert prior(np.array([[0, 1], [2, 2]]), weights) == pytest.approx(-(np.log(0.25) + 3 * np.log(0.75)) / 4)
 
 
-def test_it_is_logged_beside_the_loss(trained):
+def test_it_is_logged_with_the_loss(trained):
     _, run = trained
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = {row["loss/floor_unigram"] for row in rows if "loss/val" in row}

@@ -103,7 +103,7 @@ def test_token_files_that_are_none(tmp_path):
     assert refused_file(write("x.txt", "words")) == "is not an .npy file, nor a .bin"
     assert "does not exist" in refused_file("none.npy")
     assert "is a folder, expected an .npy or .bin file of token ids" in refused_file(str(tmp_path))
-    assert "can't be opened (" in refused_file("~nobody_here/ids.npy")
+    assert "can't be opened (" in refused_file("~no_such_user/ids.npy")
     write("a.bin", "12345678")
     os.mkfifo("a.json")  # is not waited for
     assert "(expected a file, got a pipe)" in refused_file("a.bin")

@@ -1,4 +1,4 @@
-"""Which device, and in which precision: decided before anything is compiled."""
+"""The choice of device and precision, which is made before anything is compiled."""
 
 import os
 import subprocess
@@ -174,7 +174,7 @@ def test_no_programs_are_kept_where_that_cannot_be_done_or_is_decided_already(fo
     (tmp_path / "kept").unlink()
     monkeypatch.setattr(platform.os, "access", lambda path, mode: False)  # a file system that is read-only
     assert folder("gpu") is None
-    monkeypatch.setenv("DELTAFLOW_CACHE", "~nobody-of-this-name/kept")  # which has no home
+    monkeypatch.setenv("DELTAFLOW_CACHE", "~no-such-user/kept")  # which has no home
     assert folder("gpu") is None
     jax.config.update("jax_compilation_cache_dir", "/mine")
     keep_programs("gpu")
@@ -199,7 +199,7 @@ raise SystemExit(code)
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_compiles_nothing_twice_and_ends_the_same(corpus, tmp_path):
-    """In processes of their own: one that trains in one go without a cache, one that stops, and one that goes on.
+    """Three processes: one that trains in one go without a cache, one that stops, and one that goes on.
 
     A damaged program is compiled again, without a word.
     """

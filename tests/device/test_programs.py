@@ -289,7 +289,7 @@ def test_each_program_is_compiled_once_and_before_the_first_step(watched_run):
 
 
 def test_results_are_fetched_one_call_late(watched_run):
-    """When a result is asked for, the next call is under way already; but for the last, before the run is saved."""
+    """The next call is under way before a result is fetched; but for the last one, before the run is saved."""
     events = watched_run[2]
     assert events[:3] == ["call", "call", "fetch"]
     assert events.count("call") == 5  # three windows, an evaluation before and after

@@ -52,9 +52,9 @@ def test_sharpness_is_the_end_of_the_dense_spectrum(dense):
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
     values = np.linalg.eigvalsh(hessian)
     assert values[0] < -1e-3  # a saddle, so both ends mean something
-    found = jax.jit(lambda p: sharpness(loss, p, KEY, 60))(params)
-    np.testing.assert_allclose([found.top, found.bottom], [values[-1], values[0]], rtol=1e-8)
-    assert found.top_residual < 1e-6 and found.bottom_residual < 1e-6
+    result = jax.jit(lambda p: sharpness(loss, p, KEY, 60))(params)
+    np.testing.assert_allclose([result.top, result.bottom], [values[-1], values[0]], rtol=1e-8)
+    assert result.top_residual < 1e-6 and result.bottom_residual < 1e-6
 
 
 @pytest.mark.slow
@@ -62,11 +62,11 @@ def test_a_residual_bounds_the_distance_to_an_eigenvalue(dense):
     """Holds after few iterations too, when nothing has converged."""
     loss, params, hessian = dense
     values = np.linalg.eigvalsh(hessian)
-    found = jax.jit(lambda p: sharpness(loss, p, KEY, 3))(params)
-    for value_, residual in ((found.top, found.top_residual), (found.bottom, found.bottom_residual)):
+    result = jax.jit(lambda p: sharpness(loss, p, KEY, 3))(params)
+    for value_, residual in ((result.top, result.top_residual), (result.bottom, result.bottom_residual)):
         assert residual > 1e-3
         assert np.abs(values - value_).min() <= residual
-    assert values[0] <= found.bottom <= found.top <= values[-1]
+    assert values[0] <= result.bottom <= result.top <= values[-1]
 
 
 @pytest.mark.slow
@@ -75,8 +75,8 @@ def test_preconditioned_sharpness_against_the_dense_matrix(dense):
     flat, unravel = ravel_pytree(params)
     diagonal = np.random.default_rng(1).uniform(0.1, 3.0, flat.size)
     values = np.linalg.eigvals(hessian / diagonal[:, None]).real  # P^-1 H, as it stands in the paper
-    found = jax.jit(lambda p: preconditioned_sharpness(loss, p, unravel(jnp.asarray(diagonal)), KEY, 60))(params)
-    np.testing.assert_allclose([found.top, found.bottom], [values.max(), values.min()], rtol=1e-8)
+    result = jax.jit(lambda p: preconditioned_sharpness(loss, p, unravel(jnp.asarray(diagonal)), KEY, 60))(params)
+    np.testing.assert_allclose([result.top, result.bottom], [values.max(), values.min()], rtol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_preconditioned_sharpness_against_the_dense_matrix(dense):
     ],
 )
 def test_lanczos_where_the_space_is_soon_exhausted(diagonal, x64):
-    found, size = ends_of(np.diag(diagonal)), np.abs(diagonal).max()
-    np.testing.assert_allclose([found.top, found.bottom], [max(diagonal), min(diagonal)], rtol=1e-9, atol=1e-9 * size)
-    assert max(found.top_residual, found.bottom_residual) <= 1e-9 * size
+    result, size = ends_of(np.diag(diagonal)), np.abs(diagonal).max()
+    np.testing.assert_allclose([result.top, result.bottom], [max(diagonal), min(diagonal)], rtol=1e-9, atol=1e-9 * size)
+    assert max(result.top_residual, result.bottom_residual) <= 1e-9 * size
 
 
 def test_lanczos_keeps_its_basis_orthogonal(x64):
     """Without reorthogonalization copies of the converged top eigenvalue appear and the bottom does not converge."""
     diagonal = np.concatenate([[1e6], np.linspace(-1, 1, 200)])
-    found = ends_of(np.diag(diagonal), 201)
-    np.testing.assert_allclose([found.top, found.bottom], [1e6, -1], rtol=1e-9)
+    result = ends_of(np.diag(diagonal), 201)
+    np.testing.assert_allclose([result.top, result.bottom], [1e6, -1], rtol=1e-9)
 
 
 def numeric(net, params):
@@ -156,8 +156,8 @@ def test_the_stack_of_a_deep_plain_network_has_no_range(x64):
             spectra = jax.jit(
                 lambda p, n=net, e=exact: jacobian.jacobians(n.anatomy(p, WINDOWS[:1, :-1]), KEY, exact=e)
             )
-            found = spectra(params)
-            logs[dtype, exact] = float(log10(found.stack.largest))
+            spectrum = spectra(params)
+            logs[dtype, exact] = float(log10(spectrum.stack.largest))
     assert logs["float64", 1024] < -100
     np.testing.assert_allclose(list(logs.values()), logs["float64", 1024], atol=0.02)
 
@@ -166,19 +166,19 @@ def test_noise_against_its_definition(x64):
     """The gradient of an example is the example, so |G|^2 and the trace follow from McCandlish's formulas."""
     rng = np.random.default_rng(0)
     batches = rng.normal(size=(3, 8, 5)) + 2.0
-    found = noise(lambda batch, _: {"w": jnp.mean(batch, axis=0)}, jnp.asarray(batches), 4)
+    result = noise(lambda batch, _: {"w": jnp.mean(batch, axis=0)}, jnp.asarray(batches), 4)
     big = np.mean([np.sum(b.mean(0) ** 2) for b in batches])
     small = np.mean([np.sum(b[i : i + 2].mean(0) ** 2) for b in batches for i in range(0, 8, 2)])
-    np.testing.assert_allclose(value(found.gradient), (8 * big - 2 * small) / (8 - 2), rtol=1e-12)
-    np.testing.assert_allclose(value(found.trace), (small - big) / (1 / 2 - 1 / 8), rtol=1e-12)
+    np.testing.assert_allclose(value(result.gradient), (8 * big - 2 * small) / (8 - 2), rtol=1e-12)
+    np.testing.assert_allclose(value(result.trace), (small - big) / (1 / 2 - 1 / 8), rtol=1e-12)
 
 
 def test_noise_finds_the_variance_that_was_put_in(x64):
     """Examples are (3, 4) plus noise of variances 1 and 9: |G|^2 = 25, S = 10, and a noise scale of 0.4 examples."""
     rng = np.random.default_rng(0)
     batches = np.array([3.0, 4.0]) + rng.normal(size=(2000, 16, 2)) * np.array([1.0, 3.0])
-    found = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.asarray(batches), 8)
-    np.testing.assert_allclose([value(found.gradient), value(found.trace)], [25, 10], rtol=0.03)
+    result = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.asarray(batches), 8)
+    np.testing.assert_allclose([value(result.gradient), value(result.trace)], [25, 10], rtol=0.03)
     still = noise(lambda batch, _: jnp.mean(batch, axis=0), jnp.ones((2, 4, 3)) * 1e-150, 2)
     assert abs(float(log10(still.gradient)) - (-300 + np.log10(3))) < 1e-9  # of squares, nothing underflows
 
@@ -232,9 +232,9 @@ def test_where_a_line_stops_to_fall(x64):
 def test_squares_by_block(x64):
     net = network()
     grads = parameters(net)
-    found = value(jax.jit(block_squares)(grads))
+    actual = value(jax.jit(block_squares)(grads))
     wanted = [sum(np.sum(np.square(leaf[layer])) for leaf in jax.tree.leaves(grads["blocks"])) for layer in range(L)]
-    np.testing.assert_allclose(found, [*wanted, sum(np.sum(leaf**2) for leaf in leaves(grads).values())], rtol=1e-12)
+    np.testing.assert_allclose(actual, [*wanted, sum(np.sum(leaf**2) for leaf in leaves(grads).values())], rtol=1e-12)
 
 
 def test_a_random_direction_is_as_long_as_each_matrix(x64):

@@ -38,10 +38,10 @@ def dense(net: Network, params, numbers):
     return loss(params, table, jnp.zeros(OFFSETS, table.dtype), numbers)
 
 
-def assert_close(found, wanted, rtol=1e-12):
+def assert_close(actual, wanted, rtol=1e-12):
     """Asserts that entries agree within rtol of the largest of their array."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(wanted), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
 
@@ -106,15 +106,15 @@ def test_one_backward_pass_gives_it_all(x64, residual, norm, tied, unroll):
 @pytest.mark.parametrize("rule", ["pre_ln", pytest.param("attnres", marks=pytest.mark.slow)])
 def test_values_computed_again_in_the_backward_pass_change_nothing(x64, rule, unroll):
     """Under dropout, so that the second computation must draw the same masks."""
-    found, products = {}, {}
+    result, products = {}, {}
     for remat in ("none", "dots", "full"):
         net = replace(network(unroll=unroll, residual=rule, norm="none", dropout=0.3), remat=remat)
         loss = tapped_loss(net, WINDOWS, {"dropout": 0.3}, jax.random.key(1))
         params = parameters(net)
         program = jax.jit(lambda params, loss=loss: backward(loss, params, L)[:2]).lower(params)
-        found[remat], products[remat] = program.compile()(params), program.as_text().count("dot_general")
-    same(found["dots"], found["none"], atol=1e-15)
-    same(found["full"], found["none"], atol=1e-15)
+        result[remat], products[remat] = program.compile()(params), program.as_text().count("dot_general")
+    same(result["dots"], result["none"], atol=1e-15)
+    same(result["full"], result["none"], atol=1e-15)
     # dots: attention's scores and its outputs. full: these, and every product with a matrix whose result is needed.
     assert products["none"] < products["dots"] < products["full"]
 
@@ -171,8 +171,8 @@ def test_taps_and_counterfactual_leave_the_loss_alone(x64):
     params = parameters(net)
     for skip_scale in (1.0, 0.0, 0.5):
         loss, grads = untapped(net, params, at(skip_scale))
-        found, result = tapped(net, params, at(skip_scale))
-        assert found == pytest.approx(float(loss), rel=1e-14, abs=0)
+        primal, result = tapped(net, params, at(skip_scale))
+        assert primal == pytest.approx(float(loss), rel=1e-14, abs=0)
         assert_close(true_gradients(result), grads)
 
 
@@ -181,15 +181,15 @@ def deep():
     """Returns (tapped result, untapped gradients) by dtype, of 60 blocks without skip and norm."""
     narrow, wide = (network(dtype, layers=60, norm="none", bias=True) for dtype in ("float32", "float64"))
     # Biases keep the activations near 1 while each block shrinks delta by a factor of about 40.
-    params, found = parameters(narrow, scale=0.15), {}
-    found["float32"] = tapped(narrow, params, at(0.0))[1], untapped(narrow, params, at(0.0))[1]
+    params, result = parameters(narrow, scale=0.15), {}
+    result["float32"] = tapped(narrow, params, at(0.0))[1], untapped(narrow, params, at(0.0))[1]
     jax.config.update("jax_enable_x64", True)
     try:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
-        found["float64"] = (tapped(wide, params, at(0.0))[1], untapped(wide, params, at(0.0))[1])
+        result["float64"] = (tapped(wide, params, at(0.0))[1], untapped(wide, params, at(0.0))[1])
     finally:
         jax.config.update("jax_enable_x64", False)
-    return found
+    return result
 
 
 def settled(tag: str) -> bool:
@@ -202,11 +202,11 @@ def settled(tag: str) -> bool:
 
 def test_float32_taps_see_what_float32_gradients_cannot(x64, deep):
     result, plain = deep["float32"]
-    found, true = jitted_flow(result), jitted_flow(deep["float64"][0])
+    actual, true = jitted_flow(result), jitted_flow(deep["float64"][0])
     assert log10(true.delta)[0] < -90 and log10(true.delta)[-1] > -5
-    np.testing.assert_allclose(log10(found.delta), log10(true.delta), atol=1e-3)
-    for name in filter(settled, found.grad):
-        np.testing.assert_allclose(log10(found.grad[name]), log10(true.grad[name]), atol=1e-3, err_msg=name)
+    np.testing.assert_allclose(log10(actual.delta), log10(true.delta), atol=1e-3)
+    for name in filter(settled, actual.grad):
+        np.testing.assert_allclose(log10(actual.grad[name]), log10(true.grad[name]), atol=1e-3, err_msg=name)
     # Without taps the same network in the same precision says: exactly zero.
     assert not np.any(plain["positions"])
     assert not any(np.any(leaf[0]) for leaf in jax.tree.leaves(plain["blocks"]))
@@ -220,19 +220,19 @@ def test_where_tokens_are_alike_q_and_k_are_rounding_and_said_to_be(x64):
     params = parameters(exact, scale=0.3)
     true = jitted_flow(tapped(exact, params, at(0.0))[1])
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    found = jitted_flow(tapped(narrow, single, at(jnp.float32(0.0)))[1])
-    assert found.stream is not None
-    rank = np.asarray(found.stream.rank)
+    actual = jitted_flow(tapped(narrow, single, at(jnp.float32(0.0)))[1])
+    assert actual.stream is not None
+    rank = np.asarray(actual.stream.rank)
     rounded = qk_rounded(rank, "float32")
     assert not rounded[:4].any() and rounded[-4:].all()
-    off = {name: np.abs(log10(found.grad[name]) - log10(true.grad[name])) for name in true.grad if "attn" in name}
+    off = {name: np.abs(log10(actual.grad[name]) - log10(true.grad[name])) for name in true.grad if "attn" in name}
     for name, digits in off.items():
         if settled(name):
             assert digits.max() < 1e-3, name
         else:
             assert digits[~rounded].max() < 0.1 and digits[-1] > 2, name
     assert not qk_rounded(rank, "float64")[:-4].any()
-    verdict = judge(log10(found.delta), found.grad.log10(), rank=rank)
+    verdict = judge(log10(actual.delta), actual.grad.log10(), rank=rank)
     assert verdict.state == "dead_qk" and verdict.qk_rounded == rounded.sum()
     assert "Q and K are at most " in verdict.why
     assert f"(in {rounded.sum()} of 24 blocks they are float32's" in verdict.why

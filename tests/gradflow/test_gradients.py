@@ -38,11 +38,11 @@ def test_cosines_are_those_of_the_whole_vectors(tied, x64):
     params = parameters(net)
     one, two = (result_of(net, params, windows) for windows in WINDOWS)
     a, b = true_gradients(one), true_gradients(two)
-    found = cosines(one, two)
-    np.testing.assert_allclose(found.whole, angle(flat(a), flat(b)), rtol=1e-9)
+    result = cosines(one, two)
+    np.testing.assert_allclose(result.whole, angle(flat(a), flat(b)), rtol=1e-9)
     layers = [angle(flat(a["blocks"], layer), flat(b["blocks"], layer)) for layer in range(L)]
-    np.testing.assert_allclose(found.layer, layers, rtol=1e-9)
-    assert not np.allclose(found.layer, found.whole, rtol=1e-2)
+    np.testing.assert_allclose(result.layer, layers, rtol=1e-9)
+    assert not np.allclose(result.layer, result.whole, rtol=1e-2)
     same = cosines(one, one)
     np.testing.assert_allclose([*same.layer, same.whole], 1, rtol=1e-12)
 
@@ -68,11 +68,11 @@ def test_zeros_are_counted_a_matrix_and_a_layer(x64):
     blocks = params["blocks"]
     # Two of eight rows.
     cut = one._replace(params=changed(one.params, "blocks/attn/o/kernel", lambda kernel: kernel.at[1, :2].set(0)))
-    before, found = zero_fraction(one), zero_fraction(cut)
-    np.testing.assert_allclose(found["attn_o"], [0, 0.25, 0])
-    assert set(found) == {*named(blocks), "layer"}
+    before, after = zero_fraction(one), zero_fraction(cut)
+    np.testing.assert_allclose(after["attn_o"], [0, 0.25, 0])
+    assert set(after) == {*named(blocks), "layer"}
     size = flat(blocks, 0).size
-    np.testing.assert_allclose(np.asarray(found["layer"]) - np.asarray(before["layer"]), [0, 16 / size, 0], atol=1e-12)
+    np.testing.assert_allclose(np.asarray(after["layer"]) - np.asarray(before["layer"]), [0, 16 / size, 0], atol=1e-12)
 
 
 def made(entries, exponent=0.0):
@@ -82,32 +82,32 @@ def made(entries, exponent=0.0):
 
 
 def test_a_histogram_by_hand():
-    found = histogram(made([8.0, -8.0, 7.9, 4.0, 3.9, 1.0, 0.0, -0.0]))
+    result = histogram(made([8.0, -8.0, 7.9, 4.0, 3.9, 1.0, 0.0, -0.0]))
     counts = np.zeros(OCTAVES)
     counts[[0, 1, 2, 3]] = [2, 2, 1, 1]  # 8 <= |g| < 16; 4 to 8; 2 to 4; 1 to 2
-    np.testing.assert_array_equal(found.counts[0], counts)
-    assert (float(found.zeros[0]), float(found.top[0])) == (2, 4)
-    np.testing.assert_allclose(10 ** edges(float(found.top[0]))[:5], [16, 8, 4, 2, 1])
+    np.testing.assert_array_equal(result.counts[0], counts)
+    assert (float(result.zeros[0]), float(result.top[0])) == (2, 4)
+    np.testing.assert_allclose(10 ** edges(float(result.top[0]))[:5], [16, 8, 4, 2, 1])
 
 
 def test_a_histogram_has_no_range():
     entries = np.array([3e-38, 1.0, 2.0**-70], np.float32)
-    found = histogram(made(entries, exponent=-300.0))
-    assert float(found.top[0]) == -299
-    assert found.counts[0, 0] == 1 and found.counts[0, -1] == 2 and found.zeros[0] == 0
+    result = histogram(made(entries, exponent=-300.0))
+    assert float(result.top[0]) == -299
+    assert result.counts[0, 0] == 1 and result.counts[0, -1] == 2 and result.zeros[0] == 0
     assert edges(-299.0)[0] == pytest.approx(-299 * np.log10(2))
 
 
 def test_a_histogram_counts_every_entry(x64):
     net = network()
     one = result_of(net, parameters(net), WINDOWS[0])
-    found = histogram(one)
+    actual = histogram(one)
     for layer in range(L):
         g = np.abs(flat(true_gradients(one)["blocks"], layer))
-        assert found.counts[layer].sum() + found.zeros[layer] == g.size
-        low = 10.0 ** edges(float(found.top[layer]))
+        assert actual.counts[layer].sum() + actual.zeros[layer] == g.size
+        low = 10.0 ** edges(float(actual.top[layer]))
         wanted = [((g >= 2.0**-1 * top) & (g < top)).sum() for top in low[:6]]
-        np.testing.assert_array_equal(found.counts[layer][:6], wanted)
+        np.testing.assert_array_equal(actual.counts[layer][:6], wanted)
 
 
 def parts_by_hand(a, delta):
@@ -164,5 +164,5 @@ def test_the_stable_rank_by_svd(shape, x64):
 
 
 def test_nothing_but_zeros():
-    found = histogram(made([0.0, 0.0]))
-    assert found.counts.sum() == 0 and found.zeros[0] == 2
+    result = histogram(made([0.0, 0.0]))
+    assert result.counts.sum() == 0 and result.zeros[0] == 2

@@ -1,8 +1,6 @@
-"""Models that are not ours: the examples of docs/own_model.md, and delta against its definition."""
+"""Models that are not ours: delta against its definition (the examples of docs/own_model.md: test_docs.py)."""
 
 import operator
-import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,69 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from test_own_stack import blocks
 
-from model.taps import tap
-from train.gradflow.delta import delta_of
-from train.gradflow.norms import log10, value
 from train.gradflow.own_model import gradient_flow
 from train.gradflow.verdict import judge
-
-PAGE = (Path(__file__).parents[2] / "docs" / "own_model.md").read_text(encoding="utf-8")
-NUMBER = r"\d+\.?\d*(?:e[+-]\d+)?"
-EXAMPLES = re.findall(r"```python\n(.*?)```\n.*?```text\n(.*?)```", PAGE, re.S)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("code", "promised"), EXAMPLES, ids=["nnx", "linen", "equinox", "taps"])
-def test_the_page_prints_what_it_says(code, promised, capsys):
-    if "equinox" in code:
-        pytest.importorskip("equinox")
-    exec(compile(code, "docs/own_model.md", "exec"), {"__name__": "page"})
-    printed = capsys.readouterr().out
-    assert re.sub(NUMBER, "#", printed).split() == re.sub(NUMBER, "#", promised).split()
-    numbers = [np.array(re.findall(NUMBER, text), float) for text in (printed, promised)]
-    np.testing.assert_allclose(*numbers, rtol=0.03)
-
-
-def blocks(depth, scale):
-    return scale * np.random.default_rng(0).normal(size=(depth, 6, 6)) / np.sqrt(6)
-
-
-def scanned(weights, x, slots):
-    """Returns the loss of a stack of tanh layers under scan, with the slots as scan inputs."""
-
-    def body(state, inputs):
-        (x, exponent), (weight, slot) = state, inputs
-        x, exponent = tap(x, exponent, slot)
-        return (jnp.tanh(x @ weight), exponent), None
-
-    state, _ = jax.lax.scan(body, (x, jnp.zeros((), jnp.float32)), (weights, slots[:-1]))
-    return tap(state[0], state[1], slots[-1])[0]
-
-
-def test_delta_is_the_gradient_of_what_is_added_to_the_stream(x64):
-    weights, x = jnp.asarray(blocks(4, 1.0)), jnp.asarray(np.random.default_rng(1).normal(size=(3, 6)))
-
-    def moved(offsets):
-        y = x
-        for weight, offset in zip(weights, offsets[:-1], strict=True):
-            y = jnp.tanh((y + offset) @ weight)
-        return jnp.sum((y + offsets[-1]) ** 3)
-
-    wanted = jax.grad(moved)(jnp.zeros((5, 3, 6)))
-    found = delta_of(lambda slots: jnp.sum(scanned(weights, x, slots) ** 3), 4, "float64")
-    np.testing.assert_allclose(value(found), np.linalg.norm(wanted.reshape(5, -1), axis=1), rtol=1e-12)
-
-
-def test_a_deep_stack_of_ones_own_has_no_range():
-    weights, x = jnp.asarray(blocks(200, 0.01), jnp.float32), jnp.ones((1, 6), jnp.float32)
-    delta = log10(jax.jit(lambda: delta_of(lambda slots: jnp.sum(scanned(weights, x, slots)), 200))())
-    assert np.isfinite(delta).all()
-    # Each layer a hundredth, and what a random matrix does to one row.
-    assert delta[0] == pytest.approx(-200 * 2, abs=40)
-    verdict = judge(delta, {})
-    assert verdict.state == "vanishing" and verdict.qk_share is None
-    assert verdict.per_layer_gain is not None and verdict.per_layer_gain < 0.02
 
 
 class Block(nnx.Module):

@@ -154,16 +154,16 @@ def test_the_ledger_of_every_rule(rule, x64):
     """dL/dF by jax.grad at the outputs, and that by finite differences; F against the stream where that is what the
     attention reads."""
     net = network(residual=rule)
-    found, deltas, arrays, (slopes, products) = ledger_of(net, parameters(net))
+    result, deltas, arrays, (slopes, products) = ledger_of(net, parameters(net))
     close = np.allclose(slopes, products, rtol=1e-5, atol=1e-5 * np.abs(products).max())
     assert close == RULES[rule].derivative
     for part, layer in SUBLAYERS:
-        np.testing.assert_allclose(value(found[part].delta)[layer], size(deltas[part, layer]), rtol=1e-9)
-        assert abs(found[part].cosine[layer]) < 1 and value(found[part].ratio)[layer] > 0
+        np.testing.assert_allclose(value(result[part].delta)[layer], size(deltas[part, layer]), rtol=1e-9)
+        assert abs(result[part].cosine[layer]) < 1 and value(result[part].ratio)[layer] > 0
         x, y = arrays["stream", layer], arrays[part, layer]
         if part == "attn" and x.shape == y.shape and rule != "x0_lambda":  # which mixes x_0 in first
-            np.testing.assert_allclose(value(found[part].ratio)[layer], size(y) / size(x), rtol=1e-12)
-            np.testing.assert_allclose(found[part].cosine[layer], np.sum(x * y) / size(x) / size(y), rtol=1e-9)
+            np.testing.assert_allclose(value(result[part].ratio)[layer], size(y) / size(x), rtol=1e-12)
+            np.testing.assert_allclose(result[part].cosine[layer], np.sum(x * y) / size(x) / size(y), rtol=1e-9)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -176,14 +176,14 @@ def ledger_and_taps(net, params):
 def test_the_ledger_of_pre_ln_adds_up_to_the_stream(x64):
     """|x + F|^2 = |x|^2 (1 + 2 cosine ratio + ratio^2) goes from x_l to x_(l+1), and delta passes the additions."""
     net = network()
-    found, result = ledger_and_taps(net, parameters(net))
+    ledger, result = ledger_and_taps(net, parameters(net))
     growth = np.ones(L)
-    for stats in found.values():
+    for stats in ledger.values():
         ratio = value(stats.ratio)
         growth *= np.sqrt(1 + 2 * np.asarray(stats.cosine) * ratio + ratio**2)
     rms = np.asarray(result.stream.rms)
     np.testing.assert_allclose(growth, rms[1:] / rms[:-1], rtol=1e-12)
-    np.testing.assert_allclose(value(found["mlp"].delta), value(result.delta)[1:], rtol=1e-12)
+    np.testing.assert_allclose(value(ledger["mlp"].delta), value(result.delta)[1:], rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -191,11 +191,11 @@ def test_the_ledger_has_no_range():
     """A stack without skip and norm that shrinks delta by a million a block, in float32; and one of zeros."""
     net = network("float32", layers=60, residual="none", norm="none")
     params = parameters(net, 0.01)
-    found, result = ledger_and_taps(net, params)
-    assert log10(found["attn"].delta)[0] < -150
-    np.testing.assert_allclose(log10(found["mlp"].delta), log10(result.delta)[1:], atol=1e-6)
-    found, _ = ledger_and_taps(net, jax.tree.map(jnp.zeros_like, params))
-    assert np.isnan(log10(found["attn"].ratio)).all() and (log10(found["attn"].delta) == -np.inf).all()
+    ledger, result = ledger_and_taps(net, params)
+    assert log10(ledger["attn"].delta)[0] < -150
+    np.testing.assert_allclose(log10(ledger["mlp"].delta), log10(result.delta)[1:], atol=1e-6)
+    ledger, _ = ledger_and_taps(net, jax.tree.map(jnp.zeros_like, params))
+    assert np.isnan(log10(ledger["attn"].ratio)).all() and (log10(ledger["attn"].delta) == -np.inf).all()
 
 
 attention = jax.jit(per_block.attention)
@@ -218,18 +218,18 @@ def scores_of(weights):
     ],
 )
 def test_entropy_is_of_the_visible_keys(weights, entropy, sink):
-    seen = attention(scores_of(weights))
-    np.testing.assert_allclose(seen.entropy, [entropy], rtol=1e-6)
-    np.testing.assert_allclose(seen.sink, [sink], rtol=1e-6)
-    np.testing.assert_allclose(seen.logit_max, [3 + np.log(np.max(weights))], rtol=1e-6)
+    stats = attention(scores_of(weights))
+    np.testing.assert_allclose(stats.entropy, [entropy], rtol=1e-6)
+    np.testing.assert_allclose(stats.sink, [sink], rtol=1e-6)
+    np.testing.assert_allclose(stats.logit_max, [3 + np.log(np.max(weights))], rtol=1e-6)
     one_key = np.zeros((1, 1, 1, 4), np.float32)
     one_key[..., 2] = 1000
     assert float(attention(one_key).entropy[0]) == 0.0
 
 
 def test_scores_that_are_no_numbers_are_not_taken_for_masked():
-    seen = attention(np.full((1, 1, 2, 2), np.nan, np.float32))
-    assert np.isnan(seen.entropy).all() and np.isnan(seen.logit_max).all()
+    stats = attention(np.full((1, 1, 2, 2), np.nan, np.float32))
+    assert np.isnan(stats.entropy).all() and np.isnan(stats.logit_max).all()
     scores = np.random.default_rng(0).normal(size=(12, 4, 64, 64)).astype(np.float32)
     scores[5, 2, 40, 17] = np.nan
     assert np.isnan(attention(scores).logit_max).tolist() == [False, False, True, False]
@@ -245,17 +245,17 @@ def test_attention_is_watched_in_every_layer_and_head(model, x64):
     def watched(params):
         return per_block.observed(net.anatomy(params, TOKENS), {"attn/scores": per_block.attention})["attn/scores"]
 
-    found = watched(params)
-    assert found.entropy.shape == found.logit_max.shape == (L, 2)
-    assert ((found.entropy > 0) & (found.entropy < 1)).all()
-    assert len(np.unique(np.asarray(found.entropy))) == L * 2
+    result = watched(params)
+    assert result.entropy.shape == result.logit_max.shape == (L, 2)
+    assert ((result.entropy > 0) & (result.entropy < 1)).all()
+    assert len(np.unique(np.asarray(result.entropy))) == L * 2
     if "attention_cap" in model:
-        assert (np.abs(found.logit_max) <= 0.5).all()
-    found = watched(changed(params, "blocks/attn/q", lambda q: jax.tree.map(jnp.zeros_like, q)))
-    uniform = np.allclose(found.entropy, 1, atol=1e-12)
+        assert (np.abs(result.logit_max) <= 0.5).all()
+    result = watched(changed(params, "blocks/attn/q", lambda q: jax.tree.map(jnp.zeros_like, q)))
+    uniform = np.allclose(result.entropy, 1, atol=1e-12)
     assert uniform == ("positions" not in model)
     if uniform:
-        assert (found.logit_max == 0).all()
+        assert (result.logit_max == 0).all()
 
 
 def test_a_peak_is_over_the_rms():
@@ -265,8 +265,8 @@ def test_a_peak_is_over_the_rms():
     assert float(per_block.peak(np.full((2, 3), -1e30, np.float32))) == pytest.approx(1)
     assert np.isnan(per_block.peak(jnp.zeros((2, 2))))
     net = network("float32")
-    found = jax.jit(lambda p: per_block.observed(net.anatomy(p, TOKENS), {"stream": per_block.peak}))(parameters(net))
-    assert found["stream"].shape == (L,) and len({*np.asarray(found["stream"]).tolist()}) == L
+    result = jax.jit(lambda p: per_block.observed(net.anatomy(p, TOKENS), {"stream": per_block.peak}))(parameters(net))
+    assert result["stream"].shape == (L,) and len({*np.asarray(result["stream"]).tolist()}) == L
 
 
 def test_dead_units_are_those_that_no_token_wakes(x64):
@@ -274,13 +274,13 @@ def test_dead_units_are_those_that_no_token_wakes(x64):
     assert float(per_block.dead_units(hidden)) == 0.5
     net = network(activation="relu", bias=True)
     params = parameters(net)
-    seen = jax.jit(lambda p: per_block.observed(net.anatomy(p, TOKENS), {"mlp/hidden": per_block.dead_units}))
+    observe = jax.jit(lambda p: per_block.observed(net.anatomy(p, TOKENS), {"mlp/hidden": per_block.dead_units}))
 
     def killing(bias):
         return jnp.full_like(bias, 100.0).at[1, : bias.shape[1] // 4].set(-1e6)
 
     killed = changed(params, "blocks/mlp/in_/bias", killing)
-    np.testing.assert_array_equal(seen(killed)["mlp/hidden"], [0, 0.25, 0])
+    np.testing.assert_array_equal(observe(killed)["mlp/hidden"], [0, 0.25, 0])
 
 
 def test_observers_change_nothing(x64):
@@ -307,11 +307,11 @@ def test_observers_change_nothing(x64):
 @pytest.mark.slow
 def test_a_branch_that_rounding_swallows_is_not_told():
     """float32 cannot resolve a branch of 1e-7 of delta; layerscale starts at 1e-6 beyond 24 blocks."""
-    found = []
+    result = []
     for scale in (1e-7, 1e-2):
         net = network("float32", residual="layerscale")
         own = {name: jnp.full((L, D), scale, jnp.float32) for name in ("lambda_1", "lambda_2")}
         split = split_of(net, changed(parameters(net), "blocks/residual", lambda _, own=own: own))
-        found.append([np.isnan(x) for x in (log10(split.branch), split.cosine, log10(split.delta))])
-    assert found[0][0].all() and found[0][1].all() and not found[0][2].any()
-    assert not any(part.any() for part in found[1])
+        result.append([np.isnan(x) for x in (log10(split.branch), split.cosine, log10(split.delta))])
+    assert result[0][0].all() and result[0][1].all() and not result[0][2].any()
+    assert not any(part.any() for part in result[1])

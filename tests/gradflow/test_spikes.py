@@ -44,34 +44,34 @@ def test_nor_is_noise_with_heavy_tails():
     assert not any(heights(2.4 + 0.1 * row).any() for row in drawn)
 
 
-@pytest.mark.parametrize(("length", "seen"), [(1, False), (LATEST // 2 - 1, False), (LATEST // 2 + 1, True)])
-def test_a_spike_lasts_longer_than_a_few_bad_batches(length, seen):
+@pytest.mark.parametrize(("length", "expected"), [(1, False), (LATEST // 2 - 1, False), (LATEST // 2 + 1, True)])
+def test_a_spike_lasts_longer_than_a_few_bad_batches(length, expected):
     losses = quiet()
     losses[300 : 300 + length] += 3.0
-    found = heights(losses)
-    assert found.any() == seen
-    if seen:
-        assert 300 < np.flatnonzero(found)[0] <= 300 + length and not found[300 + length + LATEST :].any()
-        assert 2.0 < found.max() < 3.5
+    result = heights(losses)
+    assert result.any() == expected
+    if expected:
+        assert 300 < np.flatnonzero(result)[0] <= 300 + length and not result[300 + length + LATEST :].any()
+        assert 2.0 < result.max() < 3.5
 
 
 def test_limits_on_both_sides():
     """The limit is a share of the initial loss without noise, and a multiple of the spread with noise."""
     base = np.full(200, 2.0)
-    for factor, seen in ((0.9, False), (1.1, True)):
-        assert heights(np.append(base, np.full(20, 2.0 + factor * SHARE * 2.0))).any() == seen
+    for factor, expected in ((0.9, False), (1.1, True)):
+        assert heights(np.append(base, np.full(20, 2.0 + factor * SHARE * 2.0))).any() == expected
     noisy = quiet()
     usual = noisy[-BEFORE:]
     limit = 3 * 1.4826 * np.median(np.abs(usual - np.median(usual)))
     assert limit > 0.05 * 4.6
-    for factor, seen in ((0.75, False), (1.25, True)):  # a few steps before, what is usual was a little different
-        assert heights(np.append(noisy, np.full(LATEST, np.median(usual) + factor * limit))).any() == seen
+    for factor, expected in ((0.75, False), (1.25, True)):  # a few steps before, what is usual was a little different
+        assert heights(np.append(noisy, np.full(LATEST, np.median(usual) + factor * limit))).any() == expected
 
 
 def test_where_a_loss_stays_up_the_spike_stays_open_until_half_of_it_is_left():
     up = np.append(np.full(100, 2.0), np.full(500, 3.0))
-    watch, found = follow(SpikeDetector(), up)
-    assert found[-1] == 1.0 and watch.level == 2.0 and watch.before == (2.0,) * BEFORE
+    watch, result = follow(SpikeDetector(), up)
+    assert result[-1] == 1.0 and watch.level == 2.0 and watch.before == (2.0,) * BEFORE
     _, still = follow(watch, np.full(50, 2.0 + 0.6 * watch.limit))
     assert still[-1] > 0
     after, back = follow(watch, np.full(50, 2.0 + 0.4 * watch.limit))
@@ -89,8 +89,8 @@ def test_before_there_is_something_to_compare_with_nothing_is_said():
 def test_what_is_not_finite_is_infinitely_high():
     losses = quiet()
     losses[200:] = np.nan
-    watch, found = follow(SpikeDetector(), losses)
-    assert np.isposinf(found[-1]) and not np.isnan(found).any() and watch.level == pytest.approx(2.4, abs=0.1)
+    watch, result = follow(SpikeDetector(), losses)
+    assert np.isposinf(result[-1]) and not np.isnan(result).any() and watch.level == pytest.approx(2.4, abs=0.1)
     assert not heights(np.full(100, np.nan)).any()  # of which nothing was ever usual
 
 
@@ -103,8 +103,8 @@ def test_it_does_not_matter_how_the_steps_are_cut_nor_whether_a_run_was_resumed(
     watch, parts = SpikeDetector(), []
     for start in range(0, STEPS, window):
         watch = SpikeDetector.from_json(json.loads(json.dumps(watch.as_json())))
-        watch, found = follow(watch, losses[start : start + window])
-        parts.append(found)
+        watch, result = follow(watch, losses[start : start + window])
+        parts.append(result)
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert watch == whole_watch
 
@@ -141,15 +141,15 @@ def test_what_moved_is_named_in_order_of_time_with_its_factor():
 def test_the_band_is_seven_deviations_where_a_factor_of_two_is_less():
     """Values of +- 0.1: MAD 0.1, so the limit is 7 * 1.4826 * 0.1 = 1.038."""
     wide = 0.1 * (-1.0) ** np.arange(150)
-    for moved, seen in ((0.9, False), (1.2, True)):
-        assert bool(moved_before({"x": wide + moved * (np.arange(150) >= 130)}, RISE)) == seen
-    for least, seen in ((0.28, False), (0.34, True)):
-        assert bool(moved_before({"x": steady(least, 130)}, RISE)) == seen
+    for moved, expected in ((0.9, False), (1.2, True)):
+        assert bool(moved_before({"x": wide + moved * (np.arange(150) >= 130)}, RISE)) == expected
+    for least, expected in ((0.28, False), (0.34, True)):
+        assert bool(moved_before({"x": steady(least, 130)}, RISE)) == expected
 
 
 def test_one_step_alone_counts_only_from_twice_the_limit_on():
-    for moved, seen in ((0.5, False), (0.7, True)):
-        assert bool(moved_before({"x": steady(moved, RISE - 1)}, RISE)) == seen
+    for moved, expected in ((0.5, False), (0.7, True)):
+        assert bool(moved_before({"x": steady(moved, RISE - 1)}, RISE)) == expected
     assert moved_before({"x": steady(0.5, RISE - 2)}, RISE)[0].at == RISE - 2
 
 
@@ -183,8 +183,8 @@ def test_entries_that_are_not_finite():
     half[:70:2] = np.inf
     series = {"zero": zero, "nan": nan, "dead": dead, "single": single, "half": half, "never": np.full(150, np.nan)}
     assert [(move.name, move.log10) for move in moved_before(series, RISE)] == [("zero", -np.inf), ("nan", np.inf)]
-    told = first_moved(series, spiked(), SPIKE, 1)
-    assert told == "first moved zero (×0 at step 139), nan (not finite at step 139); the loss rose at step 141"
+    moves = first_moved(series, spiked(), SPIKE, 1)
+    assert moves == "first moved zero (×0 at step 139), nan (not finite at step 139); the loss rose at step 141"
 
 
 def test_the_loss_rises_after_its_last_two_steps_near_the_level():

@@ -98,14 +98,18 @@ def test_a_spike_is_told_when_it_is_seen(run):
     """Spikes are reported on the console and in TensorBoard with the gradient flow; none for the quiet variant."""
     folder, out = run
     directory = folder / "whole" / "states" / "unstable"
-    told = [line for line in out.splitlines() if "loss spike at step" in line]
-    assert told and len(told) <= 5 and all(line.startswith("warning: unstable: loss spike at step ") for line in told)
-    assert out.index(told[0]) < out.index("states: results")
+    reports = [line for line in out.splitlines() if "loss spike at step" in line]
+    assert (
+        reports
+        and len(reports) <= 5
+        and all(line.startswith("warning: unstable: loss spike at step ") for line in reports)
+    )
+    assert out.index(reports[0]) < out.index("states: results")
     texts = [
         (event.step, event.tensor_proto.string_val[0].decode())
         for event in events_of(directory).Tensors("verdict/spike")
     ]
-    assert [f"warning: unstable: {text.splitlines()[0]}" for _, text in texts] == told
+    assert [f"warning: unstable: {text.splitlines()[0]}" for _, text in texts] == reports
     for step, text in texts:
         assert text.startswith(f"loss spike at step {step}, ") and "Try optimizer.lr: 0.003 (it is 10.0)" in text
     steps, heights = read_run(directory).steps["loss/spike"]
@@ -182,7 +186,7 @@ def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("state", "keys", "said"),
+    ("state", "keys", "advice"),
     [
         ("vanishing", {"model.residual": "none"}, "model.residual: pre_ln"),
         ("vanishing", {"model.skip_scale": 0.0}, "model.skip_scale: 1 (it is 0)"),
@@ -208,14 +212,14 @@ def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
         ("not_learning", {}, "optimizer.lr: 0.01 (it is 0.001)"),
     ],
 )
-def test_what_to_try_follows_from_the_config(tiny, state, keys, said):
-    assert said in str(advice_for(state, tiny(keys).variants[0].config))
+def test_what_to_try_follows_from_the_config(tiny, state, keys, advice):
+    assert advice in str(advice_for(state, tiny(keys).variants[0].config))
 
 
 def test_a_run_that_does_not_learn_is_told_by_how_much_its_weights_move(tiny):
     high, long, low = "optimizer.lr: 0.03 (it is 0.001)", "longer train.steps", "optimizer.lr: 0.0003"
-    for update, said in ((-8.9, high), (-6.1, high), (-4.0, long), (-1.9, low)):
-        assert str(advice_for("not_learning", tiny().variants[0].config, update)).startswith(said)
+    for update, advice in ((-8.9, high), (-6.1, high), (-4.0, long), (-1.9, low)):
+        assert str(advice_for("not_learning", tiny().variants[0].config, update)).startswith(advice)
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "own:rule"])

@@ -48,17 +48,17 @@ def test_gain_is_the_slope_of_a_fitted_line():
 
 
 @pytest.mark.parametrize(
-    ("delta", "state", "ratio", "bad", "said"),
+    ("delta", "state", "ratio", "bad", "sentence"),
     [
         (line(100, -4.0), "vanishing", None, 99, "1.0e-400"),  # a ratio outside a float is no zero
         (np.append([-np.inf, -np.inf], line(2, -0.1)), "vanishing", 0.0, 1, "exactly zero at depth 1"),
         (np.append([np.nan] * 3, line(1, 0.0)), "exploding", None, 2, "not a finite number at depth 2"),
     ],
 )
-def test_what_a_float_does_not_hold(delta, state, ratio, bad, said):
+def test_what_a_float_does_not_hold(delta, state, ratio, bad, sentence):
     verdict = judge(delta, grads(delta.size - 1))
     assert (verdict.state, verdict.ratio, verdict.first_bad_layer) == (state, ratio, bad)
-    assert said in verdict.why
+    assert sentence in verdict.why
     assert verdict.log10_ratio is None or verdict.log10_ratio == pytest.approx(-400.0)
 
 
@@ -119,13 +119,13 @@ def test_collapse_is_named_last_and_as_the_reason_why_q_and_k_starve():
 
 def test_a_gain_at_depth_100_neither_overflows_nor_becomes_zero():
     """0.9^100 = 2.66e-5, the textbook figure."""
-    said = judge(line(10, np.log10(0.9)), grads(10)).as_json()
-    assert said["gain_at_100"] == pytest.approx(2.656e-5, rel=1e-3)
-    assert said["log10_gain_at_100"] == pytest.approx(100 * np.log10(0.9))
+    fields = judge(line(10, np.log10(0.9)), grads(10)).as_json()
+    assert fields["gain_at_100"] == pytest.approx(2.656e-5, rel=1e-3)
+    assert fields["log10_gain_at_100"] == pytest.approx(100 * np.log10(0.9))
     for per_layer in (-4.0, 4.0):
-        said = judge(line(10, per_layer), grads(10)).as_json()
-        assert said["gain_at_100"] is None and said["log10_gain_at_100"] == pytest.approx(100 * per_layer)
-        assert said["per_layer_gain"] == pytest.approx(10**per_layer)
+        fields = judge(line(10, per_layer), grads(10)).as_json()
+        assert fields["gain_at_100"] is None and fields["log10_gain_at_100"] == pytest.approx(100 * per_layer)
+        assert fields["per_layer_gain"] == pytest.approx(10**per_layer)
     for rounding in (0.0, -4e-13, 4e-13):  # of the fit, which differs between machines
         deep = judge(line(3, -400.0 + rounding), grads(3))
         assert deep.per_layer_gain is None and deep.log10_gain == pytest.approx(-400) and "1.0e-400 a layer" in deep.why
@@ -143,7 +143,7 @@ def test_a_hundred_blocks_are_mentioned_of_the_pass_that_is_not_healthy_alone():
     assert why == f"from the start {starved.why}; by step 90 it is vanishing: {vanishing.why}"
 
 
-def test_the_stream_is_shown_beside_a_delta_that_does_not_arrive():
+def test_the_stream_is_shown_with_a_delta_that_does_not_arrive():
     rms = np.array([1.0, 2.0, 1e-4])
     assert "the stream's rms goes from 1 to 0.0001" in judge(line(2, -2.0), grads(2), rms=rms).why
     assert "rms" not in judge(line(2, 0.0), grads(2), rms=rms).why
@@ -187,7 +187,7 @@ STUCK = LossHistory(500, train=3.25, val=3.24, constant=3.25, update=-4.0)
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "history", "state", "said"),
+    ("first", "last", "history", "state", "sentence"),
     [
         # A design that does not let the gradient through comes first, and spikes are mentioned.
         ("vanishing", "dead_qk", TWICE, "vanishing", "2 loss spikes, the first by step 100, the highest of 0.7"),
@@ -206,9 +206,9 @@ STUCK = LossHistory(500, train=3.25, val=3.24, constant=3.25, update=-4.0)
         ("healthy", "healthy", LossHistory(500), "healthy", "healthy it is"),
     ],
 )
-def test_the_cause_goes_before_what_it_leads_to(first, last, history, state, said):
+def test_the_cause_goes_before_what_it_leads_to(first, last, history, state, sentence):
     verdict = over_run(_verdict(first), _verdict(last), 90, history)
-    assert verdict.state == state and said in verdict.why
+    assert verdict.state == state and sentence in verdict.why
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_the_cause_goes_before_what_it_leads_to(first, last, history, state, sai
         ({"val": 9.0}, False),  # worse than knowing nothing
         ({"val": 9.0, "train": 0.1}, True),  # learned by heart
         ({"train": None}, False),
-        ({"val": None}, True),  # no evaluation at the last step: nobody knows
-        ({"constant": None}, True),  # nobody knows
+        ({"val": None}, True),  # no evaluation at the last step: unknown
+        ({"constant": None}, True),  # unknown
         ({"best": 1.0}, False),
         ({"best": 3.2}, True),  # there is nothing to learn
         ({"steps": 99}, True),  # too early

@@ -56,12 +56,12 @@ def some(folder, corpus, shared_programs):
     return folder / "some" / "tiny" / "main"
 
 
-def same_series(found, wanted, rtol=0.0, atol=0.0):
+def same_series(actual, wanted, rtol=0.0, atol=0.0):
     """Asserts that two runs logged equal values at equal steps under the tags of `wanted`, but for the throughput."""
     for tag, (at, values) in wanted.items():
         if not tag.startswith("perf/"):
-            np.testing.assert_array_equal(at, found[tag][0], err_msg=tag)
-            np.testing.assert_allclose(values, found[tag][1], rtol=rtol, atol=atol, err_msg=tag)
+            np.testing.assert_array_equal(at, actual[tag][0], err_msg=tag)
+            np.testing.assert_allclose(values, actual[tag][1], rtol=rtol, atol=atol, err_msg=tag)
 
 
 @pytest.mark.slow
@@ -132,23 +132,23 @@ def test_a_resumed_run_measures_each_step_once(whole, folder, corpus):
     same_series(after, before)
     # TensorBoard forgets what it had from step 4 on, also the pictures of step 4.
     events = events_of(directory)
-    for found in (events.Histograms("grad/histogram_log10/layer_000"), events.Images("landscape/update")):
-        assert [event.step for event in found] == [0, 4, 8]
+    for result in (events.Histograms("grad/histogram_log10/layer_000"), events.Images("landscape/update")):
+        assert [event.step for event in result] == [0, 4, 8]
 
 
 @pytest.mark.slow
 def test_vmapped_variants_measure_what_single_ones_do(folder, corpus):
     """Every figure of the gradient's flow, each variant its own; a batched matmul may sum in another order."""
     variants = {"one": {}, "two": {"optimizer.lr": 3e-3, "model.skip_scale": 0.5}}
-    found = []
+    result = []
     for group in ("turn", "vmap"):
         path = config_of(folder, corpus, group, {"split": 4}, {"group": group}, variants=variants)
         assert main(["train", str(path)]) == 0
-        found.append([read_run(folder / group / "tiny" / name).steps for name in variants])
-    for turn, vmap in zip(*found, strict=True):
+        result.append([read_run(folder / group / "tiny" / name).steps for name in variants])
+    for turn, vmap in zip(*result, strict=True):
         assert turn.keys() == vmap.keys()
         same_series(vmap, turn, rtol=2e-4, atol=1e-4)
-    one, two = found[0]  # or the wrong one would not be told apart
+    one, two = result[0]  # or the wrong one would not be told apart
     early = ["delta/norm_log10/layer_000", "gain/layer_001", "grad/norm_log10/layer_000/attn_v", "act/rms/layer_001"]
     late = ["delta_without/norm_log10/layer_000", "update/ratio_log10/layer_001", "split/skip_log10/layer_001"]
     for tag in early + late:
@@ -180,20 +180,20 @@ def test_probe_reads_them(folder, whole, corpus, capsys):
     printed = capsys.readouterr().out
     whole_object = json.loads(file.read_text())
     jsonschema.validate(whole_object, json.loads((ROOT / "docs" / "probe.schema.json").read_text()))
-    found = whole_object["instruments"]
+    result = whole_object["instruments"]
     series = read_run(whole).steps
 
     def first(tag):
         return series[tag][1][0]
 
-    assert found["attn/entropy"]["layer"] == pytest.approx([first(f"attn/entropy/layer_00{i}") for i in (0, 1)])
-    assert found["sharpness/top"] == pytest.approx(first("sharpness/top"), rel=1e-3)
-    assert found["depth_loss/lens"][-1] == pytest.approx(whole_object["loss"], rel=1e-6)
-    assert found["sharpness_adam/top"] is None
-    assert found["noise/scale"] == pytest.approx(first("noise/scale"), rel=1e-3)
-    counts = np.array(found["grad/histogram_log10"]["counts"])
-    assert counts.sum() + np.sum(found["grad/histogram_log10"]["zeros"]) == 2 * (2 * 8 + 4 * 64 + 2 * 8 * 32)
-    curve = found["landscape/update"]
+    assert result["attn/entropy"]["layer"] == pytest.approx([first(f"attn/entropy/layer_00{i}") for i in (0, 1)])
+    assert result["sharpness/top"] == pytest.approx(first("sharpness/top"), rel=1e-3)
+    assert result["depth_loss/lens"][-1] == pytest.approx(whole_object["loss"], rel=1e-6)
+    assert result["sharpness_adam/top"] is None
+    assert result["noise/scale"] == pytest.approx(first("noise/scale"), rel=1e-3)
+    counts = np.array(result["grad/histogram_log10"]["counts"])
+    assert counts.sum() + np.sum(result["grad/histogram_log10"]["zeros"]) == 2 * (2 * 8 + 4 * 64 + 2 * 8 * 32)
+    curve = result["landscape/update"]
     assert curve["at"][5] == 0 and curve["loss"][5] == pytest.approx(whole_object["loss"], rel=1e-5)
     assert curve["loss"][6] < curve["loss"][5]  # the next update goes downhill
     assert "split/cosine" in printed and "sharpness/top" in printed
@@ -204,11 +204,11 @@ def test_a_probe_explains_starved_attention(folder, corpus, capsys):
     """With the mean parts, if they are read."""
     model = {"layers": 12, "width": 16, "heads": 2, "residual": "none", "init": "xavier"}
     path = config_of(folder, corpus, "starved", {}, model=model)
-    for instruments, said in (("units", False), ("grad_mean", True)):
+    for instruments, expected in (("units", False), ("grad_mean", True)):
         assert main(["probe", str(path), "--instruments", instruments]) == 0
         printed = capsys.readouterr().out
         assert "dead_qk" in printed
-        assert bool(re.search(r"make \d\d+ % of the gradient of V, and 0 % of that of K\n", printed)) == said
+        assert bool(re.search(r"make \d\d+ % of the gradient of V, and 0 % of that of K\n", printed)) == expected
 
 
 @pytest.mark.slow
@@ -217,9 +217,9 @@ def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys):
     path, file = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4)), folder / "checkpoint.json"
     at_the_end = ["probe", str(path), "--checkpoint", str(whole), "--json", str(file)]
     assert main([*at_the_end, "--instruments", "sharpness_adam,units"]) == 0
-    found = json.loads(file.read_text())["instruments"]
-    assert found["sharpness_adam/top"] > 0
-    assert found["sharpness_adam/threshold"] == pytest.approx(38 / 1e-3, rel=1e-4)
+    result = json.loads(file.read_text())["instruments"]
+    assert result["sharpness_adam/top"] > 0
+    assert result["sharpness_adam/threshold"] == pytest.approx(38 / 1e-3, rel=1e-4)
     assert main([*at_the_end, "optimizer.lr=0.5", "--instruments", "units,landscape"]) == 2
     assert "its optimizer differs from that of variant main in optimizer.lr" in capsys.readouterr().err
 

@@ -47,9 +47,9 @@ def test_numbers_and_matrices_by_hand():
         "alpha": jnp.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]),  # a row a block over all sources, as denseformer has
         "across_1": jnp.arange(8.0).reshape(2, 2, 2),
     }
-    found = {name: values.tolist() for name, values in sizes(own).items()}
-    assert found["alpha_1"] == [1.0, -2.0] and found["gate_1/kernel"] == [2.5, 1.0]
-    assert found["alpha"] == pytest.approx([3**-0.5, 6**-0.5]) and list(found) == list(own)
+    result = {name: values.tolist() for name, values in sizes(own).items()}
+    assert result["alpha_1"] == [1.0, -2.0] and result["gate_1/kernel"] == [2.5, 1.0]
+    assert result["alpha"] == pytest.approx([3**-0.5, 6**-0.5]) and list(result) == list(own)
     drawn = matrices(own, ["alpha*", "across_*"])
     assert {name: leaf.shape for name, leaf in drawn.items()} == {"alpha": (2, 1, 3), "across_1": (2, 2, 2)}
     assert drawn["across_1"][1].tolist() == [[4.0, 5.0], [6.0, 7.0]]
@@ -71,16 +71,16 @@ def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block, heads)
         weights = [source_weights(sources[i], queries[i], jnp.int64(counts[2 * i + 1]), eps) for i in range(3)]
         mixed = jnp.einsum("lsnh,lsnhk->lnhk", jnp.stack(weights), sources.reshape(*sources.shape[:-1], H, -1))
         zero = {name: jnp.zeros_like(query) for name, query in own.items()}
-        found = depth_mixing(rule, anatomy, own, eps), depth_mixing(rule, anatomy, zero, eps)
-        return found, mixed.reshape(h.shape), h, jnp.stack(weights)
+        result = depth_mixing(rule, anatomy, own, eps), depth_mixing(rule, anatomy, zero, eps)
+        return result, mixed.reshape(h.shape), h, jnp.stack(weights)
 
-    (found, alike), mixed, h, weights = jax.device_get(measured(drawn(net)))
-    assert found.shape == (3, 2, rule.rows)
+    (result, alike), mixed, h, weights = jax.device_get(measured(drawn(net)))
+    assert result.shape == (3, 2, rule.rows)
     np.testing.assert_allclose(mixed, h, rtol=1e-9)
-    np.testing.assert_allclose(found[:, 1], weights.mean(axis=(2, 3)), rtol=1e-9)
-    assert np.ptp(found[2, 1]) > 0.01  # or any weights would do
+    np.testing.assert_allclose(result[:, 1], weights.mean(axis=(2, 3)), rtol=1e-9)
+    assert np.ptp(result[2, 1]) > 0.01  # or any weights would do
     for done, count in enumerate(counts):  # queries of 0 weigh all sources alike
-        for each in (found, alike):
+        for each in (result, alike):
             row = each[done // 2, done % 2]
             assert (row[count:] == 0).all() and (row[:count] > 0).all() and row.sum() == pytest.approx(1, rel=1e-12)
         np.testing.assert_allclose(row[:count], 1 / count, rtol=1e-12)
@@ -93,18 +93,18 @@ def test_mhc_without_its_dynamic_part_by_its_equations(x64, mixing):
     net = network({"rule": "mhc", "streams": 3, "mixing": mixing})
     params = drawn(net)
     own = jax.device_get(own_parameters(params))
-    found = jax.device_get(stream_mixing(ManifoldHyperConnections(net.config), params["blocks"]["residual"]))
+    result = jax.device_get(stream_mixing(ManifoldHyperConnections(net.config), params["blocks"]["residual"]))
     for k in "12":
-        np.testing.assert_allclose(found[f"read_{k}"][:, 0], 1 / (1 + np.exp(-own[f"read_{k}/bias"])), rtol=1e-9)
-        np.testing.assert_allclose(found[f"write_{k}"][:, 0], 2 / (1 + np.exp(-own[f"write_{k}/bias"])), rtol=1e-9)
+        np.testing.assert_allclose(result[f"read_{k}"][:, 0], 1 / (1 + np.exp(-own[f"read_{k}/bias"])), rtol=1e-9)
+        np.testing.assert_allclose(result[f"write_{k}"][:, 0], 2 / (1 + np.exp(-own[f"write_{k}/bias"])), rtol=1e-9)
         for axis in (1, 2):
-            np.testing.assert_allclose(found[f"across_{k}"].sum(axis=axis), 1, atol=3e-3)
+            np.testing.assert_allclose(result[f"across_{k}"].sum(axis=axis), 1, atol=3e-3)
     if mixing == "sinkhorn":  # its scaling of rows and columns leaves such ratios as they are; (from, to) is transposed
-        logs, logits = np.log(found["across_2"][1]), np.reshape(own["across_2/bias"][1], (3, 3)).T
+        logs, logits = np.log(result["across_2"][1]), np.reshape(own["across_2/bias"][1], (3, 3)).T
         gaps = [x[0, 1] + x[1, 2] - x[0, 2] - x[1, 1] for x in (logs, logits, logits.T)]
         assert gaps[0] == pytest.approx(gaps[1], rel=1e-6) and gaps[0] != pytest.approx(gaps[2], rel=1e-2)
     if mixing == "identity":
-        assert (found["across_1"] == np.eye(3)).all()
+        assert (result["across_1"] == np.eye(3)).all()
 
 
 def test_a_picture_has_each_entry_at_its_place():

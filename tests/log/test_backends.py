@@ -1,4 +1,4 @@
-"""Backends beside TensorBoard: each is called as its library wants it, and none can stop a training."""
+"""Backends other than TensorBoard: each is called as its library wants it, and none can stop a training."""
 
 import csv
 import errno
@@ -20,7 +20,7 @@ from train.log.writer import Tracker
 
 
 class Run:
-    """What of `wandb.Run` is used: like the server, it knows the rows of its id from before."""
+    """The part of `wandb.Run` that is used; like the server, it has the earlier rows of its id."""
 
     def __init__(self, history, **init):
         self.init, self.history, self.flat, self.summary, self.finished = init, history, {}, {}, False

@@ -76,20 +76,20 @@ def test_res_post_norm_adds_increments_of_rms_1_and_its_output_matrices_do_not_s
 
 
 @pytest.mark.parametrize(
-    ("residual", "sigma", "kept"),
+    ("residual", "sigma", "share"),
     [
         ("keel", 1.0, (1 + 1 / (2 * DEEP) ** 2) ** -DEEP),
         ("keel", 8.0, (1 + 64 / (2 * DEEP) ** 2) ** -DEEP),
         ("post_ln", 1.0, 2.0**-DEEP),
     ],
 )
-def test_the_share_of_delta_that_the_skips_of_post_norms_keep(x64, residual, sigma, kept):
+def test_the_share_of_delta_that_the_skips_of_post_norms_keep(x64, residual, sigma, share):
     """n / 2 is DEEP. A norm also takes delta's part along the stream away, 1 of WIDE directions."""
     one, outputs = Synthetic(residual), noise(sigma)
     end, pull = jax.vjp(lambda x: one.run(x, lambda h, k: jnp.asarray(outputs[k]))[-1], one.x)
     delta = np.random.default_rng(2).normal(size=end.shape)
-    found = np.linalg.norm(pull(jnp.asarray(delta))[0]) / np.linalg.norm(delta)
-    assert found == pytest.approx(kept, rel=2 * DEEP / WIDE)
+    result = np.linalg.norm(pull(jnp.asarray(delta))[0]) / np.linalg.norm(delta)
+    assert result == pytest.approx(share, rel=2 * DEEP / WIDE)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_gpas_at_gate_0_is_pre_ln_bitwise_and_its_gate_s_gradient_is_minus_half_
     opened = {"gate": jnp.asarray(1.0)}
     end, pull = jax.vjp(lambda x: one.run(x, lambda h, k: jnp.asarray(outputs[k]), opened)[-1], one.x)
     same(pull(jnp.asarray(c))[0], c)
-    kept = 1 - 1 / (1 + np.exp(-1))
-    same(end, kept * (kept * (one.x + outputs[0]) + outputs[1]))
+    share = 1 - 1 / (1 + np.exp(-1))
+    same(end, share * (share * (one.x + outputs[0]) + outputs[1]))
     assert float(jax.grad(loss)(0.0)) == pytest.approx(float(-0.5 * jnp.sum(c * (states[1] + states[2]))), rel=1e-12)
 
 
@@ -154,9 +154,9 @@ def test_denseformer_starts_as_pre_ln_and_the_gradient_of_its_weights_is_delta_t
     for layer in range(L):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], anatomy.blocks)
         outputs.append(run(block, jnp.int32(layer), outputs[-1]))
-    found = untapped(net, params)[1]["blocks"]["residual"]["alpha"]
-    known = [[np.sum(delta[n] * outputs[j]) if j <= n else 0.0 for j in range(L + 1)] for n in range(1, L + 1)]
-    same(found, np.array(known), rtol=1e-9, atol=1e-15)
+    actual = untapped(net, params)[1]["blocks"]["residual"]["alpha"]
+    expected = [[np.sum(delta[n] * outputs[j]) if j <= n else 0.0 for j in range(L + 1)] for n in range(1, L + 1)]
+    same(actual, np.array(expected), rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize(("share", "other"), [pytest.param(0.0, "pre_ln", marks=pytest.mark.slow), (1.0, "post_ln")])
@@ -198,10 +198,10 @@ def mixed(rule: Any, biases: dict[str, np.ndarray]) -> np.ndarray:
 def test_how_much_of_the_difference_of_streams_is_left_after_24_sublayers(x64, mixing, others):
     """sigma_2 of the product of all H_res is ((1 - e^-8) / (1 + others e^-8))^24 at the start: 0.968319 of Sinkhorn."""
     start = mixed(rule_of(ModelConfig(width=WIDE, residual={"rule": "mhc", "mixing": mixing})), {})  # pyright: ignore[reportArgumentType]
-    known = ((1 - np.exp(-8)) / (1 + others * np.exp(-8))) ** 24 if others else 1.0
+    expected = ((1 - np.exp(-8)) / (1 + others * np.exp(-8))) ** 24 if others else 1.0
     product = np.linalg.matrix_power(start, 24)
-    assert np.linalg.svd(product)[1][1] == pytest.approx(known, rel=1e-6)
-    assert others != 3 or known == pytest.approx(0.968319, abs=1e-6)
+    assert np.linalg.svd(product)[1][1] == pytest.approx(expected, rel=1e-6)
+    assert others != 3 or expected == pytest.approx(0.968319, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Every residual rule: its equation against a second transformer, delta against the dense definition, its start."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +11,19 @@ import networks
 from data.source import open_source
 from model.config import ModelConfig, ResidualConfig, problems
 from model.network import Network
-from model.residual import RULES, Context, Sublayer, numbers_of, rule_of, structure_of
+from model.residual import RULES, Context, Sublayer, numbers_of, rule_of
 from model.residual.attnres import mix
 from model.residual.streams import sinkhorn
 from model.rules import options
-from networks import TOKENS, B, D, L, T, V, changed, logits, parameters, quick, same, tapped, untapped
+from networks import APART, DISTINCT, TOKENS, B, D, L, T, V, logits, parameters, quick, same, tapped, untapped
+from networks import rule_network as network
 from train.chain.reference import Reference
 from train.core.dispatch import run_dispatch
 from train.core.state import hparams_of, initial_state
 from train.gradflow import delta
 from train.gradflow.norms import log10, value
 
-# Every token apart, so that the gradient of the embedding's table is delta_0, row by row.
-DISTINCT: Any = np.random.default_rng(1).permutation(V)[: B * T].reshape(B, T).astype(np.int32)
 true_gradients = jax.jit(delta.true_gradients)
-APART = np.concatenate([DISTINCT, TOKENS[:, :1]], axis=1)
-
-
-def network(residual: Any, dtype="float64", unroll=1, **model: Any) -> Network:
-    """One network a rule for most laws: without positions, the table of the head apart, norms without epsilon."""
-    ends = {"positions": "none", "tied_head": False, "norm_eps": 0.0}
-    return networks.network(dtype, unroll, residual=residual, **(ends | model))
-
-
-def started(net: Network) -> dict[str, Any]:
-    """Returns generic parameters, but for the rule's own, which have their initial values."""
-    own = jax.jit(lambda: net.init(0)["blocks"].get("residual", {}))()
-    return changed(parameters(net), "blocks", lambda blocks: blocks | ({"residual": own} if own else {}))
 
 
 @pytest.mark.parametrize("norm", ["rms", pytest.param("none", marks=pytest.mark.slow)])
@@ -47,8 +32,8 @@ def test_logits_equal_those_of_the_second_transformer(x64, rule, norm):
     net = networks.network(residual=rule, norm=norm, heads=4, kv_heads=2)
     params = parameters(net)
     for s in (1.0, 0.5, 0.0) if RULES[rule].additive and rule != "none" else (None,):
-        found = logits(net, params, {} if s is None else {"skip_scale": s})
-        same(found, Reference(net.config, params).logits(TOKENS, 1.0 if s is None else s), rtol=1e-9, atol=1e-11)
+        result = logits(net, params, {} if s is None else {"skip_scale": s})
+        same(result, Reference(net.config, params).logits(TOKENS, 1.0 if s is None else s), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +76,8 @@ def test_delta_and_gradients_are_those_of_the_dense_definition(x64, rule):
     copies = {"hyper_connections": (4,), "mhc": (4,), "siamese": (2,)}.get(rule, ())
     dense = jax.value_and_grad(lambda p, o: networks.dense_loss(net, p, p["head"], o, windows=APART), argnums=(0, 1))
     loss, (grads, slopes) = jax.jit(dense)(params, jnp.zeros((L + 1, *copies, B * T, D)))
-    found, result = tapped(net, params, None, APART)
-    same(found, loss, rtol=1e-13)
+    primal, result = tapped(net, params, None, APART)
+    same(primal, loss, rtol=1e-13)
     delta = value(result.delta)
     assert np.isfinite(delta).all() and (delta > 0).all()
     same(delta, np.sqrt(np.sum(np.square(slopes), axis=tuple(range(1, slopes.ndim)))), rtol=1e-9)
@@ -138,141 +123,14 @@ def test_delta_at_the_bottom_by_finite_differences_of_the_second_transformer(x64
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["x0_lambda", "value_residual"])
 def test_delta_far_below_the_other_part_of_the_carry(x64, rule):
-    """In the dtype's own range the parts of a carry may differ: nothing is lost at 1e-19 of the largest."""
-    found = {}
+    """The parts of a carry may differ within the dtype's range: nothing is lost at 1e-19 of the largest."""
+    result = {}
     for dtype in ("float32", "float64"):
         net = networks.network(dtype, residual=rule, norm="none", layers=20, skip_scale=0.0)
-        found[dtype] = log10(tapped(net, parameters(net, 0.2))[1].delta)
-    known = found["float64"] > found["float64"].max() - 35
-    assert 3 < known.sum() and found["float64"][known].min() < found["float64"].max() - 20
-    same(found["float32"][known], found["float64"][known], rtol=0, atol=1e-3)
-
-
-# --- how each rule starts ---
-
-
-@pytest.mark.parametrize(
-    ("residual", "start"),
-    [
-        ({"rule": "rezero"}, {"alpha_1": 0, "alpha_2": 0}),
-        ({"rule": "rezero", "alpha": 0.25}, {"alpha_1": 0.25, "alpha_2": 0.25}),
-        ({"rule": "skipinit", "alpha": 0.25}, {"alpha_1": 0.25, "alpha_2": 0.25}),
-        ({"rule": "value_residual"}, {"lambda": 0.5}),
-        ({"rule": "x0_lambda"}, {"lambda_0": 1, "lambda_1": 0}),
-        ({"rule": "value_skipinit"}, {"alpha": 1, "beta": 0}),
-        ({"rule": "attnres"}, {"query_1": 0, "query_2": 0}),
-    ],
-)
-def test_a_rule_s_own_parameters_start_as_stated(x64, residual, start):
-    own = started(network(residual))["blocks"]["residual"]
-    assert set(own) == set(start)
-    for name, number in start.items():
-        np.testing.assert_array_equal(own[name], np.full_like(own[name], number))
-
-
-@pytest.mark.parametrize("rule", ["rezero", pytest.param("skipinit", marks=pytest.mark.slow)])
-def test_rezero_and_skipinit_start_as_the_identity_and_pass_delta_unchanged(x64, rule):
-    net = network(rule)
-    _, result = tapped(net, started(net), None, APART)
-    np.testing.assert_array_equal(value(result.delta), value(result.delta)[-1])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(result.params["blocks"]):
-        assert np.any(np.asarray(leaf) != 0) == (path[0].key == "residual"), path
-
-
-def test_layerscale_starts_smaller_the_deeper_the_model():
-    for layers, scale in ((18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)):
-        net = network("layerscale", "float32", layers=layers)
-        own = started(net)["blocks"]["residual"]
-        np.testing.assert_array_equal(own["lambda_2"], np.full((layers, D), np.float32(scale)))
-
-
-def test_matrices_that_start_smaller(x64):
-    """L = 8: deepnorm's alpha = 16^(1/4) = 2 and beta = 64^(-1/4), on V, O and the MLP; gpt2_scaled's 1 / sqrt(16)."""
-    beta = 1 / (2 * np.sqrt(2))
-    factors = {"deepnorm": dict.fromkeys(("attn_v", "attn_o", "mlp_in", "mlp_gate", "mlp_out"), beta)}
-    factors["gpt2_scaled"] = {"attn_o": 1 / 4, "mlp_out": 1 / 4}
-    for rule in RULES:
-        model = ModelConfig(layers=8, residual=rule)  # pyright: ignore[reportArgumentType]
-        gains = {key.removeprefix("init_gain."): gain for key, gain in numbers_of(model).items() if "init_gain" in key}
-        same(gains, dict.fromkeys(gains, 1.0) | factors.get(rule, {}))
-    assert RULES["deepnorm"].default("alpha", ModelConfig(layers=8)) == 2
-    assert structure_of(ModelConfig(residual="gpt2_scaled")) == structure_of(ModelConfig())  # pyright: ignore[reportArgumentType]
-
-
-DYNAMIC = {"rule": "hyper_connections", "dynamic": True}
-
-
-@pytest.mark.parametrize(
-    ("residual", "own"),
-    [
-        pytest.param("layerscale", {"lambda_1": 1, "lambda_2": 1}, marks=pytest.mark.slow),
-        ("value_residual", {"lambda": 0}),
-        pytest.param("x0_lambda", {}, marks=pytest.mark.slow),
-        ("mhc", {}),
-        (DYNAMIC, {}),
-        *(pytest.param(DYNAMIC | more, {}, marks=pytest.mark.slow) for more in ({"dynamic": False}, {"streams": 2})),
-        ({"rule": "attnres", "block": 2}, {}),
-        *(pytest.param({"rule": "attnres", "block": block}, {}, marks=pytest.mark.slow) for block in (None, 1, 3)),
-        pytest.param("stochastic_depth", {}, marks=pytest.mark.slow),
-        ({"rule": "stochastic_depth", "keep": 1.0}, {}),
-    ],
-)
-def test_rules_that_start_as_pre_ln(x64, residual, own):
-    """Each is pre_ln at these values of its own parameters, or its initial ones; at keep = 1 in training too."""
-    net, usual = network(residual), network("pre_ln")
-    params, key = started(net), jax.random.key(0) if isinstance(residual, dict) and "keep" in residual else None
-    for name, number in own.items():
-        params = changed(params, f"blocks/residual/{name}", lambda x, number=number: jnp.full_like(x, number))
-    same(logits(net, params, None, key), logits(usual, parameters(usual)), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", [None, 2])
-def test_the_gradients_of_zero_query_attnres_are_pre_ln_s(x64, block):
-    net, usual = network({"rule": "attnres", "block": block}), network("pre_ln")
-    found, wanted = untapped(net, started(net), None, APART)[1], untapped(usual, parameters(usual), None, APART)[1]
-    for part in ("attn", "mlp"):
-        same(found["blocks"][part], wanted["blocks"][part], rtol=1e-8, atol=1e-12)
-
-
-def test_streams_start_as_copies_that_share_the_gradient(x64):
-    """|dL/dH| is that of the one stream over sqrt(n); hyper_connections' sublayer k reads stream k mod n."""
-    net, usual = network({"rule": "mhc", "streams": 2}), network("pre_ln")
-    (_, two), (_, one) = tapped(net, started(net), None, APART), tapped(usual, parameters(usual), None, APART)
-    assert value(two.delta)[-1] == pytest.approx(value(one.delta)[-1] / np.sqrt(2), rel=1e-9)
-    own = started(network(DYNAMIC))["blocks"]["residual"]
-    for index in (0, 1):
-        reads = np.argmax(own[f"read_{index + 1}"], axis=1)
-        np.testing.assert_array_equal(reads, [(2 * layer + index) % 4 for layer in range(L)])
-
-
-def test_the_first_block_s_lambda_changes_nothing(x64):
-    """Block 0 is where value_residual's V_1 comes from."""
-    net = network("value_residual")
-    params = parameters(net)
-    moved = changed(params, "blocks/residual/lambda", lambda x: x.at[0].set(3.0))
-    same(logits(net, moved), logits(net, params), atol=1e-13)
-
-
-def test_value_skipinit_starts_with_attention_as_the_identity(x64):
-    """At alpha = 1, beta = 0 tokens do not look at each other: equal tokens of a sequence have equal logits."""
-    net = network("value_skipinit")
-    repeated = np.asarray(logits(net, started(net))).reshape(B, T, V)
-    for sequence, tokens in zip(repeated, TOKENS, strict=True):
-        for token in set(tokens.tolist()):
-            rows = sequence[tokens == token]
-            same(rows, np.broadcast_to(rows[:1], rows.shape))
-
-
-def test_highway_starts_mostly_open_and_a_shut_gate_passes_delta(x64):
-    net = network("highway")
-    params = started(net)
-    for n in (1, 2):
-        np.testing.assert_array_equal(params["blocks"]["residual"][f"gate_{n}"]["bias"], np.full((L, D), -1.0))
-        shut = {"kernel": jnp.zeros((L, D, D)), "bias": jnp.full((L, D), -1e3)}
-        params = changed(params, f"blocks/residual/gate_{n}", lambda _, shut=shut: shut)
-    delta = value(tapped(net, params, None, APART)[1].delta)
-    same(delta, np.full(L + 1, delta[-1]))
+        result[dtype] = log10(tapped(net, parameters(net, 0.2))[1].delta)
+    in_range = result["float64"] > result["float64"].max() - 35
+    assert 3 < in_range.sum() and result["float64"][in_range].min() < result["float64"].max() - 20
+    same(result["float32"][in_range], result["float64"][in_range], rtol=0, atol=1e-3)
 
 
 # --- several streams, and attention over depth ---
@@ -294,8 +152,8 @@ def test_a_mix_weighs_by_normed_keys_and_adds_raw_values(x64):
     same(mix(sources, jnp.asarray([[3.0, 0.0]]), jnp.int32(2), jnp.asarray(0.0)), np.array([[5.5, 0.0]]))
     # Normed keys are (sqrt 2, 0) and (1, 1): scores q sqrt 2 and q.
     q = np.log(3) / (np.sqrt(2) - 1)
-    found = mix(sources[1:], jnp.asarray([[q, 0.0]]), jnp.int32(2), jnp.asarray(0.0))
-    same(found, np.array([[(3 * 10 + 7) / 4, 7 / 4]]))
+    result = mix(sources[1:], jnp.asarray([[q, 0.0]]), jnp.int32(2), jnp.asarray(0.0))
+    same(result, np.array([[(3 * 10 + 7) / 4, 7 / 4]]))
 
 
 # --- stochastic depth ---
@@ -313,8 +171,8 @@ def test_stochastic_depth_drops_whole_blocks_as_often_as_it_says(x64):
     )
     assert np.isclose(many, np.asarray(logits(usual, params | {"blocks": larger}))).all(axis=(1, 2)).any()
     empty = jax.tree.map(jnp.zeros_like, params["blocks"])
-    kept = ~np.isclose(many, np.asarray(logits(usual, params | {"blocks": empty}))).all(axis=(1, 2))
-    assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / len(keys))
+    survivors = ~np.isclose(many, np.asarray(logits(usual, params | {"blocks": empty}))).all(axis=(1, 2))
+    assert abs(survivors.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / len(keys))
 
 
 def test_a_block_survives_the_less_the_higher_it_stands(x64):
@@ -329,9 +187,9 @@ def test_a_block_survives_the_less_the_higher_it_stands(x64):
 
     keys = jax.random.split(jax.random.key(0), 2000)
     for layer, p in enumerate((0.7, 0.4, 0.1)):
-        found = np.asarray(jax.vmap(partial(after, jnp.int32(layer)))(keys))
-        assert set(found.round(9)) == {0.0, round(1 / p, 9)}
-        assert abs((found > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(keys))
+        result = np.asarray(jax.vmap(partial(after, jnp.int32(layer)))(keys))
+        assert set(result.round(9)) == {0.0, round(1 / p, 9)}
+        assert abs((result > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / len(keys))
 
 
 # --- options ---

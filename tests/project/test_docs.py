@@ -1,6 +1,7 @@
-"""The docs against the code."""
+"""The docs against the code, and the words of both."""
 
 import argparse
+import ast
 import importlib
 import json
 import re
@@ -59,6 +60,23 @@ def test_the_site_has_every_page_and_loads_nothing(tmp_path):
     for path in tmp_path.rglob("*.html"):
         loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*", path.read_text(encoding="utf-8"))
         assert len(loaded) > 5 and not [tag for tag in loaded if "//" in tag], path.name
+
+
+AVOIDED = re.compile(r"(?i)(?<![a-z])(?:[b]esides?|[a]new|[n]obody|[s]eldom|in [e]arnest)(?![a-z])")
+OPENINGS = re.compile(r"(?:What|How|Why|Who|Whose|Whether|When|Where|Which|Of)\b")
+
+
+def test_words_that_are_avoided_and_docstrings_that_open_with_a_noun_or_a_verb():
+    """And no name has such a word. Docstrings that open as a question leave the reader to find the subject."""
+    modules = [path for name in ("model", "data", "train", "scripts", "tests") for path in (ROOT / name).rglob("*.py")]
+    assert len(modules) > 250
+    for path in [ROOT / "CHANGELOG.md", *PAGES, *modules]:
+        text = path.read_text(encoding="utf-8")
+        assert AVOIDED.findall(text) == [], path
+        if path.suffix == ".py":
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+            assert not [doc for doc in map(ast.get_docstring, nodes) if doc and OPENINGS.match(doc)], path
 
 
 def test_yaml_of_the_docs_is_valid(tmp_path):
@@ -176,9 +194,26 @@ def test_every_tag_and_every_key_of_a_summary_is_explained(trained):
     optional = set(evaluation_row(Scores(np.float32(1), np.float32(0.5)), {"": 1.0}, "lm", "val_ema"))
     assert len(optional) == 4 and optional <= explained
     optional |= {"loss_val_ema", "verdict", "verdict/spike", "versus", "yaml"}
-    # Of steps that are not finite: tests/run/test_nonfinite.py.
+    # Of steps that are not finite: tests/run/test_recovery.py.
     optional |= {"verdict/nonfinite", "optim/nonfinite", "optim/skipped"}
     optional |= {"skipped_steps", "perf/mfu"}  # the last of trainings that take their time
     pictures = {"delta/heatmap", "delta_without/heatmap"}
     missing = {name for name in explained if not name.startswith("grad_without")} - logged - summary.keys()
     assert missing <= optional | pictures
+
+
+OWN_MODEL = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
+NUMBER = r"\d+\.?\d*(?:e[+-]\d+)?"
+EXAMPLES = re.findall(r"```python\n(.*?)```\n.*?```text\n(.*?)```", OWN_MODEL, re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "promised"), EXAMPLES, ids=["nnx", "linen", "equinox", "taps"])
+def test_the_page_prints_what_it_says(code, promised, capsys):
+    if "equinox" in code:
+        pytest.importorskip("equinox")
+    exec(compile(code, "docs/own_model.md", "exec"), {"__name__": "page"})
+    printed = capsys.readouterr().out
+    assert re.sub(NUMBER, "#", printed).split() == re.sub(NUMBER, "#", promised).split()
+    numbers = [np.array(re.findall(NUMBER, text), float) for text in (printed, promised)]
+    np.testing.assert_allclose(*numbers, rtol=0.03)

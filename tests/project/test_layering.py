@@ -133,3 +133,15 @@ def test_the_reference_shares_no_code_with_what_it_checks():
     """Or a mistake would be on both sides of a claim, and of a test."""
     module = "train.chain.reference"
     assert foreign(module) <= {"numpy", "jaxtyping"} and not ours(module), imported(module)
+
+
+def test_nothing_here_can_unpickle():
+    """No module of the project names pickle, or what rests on it; numpy is never allowed to."""
+    dangerous = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+    for path in [p for package in ("model", "data", "train") for p in (ROOT / package).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & dangerous, path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path

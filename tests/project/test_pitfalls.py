@@ -1,6 +1,6 @@
 """Silent errors of tools that measure gradients, each at the level of a whole step.
 
-docs/pitfalls.md lists all of them with their tests; those of one module are tested beside it.
+docs/pitfalls.md lists all of them with their tests; those of one module are tested with it.
 """
 
 import math
@@ -53,7 +53,7 @@ def step_of(config, dtype="float64"):
 
 def test_a_final_norm_hides_the_scale_of_delta(x64):
     """The stream 1024 times as large computes the same function, and delta is 1024 times smaller: nothing is wrong
-    with it. Only rms(x) beside it, and their product, say so."""
+    with it. Only rms(x) and their product say so."""
     net = network(norm_eps=0.0, tied_head=False)
     params = parameters(net)
     large = jax.tree.map(jnp.copy, params)
@@ -71,7 +71,7 @@ def test_a_final_norm_hides_the_scale_of_delta(x64):
 
 @pytest.mark.slow
 def test_delta_never_stands_alone(tiny):
-    """Every depth that has delta has the stream's rms and their product beside it."""
+    """Every depth that has delta has the stream's rms and their product too."""
     step, state, _, windows = step_of(tiny({"watch.counterfactual": False}).variants[0].config, "float32")
     stats = jax.device_get(step(state, windows)[2])
     (tags,) = watched_scalars(jax.tree.map(lambda leaf: leaf[None], stats), "float32")
@@ -122,7 +122,7 @@ def test_the_gradient_s_norm_does_not_say_who_learns(x64, name, feels):
 
 @pytest.mark.slow
 def test_starved_matrices_move_as_much_as_the_others_under_adam(x64, tiny):
-    """Without skips the last block's Q gets a thousandth of V's gradient: their update ratios, which are logged beside,
+    """Without skips the last block's Q gets a thousandth of V's gradient: their update ratios, which are logged too,
     are alike."""
     keys = {"model.layers": 10, "model.residual": "none", "optimizer.eps": 1e-30, "watch.counterfactual": False}
     step, state, _, windows = step_of(tiny(keys | {"model.init": "xavier"}).variants[0].config)

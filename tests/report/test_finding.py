@@ -49,7 +49,7 @@ def test_the_share_of_q_and_k_is_of_the_pass_that_was_judged():
 
 
 @pytest.mark.parametrize(
-    ("results", "said"),
+    ("results", "sentence"),
     [
         ([("a", [summary(2.0)])], "'a' learns (held-out loss 2.00)."),
         ([("a", [summary(2.0, constant=None)])], "'a' ends (held-out loss 2.00)."),  # learned or not: not known
@@ -85,13 +85,13 @@ def test_the_share_of_q_and_k_is_of_the_pass_that_was_judged():
         ([("a", [summary(2.0)]), ("b", [summary(2.0, task="regression")])], None),  # two units
     ],
 )
-def test_losses(results, said):
+def test_losses(results, sentence):
     first = finding(results)[0]
-    assert first == said if said else first.startswith("On its way")
+    assert first == sentence if sentence else first.startswith("On its way")
 
 
 @pytest.mark.parametrize(
-    ("flows", "said"),
+    ("flows", "sentence"),
     [
         ({"a": [(1.0, 2.0)]}, "10 → 100 in 'a'"),
         ({"a": [(1.0, -1.0), (3.0, -2.0)]}, "100 → 1/32 in 'a'"),  # geometric means: 2 and -1.5
@@ -102,10 +102,10 @@ def test_losses(results, said):
         ),
     ],
 )
-def test_gradients(flows, said):
+def test_gradients(flows, sentence):
     results = [(name, [summary(None, *seed) for seed in seeds]) for name, seeds in flows.items()]
     about = "On its way from the last block to the first the gradient is multiplied by"
-    assert finding(results) == [f"{about} {said} (start → end of training)."]
+    assert finding(results) == [f"{about} {sentence} (start → end of training)."]
 
 
 def test_a_gradient_that_is_not_finite_and_one_that_is_not_known():
@@ -115,7 +115,7 @@ def test_a_gradient_that_is_not_finite_and_one_that_is_not_known():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"),
+    ("seeds", "sentence"),
     [
         ([summary(state="collapsed")], "The tokens become alike in 'a'."),
         ([summary(state="unstable")], "The loss is unstable in 'a'."),
@@ -128,9 +128,9 @@ def test_a_gradient_that_is_not_finite_and_one_that_is_not_known():
         ([summary(state="vanishing")], None),  # the second sentence shows it
     ],
 )
-def test_reasons(seeds, said):
+def test_reasons(seeds, sentence):
     sentences = finding([("a", seeds)])
-    assert said in sentences[1] if said else len(sentences) == 1
+    assert sentence in sentences[1] if sentence else len(sentences) == 1
 
 
 def test_many_names_are_counted():

@@ -153,12 +153,12 @@ def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, me
 def test_a_run_that_cannot_be_read_costs_an_experiment_that_run_only(sweep, capsys, file):
     (sweep / "with,seed=1" / file).write_text("{\n\n")
     assert main(["compare", str(sweep)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"warning: left out, cannot be read: {sweep}/with,seed=1/{file}" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"warning: left out, cannot be read: {sweep}/with,seed=1/{file}" in output
     assert [len(group.runs) for group in compare([sweep]).groups] == [2, 3]
 
 
-def test_a_copy_of_the_yaml_beside_the_runs_makes_the_experiment_no_run(sweep):
+def test_a_copy_of_the_yaml_next_to_the_runs_makes_the_experiment_no_run(sweep):
     (sweep / "config.yaml").write_text("name: sweep\n")
     assert [len(group.runs) for group in compare([sweep]).groups] == [3, 3]
 

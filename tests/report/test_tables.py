@@ -182,7 +182,7 @@ def test_one_seed_has_no_interval_and_no_column_of_counts(tmp_path):
     assert "seeds" not in columns and not any("±" in cell for cell in rows[0])
 
 
-def test_unfinished_runs_are_shown_as_such_and_do_not_count_beside_finished_ones(sweep):
+def test_unfinished_runs_are_shown_as_such_and_do_not_count_among_finished_ones(sweep):
     write_run(sweep, "with,seed=3", 3, loss=9.0, residual="pre_ln", done=False)
     write_run(sweep, "alone", 0, loss=9.0, residual="rezero", done=False)
     columns, rows = final_table(groups_of(sweep))

@@ -59,9 +59,9 @@ def test_the_slope_of_a_power_is_its_exponent():
     ],
 )
 def test_verdicts_by_hand(over, place, slope, flat, why):
-    found = np.full(4, 0.01)
-    found[place] = slope
-    verdict = flatness(over, found)
+    result = np.full(4, 0.01)
+    result[place] = slope
+    verdict = flatness(over, result)
     assert verdict[0] == flat and why in verdict[1]
 
 
@@ -69,7 +69,7 @@ def test_verdicts_by_hand(over, place, slope, flat, why):
 def test_the_figures_are_those_of_training_step_by_step(keys):
     """The stream block by block, logits by `apply`, states by train_step at a constant rate without a warm-up."""
     experiment = from_mapping(keys | {"optimizer.warmup": 100, "seed": 5})
-    found = mean_coordinates(resized(experiment.variants[0], "depth", 2), *bench(experiment), steps=2, seeds=1)
+    actual = mean_coordinates(resized(experiment.variants[0], "depth", 2), *bench(experiment), steps=2, seeds=1)
     config = (
         from_mapping(keys | {"optimizer.warmup": 0, "optimizer.schedule": "constant", "seed": 5}).variants[0].config
     )
@@ -88,14 +88,14 @@ def test_the_figures_are_those_of_training_step_by_step(keys):
             x = anatomy.block(jax.tree.map(lambda leaf, at=layer: leaf[at], anatomy.blocks), np.int32(layer), x)
         return x, network.apply(params, batch.inputs)[0]
 
-    seen = [jax.device_get(ends(state.params))]
+    snapshots = [jax.device_get(ends(state.params))]
     for _ in range(2):
         state = step(network, config, state, hp, batch, False)[0]
-        seen.append(jax.device_get(ends(state.params)))
-    for index, (stream, logits) in enumerate(seen):
-        arrays = (stream, logits, stream - seen[0][0], logits - seen[0][1])
+        snapshots.append(jax.device_get(ends(state.params)))
+    for index, (stream, logits) in enumerate(snapshots):
+        arrays = (stream, logits, stream - snapshots[0][0], logits - snapshots[0][1])
         wanted = [np.sqrt(np.mean(values.astype(np.float64) ** 2)) for values in arrays]
-        np.testing.assert_allclose(found[index], wanted, rtol=1e-3)
+        np.testing.assert_allclose(actual[index], wanted, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Whole runs through the command line: what they leave, and what a stop and a crash do not change."""
 
 import errno
-import json
-import math
 import re
 import shutil
 import signal
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.files import replacing
-from runs import arrays, bytes_needed, contents, events_of, killed_at, rows, summary, train_until
+from runs import arrays, bytes_needed, contents, events_of, flip, killed_at, rows, summary, train_until
 from scripts.faults.injection import Disk, injected
 from train.cli import main
 from train.config.load import load
@@ -26,27 +24,6 @@ from train.run.summary import unmet
 from train.store import tensors
 from train.store.checkpoint import Checkpoints
 from train.store.rundir import read_config
-
-MATRICES = ("attn_q", "attn_k", "attn_v", "attn_o", "mlp_in", "mlp_out", "norm_1", "norm_2")
-LAYERS, ENDS = ("layer_000", "layer_001"), ("layer_000", "layer_001", "layer_002")
-
-
-def watched_tags() -> set[str]:
-    """docs/tags.md, for two layers of pre_ln with learned positions and a tied head."""
-    tags = {"grad/global_preclip_log10", "grad/clip_factor", "grad/qk_rounded"}
-    tags |= {f"flow/delta_{place}_log10" for place in ("first", "middle", "last")}
-    for suffix in ("", "_without"):
-        tags |= {f"flow{suffix}/{what}_log10" for what in ("delta_ratio", "delta_min", "qk_share")}
-        tags |= {f"delta{suffix}/norm_log10/{layer}" for layer in ENDS}
-        tags |= {f"grad{suffix}/norm_log10/{end}" for end in ("embed", "lookup", "head", "positions", "norm_f")}
-        tags |= {f"grad{suffix}/norm_log10/{layer}" for layer in LAYERS}
-        tags |= {f"grad{suffix}/norm_log10/{layer}/{matrix}" for layer in LAYERS for matrix in MATRICES}
-    tags |= {f"gain/{layer}" for layer in LAYERS} | {f"delta/rms_weighted_log10/{layer}" for layer in ENDS}
-    for metric in ("update/ratio_log10", "weight/norm"):
-        tags |= {f"{metric}/{layer}" for layer in LAYERS}
-        tags |= {f"{metric}/{layer}/{matrix}" for layer in LAYERS for matrix in MATRICES}
-    return tags | {f"act/{what}/{layer}" for what in ("rms", "rank") for layer in ENDS}
-
 
 # What a run leaves
 
@@ -68,57 +45,6 @@ def test_the_run_directory(trained):
         assert read_run(folder).name == variant.name
     reports = ["report.html", "report.md"]
     assert sorted(path.name for path in run.parent.iterdir()) == [*reports, "with", "without_skip"]
-
-
-def test_each_row_has_the_tags_of_the_docs(trained):
-    _, run = trained
-    of_steps = {"loss/train", "loss/spike", "optim/lr"}
-    of_evaluations = {"loss/val", "perplexity/val", "accuracy/val", "loss/floor_unigram"}
-    logged = rows(run)
-    assert list(logged) == list(range(0, 41, 5))
-    for step, row in logged.items():
-        expected = (watched_tags() if step < 40 else set()) | (of_steps if step else set())
-        expected |= of_evaluations if step % 20 == 0 else set()
-        assert row.keys() == expected, step
-        assert all(isinstance(value, float) and math.isfinite(value) for value in row.values())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    timed = [{tag: x for tag, x in line.items() if tag.startswith("perf/")} for line in lines]
-    assert any(timed) and all(line.keys() in (set(), {"perf/steps_per_s", "perf/tokens_per_s"}) for line in timed)
-    assert all(line["perf/tokens_per_s"] == pytest.approx(32 * line["perf/steps_per_s"]) for line in timed if line)
-
-
-def test_the_figures_of_a_row_agree_with_each_other(trained):
-    _, run = trained
-    for step, row in rows(run).items():
-        if "loss/val" in row:
-            assert row["perplexity/val"] == pytest.approx(math.exp(row["loss/val"]), rel=1e-12)
-        if step == 40:
-            continue
-        for suffix in ("", "_without"):
-            for layer in LAYERS:
-                parts = [10 ** (2 * row[f"grad{suffix}/norm_log10/{layer}/{matrix}"]) for matrix in MATRICES]
-                assert 2 * row[f"grad{suffix}/norm_log10/{layer}"] == pytest.approx(math.log10(sum(parts)), abs=1e-5)
-        for low, high in zip(ENDS, ENDS[1:], strict=False):
-            gain = row[f"delta/norm_log10/{low}"] - row[f"delta/norm_log10/{high}"]
-            assert math.log10(row[f"gain/{low}"]) == pytest.approx(gain, abs=1e-9)
-        first, middle, last = (row[f"delta/norm_log10/{end}"] for end in ENDS)
-        flow = [row[f"flow/delta_{what}_log10"] for what in ("first", "middle", "last", "ratio", "min")]
-        assert flow == [first, middle, last, first - last, min(first - last, middle - last, 0)]
-        whole = [*LAYERS, "embed", "positions", "norm_f"]
-        total = sum(10 ** (2 * row[f"grad/norm_log10/{part}"]) for part in whole)
-        assert 2 * row["grad/global_preclip_log10"] == pytest.approx(math.log10(total), abs=1e-5)
-        clip = min(1.0, 1.0 / 10 ** row["grad/global_preclip_log10"])
-        assert row["grad/clip_factor"] == pytest.approx(clip, rel=1e-5)
-        assert all(0 <= row[f"act/rank/{end}"] <= 1 + 1e-6 for end in ENDS)
-
-
-def test_the_rate_is_that_of_the_last_step_done(trained):
-    logged = rows(trained[1])
-    assert logged[5]["optim/lr"] == pytest.approx(1e-2 * 5 / 6, rel=1e-6)  # step 4 of a warm-up of 5
-    for step in range(10, 41, 5):
-        done = (step - 1 - 5) / 35
-        expected = 1e-3 + 9e-3 * (1 + math.cos(math.pi * done)) / 2
-        assert logged[step]["optim/lr"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_summary(trained):
@@ -169,16 +95,6 @@ def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, capsys
         assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", "variants={}", "model.layers=1"]) == 0
     out = capsys.readouterr().out
     assert "warning: no finding in TensorBoard: No space left on device\nTensorBoard: " in out
-
-
-def test_twins_have_the_same_first_loss_only_where_they_agree(trained):
-    """delta without the skip, measured in `with`, is delta of `without_skip` at the same initial weights."""
-    _, run = trained
-    with_, without = rows(run)[0], rows(run.parent / "without_skip")[0]
-    for layer in ENDS:
-        tag = f"delta_without/norm_log10/{layer}"
-        assert with_[tag] == pytest.approx(without[f"delta/norm_log10/{layer}"], abs=1e-5)
-    assert with_["loss/val"] != without["loss/val"]
 
 
 # Promises, and a run that is there already
@@ -367,7 +283,7 @@ def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_me
 @pytest.mark.parametrize("group", ["turn", "vmap"])
 def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
     """At 2 s a call: the rest of this group, and the compilation and all steps of the one after it, half as large."""
-    told: list[tuple[str, int, float]] = []
+    estimates: list[tuple[str, int, float]] = []
 
     class Told(Console):
         now = 0.0
@@ -375,7 +291,7 @@ def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
         def progress(self, variant, step, steps, loss, tokens_per_s=None, left_s=None, delta_log10=None) -> None:
             assert delta_log10 is not None and delta_log10.shape == (3,)
             if left_s is not None:
-                told.append((variant, step, left_s))
+                estimates.append((variant, step, left_s))
             self.now += {"a": calls, "b": 0, "c": 1}[variant] * 5 * 2.0
 
         def compiling(self, variants) -> None:
@@ -386,7 +302,36 @@ def test_the_time_left_is_that_of_all_groups(tiny, tmp_path, group):
     keys = {"runs_dir": str(tmp_path), "train.group": group, "train.steps_per_call": 5}
     experiment = tiny(keys | {"variants": variants})
     train(experiment, console, Stop(), clock=lambda: console.now)
-    assert {name for name, _, _ in told} == set(variants)
-    for name, step, left in told:
+    assert {name for name, _, _ in estimates} == set(variants)
+    for name, step, left in estimates:
         rest = 2.0 * (30 - step)
         assert left == pytest.approx(rest if name == "c" else calls * rest + 7.0 + calls * 2.0 * 30 / 2)
+
+
+# Damage
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    """The finished run of two variants, in a folder of this test."""
+    return Path(shutil.copytree(trained[1].parent, tmp_path / "runs" / "tiny"))
+
+
+def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
+    flip(Checkpoints(copied / "with").path(40), 700)
+    assert main(["sample", str(copied / "with"), "--top", "3"]) == 0
+    out = capsys.readouterr()
+    assert f"warning: {copied}/with/ckpt: resuming from step 20; skipped step 40: its sha256 differs" in out.err
+    assert out.err.count("\n") == 1
+    flip(Checkpoints(copied / "with").path(20), 700)
+    # The other variant is not touched, and nothing is begun before all is looked at.
+    for arguments in (
+        ["sample", str(copied / "with")],
+        ["probe", str(trained[0]), "--checkpoint", str(copied / "with"), "variants={with: {}}"],
+        ["train", str(trained[0]), f"runs_dir={copied.parents[0]}", "name=new", f"train.init_from={copied / 'with'}"],
+        ["train", str(trained[0]), f"runs_dir={copied.parents[0]}"],
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert "/with/ckpt: no checkpoint can be used (step 40: its sha256 " in err and err.count("\n") == 1
+    assert not (copied.parents[0] / "new").exists()

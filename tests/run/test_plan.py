@@ -48,20 +48,20 @@ def test_memory_and_work_on_four_chips_are_those_by_hand(config, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = rows(done.stdout)
+    result = rows(done.stdout)
     matrices, tables = L * 12 * D * D, (V + T) * D
     gains = (2 * L + 1) * D
     # float32; parameters and Adam's two averages; counters of the step and of Adam.
     held = 3 * 4 * ((matrices + tables) // 4 + gains) + 2 * 4
-    assert found["memory a chip"].startswith(f"{size(held)} held, ") and found["memory a chip"].endswith("of 80 GB")
+    assert result["memory a chip"].startswith(f"{size(held)} held, ") and result["memory a chip"].endswith("of 80 GB")
     flops = 6 * B * T * (matrices + V * D + 2 * L * T * D)
-    assert found["work a step"].startswith(f"{flops:.3g} FLOP of matmuls a variant; a chip: ")
-    counted = float(re.findall(r"a chip: ([\d.e+]+) FLOP", found["work a step"])[0])
+    assert result["work a step"].startswith(f"{flops:.3g} FLOP of matmuls a variant; a chip: ")
+    counted = float(re.findall(r"a chip: ([\d.e+]+) FLOP", result["work a step"])[0])
     assert flops / 4 < counted < 1.4 * flops / 4  # the compiler counts norms, softmax and Adam too
     # Each matrix is gathered once, and its gradient is summed by an all-reduce, which sends it twice.
-    sent = float(re.findall(r"([\d.]+) kB sent", found["work a step"])[0]) * 1e3
+    sent = float(re.findall(r"([\d.]+) kB sent", result["work a step"])[0]) * 1e3
     assert sent == pytest.approx(3 * 4 * (matrices + tables) * 3 / 4, rel=0.05)
-    assert found["mesh"].startswith("fsdp 4, ") and found["time of a step"].endswith(
+    assert result["mesh"].startswith("fsdp 4, ") and result["time of a step"].endswith(
         ": limited by memory, by the kernels of XLA for CPUs"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["planned.yaml"]

@@ -1,8 +1,5 @@
 """Checkpoints: order of the calls that write one, what is refused, what is kept, and where a run goes back to."""
 
-import ast
-import hashlib
-import json
 import os
 import pickle
 import re
@@ -15,16 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_tensors import handmade
 
 from runs import contents, flip
-from train.cli import main
 from train.core.state import State
 from train.device.platform import environment
 from train.errors import UserError
-from train.store import tensors
 from train.store.checkpoint import Checkpoints, Header, check_dtypes, newest_common
 from train.store.provenance import same_config, saved_config
-from train.store.tensors import Damaged
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,26 +70,6 @@ def test_what_is_restored_is_what_was_saved(saved):
         assert same(checkpoints.restore(step, state_at(0)), state_at(step))
         assert same(checkpoints.params(step), state_at(step).params)
         assert checkpoints.header(step).meta == {"row": {"loss/val": 3.0 - step / 100}}
-
-
-@pytest.mark.parametrize("dtype", [*tensors.CODES])
-def test_every_dtype_comes_back_bit_for_bit(tmp_path, dtype):
-    rng = np.random.default_rng(0)
-    values = np.frombuffer(rng.bytes(240), np.dtype(dtype) if dtype != "bool" else "uint8")
-    values = values.astype(bool) if dtype == "bool" else values
-    arrays = {
-        "a": values,
-        "scalar": values[3],
-        "empty": values[:0].reshape(0, 4),
-        "transposed": values[:20].reshape(4, 5).T,
-    }
-    with open(tmp_path / "x", "wb") as file:
-        tensors.write(file, {key: np.asarray(value) for key, value in arrays.items()}, {"k": "ä\n"})
-    metadata, restored = tensors.read(tmp_path / "x")
-    assert metadata == {"k": "ä\n"} and restored.keys() == arrays.keys()
-    for key, value in arrays.items():
-        assert restored[key].dtype == dtype and restored[key].shape == np.shape(value)
-        assert restored[key].tobytes() == np.asarray(value).tobytes()
 
 
 def test_the_file_is_one_that_the_safetensors_library_reads(saved):
@@ -219,25 +194,6 @@ def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, monkeypatch):
 # What is refused
 
 
-def test_every_flipped_bit_and_every_cut_is_refused(tmp_path):
-    """All of them, of a small file."""
-    path = tmp_path / "x"
-    with open(path, "wb") as file:
-        tensors.write(file, {"w": np.arange(3, dtype=np.int32), "b": np.asarray(jnp.ones(2, jnp.bfloat16))}, {"k": "v"})
-    content = path.read_bytes()
-    assert tensors.read_metadata(path) == {"k": "v"} and 150 < len(content) < 400
-    damages = [content[:end] for end in range(len(content))] + [content + b"\0", content * 2]
-    for bit in range(8 * len(content)):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        damages.append(bytes(flipped))
-    for damage in damages:
-        path.write_bytes(damage)
-        for reader in (tensors.read, tensors.read_metadata):
-            with pytest.raises(Damaged):
-                reader(path)
-
-
 def moved(path: Path) -> Path:
     return path.rename(path.parents[2] / "moved")
 
@@ -277,13 +233,6 @@ def test_other_files_in_the_folder_do_no_harm(run):
     assert Checkpoints(run).steps() == [20, 30, 40] and (folder / "notes.txt").exists()
 
 
-def handmade(path: Path, header: bytes) -> Path:
-    """A file with this header, 16 bytes of arrays, and the right digest."""
-    content = len(header).to_bytes(8, "little") + header + bytes(16)
-    path.write_bytes(content + hashlib.sha256(content).digest())
-    return path
-
-
 @pytest.mark.parametrize(
     ("header", "why"),
     [
@@ -302,24 +251,6 @@ def handmade(path: Path, header: bytes) -> Path:
 def test_a_header_of_nonsense_is_refused_even_if_its_digest_is_right(run, header, why):
     handmade(Checkpoints(run).path(30), header)
     assert str(Checkpoints(run).damage(30)).startswith(why)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]},
-        {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
-        {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]},
-        {"dtype": "O", "shape": [1], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [1]},
-        7,
-    ],
-    ids=str,
-)
-def test_arrays_that_do_not_fit_are_refused_even_if_the_digest_is_right(tmp_path, entry):
-    with pytest.raises(Damaged, match="its header describes no arrays"):
-        tensors.read(handmade(tmp_path / "x", json.dumps({"a": entry}).encode()))
 
 
 def test_when_none_is_whole_that_is_an_error(run):
@@ -375,21 +306,6 @@ def test_newer_checkpoints_are_set_aside_and_leftovers_removed(run):
     assert names(checkpoints) == [f"000000{step}.safetensors" for step in (10, 20, 25)]
 
 
-# No pickle
-
-
-def test_nothing_here_can_unpickle():
-    """No module of the project names pickle, or what rests on it; numpy is never allowed to."""
-    dangerous = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-    for path in [p for package in ("model", "data", "train") for p in (ROOT / package).rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.partition(".")[0] for name in names} & dangerous, path
-            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
-
-
 def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_loaded(run):
     loaded, listening = [], [True]
     sys.addaudithook(lambda event, _: loaded.append(event) if listening and event == "pickle.find_class" else None)
@@ -404,32 +320,3 @@ def test_a_header_survives_its_text():
     header = Header(3, {"row": {"loss/val": float("nan")}}, {"seed": 1}, {"data": None})
     back = Header.from_text(header.as_text())
     assert back.loss_val is None and (back.step, back.config, back.provenance) == (3, {"seed": 1}, {"data": None})
-
-
-# Through the command line
-
-
-@pytest.fixture
-def copied(trained, tmp_path) -> Path:
-    """The finished run of two variants, in a folder of this test."""
-    return Path(shutil.copytree(trained[1].parent, tmp_path / "runs" / "tiny"))
-
-
-def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
-    flip(Checkpoints(copied / "with").path(40), 700)
-    assert main(["sample", str(copied / "with"), "--top", "3"]) == 0
-    out = capsys.readouterr()
-    assert f"warning: {copied}/with/ckpt: resuming from step 20; skipped step 40: its sha256 differs" in out.err
-    assert out.err.count("\n") == 1
-    flip(Checkpoints(copied / "with").path(20), 700)
-    # The other variant is not touched, and nothing is begun before all is looked at.
-    for arguments in (
-        ["sample", str(copied / "with")],
-        ["probe", str(trained[0]), "--checkpoint", str(copied / "with"), "variants={with: {}}"],
-        ["train", str(trained[0]), f"runs_dir={copied.parents[0]}", "name=new", f"train.init_from={copied / 'with'}"],
-        ["train", str(trained[0]), f"runs_dir={copied.parents[0]}"],
-    ):
-        assert main(arguments) == 2
-        err = capsys.readouterr().err
-        assert "/with/ckpt: no checkpoint can be used (step 40: its sha256 " in err and err.count("\n") == 1
-    assert not (copied.parents[0] / "new").exists()

@@ -132,7 +132,7 @@ def test_a_summary_that_is_gone_or_another_variant_s_is_rewritten(run, capsys):
 
 
 @pytest.mark.parametrize("content", ["", '{"steps_per', '{"steps_per_call": 0}', '{"steps_per_call": true}', "[8]"])
-def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_anew_where_that_file_is_gone(run, capsys, content):
+def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_again_where_that_file_is_gone(run, capsys, content):
     config, directory = run
     path = directory / "choices.json"
     path.write_text(content, encoding="utf-8")
@@ -164,5 +164,5 @@ def test_a_row_that_is_none_is_named_by_its_line(run, capsys, row):
     assert json.loads(lines[-1])["step"] == 40
     path.write_text("\n".join([*lines, row, '{"step": 50}']) + "\n", encoding="utf-8")
     code, err = call(capsys, "compare", directory)
-    said = f"{path}:{len(lines) + 1}: expected an object with step and numbers, its step above 40, got "
-    assert code == 2 and said in err
+    message = f"{path}:{len(lines) + 1}: expected an object with step and numbers, its step above 40, got "
+    assert code == 2 and message in err

@@ -14,7 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=named_file(".safetensors"),
         required=True,
         metavar="FILE",
-        help="write the parameters there (a name that ends in .safetensors), and a .json with the config beside it",
+        help="write the parameters there (a name that ends in .safetensors), and a .json with the config next to it",
     )
     parser.add_argument(
         "--step",

@@ -258,7 +258,7 @@ class WatchConfig(Section):
 
 
 class LogConfig(Section):
-    """Destinations of the log besides metrics.jsonl, which is always written."""
+    """Destinations of the log in addition to metrics.jsonl, which is always written."""
 
     tensorboard: bool = Field(default=True, description="TensorBoard's event files, in the run directory")
     wandb: bool = Field(

@@ -1,4 +1,4 @@
-"""Backends of a run's log besides metrics.jsonl: TensorBoard's event files, Weights & Biases, a CSV file."""
+"""Backends of a run's log in addition to metrics.jsonl: TensorBoard's event files, Weights & Biases, a CSV file."""
 
 import csv
 import importlib.util

@@ -18,7 +18,7 @@ from ..store.rundir import checkpoint_of, read_config
 
 
 def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
-    """Writes the parameters at a step (or `newest`, `best`) to `to`, and a JSON beside it, whose content it returns.
+    """Writes the parameters at a step (or `newest`, `best`) to `to`, and a JSON next to it, whose content it returns.
 
     docs/checkpoints.md has the names of the arrays and the keys of the JSON. Raises UserError, ConfigError, DataError.
     """
@@ -48,15 +48,15 @@ def export(directory: Path, step: int | str, to: Path) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json"),
         "tokenizer": read_json(tokenizer) if tokenizer.exists() else None,
     }
-    beside = to.with_suffix(".json")
-    if beside.exists() and not (beside.is_file() and "parameters" in read_json(beside)):
-        raise UserError(f"{beside}: exists, and no export wrote it; name another file with --to")
+    sidecar = to.with_suffix(".json")
+    if sidecar.exists() and not (sidecar.is_file() and "parameters" in read_json(sidecar)):
+        raise UserError(f"{sidecar}: exists, and no export wrote it; name another file with --to")
     try:
         with replacing(to) as file:
             tensors.write(file, arrays, {"step": str(step)}, sealed=False)
     except OSError as error:
         raise Failure(f"{to}: cannot write: {refusal(error, to.parent)}") from None
-    write_json(beside, about)
+    write_json(sidecar, about)
     return about
 
 

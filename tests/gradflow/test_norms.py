@@ -74,19 +74,19 @@ def test_every_size_is_right_alone_and_under_vmap():
 def test_one_small_matrix_among_large_ones_keeps_its_norm():
     sizes = {"a": 1.0, "b": 1e-25, "c": 1e30, "d": 0.0}
     blocks = {name: {"kernel": float32(size * np.ones((2, 3, 3)))} for name, size in sizes.items()}
-    found = matrix_norms(blocks)
+    result = matrix_norms(blocks)
     for name, size in sizes.items():
-        np.testing.assert_allclose(value(found[name]), np.full(2, 3 * size), rtol=1e-6)
+        np.testing.assert_allclose(value(result[name]), np.full(2, 3 * size), rtol=1e-6)
 
 
 def test_only_denormals_may_be_flushed_to_zero():
     """XLA flushes denormals (below 2^-126 = 1.18e-38) on most platforms: norms are right or exactly zero."""
     for size in (1e-42, 1e-39):
         x = float32(np.full(5, size))
-        found = value(frobenius(x))
-        assert found == 0 or found == pytest.approx(exact(x), rel=2e-6, abs=0)
-    beside = frobenius(float32([1e-42, 3e-38, 4e-38]))
-    assert value(beside) == pytest.approx(5e-38, rel=2e-6, abs=0)
+        actual = value(frobenius(x))
+        assert actual == 0 or actual == pytest.approx(exact(x), rel=2e-6, abs=0)
+    normal = frobenius(float32([1e-42, 3e-38, 4e-38]))
+    assert value(normal) == pytest.approx(5e-38, rel=2e-6, abs=0)
 
 
 def test_frobenius_adds_the_exponent_that_a_tap_took_out():
@@ -135,9 +135,9 @@ def test_float64_keeps_its_range_and_digits(x64):
 
 def test_stacked_reduces_over_every_axis_but_the_first():
     x = float32(RNG.normal(size=(4, 2, 3, 5)) * (10.0 ** np.asarray([-30, -3, 0, 30]))[:, None, None, None])
-    found, exponents = stacked_frobenius(x), np.asarray([-1000.0, 0.0, 40.0, 3000.0])
-    assert found.mantissa.shape == found.exponent.shape == (4,)
-    np.testing.assert_allclose(value(found), [exact(layer) for layer in x], rtol=2e-6)
+    actual, exponents = stacked_frobenius(x), np.asarray([-1000.0, 0.0, 40.0, 3000.0])
+    assert actual.mantissa.shape == actual.exponent.shape == (4,)
+    np.testing.assert_allclose(value(actual), [exact(layer) for layer in x], rtol=2e-6)
     # Each layer has an exponent of its own.
     expected = np.log10([exact(layer) for layer in x]) + exponents * LOG2
     np.testing.assert_allclose(log10(stacked_frobenius(x, float32(exponents))), expected, atol=1e-6)
@@ -150,8 +150,8 @@ def test_root_sum_square_element_by_element_and_far_outside_float32():
     parts = [norm(m, e) for m, e in zip(*np.frexp(values), strict=True)]
     np.testing.assert_allclose(value(root_sum_square(parts)), np.sqrt(np.sum(values**2, axis=0)), rtol=2e-6)
     # 3 and 4 times 2^-3000 are 5 times 2^-3000; a part 2^500 smaller has no say.
-    found = root_sum_square([norm(0.75, -2998), norm(0.5, -2997), norm(0.9, -3500)])
-    assert log10(found) == pytest.approx(np.log10(5) - 3000 * LOG2, abs=1e-6)
+    result = root_sum_square([norm(0.75, -2998), norm(0.5, -2997), norm(0.9, -3500)])
+    assert log10(result) == pytest.approx(np.log10(5) - 3000 * LOG2, abs=1e-6)
     for zero in (0.0, 300.0, -3000.0):  # nor has the exponent of a zero
         for parts in ([norm(0, zero), norm(0.75, -900)], [norm(0.75, -900), norm(0, zero)]):
             assert log10(root_sum_square(parts)) == pytest.approx(np.log10(0.75) - 900 * LOG2, abs=1e-6)
@@ -189,9 +189,9 @@ def test_inner(a, b):
 
 def test_value_and_log10_on_the_host():
     # Values that float64 holds come out exactly; where it cannot, log10 still says what there is.
-    found = value(norm([0.75, -0.5, 0, 1], [-100, 3, 99, 1023]))
-    np.testing.assert_array_equal(found, [0.75 * 2.0**-100, -4, 0, 2.0**1023])
-    assert found.dtype == np.float64
+    actual = value(norm([0.75, -0.5, 0, 1], [-100, 3, 99, 1023]))
+    np.testing.assert_array_equal(actual, [0.75 * 2.0**-100, -4, 0, 2.0**1023])
+    assert actual.dtype == np.float64
     np.testing.assert_array_equal(value(norm([1, 1], [5000, -5000])), [np.inf, 0])
     logs = log10(norm([0.75, -0.5, 0, 1, np.nan], [-4000, 3, 99, 4000, 0]))
     expected = [np.log10(0.75) - 4000 * LOG2, np.log10(4), -np.inf, 4000 * LOG2, np.nan]
@@ -222,13 +222,13 @@ def test_matrix_norms_and_the_whole_block():
     leaves = {tag: RNG.normal(size=(2, 3, number)) for tag, number in TAGS.items()}
     blocks = jax.tree.map(lambda number: float32({v: leaves[k] for k, v in TAGS.items()}[number]), TREE)
     exponents = np.asarray([-700.0, 10.0])
-    found = matrix_norms(blocks, float32(exponents))
-    assert set(found) == {*TAGS, "layer"}
+    actual = matrix_norms(blocks, float32(exponents))
+    assert set(actual) == {*TAGS, "layer"}
     for tag, leaf in leaves.items():
         expected = [np.log10(exact(float32(layer))) for layer in leaf] + exponents * LOG2
-        np.testing.assert_allclose(log10(found[tag]), expected, atol=1e-6)
+        np.testing.assert_allclose(log10(actual[tag]), expected, atol=1e-6)
     whole = [np.sqrt(sum(np.sum(leaf[layer] ** 2) for leaf in leaves.values())) for layer in range(2)]
-    np.testing.assert_allclose(log10(found["layer"]), np.log10(whole) + exponents * LOG2, atol=1e-6)
+    np.testing.assert_allclose(log10(actual["layer"]), np.log10(whole) + exponents * LOG2, atol=1e-6)
 
 
 def test_norms_by_name_are_two_arrays_a_shape_whatever_axes_lead():
@@ -243,15 +243,15 @@ def test_norms_by_name_are_two_arrays_a_shape_whatever_axes_lead():
 
         return jax.vmap(at)(scales)
 
-    found = measured(jnp.asarray([1.0, 2.0]), blocks, ends)
-    assert len(jax.tree.leaves(found)) == 4
-    assert list(found) == ["q", "v", "layer", "embed", "head"]
-    assert len(found) == 5
-    assert "k" not in found
-    for name, norm in found.items():
-        np.testing.assert_array_equal(found.log10()[name], log10(norm))
-    np.testing.assert_allclose(value(found["q"]), [[4.0] * 3, [8.0] * 3])
-    np.testing.assert_array_equal(value(found["layer"]), value(found["q"]))
-    assert np.isneginf(log10(found["v"])).all()
-    np.testing.assert_allclose(log10(found["embed"]), np.log10(2e-30), atol=1e-6)
-    np.testing.assert_allclose(log10(found["head"]), np.log10(3) - 200 * LOG2, atol=1e-6)
+    result = measured(jnp.asarray([1.0, 2.0]), blocks, ends)
+    assert len(jax.tree.leaves(result)) == 4
+    assert list(result) == ["q", "v", "layer", "embed", "head"]
+    assert len(result) == 5
+    assert "k" not in result
+    for name, norm in result.items():
+        np.testing.assert_array_equal(result.log10()[name], log10(norm))
+    np.testing.assert_allclose(value(result["q"]), [[4.0] * 3, [8.0] * 3])
+    np.testing.assert_array_equal(value(result["layer"]), value(result["q"]))
+    assert np.isneginf(log10(result["v"])).all()
+    np.testing.assert_allclose(log10(result["embed"]), np.log10(2e-30), atol=1e-6)
+    np.testing.assert_allclose(log10(result["head"]), np.log10(3) - 200 * LOG2, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Commands that can be pasted."""
+"""Commands that are printed to be pasted (train/text.py)."""
 
 import shlex
 import shutil

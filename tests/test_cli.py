@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch, corpus):
 
 @pytest.mark.parametrize("command", ["train", "probe"])
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "messages"),
     [
         ("god.yaml", 2, ["god.yaml: no such file; did you mean good.yaml?"]),
         ("https://a.org/c.yaml", 2, ["https://a.org/c.yaml: is a URL, and only files are read; download it first"]),
@@ -54,11 +54,11 @@ def folder(tmp_path, monkeypatch, corpus):
         ("good.yaml train.device=gpu", 2, ["command line: train.device: no gpu here; JAX sees cpu"]),
     ],
 )
-def test_what_a_user_gets_wrong_is_a_line_each_and_leaves_nothing(folder, call, command, arguments, code, said):
+def test_what_a_user_gets_wrong_is_a_line_each_and_leaves_nothing(folder, call, command, arguments, code, messages):
     before = sorted(folder.rglob("*"))
     got, out, err = call(command, *arguments.split())
     assert (got, out) == (code, "") and err.startswith("deltaflow: ") and err.endswith("\n")
-    for line, start in zip(err.removeprefix("deltaflow: ").splitlines(), said, strict=True):
+    for line, start in zip(err.removeprefix("deltaflow: ").splitlines(), messages, strict=True):
         assert line.startswith(start)
     assert sorted(folder.rglob("*")) == before
 
@@ -89,14 +89,14 @@ def test_it_runs_without_being_installed(call, monkeypatch):
 def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments):
     (folder / "experiment" / "main").mkdir(parents=True)
     (folder / "experiment" / "main" / "config.yaml").touch()
-    for where, said in (
+    for where, message in (
         (".", "not a run directory (no config.yaml in it)"),
         ("experiment", "not a run directory (no config.yaml in it; the runs in it are main)"),
         ("nothing", "no such folder"),
         ("experiment/mian", "no such folder; did you mean experiment/main?"),
     ):
         code, out, err = call(*arguments, where)
-        assert (code, out, err) == (2, "", f"deltaflow: {where}: {said}\n")
+        assert (code, out, err) == (2, "", f"deltaflow: {where}: {message}\n")
 
 
 MISSING = (
