@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 BPE_VOCAB = 512  # tokens, when data.vocab_size is null
 MOST_IN_BATCH = 2**28  # tokens: a gigabyte of int32
@@ -131,9 +131,9 @@ class DataConfig(BaseModel):
     )
     dimensions: int = Field(default=8, ge=1, le=256, description="linear_regression: of x, d")
     noise: float = Field(default=0.0, ge=0, description="linear_regression: standard deviation of the noise on y")
-    patch: int = Field(
-        default=2, ge=1, le=8, description="digits: side of the square patches that are tokens; must divide 8"
-    )
+    patch: Annotated[Literal[1, 2, 4, 8], BeforeValidator(lambda x: x if type(x) is int else str(x))] = Field(
+        default=2, description="digits: side of the square patches that are tokens"
+    )  # true and 1.0 equal 1
 
     @model_validator(mode="after")
     def _fixed_length(self) -> Self:
@@ -158,9 +158,7 @@ def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
         yield "vocab_size", f"an option of tokenizer bpe; data.tokenizer is {config.tokenizer}"
     if name == "tokens" and config.path is None:
         yield "path", "missing; data.kind tokens needs a .npy or .bin file"
-    if 8 % config.patch:
-        yield "patch", f"expected a divisor of 8, the side of an image, got {config.patch}"
-    elif kind.context is not None and context != (fixed := kind.context(config)):
+    if kind.context is not None and context != (fixed := kind.context(config)):
         yield "context", f"expected {fixed} with data.kind {name} (leave it out), got {context}"
     if context < kind.least:
         yield "context", f"expected at least {kind.least} with data.kind {name}, got {context}"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from problems import lines
 from train.config.load import ConfigError, flatten, from_mapping, load, to_yaml
 
 QUIET = settings(derandomize=True, deadline=None, database=None, max_examples=150)
@@ -30,8 +31,8 @@ def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path
     path.write_text("name: a\ndata: {path: x.txt}")
     data = load(path, ["data.corpus=shakespeare"]).variants[0].config.data
     assert (data.corpus, data.path) == ("shakespeare", None)
-    data = load(path, ["data.corpus=shakespeare", "data.path=y.txt"]).variants[0].config.data
-    assert (data.corpus, data.path) == (None, "y.txt")  # the last one wins
+    both = ["data.corpus=shakespeare", "data.path=x.txt"]
+    assert "give corpus or path, not both" in lines(tmp_path, "name: a", *both)[0]
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -63,11 +64,24 @@ def test_overrides_set_values_and_the_last_one_wins(tmp_path):
 def test_a_rule_of_the_command_line_leaves_the_files_options_out_and_keeps_its_own_in_any_order(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\nmodel: {residual: {rule: mhc, streams: 2}}\nvariants: {x: {model.residual.rounds: 3}}")
+
+    def rule(*overrides):
+        return load(path, overrides).variants[0].config.model.residual.model_dump(exclude_none=True)
+
     for of in ("", "variants.x."):
-        for order in (1, -1):
-            overrides = [f"{of}model.residual=attnres", f"{of}model.residual.block=2", "variants.x.seed=1"][::order]
-            rule = load(path, [*overrides, "variants.x.model.residual.rounds=null"]).variants[0].config.model.residual
-            assert rule.model_dump(exclude_none=True) == {"rule": "attnres", "block": 2}
+        chosen = [f"{of}model.residual=attnres", f"{of}model.residual.block=2", "variants.x.model.residual.rounds=null"]
+        assert rule(*chosen) == rule(*chosen[::-1]) == {"rule": "attnres", "block": 2}
+    assert rule("model.residual={rule: keel, alpha: 2.0}", "model.residual.rule=keel", "variants={}")["alpha"] == 2.0
+    assert rule("model={residual: rezero}", "model.residual=none", "variants={}") == {"rule": "none"}
+    assert rule("model={}", "model.residual=rezero", "variants={}") == {"rule": "rezero"}
+    assert rule("model.residual.bias=0.5", "model.residual={}", "variants={}") == {"rule": "pre_ln"}
+    with pytest.raises(ConfigError, match="residual.gate: an option of"):
+        rule("model.residual.gate=2.0", "model={residual: rezero, layers: 3}", "variants={}")
+    assert [
+        v.name for v in load(path, ["variants={}", "variants.y={}", "variants.y.model.residual=none"]).variants
+    ] == ["y"]
+    swept = load(path, ["variants={}", "sweep={}", "sweep.seed=[1, 2]", "sweep.model.residual=[none]"]).variants
+    assert [variant.name for variant in swept] == ["main,seed=1,rule=none", "main,seed=2,rule=none"]
 
 
 def test_an_int_for_a_float_becomes_one():

@@ -219,7 +219,7 @@ def _hints(key: str, value: Any) -> Iterator[str]:
         names = _literals([member.get("items") or {} for member in members])
         yield from (did_you_mean(str(item), names) for item in value if item not in names)
     elif isinstance(value, dict) and key in RULES:
-        yield f"; the options of a {key.rpartition('.')[2]} are keys of their own"
+        yield f"; options are keys of their own, {key.rpartition('.')[0]}.OPTION; or use variants"
     elif isinstance(value, float) and not math.isfinite(value):
         yield ", which is not finite"
     elif isinstance(value, int | float):

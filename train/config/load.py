@@ -20,9 +20,9 @@ from data.files import content_of, foreign, similar_path
 from ..errors import Failure, UserError
 from . import checks
 from .fields import FIELDS, did_you_mean, expected
-from .overrides import COMMAND_LINE, assignments
+from .overrides import assignments
 from .schema import RunConfig, leaves
-from .settings import Document, Settings, config_of, key_problems, mapping, merged
+from .settings import COMMAND_LINE, Document, Settings, config_of, key_problems, mapping, merged
 from .variants import Point, grid, indistinct, points, promises
 from .yaml import Node, Place, Problem, clean, dump, read
 
@@ -223,14 +223,15 @@ def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list
         for fault in checks.problems(config):
             own = {} if fault in in_base else point.settings
             names = broken.setdefault(_located(fault, (own, base), source), [])
-            names += [f"variant {point.variant}"] if own and fault[0] not in own else []
+            names += [point.variant] if own and fault[0] not in own else []
         config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.data_seed})})
         runs.append(Variant(point.name, config, keys))
         layers = (point.settings, spread[0].settings)
         problems += [_located(fault, layers, point.place) for fault in checks.mixed(runs[0].config, config)]
     for problem, names in broken.items():
-        some = clean(", ".join(dict.fromkeys(names)))
-        problems.append(replace(problem, message=f"{problem.message} ({some})") if some else problem)
+        first, *others = dict.fromkeys(names) or [""]
+        suffix = f" (variant {clean(first)}{f' and {len(others)} more' if others else ''})" if first else ""
+        problems.append(replace(problem, message=f"{problem.message}{suffix}"))
     return runs
 
 

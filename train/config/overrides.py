@@ -4,11 +4,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from .fields import FIELDS, RULES, SHORT, SPECIAL, suggestions
-from .settings import key_problems
-from .yaml import Place, Problem, clean, read, show
+from .fields import FIELDS, SHORT, SPECIAL, suggestions
+from .settings import COMMAND_LINE, key_problems
+from .yaml import Problem, clean, read, show
 
-COMMAND_LINE = Place("command line")
 # A key, and its value after an equals sign, a colon or a blank.
 _WRITTEN = re.compile(r"([^\s=:]+)(?:\s*[=:]\s*|\s+)(\S.*)", re.DOTALL)
 
@@ -29,7 +28,7 @@ def assignments(words: Sequence[str], problems: list[Problem]) -> list[tuple[str
             whole.append((key.strip(), value))
         else:
             problems.append(_misspelt(text))
-    return sorted(whole, key=lambda assigned: not assigned[0].endswith((*SHORT, *RULES)))  # those drop options
+    return whole
 
 
 def _assigns(word: str) -> bool:

@@ -17,30 +17,31 @@ from .yaml import BAD, Node, Place, Problem, clean
 Settings = dict[str, Node]
 
 _RIVALS = {"data.path": "data.corpus", "data.corpus": "data.path"}  # a config has one of them
-_CONTENTS = {
-    "variants": "names and their overrides",
-    "sweep": "keys and their values",
-    "expect": "variants and their results",
-}
+_CONTENTS = {"variants": "names and their overrides", "expect": "variants and their results"}
+_OVERRIDES, _SWEPT = "overrides", "keys and their values"  # of a variant and of a sweep
+COMMAND_LINE = Place("command line")
 
 
-def settings(node: Node, problems: list[Problem], of: str = "keys", fixed: bool = False) -> Settings:
+def settings(node: Node, problems: list[Problem], of: str = "keys") -> Settings:
     """The settings of a mapping of nested or dotted keys; those that the schema does not have go to `problems`.
 
-    Args:
-        of: the contents of the mapping, in a message.
-        fixed: refuses the keys that all variants share.
+    `of`: the contents of the mapping, in a message; variants and sweeps cannot set what all of them share.
     """
     layer: Settings = {}
     for key, leaf in _leaves(mapping(node, problems, of)):
-        if fixed and (first := key.partition(".")[0]) in FIXED:
+        if of != "keys" and (first := key.partition(".")[0]) in FIXED:
             problems.append(leaf.problem(f"variants and sweeps cannot set {first}"))
         elif key in layer:
             problems.append(leaf.repeated(layer[key].place))
-        elif key in FIELDS or (key in SECTIONS and leaf.value in ({}, BAD)):
+        elif not key or key not in (*FIELDS, *SECTIONS):
+            problems.append(leaf.problem(unknown(key)))
+        elif key in FIELDS or leaf.value is BAD or (leaf.value == {} and of != _SWEPT):
             layer[key] = leaf
+        elif of == _SWEPT:
+            example = next(inner for inner in FIELDS if inner.startswith(f"{key}."))
+            problems.append(leaf.problem(f"{key} is a section; sweep its keys, such as {example}"))
         else:
-            problems.append(leaf.problem(not_a_mapping(leaf.plain, key=key) if key in SECTIONS else unknown(key)))
+            problems.append(leaf.problem(not_a_mapping(leaf.plain, key=key)))
     return layer
 
 
@@ -62,15 +63,18 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     return {}
 
 
-def merged(below: Settings, above: Settings) -> Settings:
+def merged(below: Settings, above: Settings, kept: Place | None = None) -> Settings:
     """The settings of both layers; those of `above` win.
 
-    An empty section or a new rule in `above` drops all that is below in its section, one of two rivals the other one.
+    An empty section in `above` drops all that is below in it. So does a new rule, and one of two rivals drops the other
+    one, but for what was set at the place `kept`.
     """
-    fresh = [section for section in SECTIONS if section in above or f"{section}.{SHORT.get(section)}" in above]
+    emptied = tuple(f"{section}." for section in SECTIONS if section in above)
+    ruled = tuple(f"{section}." for section, head in SHORT.items() if f"{section}.{head}" in above)
     rivals = {_RIVALS.get(key) for key, node in above.items() if node.value is not None}
-    dropped = tuple(f"{section}." for section in fresh)
-    return {key: node for key, node in below.items() if not key.startswith(dropped) and key not in rivals} | above
+    below = {key: node for key, node in below.items() if not key.startswith(emptied)}
+    dropped = {key for key, node in below.items() if node.place != kept and (key.startswith(ruled) or key in rivals)}
+    return {key: node for key, node in below.items() if key not in dropped} | above
 
 
 def config_of(layer: Settings) -> RunConfig:
@@ -114,10 +118,11 @@ class Document:
         """Sets one dotted key. A mapping for a section sets the keys in it; an empty one resets the section."""
         first, _, rest = key.partition(".")
         if first not in SPECIAL:
-            self.base = merged(self.base, settings(Node({key: node}, node.place, ""), self.problems))
+            layer = settings(Node({key: node}, node.place, ""), self.problems)
+            self.base = merged(self.base, layer, COMMAND_LINE)
         elif first == "sweep":
             inner = Node({rest: node}, node.place, "sweep") if rest else node
-            layer = settings(inner, self.problems, _CONTENTS[first], fixed=True)
+            layer = settings(inner, self.problems, _SWEPT)
             self.sweep = self.sweep | layer if rest else layer
         elif not rest:
             children = mapping(node, self.problems, _CONTENTS[first]).items()
@@ -132,10 +137,10 @@ class Document:
                 self.problems.append(node.problem(f"no such variant{clean(near)}"))
             else:
                 place, old = named.get(name, (node.place, {}))
-                layer = merged(old, self._layer(first, Node({inner: node}, node.place, "")))
+                layer = merged(old, self._layer(first, Node({inner: node}, node.place, "")), COMMAND_LINE)
                 named[name] = (place if first == "variants" else node.place), layer
 
     def _layer(self, first: str, node: Node) -> Settings:
         if first == "expect":
             return mapping(node, self.problems, "tags to [low, high]")
-        return settings(node, self.problems, "overrides", fixed=True)
+        return settings(node, self.problems, _OVERRIDES)

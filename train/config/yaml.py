@@ -18,7 +18,6 @@ _INDENTED = "; check the indentation, and the space after each colon"
 _HINTS = {  # by words of PyYAML's messages
     "'\\t'": "; write spaces, not tabs",
     "while scanning an alias": "; put quotes around a text that begins with *",
-    "document start": "; write key: value",  # [model], as in an INI file
     "mapping values are not allowed here": _INDENTED,
     "could not find expected ':'": _INDENTED,
     "found '<block mapping start>'": _INDENTED,
@@ -179,6 +178,8 @@ def read(text: str, place: Place, problems: list[Problem], path: str = "") -> No
         mark, begun = error.problem_mark or error.context_mark, error.context_mark
         message = "not valid YAML: " + ", ".join(clean(part) for part in (error.context, error.problem) if part)
         message += next((hint for words, hint in _HINTS.items() if words in message), "")
+        if "document start" in message:  # [model], as in an INI file
+            message = "not valid YAML: expected one mapping of keys; write key: value"
         line = mark and mark.line
         if begun and (first := reader.place(begun.line).line) not in (None, reader.place(line).line):
             message += f"; begun on line {first}"
