@@ -27,7 +27,8 @@ def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path
     path.write_text("name: a\ndata: {corpus: shakespeare}")
     data = load(path, ["data.path=x.txt"]).variants[0].config.data
     assert (data.corpus, data.path) == (None, "x.txt")
-    assert load(path, ["data.path=null"]).variants[0].config.data.corpus == "shakespeare"
+    for overrides in (["data.path=null"], ["data.path=x.txt", "data.path=null"]):
+        assert load(path, overrides).variants[0].config.data.corpus == "shakespeare"
     path.write_text("name: a\ndata: {path: x.txt}")
     data = load(path, ["data.corpus=shakespeare"]).variants[0].config.data
     assert (data.corpus, data.path) == ("shakespeare", None)

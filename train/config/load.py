@@ -179,15 +179,16 @@ def _experiment(source: Place, root: Node, problems: list[Problem], overrides: S
     document = Document(written, source, problems)
     for key, text in assignments(overrides, problems):
         document.assign(key, read(text, COMMAND_LINE, problems, key))
-    if "name" not in document.base:
+    base = merged(document.file, document.commands)
+    if "name" not in base:
         problems.append(Problem(source, "name", f"missing; expected {expected(FIELDS['name'])}"))
     variants = [Point(name, name, *each) for name, each in document.named["variants"].items()]
     variants = variants or [Point("main", "main", source, {})]
     axes = grid(document.sweep, variants, problems)
-    for layer in (document.base, *(variant.settings for variant in variants)):
+    for layer in (base, *(variant.settings for variant in variants)):
         problems += key_problems(layer)
     spread = points(variants, axes)
-    runs = [] if problems else _runs(document.base, spread, source, problems)
+    runs = [] if problems else _runs(base, spread, source, problems)
     problems += [*indistinct(variants)] or indistinct(spread)
     names = {name for point in spread for name in (point.variant, point.name)}
     reshaped = any(word.startswith(("variants", "sweep")) for word in overrides)  # its expectations may be of others

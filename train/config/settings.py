@@ -105,11 +105,12 @@ class Document:
 
     def __init__(self, root: dict[str, Node], source: Place, problems: list[Problem]):
         self.problems = problems
+        self.commands: Settings = {}
         self.sweep: Settings = {}
         # By the name of a variant, where it is set and what: keys; tags and their expected values.
         self.named: dict[str, dict[str, tuple[Place, Settings]]] = {"variants": {}, "expect": {}}
         rest = {key: child for key, child in root.items() if key not in SPECIAL}
-        self.base = settings(Node(rest, source, ""), problems)
+        self.file = settings(Node(rest, source, ""), problems)
         for key in SPECIAL:
             if key in root:
                 self.assign(key, root[key])
@@ -119,7 +120,7 @@ class Document:
         first, _, rest = key.partition(".")
         if first not in SPECIAL:
             layer = settings(Node({key: node}, node.place, ""), self.problems)
-            self.base = merged(self.base, layer, COMMAND_LINE)
+            self.commands = merged(self.commands, layer, COMMAND_LINE)
         elif first == "sweep":
             inner = Node({rest: node}, node.place, "sweep") if rest else node
             layer = settings(inner, self.problems, _SWEPT)
