@@ -14,7 +14,8 @@ from train.cli import main
 from train.config.schema import TrainConfig
 from train.device import platform
 from train.run import loop, start
-from train.store.checkpoint import Checkpoints
+from train.store.checkpoint import Checkpoints, Header
+from train.store.provenance import environment_changes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -104,7 +105,7 @@ def test_flags_of_the_compiler_are_part_of_the_environment_that_a_resumption_com
     assert warnings(3) == []
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_dump_to=x")
     fast = "XLA_FLAGS: fast math changes results and hides steps that are not finite; leave that flag out"
-    drift = "saved with XLA_FLAGS None then, --xla_cpu_enable_fast_math=true now: "
+    drift = "saved with XLA_FLAGS unset then, --xla_cpu_enable_fast_math=true now: "
     assert warnings(6) == [fast, f"{drift}what follows is not bitwise what it would have been"]
     header = Checkpoints(tmp_path / "e" / "main").header(6)
     assert header.provenance["flags"] == {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"}
@@ -132,6 +133,21 @@ def test_flags_that_change_numbers_are_told_from_those_that_do_not(monkeypatch, 
     assert (platform.compiler_flags(), platform.has_fast_math()) == (flags, fast)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_c=2")
     assert platform.compiler_flags() == flags | {"LIBTPU_INIT_ARGS": "--xla_tpu_c=2"}
+
+
+def test_flags_in_a_file_are_read(tmp_path, monkeypatch):
+    (tmp_path / "flags").write_text("--xla_dump_to=x\n--xla_cpu_enable_fast_math=1\n")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    assert platform.compiler_flags()["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=1" and platform.has_fast_math()
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "none"))
+    assert platform.compiler_flags()["XLA_FLAGS"] == str(tmp_path / "none") and not platform.has_fast_math()
+
+
+def test_a_section_that_an_older_checkpoint_lacks_is_no_change():
+    now = {"versions": {"jax": "1"}, "flags": {"XLA_FLAGS": "--xla_a"}}
+    without, unset = (Header(0, {}, None, {"versions": {"jax": "1"}} | flags) for flags in ({}, {"flags": {}}))
+    assert environment_changes(without, now) is None
+    assert environment_changes(unset, now) == "XLA_FLAGS unset then, --xla_a now"
 
 
 def test_every_setting_of_jax_that_may_change_numbers_is_fixed():

@@ -108,5 +108,5 @@ def test_a_verdict_of_dead_qk_says_what_starves_attention(train, whole, monkeypa
 
     monkeypatch.setattr(Programs, "instrument", full)
     code, failed = train("failed", only)
-    assert code == 0 and "warning: what starves attention was not measured: no memory left" in capsys.readouterr().out
+    assert code == 0 and ": what starves attention was not measured: no memory left" in capsys.readouterr().out
     assert rows(failed / "with") == rows(whole / "with") and summary(failed / "with")["verdict"]["state"] == "dead_qk"

@@ -224,15 +224,25 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
 
 
+def _flags(variable: str) -> list[str]:
+    """The flags in an environment variable, or in the file that it names."""
+    text = os.environ.get(variable, "").strip()
+    if text and not text.startswith("-"):
+        with suppress(OSError, ValueError):
+            text = Path(text).read_text()
+    return text.split()
+
+
 def compiler_flags() -> dict[str, str]:
     """Returns the variables that give flags to XLA and to the TPU's compiler, without flags that change no number."""
-    texts = {name: re.sub(_NEUTRAL, "", os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
-    return {name: " ".join(text.split()) for name, text in texts.items() if text.strip()}
+    variables = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    texts = {name: " ".join(flag for flag in _flags(name) if not re.match(_NEUTRAL, flag)) for name in variables}
+    return {name: text for name, text in texts.items() if text}
 
 
 def has_fast_math() -> bool:
     """Returns true if XLA_FLAGS ask for fast math on a CPU, where x - x is then 0 for nan and infinity too."""
-    flags = (flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
+    flags = (flag.partition("=") for flag in _flags("XLA_FLAGS"))
     values = {name: value for name, _, value in flags}  # of two equal flags the last one counts
     return values.get("--xla_cpu_enable_fast_math", "false").lower() in ("", "true", "1")
 

@@ -268,7 +268,7 @@ def explain_dead_qk(run: "GroupRun", step: int) -> None:
             shares = json_of(run.programs.each(read)[index])["grad_mean/mean"]
             run.metrics[index].found_mechanism(f"at step {step} {mean_parts(shares)}")
     except _FAILURES as error:
-        run.console.warn(f"what starves attention was not measured: {first_line(error)}")
+        run.console.warn(f"step {step}: what starves attention was not measured: {first_line(error)}")
 
 
 def stop_early(run: "GroupRun", step: int) -> None:

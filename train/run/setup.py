@@ -44,7 +44,10 @@ class GroupSetup:
 
     @cached_property
     def start(self) -> Start:
-        """The step from which the group trains. Raises UserError when its run directories do not allow it."""
+        """The step from which the group trains, decided at the first use, with the locks held; prints what it notices.
+
+        Raises UserError when the run directories do not allow a start.
+        """
         group, source, kind = self.group, self.source, self.platform.kind
         return decide_start(group, source, self.directories, kind, self.console, self.allow_data_change)
 

@@ -33,10 +33,13 @@ def locked(directories: Sequence[Path], warn: Callable[[str], None]) -> Iterator
     lock that a process of another machine has left, are warned about and used; `warn` may get one line several
     times.
     """
+    warnings: list[str] = []
     with ExitStack() as stack:
         for directory in directories:
             stack.enter_context(_made(directory))
-            stack.enter_context(_locked(directory, warn))
+            stack.enter_context(_locked(directory, warnings.append))
+        for line in warnings:
+            warn(line)
         yield
 
 

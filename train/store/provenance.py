@@ -38,10 +38,11 @@ def environment_changes(header: Header, now: Mapping[str, Mapping[str, Any]]) ->
     changes = []
     for section, here in now.items():
         there = header.provenance.get(section)
-        there = there if isinstance(there, Mapping) else {}
+        if not isinstance(there, Mapping):  # saved before the section was recorded
+            continue
         prefix = "device " if section == "device" else ""
         changes += [
-            f"{prefix}{key} {there.get(key)} then, {here.get(key)} now"
+            f"{prefix}{key} {there.get(key, 'unset')} then, {here.get(key, 'unset')} now"
             for key in {**here, **there}
             if there.get(key) != here.get(key)
         ]
