@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runs import SIGNALLED, kill
+from train.device import hosts
 from train.device.signals import SIGNALS, Stop, Stopped, listening
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,18 @@ def test_a_deferred_signal_is_noted_and_another_is_not():
     with pytest.raises(Stopped), listening(stop):
         kill(signal.SIGINT)
     assert stop.exit_code == 130
+
+
+def test_a_signal_that_arrives_while_processes_agree_is_not_lost(monkeypatch):
+    stop = Stop()
+
+    def agreed(number: int | None) -> int | None:
+        stop.signal = signal.SIGTERM  # of the handler, once the number was read
+        return number
+
+    monkeypatch.setattr(hosts, "agreed", agreed)
+    assert not hosts.agreed_stop(stop) and stop.signal == signal.SIGTERM
+    assert hosts.agreed_stop(stop)
 
 
 @pytest.mark.parametrize("live", [True, False])

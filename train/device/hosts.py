@@ -158,8 +158,9 @@ def agreed(number: int | None) -> int | None:
 
 def agreed_stop(stop: Stop) -> bool:
     """Returns true after a signal to any process, which is then that of `stop` in all of them. A collective."""
-    stop.signal = agreed(stop.signal)
-    return stop.signal is not None
+    if (signal := agreed(stop.signal)) is not None:  # else one that arrives meanwhile is kept for the next call
+        stop.signal = signal
+    return signal is not None
 
 
 def broadcast_folder(folder: Path) -> Path:
