@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,12 @@ from types import FrameType
 
 GRACE_S = 2.0  # from a signal that stops at once to the end of a process whose main thread does not return to Python
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr, not through its buffer, which the main thread may hold."""
+    with suppress(OSError):  # a terminal that is gone
+        os.write(2, f"\ndeltaflow: {text}\n".encode())
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,7 +29,7 @@ class Stop:
     signal: int | None = None
     doing: str = ""
     saves: bool = False  # a first signal only sets the flag
-    show: Callable[[str], bool] = lambda text: False  # shows a line where lines are redrawn; false if there are none
+    say: Callable[[str], object] = say  # called from another thread
 
     @property
     def exit_code(self) -> int:
@@ -62,36 +67,25 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     finished = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        first = stop.signal is None
-        stop.signal = number if first else stop.signal
-        if finished.is_set():
+        first, stop.signal = stop.signal is None, stop.signal or number
+        if finished.is_set() or (stop.saves if first else number != signal.SIGINT):
             return
-        if first and not stop.saves:
-            raise Stopped
-        if not first and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        raise Stopped if first else KeyboardInterrupt
 
     def watch() -> None:
-        arrived: list[int] = []
-        while number := os.read(reader, 1):
-            if number[0] not in SIGNALS:  # of a handler that is not ours
-                continue
-            arrived.append(number[0])
-            about = f" during {stop.doing}" if stop.doing else ""
-            if len(arrived) == 1 and stop.saves:
-                text = f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once"
-                if not stop.show(text):
-                    _say(text)
-            elif hard and (len(arrived) == 1 or number[0] == signal.SIGINT):
-                if not finished.wait(GRACE_S) and (len(arrived) > 1 or not stop.saves):
-                    cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while progress is shown
-                    _say(f"stopped{about}; what was saved before is kept{cursor}")
-                    os._exit(128 + arrived[0])
+        numbers = (data[0] for data in iter(lambda: os.read(reader, 1), b""))  # until the writer is closed
+        for first in (number for number in numbers if number in SIGNALS):  # others have handlers that are not ours
+            if saves := stop.saves:
+                stop.say(f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once")
+                if signal.SIGINT not in numbers:
+                    return
+            if hard and not finished.wait(GRACE_S) and (saves or not stop.saves):
+                cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while progress is shown
+                say(f"stopped{f' during {stop.doing}' if stop.doing else ''}; what was saved before is kept{cursor}")
+                os._exit(128 + first)
 
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
-    report = sys.unraisablehook
-    sys.unraisablehook = hook = lambda error: None if issubclass(error.exc_type, KeyboardInterrupt) else report(error)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if before.get(getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:  # nohup: training outlives the terminal
         del before[signal.SIGHUP]
@@ -105,14 +99,6 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if sys.unraisablehook is hook:
-            sys.unraisablehook = report
         os.close(writer)
         watcher.join()
         os.close(reader)
-
-
-def _say(text: str) -> None:
-    """Writes a line to stderr, not through its buffer, which the main thread may hold."""
-    with suppress(OSError):  # a terminal that is gone
-        os.write(2, f"\ndeltaflow: {text}\n".encode())
