@@ -150,6 +150,7 @@ def test_what_is_not_a_regular_file_or_cannot_be_read():
         assert error_of("/proc/self/mem") == "can't be read (Input/output error)"
 
 
+@pytest.mark.slow
 def test_too_many_files_and_links_that_lead_back():
     for name in ("b.txt", "a.txt"):
         write(name)

@@ -116,10 +116,8 @@ def with_cudnn(monkeypatch):
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
 
 
-LATER = pytest.param(["model.window=8", "model.kv_heads=2", "train.remat=dots"], marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("keys", [["train.group=vmap"], LATER])
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [["train.group=vmap"], ["model.window=8", "model.kv_heads=2", "train.remat=dots"]])
 def test_attention_on_a_gpu_is_cudnns_forwards_and_backwards(with_cudnn, keys):
     path, kernel = CONFIGS[0].parent / "quickstart.yaml", "custom_call @__cudnn$fmhaSoftmax"
     members = grouped(load(path, [*keys, "model.layers=2"]).variants)[0]

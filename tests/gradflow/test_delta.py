@@ -102,8 +102,9 @@ def test_one_backward_pass_gives_it_all(x64, residual, norm, tied, unroll):
         np.testing.assert_allclose(value(dots[tag]), products.sum(axis=1), rtol=0, atol=atol, err_msg=tag)
 
 
-@pytest.mark.parametrize("unroll", [1, pytest.param(L, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rule", ["pre_ln", pytest.param("attnres", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("unroll", [1, L])
+@pytest.mark.parametrize("rule", ["pre_ln", "attnres"])
 def test_values_computed_again_in_the_backward_pass_change_nothing(x64, rule, unroll):
     """Under dropout, so that the second computation must draw the same masks."""
     result, products = {}, {}

@@ -94,6 +94,7 @@ def test_states_of_a_run(run, state):
     assert text.startswith(f"**{with_plain_name(state)}**: {verdict['why']}") and text.endswith(f"Try {verdict['try']}")
 
 
+@pytest.mark.slow
 def test_a_spike_is_told_when_it_is_seen(run):
     """Spikes are reported on the console and in TensorBoard with the gradient flow; none for the quiet variant."""
     folder, out = run
@@ -171,6 +172,7 @@ def test_states_of_one_backward_pass(looked):
         assert verdict["rank_left"] == pytest.approx(np.median(result["act"]["rank"][7:]) / result["act"]["rank"][0])
 
 
+@pytest.mark.slow
 def test_collapsed_tokens(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_shift.py").write_text(OWN)

@@ -39,14 +39,8 @@ def test_thresholds_are_where_a_parabola_starts_to_diverge(name, side, tiny, x64
     assert (radius > 1) == (side > 1)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"bias": True, "norm": "layer"}, marks=pytest.mark.slow),
-        {"activation": "swiglu", "kv_heads": 1},
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [{}, {"bias": True, "norm": "layer"}, {"activation": "swiglu", "kv_heads": 1}])
 def test_the_parts_are_those_of_the_gradient_that_is_trained(model, x64):
     """O's and the MLP's last matrix by numpy, from what goes in and from jax.grad at what comes out; and the mean part
     of K's gradient is 0, as the softmax is blind to what all keys of a query share."""
@@ -122,9 +116,8 @@ def test_they_read_every_rule(name, rule, tiny):
             assert lost or None not in (part if isinstance(part, list) else [part]), tag
 
 
-@pytest.mark.parametrize(
-    "task", ["masked", *(pytest.param(x, marks=pytest.mark.slow) for x in ("regression", "classification"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["masked", "regression", "classification"])
 def test_the_split_is_of_the_loss_that_is_trained(task, x64):
     """Whatever the targets are, and however many values each has: delta by the split is delta by the taps."""
     network, batch = other_task(task)

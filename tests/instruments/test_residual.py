@@ -55,7 +55,8 @@ def test_numbers_and_matrices_by_hand():
     assert drawn["across_1"][1].tolist() == [[4.0, 5.0], [6.0, 7.0]]
 
 
-@pytest.mark.parametrize(("block", "heads"), [pytest.param(None, 2, marks=pytest.mark.slow), (1, None)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "heads"), [(None, 2), (1, None)])
 def test_weights_of_sources_are_those_that_attnres_mixes_with(x64, block, heads):
     """sum_i alpha_i v_i is the h that a block passes on, by the model itself."""
     net = network({"rule": "attnres", "block": block, "heads": heads}, norm_eps=1e-3)
@@ -126,7 +127,7 @@ def test_a_picture_has_each_entry_at_its_place():
             marks=pytest.mark.slow,
         ),
         ("mhc", {"across_1/bias", "read_1/gate"}, {"read_#": (1, 4), "across_#": (4, 4), "write_#": (1, 4)}),
-        ("attnres", {"query_1"}, {"mixing": (2, 7)}),
+        pytest.param("attnres", {"query_1"}, {"mixing": (2, 7)}, marks=pytest.mark.slow),
         pytest.param("denseformer", {"alpha"}, {"alpha": (1, 4)}, marks=pytest.mark.slow),
     ],
 )

@@ -159,7 +159,8 @@ def test_denseformer_starts_as_pre_ln_and_the_gradient_of_its_weights_is_delta_t
     same(actual, np.array(expected), rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize(("share", "other"), [pytest.param(0.0, "pre_ln", marks=pytest.mark.slow), (1.0, "post_ln")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "other"), [(0.0, "pre_ln"), (1.0, "post_ln")])
 def test_mix_ln_is_pre_ln_and_post_ln_at_its_ends(x64, share, other):
     """Its final norm changes nothing after a norm, at gains of 1 and without an epsilon."""
     net, usual = network({"rule": "mix_ln", "share": share}), network(other)

@@ -105,6 +105,7 @@ def test_the_gradients_of_zero_query_attnres_are_pre_ln_s(x64, block):
         same(actual["blocks"][part], wanted["blocks"][part], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_streams_start_as_copies_that_share_the_gradient(x64):
     """|dL/dH| is that of the one stream over sqrt(n); hyper_connections' sublayer k reads stream k mod n."""
     net, usual = network({"rule": "mhc", "streams": 2}), network("pre_ln")

@@ -81,6 +81,7 @@ def test_a_vmapped_group_goes_on_for_the_variants_that_are_left(train, whole):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_verdict_of_dead_qk_says_what_starves_attention(train, whole, monkeypatch, capsys):
     """By one reading at the end, or where `train.stop_when` ends it, that leaves no tags; if it fails, without."""
     only = "variants={with: {}}"
