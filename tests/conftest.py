@@ -35,6 +35,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.messages import Wording
 from train.config.load import Experiment, from_mapping
 from train.run import summary
 from train.run.metrics import RunMetrics
@@ -184,6 +185,22 @@ def call(capsys):
         return code, out, err
 
     return called
+
+
+@pytest.fixture
+def wording(request, tmp_path) -> Wording:
+    """Compares the messages of a test with tests/messages.txt; of a test of its blocks (`block`), with that block."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return Wording(params.get("block", request.node.nodeid), [tmp_path, tmp_path.parent])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test that passes has provoked all messages that are recorded for it."""
+    result = yield
+    if "wording" in pyfuncitem.funcargs:
+        pyfuncitem.funcargs["wording"].finish()
+    return result
 
 
 @pytest.fixture(scope="session")

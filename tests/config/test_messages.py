@@ -1,31 +1,16 @@
-"""Every fault of a config: its place, its key and the words, those of messages.txt and of what no such file can show.
-
-After a change of wording, and with an eye on the places: python -m tests.config.test_messages
-"""
-
-from pathlib import Path
-from tempfile import TemporaryDirectory
+"""Every fault of a config: its place, its key and the words, of the configs in tests/messages.txt and of others."""
 
 import pytest
 
+from tests.messages import CONFIGS
 from tests.problems import lines
 
-GOLDEN = Path(__file__).with_name("messages.txt")
-BLOCKS = GOLDEN.read_text(encoding="utf-8").removesuffix("\n").split("\n\n")
 
-
-def case(block: str) -> tuple[str, list[str]]:
-    """The file and the overrides of a block."""
-    said = block.splitlines()
-    text = [line[1:].removeprefix(" ") for line in said if line.startswith(">")]
-    return "\n".join([*text, ""]), [line[2:] for line in said if line.startswith("$ ")]
-
-
-@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
-def test_each_fault_is_reported_at_its_place_and_key(tmp_path, number):
-    text, overrides = case(BLOCKS[number])
-    expected = [line for line in BLOCKS[number].splitlines() if not line.startswith((">", "$"))]
-    assert expected and lines(tmp_path, text, *overrides) == expected
+@pytest.mark.parametrize("block", CONFIGS, ids=range(1, len(CONFIGS) + 1))
+def test_each_fault_is_reported_at_its_place_and_key(tmp_path, wording, block):
+    given = [line[1:].removeprefix(" ") for line in block.splitlines() if line[0] == ">"]
+    overrides = [line[2:] for line in block.splitlines() if line[0] == "$"]
+    wording("\n".join(lines(tmp_path, "\n".join([*given, ""]), *overrides)))
 
 
 A_LIST = ", ".join(map(str, range(501)))
@@ -101,12 +86,3 @@ FINE = [
 @pytest.mark.parametrize("text", FINE, ids=range(len(FINE)))
 def test_configs_without_fault(tmp_path, text):
     assert lines(tmp_path, text) == []
-
-
-if __name__ == "__main__":
-    with TemporaryDirectory() as folder:
-        for number, (text, overrides) in enumerate(map(case, BLOCKS)):
-            if number:
-                given = [line for line in BLOCKS[number].splitlines() if line.startswith((">", "$"))]
-                BLOCKS[number] = "\n".join([*given, *lines(Path(folder), text, *overrides)])
-    GOLDEN.write_text("\n\n".join(BLOCKS) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""The wording of all errors and warnings: messages.txt, which the fixture `wording` of conftest.py reads.
+
+A block is what provokes messages, and they follow, a line each: a config (>) with its overrides ($), a command
+($ deltaflow ...), or a test, by its id, with its parameters where they change the words. Of a new config or command the
+first lines are written by hand. After a change of wording, and with an eye on the difference:
+python -m tests.messages [pytest's arguments; by default all files that use the fixture]
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+GOLDEN = Path(__file__).with_name("messages.txt")
+ROOT = GOLDEN.parents[1]
+
+
+def _split(block: str) -> tuple[str, list[str]]:
+    lines = block.splitlines()
+    count = sum(line.startswith((">", "$")) for line in lines) if block[0] == ">" else 1
+    return "\n".join(lines[:count]), lines[count:]
+
+
+_BLOCKS = GOLDEN.read_text(encoding="utf-8").removesuffix("\n").split("\n\n")
+RECORDED = dict(_split(block) for block in _BLOCKS if block[0] != "#")
+CONFIGS, COMMANDS, TESTS = ([each for each in RECORDED if each[0] == kind] for kind in (">", "$", "t"))
+
+
+class Wording:
+    """The messages of one test, compared with the recorded ones in the order of the calls.
+
+    Args:
+        source: the block's first lines; an id falls back on the one without parameters.
+        folders: paths that become TMP.
+    """
+
+    rewritten: ClassVar[dict[str, list[str]] | None] = None  # messages by source, filled instead of a comparison
+
+    def __init__(self, source: str, folders: Sequence[Path]) -> None:
+        self.source, self.folders, self.lines = source, folders, list[str]()
+        self.recorded = RECORDED.get(source, RECORDED.get(source.partition("[")[0], []))
+
+    def __call__(self, message: object, key: object = None, *, volatile: str | None = None) -> None:
+        """Compares an exception or a text, each of its lines a message; `volatile`, a regex, becomes *.
+
+        `key`: the place, the config's key, or both, that the message begins with.
+        """
+        text = str(message).removesuffix("\n")
+        assert text and (key is None or text.removeprefix("deltaflow: ").startswith(f"{key}: ")), (key, text)
+        for folder in self.folders:
+            text = text.replace(str(folder), "TMP")
+        lines = (re.sub(volatile, "*", text) if volatile else text).split("\n")
+        recorded = self.recorded[len(self.lines) : len(self.lines) + len(lines)]
+        self.lines += lines
+        if self.rewritten is None and lines != recorded:
+            pytest.fail("\n".join(["recorded:", *recorded, "now (python -m tests.messages):", *lines]))
+
+    @contextmanager
+    def raises(self, kind: type[Exception], key: object = None, *, volatile: str | None = None):
+        """`pytest.raises`, and a call with the error."""
+        with pytest.raises(kind) as caught:
+            yield caught
+        self(caught.value, key, volatile=volatile)
+
+    def finish(self) -> None:
+        """Fails if more messages are recorded; when rewriting, records those of the test."""
+        if self.rewritten is not None:
+            self.rewritten[self.source] = self.lines
+        elif len(self.lines) < len(self.recorded):
+            pytest.fail("\n".join(["recorded, and not provoked:", *self.recorded[len(self.lines) :]]))
+
+
+class Rewriting:
+    """A pytest plugin: runs only tests that use the fixture, and collects their messages."""
+
+    def __init__(self) -> None:
+        self.collected, self.rewritten = set[str](), dict[str, list[str]]()
+        Wording.rewritten = self.rewritten
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "wording" in getattr(item, "fixturenames", ())]
+        self.collected = {item.nodeid for item in items}
+
+    def records(self) -> dict[str, list[str]]:
+        """All records: those of tests that did not run stay, as long as there is such a test."""
+        of_tests = {source: lines for source, lines in self.rewritten.items() if source[0] == "t"}
+        files, functions, ran = (
+            {source.partition(end)[0] for source in sources}
+            for sources, end in ((self.collected, "::"), (self.collected, "["), (of_tests, "["))
+        )
+        merged = {}
+        for source in TESTS:
+            file, function = source.partition("::")[0], source.partition("[")[0]
+            there = function in functions or (file not in files and (ROOT / file).exists())
+            if source in self.collected - of_tests.keys() or (there and function not in ran):
+                merged[source] = RECORDED[source]
+        for function in ran:
+            cases = {source: lines for source, lines in of_tests.items() if source.partition("[")[0] == function}
+            equal = len(set(map(tuple, cases.values()))) == 1
+            merged |= {function: next(iter(cases.values()))} if equal else cases
+        others = {source: self.rewritten.get(source, RECORDED[source]) for source in [*CONFIGS, *COMMANDS]}
+        return others | {source: merged[source] for source in sorted(merged) if merged[source]}
+
+
+def rewrite(arguments: list[str]) -> int:
+    """Runs tests in this process and writes their messages; returns pytest's exit code."""
+    plugin = Rewriting()
+    users = [str(path) for path in sorted(GOLDEN.parent.rglob("test_*.py")) if "wording" in path.read_text("utf-8")]
+    code = pytest.main(arguments or users, plugins=[plugin])
+    blocks = [heading for heading in _BLOCKS if heading[0] == "#"]
+    for place, kind in enumerate("t$>"):
+        part = ["\n".join([source, *lines]) for source, lines in plugin.records().items() if source[0] == kind]
+        blocks[3 - place : 3 - place] = part
+    GOLDEN.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    from tests import messages
+
+    sys.exit(messages.rewrite(sys.argv[1:]))
