@@ -3,7 +3,7 @@
 A block is what provokes messages, and they follow, a line each: a config (>) with its overrides ($), a command
 ($ deltaflow ...), or a test, by its id, with its parameters where they change the words. Of a new config or command the
 first lines are written by hand. After a change of wording, and with an eye on the difference:
-python -m tests.messages [pytest's arguments; by default all files that use the fixture]
+python -m tests.messages [pytest's options, and files, by default all that use the fixture]
 """
 
 import re
@@ -111,7 +111,8 @@ def rewrite(arguments: list[str]) -> int:
     """Runs tests in this process and writes their messages; returns pytest's exit code."""
     plugin = Rewriting()
     users = [str(path) for path in sorted(GOLDEN.parent.rglob("test_*.py")) if "wording" in path.read_text("utf-8")]
-    code = pytest.main(arguments or users, plugins=[plugin])
+    chosen = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
+    code = pytest.main([*arguments, *([] if chosen else users)], plugins=[plugin])
     blocks = [heading for heading in _BLOCKS if heading[0] == "#"]
     for place, kind in enumerate("t$>"):
         part = ["\n".join([source, *lines]) for source, lines in plugin.records().items() if source[0] == kind]

@@ -86,17 +86,13 @@ def test_it_runs_without_being_installed(call, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [["sample"], ["probe", "good.yaml", "--checkpoint"]], ids=" ".join)
-def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments):
+def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments, wording):
     (folder / "experiment" / "main").mkdir(parents=True)
     (folder / "experiment" / "main" / "config.yaml").touch()
-    for where, message in (
-        (".", "not a run directory (no config.yaml in it)"),
-        ("experiment", "not a run directory (no config.yaml in it; the runs in it are main)"),
-        ("nothing", "no such folder"),
-        ("experiment/mian", "no such folder; did you mean experiment/main?"),
-    ):
+    for where in (".", "experiment", "nothing", "experiment/mian"):
         code, out, err = call(*arguments, where)
-        assert (code, out, err) == (2, "", f"deltaflow: {where}: {message}\n")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        wording(err, where)
 
 
 MISSING = (
@@ -131,8 +127,8 @@ def test_the_exit_code_says_whose_fault_it_is(folder, call, monkeypatch, error, 
 
 
 @pytest.mark.parametrize("path", ["", ".", "hollow", "good.yaml/p.json"])
-def test_a_file_that_cannot_be_written_is_one_line(folder, path):
-    with pytest.raises(UserError, match="cannot write"):
+def test_a_file_that_cannot_be_written_is_one_line(folder, path, wording):
+    with wording.raises(UserError):
         write_atomically(Path(path), "text")
 
 
@@ -147,7 +143,7 @@ def test_a_file_that_cannot_be_written_is_one_line(folder, path):
     ids=lambda error: type(error).__name__,
 )
 def test_too_little_memory_is_one_line_and_other_errors_of_a_device_keep_their_traceback(
-    folder, call, monkeypatch, error
+    folder, call, monkeypatch, wording, error
 ):
     def broken(*_, **__):
         raise error
@@ -157,6 +153,6 @@ def test_too_little_memory_is_one_line_and_other_errors_of_a_device_keep_their_t
         with pytest.raises(jax.errors.JaxRuntimeError):
             call("probe", "good.yaml")
         return
-    advice = "lower model.width, model.layers, data.batch or data.context"
-    line = f"deltaflow: not enough memory for this model and its batches; {advice}\n"
-    assert call("probe", "good.yaml") == (1, "", line)
+    code, out, err = call("probe", "good.yaml")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    wording(err)

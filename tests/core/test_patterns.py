@@ -85,13 +85,13 @@ def test_frozen_gradients_are_zero_whatever_they_were():
     assert got["norm_f"]["gain"] is grads["norm_f"]["gain"]
 
 
-def test_a_pattern_that_means_nothing_is_named_with_its_nearest():
+def test_a_pattern_that_means_nothing_is_named_with_its_nearest(wording):
     config = OptimizerConfig(freeze=("embd", "blocks"), lr_factors={"blocks/atn/*": 2.0}, decay_mask=("norm_f",))
-    assert list(unmatched(config, tree(0))) == [
-        ("lr_factors", "no parameter matches 'blocks/atn/*'; nearest: blocks/attn/q, blocks/attn, blocks/attn/q/bias"),
-        ("freeze", "no parameter matches 'embd'; nearest: embed, head"),
-    ]
-    with pytest.raises(UserError, match=r"^optimizer.lr_factors: no parameter matches"):
+    found = dict(unmatched(config, tree(0)))
+    assert list(found) == ["lr_factors", "freeze"]
+    wording(found["lr_factors"])
+    wording(found["freeze"])
+    with wording.raises(UserError, "optimizer.lr_factors"):
         check(config, {}, tree(0))
 
 
@@ -268,23 +268,13 @@ def test_an_optimizer_of_one_s_own_trains_and_its_checkpoint_is_read_without_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "name",
     [
-        ("nowhere:f", "nowhere:f: no module nowhere in the current folder '{folder}' or installed"),
-        (
-            "mine_bad:descend",
-            "mine_bad:descend: module mine_bad has no class or function descend; did you mean descent?",
-        ),
-        ("mine_bad:broken", "mine_bad:broken: KeyError: 'nothing'"),
-        ("mine_bad:late", "mine_bad:late: KeyError: 1"),
-        ("mine_bad:other", "mine_bad:other: expected an optax.GradientTransformation, got int"),
-        ("mine_bad:lossy", "mine_bad:lossy: its updates have other shapes than the parameters"),
-        ("mine_worse:f", "mine_worse:f: SyntaxError: '(' was never closed (mine_worse.py, line 1) on import"),
-        ("mine_lost:f", "mine_lost:f: ModuleNotFoundError: No module named 'nowhere' on import"),
-        ("mine_exit:f", "mine_exit:f: SystemExit: 5 on import"),
+        *("nowhere:f", "mine_worse:f", "mine_lost:f", "mine_exit:f"),
+        *(f"mine_bad:{name}" for name in ("descend", "broken", "late", "other", "lossy")),
     ],
 )
-def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_path, name, message):
+def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_path, name, wording):
     (tmp_path / "mine_bad.py").write_text(MINE, encoding="utf-8")
     (tmp_path / "mine_worse.py").write_text("def f(", encoding="utf-8")
     (tmp_path / "mine_lost.py").write_text("import nowhere", encoding="utf-8")
@@ -293,6 +283,5 @@ def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_pa
         del sys.modules[module]
     code, error, _ = trains(f"optimizer.name={name}")
     assert code == 2
-    line = error.splitlines()[-1].removesuffix(" (variant main)")
-    assert line == f"deltaflow: command line: optimizer.name: {message.format(folder=tmp_path)}"
+    wording(error.splitlines()[-1], f"command line: optimizer.name: {name}")
     assert "Traceback" not in error

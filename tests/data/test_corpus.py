@@ -150,7 +150,7 @@ def test_what_is_not_a_regular_file_or_cannot_be_read():
         assert error_of("/proc/self/mem") == "can't be read (Input/output error)"
 
 
-def test_too_many_files_and_links_that_lead_back():
+def test_too_many_files_and_links_that_lead_back(wording):
     for name in ("b.txt", "a.txt"):
         write(name)
     for link in ("x", "y", "z"):
@@ -161,7 +161,7 @@ def test_too_many_files_and_links_that_lead_back():
         assert time.monotonic() - start < 5
     for number in range(10_000):
         Path(f"{number}.txt").touch()
-    assert error_of("*.txt") == "has more than 10,000 files; put them into fewer"
+    wording(error_of("*.txt"))
     Path("a.txt").unlink()
     Path("b.txt").unlink()
     assert find(DataConfig(path="*.txt")).note == "10,000 files, "
@@ -171,28 +171,29 @@ def test_too_many_files_and_links_that_lead_back():
 
 
 NOT_TEXT = [
-    ("one\ntwo é\n".encode("latin1") * 50, "UTF-8 text: byte 0xE9 at offset 8, line 2; ", "LATIN1"),
-    (b"a\n" * 2_000 + b"\xff", "UTF-8 text: byte 0xFF at offset 4,000, line 2,001; ", "LATIN1"),
-    ("hello".encode("utf-16"), "UTF-8 text: byte 0xFF at offset 0, line 1; ", "UTF-16"),
-    (b"x" * 1000 + b"\xe2\x82", "UTF-8 text: byte 0xE2 at offset 1,000, line 1; ", "LATIN1"),  # cut in a character
-    (b"ok\n\xed\xa0\x80", "UTF-8 text: byte 0xED at offset 3, line 2; ", "LATIN1"),  # a surrogate
-    ("aé\n\n語".encode() + b"\n\xe8\xaax", "UTF-8 text: byte 0xE8 at offset 9, line 4; ", "LATIN1"),
-    (b"\0", "text: byte 0x00 at offset 0, line 1; ", ""),
-    (b"ab\nc\0", "text: byte 0x00 at offset 4, line 2; ", ""),
-    ("é\n\n".encode() + b"x\0", "text: byte 0x00 at offset 5, line 3; ", ""),
-    ("a\nb".encode("utf-16-le"), "text: byte 0x00 at offset 1, line 1; ", ""),
-    ("éa\n".encode() * 20 + b"ab\0", "text: byte 0x00 at offset 82, line 21; ", ""),
+    ("one\ntwo é\n".encode("latin1") * 50, "0xE9", "8", "2"),
+    (b"a\n" * 2_000 + b"\xff", "0xFF", "4,000", "2,001"),
+    ("hello".encode("utf-16"), "0xFF", "0", "1"),
+    (b"x" * 1000 + b"\xe2\x82", "0xE2", "1,000", "1"),  # cut in a character
+    (b"ok\n\xed\xa0\x80", "0xED", "3", "2"),  # a surrogate
+    ("aé\n\n語".encode() + b"\n\xe8\xaax", "0xE8", "9", "4"),
+    (b"\0", "0x00", "0", "1"),
+    (b"ab\nc\0", "0x00", "4", "2"),
+    ("é\n\n".encode() + b"x\0", "0x00", "5", "3"),
+    ("a\nb".encode("utf-16-le"), "0x00", "1", "1"),
+    ("éa\n".encode() * 20 + b"ab\0", "0x00", "82", "21"),
 ]
 
 
-@pytest.mark.parametrize(("content", "place", "charset"), NOT_TEXT)
-def test_a_file_that_is_no_text(content, place, charset):
-    advice = f"convert it, for example with iconv -f {charset} -t UTF-8" if charset else "expected a UTF-8 text file"
+@pytest.mark.parametrize(("content", "byte", "offset", "line"), NOT_TEXT, ids=range(len(NOT_TEXT)))
+def test_a_file_that_is_no_text(content, byte, offset, line, wording):
     message = error_of(write("a.txt", content))
-    assert message.startswith(f"is not {place}{advice}")
-    with pytest.raises(DataError, match=re.escape(message)):
+    wording(message)
+    assert re.findall(r"0x\w+|\d[\d,]*(?=[,;])", message)[:3] == [byte, offset, line]
+    with pytest.raises(DataError) as error:
         list(texts(find(DataConfig(path="a.txt")), chunk_bytes=7))
-    assert error_of(write("a.bin", content)).endswith("token ids are data.kind: tokens" + ("" if charset else ")"))
+    assert message in str(error.value)
+    wording(error_of(write("a.bin", content)))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
@@ -205,6 +206,7 @@ def test_characters_may_straddle_chunks(chunk):
 
 # Tiny Shakespeare, from a server of our own
 
+PORT = r"(?<=127\.0\.0\.1:)\d+|0x[0-9a-f]+"
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20
 
 
@@ -233,17 +235,18 @@ def reply(body: bytes, status: str = "200 OK", **headers: Any):
     return lambda connection: connection.sendall(f"HTTP/1.1 {status}\r\n{''.join(lines)}\r\n".encode() + body)
 
 
-def test_shakespeare_is_fetched_once_and_without_a_network_comes_from_the_cache(cache, capfd):
+def test_shakespeare_is_fetched_once_and_without_a_network_comes_from_the_cache(cache, capfd, wording):
     with answering(reply(PLAY)) as wanted:
         file = downloaded(wanted)
     assert file == cache / "tinyshakespeare.txt" and file.read_bytes() == PLAY
     assert downloaded(wanted) == file  # without a server
     assert list(cache.iterdir()) == [file] and capfd.readouterr() == ("", "")
-    advice = f"(Connection refused); without a network put the right file at '{file}'"
     write(file, PLAY[:-1])  # a wrong one is not used
-    assert advice in refused(lambda: downloaded(wanted))
-    file.unlink(missing_ok=True)
-    assert advice in refused(lambda: downloaded(wanted))
+    for _ in range(2):
+        message = refused(lambda: downloaded(wanted))
+        assert f"'{file}'" in message
+        wording(message, "data.corpus", volatile=PORT)
+        file.unlink(missing_ok=True)
     write(file, PLAY)
     assert downloaded(wanted) == file
 
@@ -273,34 +276,34 @@ def drip(connection):
 BOMB = zlib.compress(bytes(2**24), 9, 31)
 MOST = {"most": 100_000}
 ANSWERS = {
-    "another text": (reply(PLAY[:-1] + b"!"), {}, "what URL sent is not Tiny Shakespeare"),
-    "a part": (reply(PLAY[:500], **{"Content-Length": 9999}), {}, "(IncompleteRead(500 bytes read, 9499 more"),
-    "404": (reply(b"gone", "404 Not Found"), {}, "(404 Client Error: Not Found for url: URL); without a network"),
-    "503": (reply(b"", "503 Busy"), {}, "(503 Server Error: Busy for url: URL); without a network"),
-    "endless": (endless, MOST, "(it sent more than 100,000 bytes)"),
-    "a bomb": (reply(BOMB, **{"Content-Encoding": "gzip"}), MOST, "(it sent more than 100,000 bytes)"),
-    "drops": (drip, {"deadline": 0.3}, "(it was not all there after 0.3 s)"),
-    "a file": (reply(b"", "302 Found", Location="file:///etc/passwd"), {}, "(No connection adapters were found for "),
-    "nonsense": (lambda connection: connection.sendall(b"\0\xff" * 100), {}, "can't be fetched from URL ("),
-    "silence": (lambda connection: connection.recv(1), {"timeout": 0.2}, "(timed out)"),
+    "another text": (reply(PLAY[:-1] + b"!"), {}),
+    "a part": (reply(PLAY[:500], **{"Content-Length": 9999}), {}),
+    "404": (reply(b"gone", "404 Not Found"), {}),
+    "503": (reply(b"", "503 Busy"), {}),
+    "endless": (endless, MOST),
+    "a bomb": (reply(BOMB, **{"Content-Encoding": "gzip"}), MOST),
+    "drops": (drip, {"deadline": 0.3}),
+    "a file": (reply(b"", "302 Found", Location="file:///etc/passwd"), {}),
+    "nonsense": (lambda connection: connection.sendall(b"\0\xff" * 100), {}),
+    "silence": (lambda connection: connection.recv(1), {"timeout": 0.2}),
 }
 
 
 # pooch leaves the socket of a failed download to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("answer", "limits", "reason"),
+    ("answer", "limits"),
     [
         pytest.param(*x, marks=pytest.mark.slow if name in ("drops", "endless", "a bomb") else ())
         for name, x in ANSWERS.items()
     ],
     ids=ANSWERS,
 )
-def test_a_download_that_fails_leaves_nothing(cache, capfd, answer, limits, reason):
+def test_a_download_that_fails_leaves_nothing(cache, capfd, answer, limits, wording):
     with answering(answer, **limits) as wanted:
         message = refused(lambda: downloaded(wanted))
-    assert message.startswith("data.corpus: ") and reason.replace("URL", wanted.url) in message
-    assert f"put the right file at {str(cache / 'tinyshakespeare.txt')!r}, or set data.path" in message
+    assert wanted.url in message and repr(str(cache / "tinyshakespeare.txt")) in message
+    wording(message, "data.corpus", volatile=PORT)
     gc.collect()
     assert list(cache.iterdir()) == [] and capfd.readouterr() == ("", "")
 

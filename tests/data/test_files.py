@@ -10,20 +10,20 @@ from data.files import content_of, json_of
 from sources import opened, refused, write
 
 
-def test_only_a_regular_file_of_an_agreed_size_is_read(tmp_path, monkeypatch):
+def test_only_a_regular_file_of_an_agreed_size_is_read(tmp_path, monkeypatch, wording):
     write("a", "12345")
     assert content_of("a") == content_of("a", 5) == b"12345"
-    with pytest.raises(ValueError, match="^expected at most 4 bytes$"):
+    with wording.raises(ValueError):
         content_of("a", 4)
     os.mkfifo("pipe")
-    for other, kind in (("pipe", "a pipe"), (tmp_path, "a folder"), ("/dev/zero", "a device")):
-        with pytest.raises(ValueError, match=f"^expected a file, got {kind}$"):
+    for other in ("pipe", tmp_path, "/dev/zero"):
+        with wording.raises(ValueError):
             content_of(other)
     with pytest.raises(FileNotFoundError):
         content_of("b")
     regular = os.stat(__file__)
     monkeypatch.setattr("data.files.os.stat", lambda path: regular)  # what it was when it was looked at
-    with pytest.raises(ValueError, match="^expected a file, got a pipe$"):
+    with wording.raises(ValueError):
         content_of("pipe")
 
 

@@ -202,8 +202,8 @@ def test_the_sizes_it_names_are_the_exact_limits(fraction, context):
     assert refusal(smallest, largest + 1) and not refusal(smallest, largest)
 
 
-def test_too_much():
-    with pytest.raises(DataError, match=r"^x has 2,147,483,649 characters, at most 2,147,483,648 have positions"):
+def test_too_much(wording):
+    with wording.raises(DataError):
         split(2**31 + 1)
     assert split(2**31, val_fraction=0.5) == 2**30
     points = [*range(1, 0xD800), *range(0xE000, 0xE000 + 65_537 - 0xD800 + 2)]

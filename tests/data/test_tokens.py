@@ -135,15 +135,14 @@ def test_a_sparse_file_of_terabytes_is_refused_at_once():
 
 
 @pytest.mark.parametrize("kind", ["cut", "replaced", "removed"])
-def test_a_file_that_changes_under_its_map_is_not_read_on(kind):
+def test_a_file_that_changes_under_its_map_is_not_read_on(kind, wording):
     """To read what was cut off would end the process; a new file is no harm to a map of the old one."""
     data = tokens(token_file(".npy"), placement="host")
     before = data.train_batches(4, 0, 0, 3)
     if kind == "cut":
         os.truncate("ids.npy", 200)
-        message = "^data.path: 'ids.npy' changed while it was in use; start again when"
         for read in (lambda: data.train_batches(4, 0, 0, 3), lambda: data.heldout_batches(4, 1)):
-            with pytest.raises(ValueError, match=message):
+            with wording.raises(ValueError, "data.path"):
                 read()
     else:
         Path("ids.npy").unlink()

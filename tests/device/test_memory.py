@@ -72,9 +72,9 @@ def budget(tiny):
 
 
 @pytest.mark.parametrize("key", [pytest.param("optimizer.accumulate", marks=pytest.mark.slow), "data.batch"])
-def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key):
+def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key, wording):
     """Scores of attention [B, H, T, T] dominate here, so that a step's memory is nearly in proportion to B."""
-    with pytest.raises(UserError, match=r"training needs about [\d.]+ MB \(.*; try optimizer.accumulate=") as caught:
+    with wording.raises(UserError, volatile=r"[\d.]+(?= [kM]?B)|(?<=accumulate=)\d+") as caught:
         budget(1_500_000).waves()
     whole = budget(None)
     whole.waves()
@@ -110,7 +110,7 @@ EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory alloca
         (8, 1, False, 30 + 4 * 5, [4, 4]),  # in turn: only what is held is in proportion
     ],
 )
-def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vmapped, available, sizes):
+def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vmapped, available, sizes, wording):
     """Tokens take 10 bytes, a variant's state 5, its step 20."""
     group = replace(budget(None).programs.group, vmapped=vmapped, mesh=Mesh(unit, 1))
     group = replace(group, variants=group.variants * count)
@@ -123,8 +123,9 @@ def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vma
     assert [len(wave.variants) for wave in grid.waves()] == sizes
     least = 10 + 5 * unit + 20 * (unit if vmapped else 1)
     grid.available = least - 1
-    with pytest.raises(UserError, match=rf"training needs about {least} bytes \("):
+    with wording.raises(UserError, volatile=r"\d+") as caught:
         grid.waves()
+    assert f" {least} bytes (" in str(caught.value)
 
 
 def test_a_grid_that_a_compiler_refuses_is_halved(budget):
@@ -180,10 +181,9 @@ def test_one_setting_is_suggested_by_proportion(tiny):
     assert suggestion(group, Need(10, 100, 100), 110) == "train.group=turn mesh.variants=1"
 
 
-def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys):
+def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys, wording):
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
-    assert "TB for parameters, optimizer and tokens, 0 bytes for a step), and there are" in err
-    assert "lower model.width, model.layers or the number of variants" in err
+    wording(err, volatile=r"[\d.]+(?= [kMGT]?B)")
     assert not (config.parent / "runs").exists()
 
 
@@ -200,9 +200,10 @@ def test_held_bytes_by_hand(budget):
     assert 0 < counts <= 2 * 4 * 4 and two.need.passing > 0
 
 
-def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypatch, capsys):
-    with pytest.raises(UserError, match="training needs about .*; try optimizer.accumulate=2$"):
+def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypatch, capsys, wording):
+    with wording.raises(UserError, volatile=r"[\d.]+(?= [kMG]?B)") as caught:
         budget(10**9).explain(EXHAUSTED)
+    assert str(caught.value).endswith(" optimizer.accumulate=2")
 
     def refuse(*_, **__):
         raise EXHAUSTED

@@ -76,18 +76,16 @@ def test_a_loss_spike_names_only_tags_that_an_instrument_logs():
 
 
 @pytest.mark.parametrize(
-    ("registry", "name", "code", "message"),
+    ("registry", "name", "code"),
     [
-        (RULES, "sandwich", "nosuch_module:X", "ModuleNotFoundError: No module named 'nosuch_module' on import"),
-        pytest.param(
-            *(INSTRUMENTS, "units", "json:Nosuch", "module json has no class or function 'Nosuch'"),
-            marks=pytest.mark.slow,
-        ),
-        (RULES, "sandwich", "json", "module json has no class or function ''"),
+        (RULES, "sandwich", "nosuch_module:X"),
+        pytest.param(INSTRUMENTS, "units", "json:Nosuch", marks=pytest.mark.slow),
+        (RULES, "sandwich", "json"),
     ],
+    ids=["module", "function", "no name"],
 )
 def test_a_declaration_whose_code_is_missing_is_one_line(
-    registry, name, code, message, corpus, tmp_path, monkeypatch, capsys
+    registry, name, code, corpus, tmp_path, monkeypatch, capsys, wording
 ):
     config = {
         "name": "missing",
@@ -102,21 +100,19 @@ def test_a_declaration_whose_code_is_missing_is_one_line(
     path.write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setitem(registry, name, replace(registry[name], code=code))
     assert main(["train", str(path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"deltaflow: {code}: {message}"
+    wording(capsys.readouterr().err.splitlines()[-1], code)
 
 
 @pytest.mark.parametrize("default", [lambda config: 1.0, None])
-def test_a_default_that_is_no_number_is_declared_in_words(default):
-    with pytest.raises(DeclarationError, match="Option 'factor of F': `shown` is needed"):
+def test_a_default_that_is_no_number_is_declared_in_words(default, wording):
+    with wording.raises(DeclarationError, "Option 'factor of F'"):
         Option("factor of F", default)
     assert "null = half" in meanings({"mine": Option("factor of F", default, shown="half")})
 
 
-def test_rules_that_share_an_option_agree_on_its_type(monkeypatch):
+def test_rules_that_share_an_option_agree_on_its_type(monkeypatch, wording):
     from model.config import residual_section
 
     monkeypatch.setitem(RULES, "other", type(RULES["mhc"])(".base:Residual", {"streams": Option("parts", 2, int)}))
-    with pytest.raises(
-        DeclarationError, match="one type and the same bounds of streams in hyper_connections, mhc, other"
-    ):
+    with wording.raises(DeclarationError):
         residual_section()

@@ -101,21 +101,25 @@ def test_a_finding_that_cannot_be_written_is_a_warning(trained, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("promise", "code", "message"),
+    ("promise", "code", "broken"),
     [
         ("{}", 0, None),
         ("{with: {loss/val: [0, 10], verdict: healthy}, without_skip: {ratio: [0.01, 100]}}", 0, None),
-        ("{with: {loss/val: [0, 0.5]}}", 1, r"warning: expect: with: loss/val: expected between 0 and 0.5, got 2\.\d+"),
-        ("{without_skip: {verdict: vanishing}}", 1, "without_skip: verdict: expected vanishing, got healthy"),
+        ("{with: {loss/val: [0, 0.5]}}", 1, "with: loss/val"),
+        ("{without_skip: {verdict: vanishing}}", 1, "without_skip: verdict"),
     ],
+    ids=["none", "kept", "loss", "verdict"],
 )
-def test_a_finished_run_trains_nothing_and_keeps_its_promises(trained, capsys, promise, code, message):
+def test_a_finished_run_trains_nothing_and_keeps_its_promises(trained, capsys, promise, code, broken, wording):
     config, run = trained
     before = contents(run.parent)
     assert main(["train", str(config), f"expect={promise}"]) == code
     out, err = capsys.readouterr()
     assert "with, without_skip: finished before; nothing to do" in out and err == ""
-    assert "expect" not in out if message is None else re.search(message, out)
+    warnings = [line for line in out.splitlines() if "expect" in line]
+    assert len(warnings) == code
+    for line in warnings:
+        wording(line, f"warning: expect: {broken}", volatile=r"(?<=got 2\.)\d+")
     assert contents(run.parent) == before
 
 
@@ -317,12 +321,12 @@ def copied(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained[1].parent, tmp_path / "runs" / "tiny"))
 
 
-def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
+def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys, wording):
     flip(Checkpoints(copied / "with").path(40), 700)
     assert main(["sample", str(copied / "with"), "--top", "3"]) == 0
     out = capsys.readouterr()
-    assert f"warning: {copied}/with/ckpt: resuming from step 20; skipped step 40: its sha256 differs" in out.err
     assert out.err.count("\n") == 1
+    wording(out.err, f"warning: {copied}/with/ckpt")
     flip(Checkpoints(copied / "with").path(20), 700)
     # The other variant is not touched, and nothing is begun before all is looked at.
     for arguments in (
@@ -333,5 +337,6 @@ def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys):
     ):
         assert main(arguments) == 2
         err = capsys.readouterr().err
-        assert "/with/ckpt: no checkpoint can be used (step 40: its sha256 " in err and err.count("\n") == 1
+        assert err.count("\n") == 1
+        wording(err, f"{copied}/with/ckpt")
     assert not (copied.parents[0] / "new").exists()

@@ -184,18 +184,18 @@ def test_a_worker_that_cannot_start_says_one_line(
     assert str(ended.value) == message
 
 
-def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker]) -> None:
+def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker], wording) -> None:
     worker = fake_worker("run = lambda n: 0.5 if n < 9 else os._exit(3)")
     assert worker.run(8) == 0.5
     for _ in range(2):
-        with pytest.raises(Ended, match="^died with exit status 3$"):
+        with wording.raises(Ended):
             worker.run(9)
     worker.close()
 
 
 @pytest.mark.slow
-def test_a_contestant_in_this_process_runs_or_says_one_line() -> None:
+def test_a_contestant_in_this_process_runs_or_says_one_line(wording) -> None:
     here = Here(Entry("a", "a", "scripts.bench.peak", {"framework": "jax", "dtype": "float32"}))
     assert here.facts.flops > 0 and here.run(1) > 0
-    with pytest.raises(Ended, match="^not installed: no_such_module$"):
+    with wording.raises(Ended):
         Here(Entry("a", "a", "no_such_module", {}))
