@@ -191,7 +191,7 @@ def call(capsys):
 def wording(request, tmp_path) -> Wording:
     """Compares the messages of a test with tests/messages.txt; of a test of its blocks (`block`), with that block."""
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    return Wording(params.get("block", request.node.nodeid), [tmp_path, tmp_path.parent])
+    return Wording(params.get("block", request.node.nodeid), tmp_path)
 
 
 @pytest.hookimpl(wrapper=True)

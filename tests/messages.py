@@ -8,12 +8,13 @@ python -m tests.messages [pytest's options, and files, by default all that use t
 
 import re
 import sys
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+
+from train.text import command
 
 GOLDEN = Path(__file__).with_name("messages.txt")
 ROOT = GOLDEN.parents[1]
@@ -35,13 +36,13 @@ class Wording:
 
     Args:
         source: the block's first lines; an id falls back on the one without parameters.
-        folders: paths that become TMP.
+        folder: the test's own, TMP in the messages, as is the one of all tests above it.
     """
 
     rewritten: ClassVar[dict[str, list[str]] | None] = None  # messages by source, filled instead of a comparison
 
-    def __init__(self, source: str, folders: Sequence[Path]) -> None:
-        self.source, self.folders, self.lines = source, folders, list[str]()
+    def __init__(self, source: str, folder: Path) -> None:
+        self.source, self.folder, self.lines = source, folder, list[str]()
         self.recorded = RECORDED.get(source, RECORDED.get(source.partition("[")[0], []))
 
     def __call__(self, message: object, key: object = None, *, volatile: str | None = None) -> None:
@@ -51,8 +52,8 @@ class Wording:
         """
         text = str(message).removesuffix("\n")
         assert text and (key is None or text.removeprefix("deltaflow: ").startswith(f"{key}: ")), (key, text)
-        for folder in self.folders:
-            text = text.replace(str(folder), "TMP")
+        text = text.replace(str(self.folder), "TMP").replace(command(), "deltaflow")
+        text = re.sub(rf"{re.escape(str(self.folder.parent))}(?:(/[\w-]+?)\d*\b)?", r"TMP\1", text)
         lines = (re.sub(volatile, "*", text) if volatile else text).split("\n")
         recorded = self.recorded[len(self.lines) : len(self.lines) + len(lines)]
         self.lines += lines

@@ -322,7 +322,7 @@ def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys, wordin
     with pytest.raises(SystemExit) as stop:
         main(["chain", "--html", str(page)])
     assert stop.value.code == 2
-    wording(capsys.readouterr().err.splitlines()[-1])
+    wording(capsys.readouterr().err.splitlines()[-1], "argument --html")
 
 
 def test_patterns_are_of_ids_and_of_groups():

@@ -206,7 +206,7 @@ def test_characters_may_straddle_chunks(chunk):
 
 # Tiny Shakespeare, from a server of our own
 
-PORT = r"(?<=127\.0\.0\.1:)\d+|0x[0-9a-f]+"
+PORT = r"(?<=127\.0\.0\.1:)\d+|0x[0-9a-f]+|\(\0.*\)"  # and an answer of bytes
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20
 
 

@@ -183,7 +183,7 @@ def test_one_setting_is_suggested_by_proportion(tiny):
 
 def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys, wording):
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
-    wording(err, volatile=r"[\d.]+(?= [kMGT]?B)")
+    wording(err, volatile=r"[\d.e+]+(?= [kMGT]?B)")
     assert not (config.parent / "runs").exists()
 
 

@@ -168,4 +168,4 @@ def test_a_run_is_never_written_over(sweep, capsys, wording):
     with pytest.raises(SystemExit) as error:
         main(["compare", "--html", str(sweep / "with,seed=0" / "config.yaml"), str(sweep)])
     assert error.value.code == 2
-    wording(capsys.readouterr().err.splitlines()[-1], "command line: --html")
+    wording(capsys.readouterr().err.splitlines()[-1], "argument --html")

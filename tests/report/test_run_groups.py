@@ -128,10 +128,10 @@ def test_variants_come_in_the_order_of_their_numbers(tmp_path):
         (["quiet"], "quiet"),
         (["broken/log"], "broken/log/metrics.jsonl:1"),
         (["broken/summary"], "broken/summary/summary.json"),
-        (["broken/config"], "broken/config/config.yaml:1"),
+        (["broken/config"], "broken/config/config.yaml:2"),
         (["broken"], "broken"),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
 def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, place, wording):
     monkeypatch.chdir(tmp_path)

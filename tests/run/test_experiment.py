@@ -329,14 +329,18 @@ def test_readers_of_a_run_go_back_and_say_so(trained, copied, capsys, wording):
     wording(out.err, f"warning: {copied}/with/ckpt")
     flip(Checkpoints(copied / "with").path(20), 700)
     # The other variant is not touched, and nothing is begun before all is looked at.
-    for arguments in (
-        ["sample", str(copied / "with")],
-        ["probe", str(trained[0]), "--checkpoint", str(copied / "with"), "variants={with: {}}"],
-        ["train", str(trained[0]), f"runs_dir={copied.parents[0]}", "name=new", f"train.init_from={copied / 'with'}"],
-        ["train", str(trained[0]), f"runs_dir={copied.parents[0]}"],
+    for key, *arguments in (
+        ("", "sample", str(copied / "with")),
+        ("", "probe", str(trained[0]), "--checkpoint", str(copied / "with"), "variants={with: {}}"),
+        (
+            "command line: train.init_from: ",
+            *("train", str(trained[0]), f"runs_dir={copied.parents[0]}", "name=new"),
+            f"train.init_from={copied / 'with'}",
+        ),
+        ("", "train", str(trained[0]), f"runs_dir={copied.parents[0]}"),
     ):
         assert main(arguments) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        wording(err, f"{copied}/with/ckpt")
+        wording(err, f"{key}{copied}/with/ckpt")
     assert not (copied.parents[0] / "new").exists()

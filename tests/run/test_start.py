@@ -121,7 +121,7 @@ def test_checkpoints_of_an_earlier_version_are_not_trained_over(run, train, word
     old.mkdir(parents=True)
     code, _, err = train("name=old")
     assert code == 2 and old.is_dir()
-    wording(err, "runs/old/main")
+    wording(err, "runs/old")
 
 
 def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train, wording):

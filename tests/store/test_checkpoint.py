@@ -304,7 +304,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_loaded(run, wo
     loaded, listening = [], [True]
     sys.addaudithook(lambda event, _: loaded.append(event) if listening and event == "pickle.find_class" else None)
     Checkpoints(run).path(30).write_bytes(pickle.dumps(np.float32(1)))
-    with wording.raises(UserError, Checkpoints(run).path(30)):
+    with wording.raises(UserError, Checkpoints(run).path(30), volatile=r"(?<=header of )[\d,]+|\d+$"):
         Checkpoints(run).restore(30, state_at(0))
     listening.clear()
     assert not loaded

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import stat
@@ -134,11 +135,11 @@ def test_a_link_or_folder_in_its_place_is_one_line(tmp_path, wording):
     target = tmp_path / "target"
     target.write_text("kept")
     (tmp_path / NAME).symlink_to(target)
-    wording(refused(tmp_path), tmp_path)
+    wording(refused(tmp_path), tmp_path / NAME)
     assert target.read_text() == "kept"
     (tmp_path / NAME).unlink()
     (tmp_path / NAME).mkdir()
-    wording(refused(tmp_path), tmp_path)
+    wording(refused(tmp_path), tmp_path / NAME)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
@@ -151,11 +152,11 @@ def test_a_file_system_without_locks_is_warned_about_once_a_command(tmp_path, ca
             (tmp_path / "a" / "config.yaml").touch()
     (line,) = capsys.readouterr().out.splitlines()
     assert os.strerror(number) in line
-    wording(line, f"warning: {tmp_path}")
+    wording(line, f"warning: {tmp_path}", volatile=re.escape(os.strerror(number)))
     with locked([tmp_path / "a", tmp_path / "b"], Console().warn):
         assert capsys.readouterr().out.count(os.strerror(number)) == 1
     flock(errno.EIO)
-    wording(refused(tmp_path / "a"), tmp_path / "a")
+    wording(refused(tmp_path / "a"), tmp_path / "a" / NAME)
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def test_without_locks_the_text_of_one_keeps_a_second_writer_out(holder, tmp_pat
     with locked([tmp_path], warnings.append):
         assert json.loads((tmp_path / NAME).read_text().splitlines()[-1])["pid"] == os.getpid()
     (line,) = warnings
-    wording(line, tmp_path)
+    wording(line, tmp_path.parent)
     assert not (tmp_path / NAME).exists()
 
 

@@ -51,7 +51,7 @@ def test_links_that_stay_and_a_linked_runs_dir_are_fine(tmp_path):
 
 def test_loops_and_files_in_the_way_are_one_line(tmp_path, wording):
     (tmp_path / "tiny").symlink_to(tmp_path / "tiny")
-    with wording.raises(UserError, tmp_path / "tiny"):
+    with wording.raises(UserError, tmp_path / "tiny", volatile="(?<=cannot be used: ).*"):
         own_directory_of(variant_in(tmp_path))
     os.unlink(tmp_path / "tiny")
     (tmp_path / "tiny").mkdir()
