@@ -1,5 +1,6 @@
 """Text and its origin: paths, folders, patterns, the download, and the place of every refusal."""
 
+import errno
 import gc
 import hashlib
 import os
@@ -32,7 +33,7 @@ def error_of(path: str) -> str:
     return message.removeprefix(f"data.path: {path!r} ")
 
 
-def test_python_docs_are_the_paragraphs_of_its_topics_in_sorted_order(monkeypatch):
+def test_python_docs_are_the_paragraphs_of_its_topics_in_sorted_order(monkeypatch, wording):
     from pydoc_data import topics
 
     content = text_of()
@@ -42,13 +43,13 @@ def test_python_docs_are_the_paragraphs_of_its_topics_in_sorted_order(monkeypatc
     monkeypatch.setattr(topics, "topics", {"b": "two", "c": "three", "a": "one"})
     assert text_of(corpus="python-docs") == "one\n\ntwo\n\nthree"
     monkeypatch.setitem(sys.modules, "pydoc_data", None)
-    assert refused().startswith("data.corpus: python-docs is missing from this Python")
+    wording(refused(), "data.corpus")
 
 
 # Paths
 
 
-def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, monkeypatch):
+def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, monkeypatch, wording):
     for name, content in {"b.txt": "\ufeffb", "a.txt": "a\r\n", "more/c.txt": "é", "notes.md": "z"}.items():
         write(f"books/{name}", content)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -59,17 +60,17 @@ def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, mo
     books = find(DataConfig(path="books"))
     assert (books.note, books.left_out) == ("3 files, ", "") and find(DataConfig(path="books/a*")).note == "1 file, "
     write("books/bad.txt", b"x\xff")
-    assert refused(path="books").startswith("data.path: 'books/bad.txt' is not UTF-8 text: byte")
+    wording(refused(path="books"), "data.path")
     Path("empty").mkdir()
     for path in ("empty", "*.text", "n*/books/*.txt", "books/*.text"):
-        expected = "holds no .txt file; expected a UTF-8 text file, or a folder or pattern of them"
-        assert error_of(path) == expected
+        wording(error_of(path))
     for path in ("nowhere/*.txt", str(tmp_path / "nowhere" / "*" / "a?.txt")):
         folder = path[: path.index("nowhere") + len("nowhere")]
-        assert error_of(path).endswith(f"; its folder {folder!r} does not exist")
+        assert repr(folder) in error_of(path)
+        wording(error_of(path))
 
 
-def test_hidden_files_are_left_out_and_counted():
+def test_hidden_files_are_left_out_and_counted(wording):
     """macOS writes ._a.txt into every zip, and __MACOSX/._a.txt."""
     write("books/a.txt", "abc")
     for name in ("._a.txt", "__MACOSX/._a.txt", ".git/b.txt", "more/.cache/c.txt"):
@@ -77,11 +78,11 @@ def test_hidden_files_are_left_out_and_counted():
     for path in ("books", "books/**/*.txt"):
         assert text_of(path=path) == "abc"
         assert find(DataConfig(path=path)).left_out == "; 4 hidden files left out"
-    assert error_of("books/._a.txt").startswith("is not UTF-8 text")  # asked for by its name
+    wording(error_of("books/._a.txt"))  # asked for by its name
     write(".texts/a.txt", "in a hidden folder")
     write("more/.a.txt")
     write("more/.b.txt")
-    assert error_of("more").endswith("; 2 hidden files left out")
+    wording(error_of("more"))
     assert text_of(path=".texts") == text_of(path=".texts/*.txt") == "in a hidden folder"
 
 
@@ -101,53 +102,41 @@ def test_a_path_that_exists_is_no_pattern():
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    "path",
     [
-        (
-            "C:\\texts\\a.txt",
-            "is a path of Windows, and this is another system; give the path that",
-        ),
-        ("d:/texts/*.txt", "has that drive at /mnt/d"),
-        ("\\\\server\\share\\a.txt", "is a path of Windows"),
-        ("https://example.org/a.txt", "is a URL, and only files are read; download it first"),
-        ("s3://bucket/*.txt", "is a URL, and only files are read; download it first"),
-        ("file:///tmp/a.txt", "is a URL; give the path alone"),
-        ("texts\\a.txt", "did you mean 'texts/a.txt'?"),
+        *("C:\\texts\\a.txt", "d:/texts/*.txt", "\\\\server\\share\\a.txt", "texts\\a.txt"),
+        *("https://example.org/a.txt", "s3://bucket/*.txt", "file:///tmp/a.txt"),
     ],
 )
-def test_paths_of_other_systems_and_urls(path, message):
+def test_paths_of_other_systems_and_urls(path, wording):
     write("texts/a.txt")
-    assert message in error_of(path) and message in refused(path=path, kind="tokens")
+    wording(error_of(path))
+    wording(refused(path=path, kind="tokens"), "data.path")
 
 
-def test_a_missing_file_and_the_nearest(tmp_path):
-    missing = f"does not exist (the current folder is {str(tmp_path)!r})"
-    assert error_of("corpus.txt") == missing
+def test_a_missing_file_and_the_nearest(tmp_path, wording):
+    missing = error_of("corpus.txt")
+    assert repr(str(tmp_path)) in missing
+    wording(missing)
     write("corpora.txt")
-    assert error_of("corpus.txt") == f"{missing}; did you mean 'corpora.txt'?"
+    wording(error_of("corpus.txt"))
     assert error_of("verse.txt") == missing  # the endings alone are alike
-    assert error_of(str(tmp_path / "verse.txt")) == "does not exist"
-    for folder in ("no", "corpora.txt"):
-        assert error_of(f"{folder}/x").endswith(f"{missing}; nor does its folder {folder!r}")
-    assert error_of("a\nb").startswith("does not exist ")
+    wording(error_of(str(tmp_path / "verse.txt")))
+    for path in ("no/x", "corpora.txt/x", "a\nb"):
+        wording(error_of(path))
 
 
-def test_what_is_not_a_regular_file_or_cannot_be_read():
+def test_what_is_not_a_regular_file_or_cannot_be_read(wording):
     os.mkfifo("pipe")  # opening it would wait for a writer
     Path("loop").symlink_to("loop")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("sock")
-        for path, kind in {"pipe": "pipe", "sock": "socket", "/dev/zero": "device", "/dev/null": "device"}.items():
-            assert error_of(path) == f"is a {kind}, expected a UTF-8 text file"
-    for path, reason in {
-        "a\0b": "embedded null",
-        "a" * 300: "File name too long",
-        "loop": "Too many levels of symbolic links",
-        "~no-such-user-here/a": "Could not determine home directory.",
-    }.items():
-        assert error_of(path).startswith("can't be opened (") and reason in error_of(path)
+        for path in ("pipe", "sock", "/dev/zero", "/dev/null"):
+            wording(error_of(path))
+    for path in ("a\0b", "a" * 300, "loop", "~no-such-user-here/a"):
+        wording(error_of(path), volatile=r"(?<=embedded null )\w+")
     if Path("/proc/self/mem").exists():
-        assert error_of("/proc/self/mem") == "can't be read (Input/output error)"
+        assert os.strerror(errno.EIO) in error_of("/proc/self/mem")
 
 
 def test_too_many_files_and_links_that_lead_back(wording):

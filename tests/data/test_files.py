@@ -48,8 +48,9 @@ def test_a_text_is_read_in_bounded_memory():
         assert source.details.startswith("tokens 21,780,000 + ") and peak < most
 
 
-def test_a_sparse_text_of_terabytes_is_refused_at_once():
+def test_a_sparse_text_of_terabytes_is_refused_at_once(wording):
     write("a.txt", "")
     os.truncate("a.txt", 2**42)
     began = time.monotonic()
-    assert "is not text: byte 0x00 at offset 0" in refused(path="a.txt") and time.monotonic() - began < 5
+    wording(refused(path="a.txt"), "data.path")
+    assert time.monotonic() - began < 5

@@ -225,18 +225,18 @@ def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys, wording):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("watch: {instruments: {sharpnes: 5}}", "did you mean watch.instruments.sharpness?"),
-        ("watch: {instruments: {noise: -1}}", "expected a whole number >= 0, got -1"),
-        ("watch: {instruments: {noise: 4}}\ndata: {batch: 1}", "expected data.batch of at least 2, got 1"),
-        ("watch: {instruments: {sharpness_adam: 4}}\noptimizer: {name: sgd}", "adam and adamw, got sgd"),
-        ("watch: {instruments: {sharpness_adam: 4}}\noptimizer: {freeze: [embed]}", "optimizer.freeze []"),
-        ("watch: {instruments: {units: 5}}\ntrain: {steps_per_call: 4}", "watch.instruments.units 5"),
+        "watch: {instruments: {sharpnes: 5}}",
+        "watch: {instruments: {noise: -1}}",
+        "watch: {instruments: {noise: 4}}\ndata: {batch: 1}",
+        "watch: {instruments: {sharpness_adam: 4}}\noptimizer: {name: sgd}",
+        "watch: {instruments: {sharpness_adam: 4}}\noptimizer: {freeze: [embed]}",
+        "watch: {instruments: {units: 5}}\ntrain: {steps_per_call: 4}",
     ],
 )
-def test_bad_values_get_a_line(tmp_path, text, message):
-    assert any(message in line for line in lines(tmp_path, f"name: a\n{text}\n"))
+def test_bad_values_get_a_line(tmp_path, text, wording):
+    wording("\n".join(lines(tmp_path, f"name: a\n{text}\n")))
 
 
 @pytest.mark.slow
