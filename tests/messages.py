@@ -30,6 +30,8 @@ _BLOCKS = GOLDEN.read_text(encoding="utf-8").removesuffix("\n").split("\n\n")
 RECORDED = dict(_split(block) for block in _BLOCKS if block[0] != "#")
 CONFIGS, COMMANDS, TESTS = ([each for each in RECORDED if each[0] == kind] for kind in (">", "$", "t"))
 
+STALE = pytest.StashKey[list[str]]()
+
 
 class Wording:
     """The messages of one test, compared with the recorded ones in the order of the calls.

@@ -152,11 +152,12 @@ def test_a_claim_that_is_not_borne_out_is_named(name):
     assert complaint(result).startswith("scalar/made_up: ") and reason in complaint(result)
 
 
-def test_one_bad_claim_is_exit_code_1_a_warning_and_a_line_of_the_page(monkeypatch, tmp_path):
+def test_one_bad_claim_is_exit_code_1_a_warning_and_a_line_of_the_page(monkeypatch, tmp_path, wording):
     monkeypatch.setattr(loss, "softmax", lambda z: reference.softmax(2 * z))
     code, out = called("--only", "loss/softmax*", "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
     (warning,) = (line for line in out.splitlines() if line.startswith("warning: "))
-    assert code == 1 and warning.startswith("warning: loss/softmax_jacobian: does not hold: ")
+    assert code == 1
+    wording(warning, "warning: loss/softmax_jacobian", volatile=r"\d[\d.e+-]*")
     results = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     assert [r["status"] for r in results["claims"]] == ["fails", "holds"] and results["good"] is False
     page = Reader((tmp_path / "c.html").read_text(encoding="utf-8")).text

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -117,24 +116,16 @@ def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    "keys",
     [
-        ("name: adamv", "name: expected one of sgd,*muon or module:function, got 'adamv'; did you mean adam?"),
-        ("name: 'a b:c'", "name: expected*or module:function, got 'a b:c'"),
-        ("lr_factors: {embed: -1.0}", "lr_factors: expected a mapping, each value a number >= 0, got {embed: -1.0}"),
-        ("lr_factors: 2.0", "lr_factors: expected a mapping, each value a number >= 0, got 2.0"),
-        ("freeze: embed", "freeze: expected a list, each text, got 'embed'; write [[]'embed']"),
-        ("freeze: [1]", "freeze: expected a list, each text, got [[]1]"),
-        ("clip_value: 0.0", "clip_value: expected a number > 0 or null, got 0.0"),
-        ("ema: 1.0", "ema: expected a number >= 0 and < 1 or null, got 1.0"),
-        ("momentum: 1.0", "momentum: expected a number >= 0 and < 1, got 1.0"),
-        ("schedule: wsd, warmup: 1900, decay_fraction: 0.1", "decay_fraction: expected at most 0.05, got 0.1*"),
-        ("schedule: onecycle", "schedule: *did you mean one_cycle?"),
+        *("name: adamv", "name: 'a b:c'", "lr_factors: {embed: -1.0}", "lr_factors: 2.0", "freeze: embed"),
+        *("freeze: [1]", "clip_value: 0.0", "ema: 1.0", "momentum: 1.0", "schedule: onecycle"),
+        "decay_fraction: 0.1, schedule: wsd, warmup: 1900",
     ],
 )
-def test_bad_values_are_one_line_each(tmp_path, keys, message):
+def test_bad_values_are_one_line_each(tmp_path, keys, wording):
     (line,) = lines(tmp_path, f"name: a\noptimizer: {{{keys}}}\n")
-    assert fnmatchcase(line, f"a.yaml:2: optimizer.{message}"), line
+    wording(line, f"a.yaml:2: optimizer.{keys.partition(':')[0]}")
 
 
 # Moving averages

@@ -44,7 +44,7 @@ def refused(capsys, *arguments) -> str:
     capsys.readouterr()
     assert main(["train", *map(str, arguments)]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("deltaflow: not enough memory") and err.count("\n") == 1
+    assert err.startswith("deltaflow: ") and err.count("\n") == 1
     return err
 
 
@@ -293,16 +293,15 @@ sys.exit(main(["train", *sys.argv[2:]]))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 @pytest.mark.parametrize("ear", ["hears", "deaf"])
-def test_a_real_limit_is_heard_and_a_real_refusal_answered(tmp_path, config, ear):
+def test_a_real_limit_is_heard_and_a_real_refusal_answered(tmp_path, config, ear, wording):
     """1.6 GB for a step that takes 2.2: one line with a setting to try, and nothing that could be taken for a run."""
     name = [f"runs_dir={tmp_path}/{ear}", "data.kind=copy", "data.path=null", "data.context=1024", "data.batch=128"]
     command = [sys.executable, "-c", LIMITED, ear, str(config), *name]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("deltaflow: not enough memory: training needs about 2.")
-    assert ("and there are" in line) == (ear == "hears")
-    assert re.search("; try (data.batch|optimizer.accumulate)=[0-9]+$", line)
+    assert re.search("; [a-z]+ (data.batch|optimizer.accumulate)=[0-9]+$", line)
+    wording(line, volatile=r"(?<= 2\.)\d+(?= GB \()|(?<=[( ])[\d.]+(?= [kMG]B (for|or|;))|\w+\.\w+=\d+")
     assert not list(tmp_path.rglob("ckpt"))
 
 

@@ -225,18 +225,23 @@ def test_probe_reads_a_checkpoint(folder, whole, corpus, capsys, wording):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "key"),
     [
-        "watch: {instruments: {sharpnes: 5}}",
-        "watch: {instruments: {noise: -1}}",
-        "watch: {instruments: {noise: 4}}\ndata: {batch: 1}",
-        "watch: {instruments: {sharpness_adam: 4}}\noptimizer: {name: sgd}",
-        "watch: {instruments: {sharpness_adam: 4}}\noptimizer: {freeze: [embed]}",
-        "watch: {instruments: {units: 5}}\ntrain: {steps_per_call: 4}",
+        ("watch: {instruments: {sharpnes: 5}}", "2: watch.instruments.sharpnes"),
+        ("watch: {instruments: {noise: -1}}", "2: watch.instruments.noise"),
+        ("watch: {instruments: {noise: 4}}\ndata: {batch: 1}", "2: watch.instruments.noise"),
+        ("watch: {instruments: {sharpness_adam: 4}}\noptimizer: {name: sgd}", "2: watch.instruments.sharpness_adam"),
+        (
+            "watch: {instruments: {sharpness_adam: 4}}\noptimizer: {freeze: [embed]}",
+            "2: watch.instruments.sharpness_adam",
+        ),
+        ("watch: {instruments: {units: 5}}\ntrain: {steps_per_call: 4}", "3: train.steps_per_call"),
     ],
+    ids=["name", "below 0", "batch", "optimizer", "frozen", "steps a call"],
 )
-def test_bad_values_get_a_line(tmp_path, text, wording):
-    wording("\n".join(lines(tmp_path, f"name: a\n{text}\n")))
+def test_bad_values_get_a_line(tmp_path, text, key, wording):
+    (line,) = lines(tmp_path, f"name: a\n{text}\n")
+    wording(line, f"a.yaml:{key}")
 
 
 @pytest.mark.slow

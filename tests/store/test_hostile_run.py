@@ -161,12 +161,12 @@ def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_again_where_that_fil
         '{"step": 40, "loss/train": 2}',
     ],
 )
-def test_a_row_that_is_none_is_named_by_its_line(run, capsys, row):
+def test_a_row_that_is_none_is_named_by_its_line(run, capsys, row, wording):
     _, directory = run
     path = directory / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[-1])["step"] == 40
     path.write_text("\n".join([*lines, row, '{"step": 50}']) + "\n", encoding="utf-8")
     code, err = call(capsys, "compare", directory)
-    message = f"{path}:{len(lines) + 1}: expected an object with step and numbers, its step above 40, got "
-    assert code == 2 and message in err
+    assert code == 2 and " 40," in err
+    wording(err, f"{path}:{len(lines) + 1}", volatile="(?<=got ).*")
