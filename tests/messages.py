@@ -9,6 +9,7 @@ python -m tests.messages [pytest's options, and files, by default all that use t
 import re
 import sys
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,11 +34,16 @@ CONFIGS, COMMANDS, TESTS = ([each for each in RECORDED if each[0] == kind] for k
 STALE = pytest.StashKey[list[str]]()
 
 
+def recorded(source: str) -> list[str]:
+    """The messages of a block; of an id with parameters that has none, those of the test."""
+    return RECORDED.get(source, RECORDED.get(source.partition("[")[0], []))
+
+
 class Wording:
     """The messages of one test, compared with the recorded ones in the order of the calls.
 
     Args:
-        source: the block's first lines; an id falls back on the one without parameters.
+        source: the block's first lines, or the id of a test.
         folder: the test's own, TMP in the messages, as is the one of all tests above it.
     """
 
@@ -45,7 +51,7 @@ class Wording:
 
     def __init__(self, source: str, folder: Path) -> None:
         self.source, self.folder, self.lines = source, folder, list[str]()
-        self.recorded = RECORDED.get(source, RECORDED.get(source.partition("[")[0], []))
+        self.recorded = recorded(source)
 
     def __call__(self, message: object, key: object = None, *, volatile: str | None = None) -> None:
         """Compares an exception or a text, each of its lines a message; `volatile`, a regex, becomes *.
@@ -91,30 +97,23 @@ class Rewriting:
 
     def records(self) -> dict[str, list[str]]:
         """All records: those of tests that did not run stay, as long as there is such a test."""
-        of_tests = {source: lines for source, lines in self.rewritten.items() if source[0] == "t"}
-        files, functions, ran = (
-            {source.partition(end)[0] for source in sources}
-            for sources, end in ((self.collected, "::"), (self.collected, "["), (of_tests, "["))
-        )
-        merged = {}
-        for source in TESTS:
-            file, function = source.partition("::")[0], source.partition("[")[0]
-            there = function in functions or (file not in files and (ROOT / file).exists())
-            if source in self.collected - of_tests.keys() or (there and function not in ran):
-                merged[source] = RECORDED[source]
-        for function in ran:
-            cases = {source: lines for source, lines in of_tests.items() if source.partition("[")[0] == function}
-            equal = len(set(map(tuple, cases.values()))) == 1
-            merged |= {function: next(iter(cases.values()))} if equal else cases
-        others = {source: self.rewritten.get(source, RECORDED[source]) for source in [*CONFIGS, *COMMANDS]}
-        return others | {source: merged[source] for source in sorted(merged) if merged[source]}
+        files = {source.partition("::")[0] for source in self.collected}
+        elsewhere = [source for source in TESTS if source.partition("::")[0] not in files]
+        merged = {source: RECORDED[source] for source in elsewhere if (ROOT / source.partition("::")[0]).exists()}
+        for function, sources in groupby(sorted(self.collected), lambda source: source.partition("[")[0]):
+            cases = {source: self.rewritten.get(source, recorded(source)) for source in sources}
+            first, *others = cases.values()
+            merged |= {function: first} if all(lines == first for lines in others) else cases
+        given = {source: self.rewritten.get(source, RECORDED[source]) for source in [*CONFIGS, *COMMANDS]}
+        return given | {source: merged[source] for source in sorted(merged) if merged[source]}
 
 
 def rewrite(arguments: list[str]) -> int:
-    """Runs tests in this process and writes their messages; returns pytest's exit code."""
+    """Runs tests of whole files in this process and writes their messages; returns pytest's exit code."""
+    arguments = [argument.partition("::")[0] for argument in arguments]
     plugin = Rewriting()
     users = [str(path) for path in sorted(GOLDEN.parent.rglob("test_*.py")) if "wording" in path.read_text("utf-8")]
-    chosen = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
+    chosen = any((ROOT / argument).exists() for argument in arguments)
     code = pytest.main([*arguments, *([] if chosen else users)], plugins=[plugin])
     blocks = [heading for heading in _BLOCKS if heading[0] == "#"]
     for place, kind in enumerate("t$>"):

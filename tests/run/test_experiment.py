@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they leave, and what a stop and a crash do not change."""
 
 import errno
+import os
 import re
 import shutil
 import signal

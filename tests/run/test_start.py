@@ -142,7 +142,7 @@ def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, monkeypa
     monkeypatch.setattr(memory, "available_memory", lambda platform: 30_000)  # enough for the states
     code, _, err = train("train.eval_batches=2")
     assert code == 1 and " 0 bytes" not in err and err.count("\n") == 1
-    wording(err, volatile=r"[\d.]+(?= [kM]?B)|(?<=about )\d+")
+    wording(err, volatile=r"[\d.]+(?= [kM]?B)|(?<=accumulate=)\d+")
     assert contents(run) == before
 
 
