@@ -126,6 +126,7 @@ def test_what_it_cannot_serve_is_one_line(trained, tmp_path, monkeypatch, call, 
     def refused(key, *arguments, code=2, volatile=None):
         got, out, err = call("tensorboard", *arguments)
         assert (got, out, err.count("\n")) == (code, "", 1)
+        assert volatile is None or re.search(volatile, err)
         wording(err, key, volatile=volatile)
 
     refused("runs")

@@ -80,29 +80,30 @@ def test_words_that_are_avoided_and_docstrings_that_open_with_a_noun_or_a_verb()
             assert not [doc for doc in map(ast.get_docstring, nodes) if doc and OPENINGS.match(doc)], path
 
 
-PROSE = re.compile(r"[A-Za-z]{2,}(?:(?:'[a-z])?,? [A-Za-z]{2,}){2,}")  # three words in a row
+PROSE = re.compile(r"[A-Za-z]+(?:(?:'[a-z])?,? [A-Za-z]+){2,}")  # three words in a row
 OTHERS = re.compile("No module named")  # of Python
+MESSAGES = "err error message refusal warning warnings problems caught refused refused_file error_of message_of".split()
 
 
 def is_message(node: ast.expr) -> bool:
     """Returns true for `err`, `message`, `str(caught.value)` and the like."""
     if isinstance(node, ast.Call):
-        return is_message(node.args[0] if node.args else node.func)
+        return any(map(is_message, [node.func, *node.args]))
     if isinstance(node, ast.Attribute):
         return node.attr in ("err", "message", "stderr", "value") or is_message(node.value)
-    return isinstance(node, ast.Name) and node.id in ("err", "error", "message", "refusal", "warning", "caught")
+    return isinstance(node, ast.Name) and node.id in MESSAGES
 
 
 def pinned(node: ast.AST) -> list[ast.expr]:
     """Texts that a node of a test compares with a message, but for a single number or name."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.raises", "pytest.warns"):
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return [side for side in sides if not is_message(side)] if any(map(is_message, sides)) else []
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return []
+    if ast.unparse(node.func) in ("pytest.raises", "pytest.warns"):
         return [each.value for each in node.keywords if each.arg == "match"]
-    if isinstance(node, ast.Compare) and any(map(is_message, node.comparators)):
-        return [node.left]
-    if isinstance(node, ast.Compare) and is_message(node.left):
-        return node.comparators
-    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_message(node.func.value)
-    return node.args if called and node.func.attr in ("startswith", "endswith", "count") else []
+    return node.args if node.func.attr in ("startswith", "endswith", "count") and is_message(node.func.value) else []
 
 
 def test_words_of_messages_are_in_one_file():
