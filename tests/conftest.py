@@ -35,6 +35,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.messages import STALE, TESTS, Wording
 from train.config.load import Experiment, from_mapping
 from train.run import summary
 from train.run.metrics import RunMetrics
@@ -44,6 +45,15 @@ _WRITE_REPORT, _DRAW = summary.write_report, RunMetrics.draw
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Before any is deselected: messages recorded for parameters that a collected test has no more."""
+    collected = {item.nodeid for item in items if not any("::" in argument for argument in config.args)}
+    functions = {item.partition("[")[0] for item in collected}
+    config.stash[STALE] = [each for each in TESTS if each.partition("[")[0] in functions and "[" in each]
+    config.stash[STALE] = [each for each in config.stash[STALE] if each not in collected]
 
 
 def pytest_collection_finish():
@@ -184,6 +194,22 @@ def call(capsys):
         return code, out, err
 
     return called
+
+
+@pytest.fixture
+def wording(request, tmp_path) -> Wording:
+    """Compares the messages of a test with tests/messages.txt; of a test of its blocks (`block`), with that block."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return Wording(params.get("block", request.node.nodeid), tmp_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test that passes has provoked all messages that are recorded for it."""
+    result = yield
+    if "wording" in pyfuncitem.funcargs:
+        pyfuncitem.funcargs["wording"].finish()
+    return result
 
 
 @pytest.fixture(scope="session")
