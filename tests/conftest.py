@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -98,6 +99,24 @@ def _no_report(request):
             patch.setattr(summary, "write_report", lambda *_: None)
             patch.setattr(RunMetrics, "draw", lambda _: None)
         yield
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """What is changed below `tmp_path`: `disk.calls`, and `disk.refuse("fsync", errno.ENOSPC)` from then on."""
+    if sys.platform != "linux":
+        pytest.skip("the calls that are counted are Linux's")
+    from scripts.faults.injection import Disk, injected
+
+    with injected(Disk(str(tmp_path))) as disk:
+        yield disk
+
+
+@pytest.fixture
+def nearly_full(monkeypatch):
+    """12,345 bytes are left on every disk."""
+    usage = shutil.disk_usage("/")._replace(free=12345)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
 @pytest.fixture

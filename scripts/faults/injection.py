@@ -33,17 +33,18 @@ class Call(NamedTuple):
 
 class Fault(NamedTuple):
     """at: number of the call, from 1. code: an errno, or 0 for a kill. half: half of a write is done first.
-    persistent: all later calls fail too."""
+    persistent: all later calls fail too. where: of all calls, those that are counted."""
 
     at: int
     code: int = 0
     half: bool = False
     persistent: bool = False
+    where: Callable[[Call], bool] = lambda call: True
 
 
 @dataclass
 class Disk:
-    """The calls below `root`, the one that fails, and what survives a power cut.
+    """The calls below `root`, the one that fails, and what survives a power cut. after: follows a call with an effect.
 
     The model is that of POSIX: the bytes of a file are safe once it was synced after they were written, a name once its
     folder was. What was removed stays removed. A disk that claims to have synced and has not is beyond any program.
@@ -51,6 +52,7 @@ class Disk:
 
     root: str
     fault: Fault | None = None
+    after: Callable[[Call], object] = lambda call: None
     calls: list[Call] = field(default_factory=list)  # that had an effect
     count: int = 0
     dead: bool = False
@@ -69,8 +71,8 @@ class Disk:
             return real()
         if self.dead:
             raise Killed
-        self.count += 1
-        fault = self.fault
+        fault = self.fault if self.fault is not None and self.fault.where(call) else None
+        self.count += fault is not None
         if fault is not None and (self.count == fault.at or (fault.persistent and self.count > fault.at)):
             if fault.half and call.operation == "write":
                 half()
@@ -84,7 +86,16 @@ class Disk:
             self._sync(call.path)
         elif call.operation == "unlink":
             self._names.get(os.path.dirname(call.path), {}).pop(os.path.basename(call.path), None)
+        self.after(call)
         return result
+
+    def refuse(self, operation: str, code: int, at: int = 1, where: Callable[[str], bool] = lambda path: True) -> None:
+        """From now on the `at`-th call of an operation, and all later ones, fail; `where`: on those paths alone."""
+
+        def chosen(call: Call) -> bool:
+            return call.operation == operation and where(call.path)
+
+        self.count, self.fault = 0, Fault(at, code, persistent=True, where=chosen)
 
     def _file(self, path: str) -> object:
         return self._files.setdefault(os.stat(path).st_ino, object())

@@ -1,7 +1,7 @@
 """Tokens of a corpus: their split, their placement, and the sizes that are refused."""
 
+import errno
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -116,16 +116,11 @@ def test_cached_tokens_are_made_once_and_mended(cache):
     assert len(list((cache / "tokens").iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_says_so(cache, monkeypatch):
+def test_a_cache_that_cannot_be_written_says_so(cache, disk):
     path = write("a.txt", "abcd" * 500)
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        place = f"the token cache {str(cache / 'tokens')!r} can't be used (No space left on device); "
-        assert refused(path=path, placement="host").startswith(place)
+    disk.refuse("fsync", errno.ENOSPC)
+    place = f"the token cache {str(cache / 'tokens')!r} can't be used (No space left on device); "
+    assert refused(path=path, placement="host").startswith(place)
     assert list((cache / "tokens").iterdir()) == []
     (cache / "tokens").rmdir()
     cache.rmdir()
