@@ -36,12 +36,10 @@ import jax
 import numpy as np
 import pytest
 
+from scripts.faults.programs import drawing, shared
 from train.config.load import Experiment, from_mapping
-from train.run import summary
-from train.run.metrics import RunMetrics
 
 gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
-_WRITE_REPORT, _DRAW = summary.write_report, RunMetrics.draw
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -85,19 +83,15 @@ def _forget_programs():
 @pytest.fixture(scope="module")
 def shared_programs():
     """Runs of one structure share their compiled programs, within a module of tests that are about something else."""
-    from scripts.faults.programs import shared
-
-    with shared():
+    with shared({}):
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
     """Drawing report and heatmaps takes longer than most trainings here; these files and `trained` have them."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ not in ("test_summary", "test_tensorboard_tabs"):
-            patch.setattr(summary, "write_report", lambda *_: None)
-            patch.setattr(RunMetrics, "draw", lambda _: None)
+    drawn = request.module.__name__ in ("test_summary", "test_tensorboard_tabs")
+    with drawing(report=drawn, pictures=drawn):
         yield
 
 
@@ -117,6 +111,12 @@ def nearly_full(monkeypatch):
     """12,345 bytes are left on every disk."""
     usage = shutil.disk_usage("/")._replace(free=12345)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+@pytest.fixture
+def device_memory(monkeypatch):
+    """Gives every device so many bytes from then on, by its own word, as an accelerator's."""
+    return lambda free: monkeypatch.setattr(jax.Device, "memory_stats", lambda _: {"bytes_limit": free})
 
 
 @pytest.fixture
@@ -227,9 +227,7 @@ variants:
 """,
         encoding="utf-8",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "write_report", _WRITE_REPORT)
-        patch.setattr(RunMetrics, "draw", _DRAW)
+    with drawing(report=True, pictures=True):
         assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
 

@@ -9,7 +9,6 @@ import pytest
 from tests.runs import bytes_needed, contents, killed_at
 from train.cli import main
 from train.config.load import load
-from train.device import memory
 from train.device.programs import Programs
 from train.device.signals import Stop
 from train.log.console import Console
@@ -123,11 +122,11 @@ def test_it_refuses_what_the_training_would_refuse(config, capsys):
 
 
 @pytest.mark.slow
-def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monkeypatch, capsys):
+def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, device_memory, capsys):
     keys = ["train.group=vmap", "variants={with: {}, bare: {model.residual: none}}"]
     assert main(["train", str(config), "--dry-run", *keys]) == 0
     free = int(0.7 * bytes_needed(capsys.readouterr().out))
-    monkeypatch.setattr(memory, "available_memory", lambda _: free)
+    device_memory(free)
     for command, shown in ((["train", "--dry-run"], ["with", "bare"]), (["plan"], ["with"])):
         assert main([command[0], str(config), *command[1:], *keys]) == 0
         out = capsys.readouterr().out
