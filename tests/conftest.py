@@ -38,6 +38,7 @@ import pytest
 
 from scripts.faults.programs import drawing, shared
 from train.config.load import Experiment, from_mapping
+from train.device.platform import environment
 
 gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
 
@@ -117,6 +118,14 @@ def nearly_full(monkeypatch):
 def device_memory(monkeypatch):
     """Gives every device so many bytes from then on, by its own word, as an accelerator's."""
     return lambda free: monkeypatch.setattr(jax.Device, "memory_stats", lambda _: {"bytes_limit": free})
+
+
+@pytest.fixture
+def fresh_environment():
+    """The environment as a run records it, which a process reads once: forgotten before and after the test."""
+    environment.cache_clear()
+    yield environment
+    environment.cache_clear()
 
 
 @pytest.fixture

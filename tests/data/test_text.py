@@ -82,13 +82,12 @@ def test_both_placements_give_the_same_tokens_and_batches(tokenizer, source):
     assert (device.tokenizer, device.sha256, device.name) == (host.tokenizer, host.sha256, host.name)
 
 
-def test_auto_is_the_device_up_to_a_size(monkeypatch):
-    assert tokens.DEVICE_BYTES == 256 * 2**20
-    wide = "".join(map(chr, range(0x100, 0x100 + 300)))  # two bytes a token
-    for content, size in (("ab" * 500, 1000), (wide, 600)):
-        for limit, placement in ((size, "device"), (size - 1, "host")):
-            monkeypatch.setattr(tokens, "DEVICE_BYTES", limit)
-            assert opened(path=write("a.txt", content), context=9).placement == placement
+def test_auto_is_the_device_up_to_256_mib():
+    for dtype, most in (("uint8", 2**28), ("uint16", 2**27)):
+        for count, placement in ((most, "device"), (most + 1, "host")):
+            assert tokens.placement_of(DataConfig(), count, np.dtype(dtype)) == placement
+            for named in ("device", "host"):
+                assert tokens.placement_of(DataConfig(placement=named), count, np.dtype(dtype)) == named
 
 
 def test_a_byte_file_is_mapped_itself(cache):
