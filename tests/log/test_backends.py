@@ -45,8 +45,7 @@ def wandb(monkeypatch):
         runs.append(Run(histories.setdefault(arguments["id"], []), **arguments))
         return runs[-1]
 
-    monkeypatch.setattr(module, "init", init, raising=False)
-    monkeypatch.setattr(module, "Settings", SimpleNamespace, raising=False)
+    vars(module).update(init=init, Settings=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return runs
 

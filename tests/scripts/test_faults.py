@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from data import files
 from scripts.faults import calls, configs, damage
 from scripts.faults.injection import Disk, Fault, Killed, injected
 from scripts.faults.sweep import HELD, Broken, Row, Sweep, markdown, row_of, rows_of
@@ -129,9 +128,15 @@ def test_calls_hold_in_small(tiny, renames, trial, fault):
     assert trial(tiny, fault(renames)) == HELD
 
 
-def test_a_save_that_is_not_synced_is_noticed(tiny, renames, monkeypatch):
-    monkeypatch.setattr(files, "sync_folder", lambda path: None)
-    disk = Disk(str(tiny.runs), Fault(renames[1]))
+class Forgetful(Disk):
+    """A disk of a run that syncs no folder."""
+
+    def do(self, call, real, half):
+        return super().do(call._replace(operation="none") if os.path.isdir(call.path) else call, real, half)
+
+
+def test_a_save_that_is_not_synced_is_noticed(tiny, renames):
+    disk = Forgetful(str(tiny.runs), Fault(renames[1] + 2))
     assert tiny.train(disk)[0] == -9
     disk.cut(names_survive=False)
     with pytest.raises(Broken, match="goes on from step 0, and 2 had been saved"):
@@ -216,23 +221,24 @@ def fails(error):
     [
         *(("load", fails(error), type(error).__name__) for error in (ValueError("a"), RecursionError(), SystemExit(1))),
         ("load", fails(ConfigError([Problem(Place("a\x1b[2J"), "", "x")])), "Broken: printed "),  # unescaped
-        ("LIMIT_S", 0.0, "Broken: took "),
+        ("limit_s", 0.0, "Broken: took "),
         ("to_yaml", lambda config: "name: y\n", "Broken: variant main reads back as another config"),
     ],
 )
-def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, monkeypatch, name, stand_in, broken):
-    monkeypatch.setattr(configs, name, stand_in)
-    (line,) = row_of(
-        Sweep("", "", [b"name: x\n"], lambda content: configs.check_load(tmp_path / "a.yaml", content))
-    ).broken
+def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, name, stand_in, broken):
+    def trial(content: bytes) -> tuple[str, float]:
+        return configs.check_load(tmp_path / "a.yaml", content, **{name: stand_in})
+
+    (line,) = row_of(Sweep("", "", [b"name: x\n"], trial)).broken
     assert broken in line
 
 
-def test_a_wrong_exit_code_is_noticed(tmp_path, monkeypatch):
+def test_a_wrong_exit_code_is_noticed(tmp_path):
     assert configs.check_command(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
-    monkeypatch.setattr(configs.cli, "main", lambda _: print("deltaflow: x", file=sys.stderr) or 1)
     with pytest.raises(Broken, match="exit code 1"):
-        configs.check_command(tmp_path / "a.yaml", b"name: 1\n")
+        configs.check_command(
+            tmp_path / "a.yaml", b"name: 1\n", main=lambda _: print("deltaflow: x", file=sys.stderr) or 1
+        )
 
 
 def test_a_sweep_is_a_row_and_one_that_breaks_keeps_what_it_has(monkeypatch):

@@ -70,7 +70,7 @@ def flock(monkeypatch):
         def answer(*_):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(fcntl, "flock", answer)
+        monkeypatch.setattr("fcntl.flock", answer)
 
     return refuse
 
