@@ -53,7 +53,7 @@ class Disk:
     root: str
     fault: Fault | None = None
     after: Callable[[Call], object] = lambda call: None
-    calls: list[Call] = field(default_factory=list)  # that had an effect
+    calls: list[Call] = field(default_factory=list)  # so far, but for those that were refused
     count: int = 0
     dead: bool = False
     _files: dict[int, object] = field(default_factory=dict)  # by the inode's number, which is used again
@@ -78,8 +78,8 @@ class Disk:
                 half()
             self.dead = not fault.code
             raise Killed if self.dead else OSError(fault.code, os.strerror(fault.code), call.path)
+        self.calls.append(call)  # also what fails by itself, as to remove what is not there: it is counted too
         result = real()
-        self.calls.append(call)
         if call.operation == "create":
             self._files[os.stat(call.path).st_ino] = object()
         elif call.operation == "fsync":

@@ -46,6 +46,16 @@ def test_every_call_is_counted_in_order(tmp_path):
     assert [call.operation for call in disk.calls] == ["mkdir", *OPERATIONS]
 
 
+def test_a_call_that_fails_by_itself_is_counted_too(tmp_path):
+    for fault in (Fault(3, errno.EIO), None):
+        with injected(Disk(str(tmp_path), fault)) as disk:
+            (tmp_path / "absent").unlink(missing_ok=True)
+            tmp_path.mkdir(exist_ok=True)
+            with pytest.raises(OSError, match="Input/output error") if fault else nullcontext():
+                (tmp_path / "a").touch()
+        assert [call.operation for call in disk.calls] == ["unlink", "mkdir", *["create"] * (fault is None)]
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("at", range(1, 10))
 def test_after_a_kill_nothing_has_an_effect(tmp_path, at, half):
