@@ -8,7 +8,6 @@ after kill -9. Bytes in the buffers of open files are lost. For Linux.
 
 import _pyio
 import builtins
-import io
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -178,8 +177,8 @@ def injected(disk: Disk) -> Iterator[Disk]:
     with ExitStack() as stack:
         for name, function in {name: replaced(name) for name in FUNCTIONS}.items():
             stack.enter_context(patch.object(os, name, function))
-        for module in (builtins, io):
-            stack.enter_context(patch.object(module, "open", python_open))
+        stack.enter_context(patch("builtins.open", python_open))
+        stack.enter_context(patch("io.open", python_open))
         try:
             yield disk
         finally:

@@ -174,7 +174,7 @@ def test_no_programs_are_kept_where_that_cannot_be_done_or_is_decided_already(fo
     (tmp_path / "kept").write_text("a file")
     assert folder("gpu") is None and folder("cpu") is None
     (tmp_path / "kept").unlink()
-    monkeypatch.setattr(platform.os, "access", lambda path, mode: False)  # a file system that is read-only
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a file system that is read-only
     assert folder("gpu") is None
     monkeypatch.setenv("DELTAFLOW_CACHE", "~no-such-user/kept")  # which has no home
     assert folder("gpu") is None
@@ -184,7 +184,7 @@ def test_no_programs_are_kept_where_that_cannot_be_done_or_is_decided_already(fo
 
 
 def test_somebody_elses_programs_are_not_run(folder, monkeypatch):
-    monkeypatch.setattr(platform.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     assert folder("gpu") is None
 
 

@@ -39,7 +39,7 @@ def train(corpus, tmp_path_factory):
 class Full(Programs):
     """Programs of a device that has no memory for an instrument."""
 
-    def instrument(self, *_):
+    def instrument(self, name, states, batches):
         raise MemoryError("no memory left")
 
 

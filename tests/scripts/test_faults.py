@@ -1,6 +1,7 @@
 """Injected faults have the effect of real ones, the sweeps hold in small, and they notice what is broken."""
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from scripts.faults.injection import Disk, Fault, Killed, injected
 from scripts.faults.sweep import HELD, Broken, Row, Sweep, markdown, row_of, rows_of
 from scripts.faults.tiny import bench, differing
 from train.config.load import ConfigError, Place, Problem
-from train.store import tensors
 from train.store.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the calls that are counted are Linux's")
@@ -214,7 +214,7 @@ def test_damage_that_is_not_verified_is_noticed(monkeypatch, careless):
         monkeypatch.setattr(Checkpoints, "damage", lambda *_: None)
     else:
         digest = SimpleNamespace(digest=lambda: Equal(32), digest_size=32, update=lambda _: None)
-        monkeypatch.setattr(tensors.hashlib, "sha256", lambda *_: digest)
+        monkeypatch.setattr(hashlib, "sha256", lambda *_: digest)
     row = row_of(next(damage.sweeps(1)), 0.01)
     assert row.fault == "the newest checkpoint: every bit flipped" and row.held < row.trials
 
