@@ -98,7 +98,7 @@ def _no_report(request):
 
 @pytest.fixture
 def disk(tmp_path):
-    """The calls that change files below `tmp_path`, as `disk.calls`; `disk.refuse("fsync", errno.ENOSPC)` fails some."""
+    """The calls that change files below `tmp_path`: `disk.calls`, `disk.refuse("fsync", errno.ENOSPC)`."""
     if sys.platform != "linux":
         pytest.skip("the calls that are counted are Linux's")
     from scripts.faults.injection import Disk, injected

@@ -87,7 +87,7 @@ def test_a_character_that_the_corpus_lacks_is_2_in_one_line(trained, call, more)
 
 
 def test_text_that_an_output_cannot_show_is_no_error(trained, tmp_path, monkeypatch, call):
-    """Of a run whose letters are Greek: each is printed as a question mark."""
+    """The letters of this run are Greek: each is printed as a question mark."""
     run = Path(shutil.copytree(trained[1], tmp_path / "greek"))
     tokenizer = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = "".join(chr(ord(each) + 0x350) if each.isalpha() else each for each in tokenizer["vocab"])
