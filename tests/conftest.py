@@ -37,6 +37,7 @@ import numpy as np
 import pytest
 
 from scripts.faults.programs import drawing, shared
+from tests.messages import STALE, TESTS, Wording
 from train.config.load import Experiment, from_mapping
 from train.device.platform import environment
 
@@ -44,6 +45,15 @@ gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Before any is deselected: messages recorded for parameters that a collected test has no more."""
+    collected = {item.nodeid for item in items if not any("::" in argument for argument in config.args)}
+    functions = {item.partition("[")[0] for item in collected}
+    config.stash[STALE] = [each for each in TESTS if each.partition("[")[0] in functions and "[" in each]
+    config.stash[STALE] = [each for each in config.stash[STALE] if each not in collected]
 
 
 def pytest_collection_finish():
@@ -212,6 +222,22 @@ def call(capsys):
         return code, out, err
 
     return called
+
+
+@pytest.fixture
+def wording(request, tmp_path) -> Wording:
+    """Compares the messages of a test with tests/messages.txt; of a test of its blocks (`block`), with that block."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return Wording(params.get("block", request.node.nodeid), tmp_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test that passes has provoked all messages that are recorded for it."""
+    result = yield
+    if "wording" in pyfuncitem.funcargs:
+        pyfuncitem.funcargs["wording"].finish()
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -36,30 +36,31 @@ def folder(tmp_path, monkeypatch, corpus):
 
 @pytest.mark.parametrize("command", ["train", "probe"])
 @pytest.mark.parametrize(
-    ("arguments", "code", "messages"),
+    ("arguments", "places"),
     [
-        ("god.yaml", 2, ["god.yaml: no such file; did you mean good.yaml?"]),
-        ("https://a.org/c.yaml", 2, ["https://a.org/c.yaml: is a URL, and only files are read; download it first"]),
-        ("file:///c.yaml", 2, ["file:///c.yaml: is a URL; give the path alone"]),
-        ("C:\\x\\c.yaml", 2, ["C:\\x\\c.yaml: is a path of Windows"]),
-        (".", 2, [".: expected a file, got a folder"]),
-        ("two.yaml", 2, ["two.yaml:2: model.layers: expected a whole number", "two.yaml:4: train.stepz: unknown key"]),
-        ("good.yaml modle.layers=3", 2, ["command line: modle.layers: unknown key; did you mean model.layers?"]),
-        ("good.yaml model.heads=3", 2, ["command line: model.heads: expected a divisor of width 16"]),
-        ("good.yaml data.path=shrt.txt", 2, ["command line: data.path: 'shrt.txt' does not exist"]),
-        ("good.yaml data.path=short.txt", 2, ["command line: data.path: 'short.txt' is too short"]),
-        ("good.yaml data.path=hollow", 2, ["command line: data.path: 'hollow' holds no .txt file"]),
-        ("lost.yaml", 2, ["lost.yaml:4: data.path: 'nowhere.txt' does not exist"]),
-        ("tpu.yaml", 2, ["tpu.yaml:5: train.device: no tpu here; JAX sees cpu"]),
-        ("good.yaml train.device=gpu", 2, ["command line: train.device: no gpu here; JAX sees cpu"]),
+        ("god.yaml", ["god.yaml"]),
+        ("https://a.org/c.yaml", ["https://a.org/c.yaml"]),
+        ("file:///c.yaml", ["file:///c.yaml"]),
+        ("C:\\x\\c.yaml", ["C:\\x\\c.yaml"]),
+        (".", ["."]),
+        ("two.yaml", ["two.yaml:2: model.layers", "two.yaml:4: train.stepz"]),
+        ("good.yaml modle.layers=3", ["command line: modle.layers"]),
+        ("good.yaml model.heads=3", ["command line: model.heads"]),
+        ("good.yaml data.path=shrt.txt", ["command line: data.path"]),
+        ("good.yaml data.path=short.txt", ["command line: data.path"]),
+        ("good.yaml data.path=hollow", ["command line: data.path"]),
+        ("lost.yaml", ["lost.yaml:4: data.path"]),
+        ("tpu.yaml", ["tpu.yaml:5: train.device"]),
+        ("good.yaml train.device=gpu", ["command line: train.device"]),
     ],
+    ids=str,
 )
-def test_what_a_user_gets_wrong_is_a_line_each_and_leaves_nothing(folder, call, command, arguments, code, messages):
+def test_what_a_user_gets_wrong_is_a_line_each_and_leaves_nothing(folder, call, command, arguments, places, wording):
     before = sorted(folder.rglob("*"))
     got, out, err = call(command, *arguments.split())
-    assert (got, out) == (code, "") and err.startswith("deltaflow: ") and err.endswith("\n")
-    for line, start in zip(err.removeprefix("deltaflow: ").splitlines(), messages, strict=True):
-        assert line.startswith(start)
+    assert (got, out) == (2, "") and err.startswith("deltaflow: ") and err.endswith("\n")
+    for line, place in zip(err.removeprefix("deltaflow: ").splitlines(), places, strict=True):
+        wording(line, place, volatile=r"(?<=JAX sees ).*")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -86,17 +87,13 @@ def test_it_runs_without_being_installed(call, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [["sample"], ["probe", "good.yaml", "--checkpoint"]], ids=" ".join)
-def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments):
+def test_a_folder_that_is_no_run_is_one_line(folder, call, arguments, wording):
     (folder / "experiment" / "main").mkdir(parents=True)
     (folder / "experiment" / "main" / "config.yaml").touch()
-    for where, message in (
-        (".", "not a run directory (no config.yaml in it)"),
-        ("experiment", "not a run directory (no config.yaml in it; the runs in it are main)"),
-        ("nothing", "no such folder"),
-        ("experiment/mian", "no such folder; did you mean experiment/main?"),
-    ):
+    for where in (".", "experiment", "nothing", "experiment/mian"):
         code, out, err = call(*arguments, where)
-        assert (code, out, err) == (2, "", f"deltaflow: {where}: {message}\n")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        wording(err, where)
 
 
 MISSING = (
@@ -131,8 +128,8 @@ def test_the_exit_code_says_whose_fault_it_is(folder, call, monkeypatch, error, 
 
 
 @pytest.mark.parametrize("path", ["", ".", "hollow", "good.yaml/p.json"])
-def test_a_file_that_cannot_be_written_is_one_line(folder, path):
-    with pytest.raises(UserError, match="cannot write"):
+def test_a_file_that_cannot_be_written_is_one_line(folder, path, wording):
+    with wording.raises(UserError, repr(path or ".") if path in ("", ".") else path, volatile="(?<=cannot write: ).*"):
         write_atomically(Path(path), "text")
 
 
@@ -147,7 +144,7 @@ def test_a_file_that_cannot_be_written_is_one_line(folder, path):
     ids=lambda error: type(error).__name__,
 )
 def test_too_little_memory_is_one_line_and_other_errors_of_a_device_keep_their_traceback(
-    folder, call, monkeypatch, error
+    folder, call, monkeypatch, wording, error
 ):
     def broken(*_, **__):
         raise error
@@ -157,6 +154,6 @@ def test_too_little_memory_is_one_line_and_other_errors_of_a_device_keep_their_t
         with pytest.raises(jax.errors.JaxRuntimeError):
             call("probe", "good.yaml")
         return
-    advice = "lower model.width, model.layers, data.batch or data.context"
-    line = f"deltaflow: not enough memory for this model and its batches; {advice}\n"
-    assert call("probe", "good.yaml") == (1, "", line)
+    code, out, err = call("probe", "good.yaml")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    wording(err)

@@ -18,7 +18,7 @@ import train.core.loss
 from pages import Reader
 from train.chain import descent, loss, optimizer, reference, scalar, transformer
 from train.chain.claim import CLAIMS, COUNTEREXAMPLE, Claim, Evidence, Pair, Unmeasured, compare
-from train.chain.run import GROUPS, result_of, selected
+from train.chain.run import result_of, selected
 from train.chain.subject import subject_of
 from train.chain.transformer import Sample, Slopes, evidence_of, slopes
 from train.cli import main
@@ -152,11 +152,12 @@ def test_a_claim_that_is_not_borne_out_is_named(name):
     assert complaint(result).startswith("scalar/made_up: ") and reason in complaint(result)
 
 
-def test_one_bad_claim_is_exit_code_1_a_warning_and_a_line_of_the_page(monkeypatch, tmp_path):
+def test_one_bad_claim_is_exit_code_1_a_warning_and_a_line_of_the_page(monkeypatch, tmp_path, wording):
     monkeypatch.setattr(loss, "softmax", lambda z: reference.softmax(2 * z))
     code, out = called("--only", "loss/softmax*", "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
     (warning,) = (line for line in out.splitlines() if line.startswith("warning: "))
-    assert code == 1 and warning.startswith("warning: loss/softmax_jacobian: does not hold: ")
+    assert code == 1
+    wording(warning, "warning: loss/softmax_jacobian", volatile=r"\d[\d.e+-]*")
     results = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     assert [r["status"] for r in results["claims"]] == ["fails", "holds"] and results["good"] is False
     page = Reader((tmp_path / "c.html").read_text(encoding="utf-8")).text
@@ -296,34 +297,33 @@ def test_a_model_of_the_users_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "place"),
     [
-        (["--only", "scaler"], "command line: --only: no claim matches 'scaler'; did you mean scalar?"),
-        (
-            ["--only", "nosuch"],
-            f"no claim matches 'nosuch'; there are {', '.join(GROUPS)}, and single claims of them, ",
-        ),
-        (["--only", "scalar/slop"], "no claim matches 'scalar/slop'; did you mean scalar/slope?"),
-        (["god.yaml"], "god.yaml: no such file"),
-        (["good.yaml", "model.layers=0"], "command line: model.layers: expected"),
-        (["good.yaml", "data.kind=copy", "task.kind=regression"], "task.kind: data.kind copy is for lm, got"),
+        (["--only", "scaler"], "command line: --only"),
+        (["--only", "nosuch"], "command line: --only"),
+        (["--only", "scalar/slop"], "command line: --only"),
+        (["god.yaml"], "god.yaml"),
+        (["good.yaml", "model.layers=0"], "command line: model.layers"),
+        (["good.yaml", "data.kind=copy", "task.kind=regression"], "command line: task.kind"),
     ],
     ids=str,
 )
-def test_a_wrong_command_line_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_wrong_command_line_is_one_line(arguments, place, tmp_path, monkeypatch, capsys, wording):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.yaml").write_text("name: good\n", encoding="utf-8")
     with exact():
         assert main(["chain", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("deltaflow: ") and message in err and err.count("\n") == 1
+    assert out == "" and err.startswith("deltaflow: ") and err.count("\n") == 1
+    wording(err, place)
 
 
-def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys):
+def test_a_page_in_the_place_of_a_folder_is_wrong_usage(tmp_path, capsys, wording):
     (page := tmp_path / "page.html").mkdir()
     with pytest.raises(SystemExit) as stop:
         main(["chain", "--html", str(page)])
-    assert stop.value.code == 2 and "--html: expected a file, got a folder" in capsys.readouterr().err
+    assert stop.value.code == 2
+    wording(capsys.readouterr().err.splitlines()[-1], "argument --html")
 
 
 def test_patterns_are_of_ids_and_of_groups():

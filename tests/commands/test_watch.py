@@ -26,12 +26,12 @@ def test_a_folder_without_a_training_gets_one_report(call, tmp_path, impatient):
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty", "new"])
-def test_a_folder_without_runs_is_one_line(call, tmp_path, impatient, folder):
+def test_a_folder_without_runs_is_one_line(call, tmp_path, impatient, folder, wording):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "new", "x", done=False).joinpath("metrics.jsonl").unlink()
     code, out, err = call("watch", tmp_path / folder)
-    says = {"missing": "no such folder", "empty": "no run and no experiment", "new": "nothing to show yet"}[folder]
-    assert code == 2 and out == "" and says in err and err.count("\n") == 1
+    assert code == 2 and out == "" and err.count("\n") == 1
+    wording(err, tmp_path / folder)
     assert not (tmp_path / folder / "report.html").exists()
 
 

@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,9 +82,10 @@ def test_any_bytes_are_a_config_or_config_errors(tmp_path_factory, content, over
     configs.check_load(path, content, overrides)
 
 
-def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path):
+def test_a_sweep_of_a_thousand_million_points_is_refused_at_once(tmp_path, wording):
     assert configs.check_load(tmp_path / "a.yaml", hostile.exploding().encode())[0] == "refused"
-    with pytest.raises(ConfigError, match=r"sweep: expected at most 1000 variants, got 1 \* 1000 \* 1000 \* 1000 = 10"):
-        path = tmp_path / "b.yaml"
-        path.write_text(hostile.exploding(), encoding="utf-8")
+    path = tmp_path / "b.yaml"
+    path.write_text(hostile.exploding(), encoding="utf-8")
+    with wording.raises(ConfigError) as caught:
         load(path)
+    assert [problem.key for problem in caught.value.problems] == ["sweep"]

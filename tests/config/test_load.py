@@ -15,14 +15,16 @@ from train.config.load import ConfigError, flatten, from_mapping, load, to_yaml
 QUIET = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
 
-def test_many_problems_are_counted_not_all_printed():
+def test_many_problems_are_counted_not_all_printed(wording):
     with pytest.raises(ConfigError) as caught:
         from_mapping({"name": "a", **{f"zz{index}": 1 for index in range(70)}})
     assert len(caught.value.problems) == 70
-    assert len(str(caught.value).splitlines()) == 51 and str(caught.value).endswith("\nand 20 more")
+    *lines, last = str(caught.value).splitlines()
+    assert len(lines) == 50 and "20" in last
+    wording(last)
 
 
-def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path):
+def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path, wording):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\ndata: {corpus: shakespeare}")
     data = load(path, ["data.path=x.txt"]).variants[0].config.data
@@ -32,8 +34,7 @@ def test_a_path_of_the_command_line_takes_the_place_of_the_files_corpus(tmp_path
     path.write_text("name: a\ndata: {path: x.txt}")
     data = load(path, ["data.corpus=shakespeare"]).variants[0].config.data
     assert (data.corpus, data.path) == ("shakespeare", None)
-    both = ["data.corpus=shakespeare", "data.path=x.txt"]
-    assert "give corpus or path, not both" in lines(tmp_path, "name: a", *both)[0]
+    wording(lines(tmp_path, "name: a", "data.corpus=shakespeare", "data.path=x.txt")[0], "command line: data.path")
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -62,7 +63,7 @@ def test_overrides_set_values_and_the_last_one_wins(tmp_path):
     assert (config.seed, config.data.seed) == (2, 2)
 
 
-def test_a_rule_of_the_command_line_leaves_the_files_options_out_and_keeps_its_own_in_any_order(tmp_path):
+def test_a_rule_of_the_command_line_leaves_the_files_options_out_and_keeps_its_own_in_any_order(tmp_path, wording):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\nmodel: {residual: {rule: mhc, streams: 2}}\nvariants: {x: {model.residual.rounds: 3}}")
 
@@ -76,7 +77,7 @@ def test_a_rule_of_the_command_line_leaves_the_files_options_out_and_keeps_its_o
     assert rule("model={residual: rezero}", "model.residual=none", "variants={}") == {"rule": "none"}
     assert rule("model={}", "model.residual=rezero", "variants={}") == {"rule": "rezero"}
     assert rule("model.residual.bias=0.5", "model.residual={}", "variants={}") == {"rule": "pre_ln"}
-    with pytest.raises(ConfigError, match="residual.gate: an option of"):
+    with wording.raises(ConfigError, "command line: model.residual.gate"):
         rule("model.residual.gate=2.0", "model={residual: rezero, layers: 3}", "variants={}")
     assert [
         v.name for v in load(path, ["variants={}", "variants.y={}", "variants.y.model.residual=none"]).variants
@@ -102,25 +103,23 @@ def refusal(path: str | Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_not_a_readable_file(tmp_path):
+def test_what_is_not_a_readable_file(tmp_path, wording):
     (tmp_path / "quickstart.yaml").write_text("name: a\n")
     near, far = tmp_path / "quikstart.yaml", tmp_path / "zzz"
-    assert refusal(near) == f"{near}: no such file; did you mean {tmp_path / 'quickstart.yaml'}?"
-    assert refusal(far) == f"{far}: no such file"
-    assert refusal(tmp_path / "quickstart.yaml" / "x.yaml").endswith("x.yaml: no such file")
-    assert refusal("a\0b").startswith("a\\x00b: cannot be read: ") and "embedded null" in refusal("a\0b")
-    assert refusal("x" * 5000 + ".yaml").endswith(": cannot be read: File name too long")
-    assert refusal(tmp_path) == f"{tmp_path}: expected a file, got a folder"
+    inside = tmp_path / "quickstart.yaml" / "x.yaml"
+    for path, place in ((near, near), (far, far), (inside, inside), ("a\0b", "a\\x00b"), (tmp_path, tmp_path)):
+        wording(refusal(path), place, volatile="embedded null .*")
+    wording(refusal("x" * 5000 + ".yaml"), volatile="x{3,}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes with a name")
-def test_a_pipe_or_device_is_refused_without_waiting(tmp_path):
+def test_a_pipe_or_device_is_refused_without_waiting(tmp_path, wording):
     os.mkfifo(tmp_path / "pipe")
-    assert refusal(tmp_path / "pipe") == f"{tmp_path / 'pipe'}: expected a file, got a pipe"
-    assert refusal("/dev/zero") == "/dev/zero: expected a file, got a device"
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        wording(refusal(path), path)
 
 
-def test_a_file_without_permission(tmp_path, monkeypatch):
+def test_a_file_without_permission(tmp_path, monkeypatch, wording):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\n")
 
@@ -128,7 +127,7 @@ def test_a_file_without_permission(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("builtins.open", denied)
-    assert refusal(path) == f"{path}: cannot be read: Permission denied"
+    wording(refusal(path), path)
 
 
 def test_a_mapping_is_held_to_the_same_rules():

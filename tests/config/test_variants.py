@@ -1,5 +1,6 @@
 """Variants and sweeps: names, order, precedence, and what is expected of each."""
 
+import re
 import time
 from typing import Any
 
@@ -91,12 +92,13 @@ def test_labels_of_values(value, expected):
     assert label(value) == expected
 
 
-def test_a_thousand_variants_take_no_time():
+def test_a_thousand_variants_take_no_time(wording):
     start = time.perf_counter()
     assert len(names(sweep={"seed": list(range(MAX_VARIANTS))})) == MAX_VARIANTS
     assert time.perf_counter() - start < 5
-    with pytest.raises(ConfigError, match=f"^mapping: variants: expected at most {MAX_VARIANTS} variants, got 1001$"):
+    with wording.raises(ConfigError, "mapping: variants") as caught:
         names(variants={f"v{index}": {} for index in range(MAX_VARIANTS + 1)})
+    assert re.findall(r"\d+", str(caught.value)) == [str(MAX_VARIANTS), str(MAX_VARIANTS + 1)]
 
 
 def test_a_name_that_looks_like_a_sweep_point_is_harmless():
@@ -175,13 +177,13 @@ def test_what_is_expected_of_a_variant_holds_for_all_its_sweep_points():
     }
 
 
-def test_overrides_of_variants_and_sweep_leave_out_what_was_expected_of_others(tmp_path):
+def test_overrides_of_variants_and_sweep_leave_out_what_was_expected_of_others(tmp_path, wording):
     text = "name: a\nvariants: {x: {}, y: {}}\nexpect: {x: {loss: [1, 2]}, y: {loss: [3, 4]}}\n"
     assert loaded(tmp_path, text, "variants={}").expect == {}
     assert loaded(tmp_path, text, "variants={x: {}}", "expect.x.acc=[0, 1]").expect == {
         "x": {"loss": [1, 2], "acc": [0, 1]}
     }
-    with pytest.raises(ConfigError, match="^command line: expect.z: no such variant; there is main$"):
+    with wording.raises(ConfigError, "command line: expect.z"):
         loaded(tmp_path, text, "variants={}", "expect.z={loss: [0, 1]}")
 
 
@@ -201,4 +203,4 @@ def test_names_that_are_folders_anywhere(name):
 )
 def test_names_that_are_not(name):
     message = unsafe(name)
-    assert message is not None and "folder name" in message and message.isprintable()
+    assert message is not None and message.isprintable()

@@ -66,12 +66,10 @@ def test_a_float_written_reads_back(x):
     assert value(float_text(x)) == x
 
 
-def test_a_place_without_lines_says_none():
+def test_a_place_without_lines_says_none(wording):
     read("[{a: 1, a: 2}, *x]", Place("command line"), problems := [], "key")
-    assert [str(problem) for problem in problems] == [
-        "command line: key[0].a: given twice",
-        "command line: key[1]: aliases are not supported; write the value of *x out",
-    ]
+    for problem, key in zip(problems, ("key[0].a", "key[1]"), strict=True):
+        wording(problem, f"command line: {key}")
 
 
 def test_a_refused_value_is_marked_and_the_rest_is_read():
@@ -114,8 +112,9 @@ def test_long_and_unprintable_text_is_cut_and_escaped():
     assert clean("a\ud800\u2028\n") == "a\\ud800\\u2028\\n"
 
 
-def test_nesting_has_a_limit():
+def test_nesting_has_a_limit(wording):
     read("[" * 33 + "]" * 33, Place("a", 1), problems := [])
     assert problems == []
     read("[" * 34 + "]" * 34, Place("a", 1), problems)
-    assert [str(problem) for problem in problems] == ["a:1: expected at most 32 levels"]
+    (problem,) = problems
+    wording(problem, "a:1")

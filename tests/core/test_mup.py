@@ -214,10 +214,11 @@ def test_every_parameter_of_every_rule_is_classed_as_it_grows(rule):
         assert table[path] == ("readout" if "/query_" in path else kind), path
 
 
-def test_a_parameter_without_a_declared_kind_is_an_error():
+def test_a_parameter_without_a_declared_kind_is_an_error(wording):
     for path, rule in (("blocks/residual/new_1", "rezero"), ("blocks/residual/alpha_1", "pre_ln"), ("foot", "pre_ln")):
-        with pytest.raises(ValueError, match=f"of residual: {rule}, got {path}"):
+        with wording.raises(ValueError) as caught:
             growth_of(path, rule)
+        assert rule in str(caught.value) and path in str(caught.value)
 
 
 SGD, ADAM = (0, 1, -1, 0), (-1, 0, -1, 0)
@@ -297,34 +298,29 @@ def test_one_learning_rate_changes_stream_and_logits_alike_at_every_width(corpus
 
 
 @pytest.mark.parametrize(
-    ("keys", "expected"),
+    ("keys", "wrong"),
     [
-        ("base_heads: 2", "base_heads: needs base_width, got 2"),
-        ("base_width: 0", "base_width: expected a whole number >= 1 or null, got 0"),
-        ("base_width: 64.5", "base_width: expected a whole number >= 1 or null, got 64.5"),
-        ("base_width: 40000", "base_width: expected at most 32768, got 40000"),
-        ("base_width: 30", "base_width: expected a multiple of heads 4 (or set base_heads), got 30"),
-        ("base_width: 30, base_heads: 4", "base_heads: expected a divisor of base_width 30 (nearest: 2, 3, 5), got 4"),
-        (  # or K and V would be readouts
-            "base_width: 32, kv_heads: 2, base_heads: 1",
-            "base_heads: expected a multiple of heads / kv_heads 2, which widths share, got 1",
-        ),
-        ("base_widht: 32", "base_widht: unknown key; did you mean model.base_width?"),
-        ("base_width: 32, base_heads: 2, kv_heads: 2", None),
-        ("base_width: 12", None),
+        ("base_heads: 2", ["base_heads"]),
+        ("base_width: 0", ["base_width"]),
+        ("base_width: 64.5", ["base_width"]),
+        ("base_width: 40000", ["base_width"]),
+        ("base_width: 30", ["base_width"]),
+        ("base_width: 30, base_heads: 4", ["base_heads"]),
+        ("base_width: 32, kv_heads: 2, base_heads: 1", ["base_heads"]),  # or K and V would be readouts
+        ("base_widht: 32", ["base_widht"]),
+        ("base_width: 32, base_heads: 2, kv_heads: 2", []),
+        ("base_width: 12", []),
     ],
 )
-def test_bad_values_are_one_line_each(tmp_path, keys, expected):
-    actual = lines(tmp_path, f"name: a\nmodel: {{{keys}}}\n")
-    assert actual == ([] if expected is None else [f"a.yaml:2: model.{expected}"])
+def test_bad_values_are_one_line_each(tmp_path, keys, wrong, wording):
+    for line, key in zip(lines(tmp_path, f"name: a\nmodel: {{{keys}}}\n"), wrong, strict=True):
+        wording(line, f"a.yaml:2: model.{key}")
 
 
-def test_an_optimizer_of_one_s_own_has_no_known_factors(tmp_path):
+def test_an_optimizer_of_one_s_own_has_no_known_factors(tmp_path, wording):
     text = "name: a\nmodel: {base_width: 32}\noptimizer: {name: 'mine:rule'}\n"
-    assert lines(tmp_path, text) == [
-        "a.yaml:2: model.base_width: expected null with optimizer.name mine:rule, whose updates have no known factors "
-        "(optimizer.lr_factors can give them some), got 32"
-    ]
+    (line,) = lines(tmp_path, text)
+    wording(line, "a.yaml:2: model.base_width")
 
 
 def test_the_page_on_optimizers_has_the_exponents_and_a_config_that_loads(tmp_path):

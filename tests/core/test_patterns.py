@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -85,13 +84,13 @@ def test_frozen_gradients_are_zero_whatever_they_were():
     assert got["norm_f"]["gain"] is grads["norm_f"]["gain"]
 
 
-def test_a_pattern_that_means_nothing_is_named_with_its_nearest():
+def test_a_pattern_that_means_nothing_is_named_with_its_nearest(wording):
     config = OptimizerConfig(freeze=("embd", "blocks"), lr_factors={"blocks/atn/*": 2.0}, decay_mask=("norm_f",))
-    assert list(unmatched(config, tree(0))) == [
-        ("lr_factors", "no parameter matches 'blocks/atn/*'; nearest: blocks/attn/q, blocks/attn, blocks/attn/q/bias"),
-        ("freeze", "no parameter matches 'embd'; nearest: embed, head"),
-    ]
-    with pytest.raises(UserError, match=r"^optimizer.lr_factors: no parameter matches"):
+    found = dict(unmatched(config, tree(0)))
+    assert list(found) == ["lr_factors", "freeze"]
+    wording(found["lr_factors"])
+    wording(found["freeze"])
+    with wording.raises(UserError, "optimizer.lr_factors"):
         check(config, {}, tree(0))
 
 
@@ -117,24 +116,16 @@ def test_patterns_come_back_from_the_run_directory_s_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    "keys",
     [
-        ("name: adamv", "name: expected one of sgd,*muon or module:function, got 'adamv'; did you mean adam?"),
-        ("name: 'a b:c'", "name: expected*or module:function, got 'a b:c'"),
-        ("lr_factors: {embed: -1.0}", "lr_factors: expected a mapping, each value a number >= 0, got {embed: -1.0}"),
-        ("lr_factors: 2.0", "lr_factors: expected a mapping, each value a number >= 0, got 2.0"),
-        ("freeze: embed", "freeze: expected a list, each text, got 'embed'; write [[]'embed']"),
-        ("freeze: [1]", "freeze: expected a list, each text, got [[]1]"),
-        ("clip_value: 0.0", "clip_value: expected a number > 0 or null, got 0.0"),
-        ("ema: 1.0", "ema: expected a number >= 0 and < 1 or null, got 1.0"),
-        ("momentum: 1.0", "momentum: expected a number >= 0 and < 1, got 1.0"),
-        ("schedule: wsd, warmup: 1900, decay_fraction: 0.1", "decay_fraction: expected at most 0.05, got 0.1*"),
-        ("schedule: onecycle", "schedule: *did you mean one_cycle?"),
+        *("name: adamv", "name: 'a b:c'", "lr_factors: {embed: -1.0}", "lr_factors: 2.0", "freeze: embed"),
+        *("freeze: [1]", "clip_value: 0.0", "ema: 1.0", "momentum: 1.0", "schedule: onecycle"),
+        "decay_fraction: 0.1, schedule: wsd, warmup: 1900",
     ],
 )
-def test_bad_values_are_one_line_each(tmp_path, keys, message):
+def test_bad_values_are_one_line_each(tmp_path, keys, wording):
     (line,) = lines(tmp_path, f"name: a\noptimizer: {{{keys}}}\n")
-    assert fnmatchcase(line, f"a.yaml:2: optimizer.{message}"), line
+    wording(line, f"a.yaml:2: optimizer.{keys.partition(':')[0]}")
 
 
 # Moving averages
@@ -268,23 +259,13 @@ def test_an_optimizer_of_one_s_own_trains_and_its_checkpoint_is_read_without_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "name",
     [
-        ("nowhere:f", "nowhere:f: no module nowhere in the current folder '{folder}' or installed"),
-        (
-            "mine_bad:descend",
-            "mine_bad:descend: module mine_bad has no class or function descend; did you mean descent?",
-        ),
-        ("mine_bad:broken", "mine_bad:broken: KeyError: 'nothing'"),
-        ("mine_bad:late", "mine_bad:late: KeyError: 1"),
-        ("mine_bad:other", "mine_bad:other: expected an optax.GradientTransformation, got int"),
-        ("mine_bad:lossy", "mine_bad:lossy: its updates have other shapes than the parameters"),
-        ("mine_worse:f", "mine_worse:f: SyntaxError: '(' was never closed (mine_worse.py, line 1) on import"),
-        ("mine_lost:f", "mine_lost:f: ModuleNotFoundError: No module named 'nowhere' on import"),
-        ("mine_exit:f", "mine_exit:f: SystemExit: 5 on import"),
+        *("nowhere:f", "mine_worse:f", "mine_lost:f", "mine_exit:f"),
+        *(f"mine_bad:{name}" for name in ("descend", "broken", "late", "other", "lossy")),
     ],
 )
-def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_path, name, message):
+def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_path, name, wording):
     (tmp_path / "mine_bad.py").write_text(MINE, encoding="utf-8")
     (tmp_path / "mine_worse.py").write_text("def f(", encoding="utf-8")
     (tmp_path / "mine_lost.py").write_text("import nowhere", encoding="utf-8")
@@ -293,6 +274,5 @@ def test_what_is_wrong_with_an_optimizer_of_one_s_own_is_one_line(trains, tmp_pa
         del sys.modules[module]
     code, error, _ = trains(f"optimizer.name={name}")
     assert code == 2
-    line = error.splitlines()[-1].removesuffix(" (variant main)")
-    assert line == f"deltaflow: command line: optimizer.name: {message.format(folder=tmp_path)}"
+    wording(error.splitlines()[-1], f"command line: optimizer.name: {name}")
     assert "Traceback" not in error

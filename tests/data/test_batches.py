@@ -1,5 +1,7 @@
 """Windows and rows as functions of (seed, step): the generator's own values, laws of resuming, tiling and spreading."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -62,7 +64,7 @@ def test_draws_are_uniform_and_normal():
     assert np.bincount(draws.integers(4).ravel()) / 20_000 == pytest.approx([0.25] * 4, abs=0.02)
 
 
-def test_windows_as_computed_by_hand(tmp_path):
+def test_windows_as_computed_by_hand(tmp_path, wording):
     tokens = np.array([5, 6, 7, 8, 9], np.uint16)
     tokens.tofile(tmp_path / "tokens")
     for source in (tokens, np.memmap(tmp_path / "tokens", np.uint16, "r"), tokens.astype(">u2")):
@@ -71,8 +73,9 @@ def test_windows_as_computed_by_hand(tmp_path):
         assert windows.tolist() == [[[5, 6, 7], [7, 8, 9]], [[6, 7, 8], [5, 6, 7]]]
         assert windows.flags.c_contiguous and windows.flags.owndata
     for start in (-1, 3):
-        with pytest.raises(ValueError, match=f"^expected starts in 0 to 2, got {min(start, 0)} to {max(start, 0)}$"):
+        with wording.raises(ValueError) as caught:
             gather(tokens, np.array([0, start]), 2)
+        assert re.findall(r"-?\d+", str(caught.value)) == ["0", "2", str(min(start, 0)), str(max(start, 0))]
 
 
 @pytest.mark.parametrize("n", [9, 10, 16, 17, 18, 1000, 1001])
@@ -116,11 +119,12 @@ def test_rows_and_windows_are_spread_alike(n, batch, batches):
     np.testing.assert_array_equal(window_weights, weights)
 
 
-def test_sizes():
+def test_sizes(wording):
     starts, _ = heldout_starts(2**31, 1, 2**10, 4)
     assert starts.min() >= 0 and starts.ravel()[-1] > 2**31 - 2**20  # no overflow
     assert window_starts(2**31, 1, 1000, 0, 0, 10).min() >= 0
     for n in (0, 8, 2**31 + 1):
         for starts_of in (lambda n: window_starts(n, 8, 1, 0, 0, 1), lambda n: heldout_starts(n, 8, 1, None)):
-            with pytest.raises(ValueError, match=rf"^expected context \+ 1 = 9 to 2\^31 tokens, got {n}$"):
+            with wording.raises(ValueError) as caught:
                 starts_of(n)
+            assert str(caught.value).endswith(f" {n}")

@@ -84,16 +84,16 @@ LETTERS = {letter: byte for byte, letter in enumerate(ALPHABET)}
         {"model": {"merges": None}},
     ],
 )
-def test_other_tokenizers_of_the_package_are_refused(change):
+def test_other_tokenizers_of_the_package_are_refused(change, wording):
     data = LOW.data | {key: LOW.data[key] | value if key == "model" else value for key, value in change.items()}
-    with pytest.raises(DataError, match="^tokenizer: expected byte-level BPE"):
+    with wording.raises(DataError, "tokenizer", volatile="(?<=got ).*"):
         from_json(data)
 
 
 @pytest.mark.parametrize("bad", [["zz", "q"], ["l"], "l", 3, ["l", 3]])
-def test_merges_that_cannot_be_are_refused_when_text_is_encoded(bad):
+def test_merges_that_cannot_be_are_refused_when_text_is_encoded(bad, wording):
     data = LOW.data | {"model": LOW.data["model"] | {"merges": [*LOW.data["model"]["merges"], bad]}}
-    with pytest.raises(DataError, match="^tokenizer: "):
+    with wording.raises(DataError, "tokenizer", volatile="(?<=tokenizer: ).*"):
         from_json(data).encode("low")
 
 

@@ -1,5 +1,6 @@
 """Text and its origin: paths, folders, patterns, the download, and the place of every refusal."""
 
+import errno
 import gc
 import hashlib
 import os
@@ -32,7 +33,7 @@ def error_of(path: str) -> str:
     return message.removeprefix(f"data.path: {path!r} ")
 
 
-def test_python_docs_are_the_paragraphs_of_its_topics_in_sorted_order(monkeypatch):
+def test_python_docs_are_the_paragraphs_of_its_topics_in_sorted_order(monkeypatch, wording):
     from pydoc_data import topics
 
     content = text_of()
@@ -42,13 +43,13 @@ def test_python_docs_are_the_paragraphs_of_its_topics_in_sorted_order(monkeypatc
     monkeypatch.setattr(topics, "topics", {"b": "two", "c": "three", "a": "one"})
     assert text_of(corpus="python-docs") == "one\n\ntwo\n\nthree"
     monkeypatch.setitem(sys.modules, "pydoc_data", None)
-    assert refused().startswith("data.corpus: python-docs is missing from this Python")
+    wording(refused(), "data.corpus")
 
 
 # Paths
 
 
-def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, monkeypatch):
+def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, monkeypatch, wording):
     for name, content in {"b.txt": "\ufeffb", "a.txt": "a\r\n", "more/c.txt": "é", "notes.md": "z"}.items():
         write(f"books/{name}", content)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -59,17 +60,17 @@ def test_a_folder_and_a_pattern_are_their_files_one_after_the_other(tmp_path, mo
     books = find(DataConfig(path="books"))
     assert (books.note, books.left_out) == ("3 files, ", "") and find(DataConfig(path="books/a*")).note == "1 file, "
     write("books/bad.txt", b"x\xff")
-    assert refused(path="books").startswith("data.path: 'books/bad.txt' is not UTF-8 text: byte")
+    wording(refused(path="books"), "data.path")
     Path("empty").mkdir()
     for path in ("empty", "*.text", "n*/books/*.txt", "books/*.text"):
-        expected = "holds no .txt file; expected a UTF-8 text file, or a folder or pattern of them"
-        assert error_of(path) == expected
+        wording(error_of(path))
     for path in ("nowhere/*.txt", str(tmp_path / "nowhere" / "*" / "a?.txt")):
         folder = path[: path.index("nowhere") + len("nowhere")]
-        assert error_of(path).endswith(f"; its folder {folder!r} does not exist")
+        assert repr(folder) in error_of(path)
+        wording(error_of(path))
 
 
-def test_hidden_files_are_left_out_and_counted():
+def test_hidden_files_are_left_out_and_counted(wording):
     """macOS writes ._a.txt into every zip, and __MACOSX/._a.txt."""
     write("books/a.txt", "abc")
     for name in ("._a.txt", "__MACOSX/._a.txt", ".git/b.txt", "more/.cache/c.txt"):
@@ -77,11 +78,11 @@ def test_hidden_files_are_left_out_and_counted():
     for path in ("books", "books/**/*.txt"):
         assert text_of(path=path) == "abc"
         assert find(DataConfig(path=path)).left_out == "; 4 hidden files left out"
-    assert error_of("books/._a.txt").startswith("is not UTF-8 text")  # asked for by its name
+    wording(error_of("books/._a.txt"))  # asked for by its name
     write(".texts/a.txt", "in a hidden folder")
     write("more/.a.txt")
     write("more/.b.txt")
-    assert error_of("more").endswith("; 2 hidden files left out")
+    wording(error_of("more"))
     assert text_of(path=".texts") == text_of(path=".texts/*.txt") == "in a hidden folder"
 
 
@@ -101,56 +102,44 @@ def test_a_path_that_exists_is_no_pattern():
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    "path",
     [
-        (
-            "C:\\texts\\a.txt",
-            "is a path of Windows, and this is another system; give the path that",
-        ),
-        ("d:/texts/*.txt", "has that drive at /mnt/d"),
-        ("\\\\server\\share\\a.txt", "is a path of Windows"),
-        ("https://example.org/a.txt", "is a URL, and only files are read; download it first"),
-        ("s3://bucket/*.txt", "is a URL, and only files are read; download it first"),
-        ("file:///tmp/a.txt", "is a URL; give the path alone"),
-        ("texts\\a.txt", "did you mean 'texts/a.txt'?"),
+        *("C:\\texts\\a.txt", "d:/texts/*.txt", "\\\\server\\share\\a.txt", "texts\\a.txt"),
+        *("https://example.org/a.txt", "s3://bucket/*.txt", "file:///tmp/a.txt"),
     ],
 )
-def test_paths_of_other_systems_and_urls(path, message):
+def test_paths_of_other_systems_and_urls(path, wording):
     write("texts/a.txt")
-    assert message in error_of(path) and message in refused(path=path, kind="tokens")
+    wording(error_of(path))
+    wording(refused(path=path, kind="tokens"), "data.path")
 
 
-def test_a_missing_file_and_the_nearest(tmp_path):
-    missing = f"does not exist (the current folder is {str(tmp_path)!r})"
-    assert error_of("corpus.txt") == missing
+def test_a_missing_file_and_the_nearest(tmp_path, wording):
+    missing = error_of("corpus.txt")
+    assert repr(str(tmp_path)) in missing
+    wording(missing)
     write("corpora.txt")
-    assert error_of("corpus.txt") == f"{missing}; did you mean 'corpora.txt'?"
+    wording(error_of("corpus.txt"))
     assert error_of("verse.txt") == missing  # the endings alone are alike
-    assert error_of(str(tmp_path / "verse.txt")) == "does not exist"
-    for folder in ("no", "corpora.txt"):
-        assert error_of(f"{folder}/x").endswith(f"{missing}; nor does its folder {folder!r}")
-    assert error_of("a\nb").startswith("does not exist ")
+    wording(error_of(str(tmp_path / "verse.txt")))
+    for path in ("no/x", "corpora.txt/x", "a\nb"):
+        wording(error_of(path))
 
 
-def test_what_is_not_a_regular_file_or_cannot_be_read():
+def test_what_is_not_a_regular_file_or_cannot_be_read(wording):
     os.mkfifo("pipe")  # opening it would wait for a writer
     Path("loop").symlink_to("loop")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("sock")
-        for path, kind in {"pipe": "pipe", "sock": "socket", "/dev/zero": "device", "/dev/null": "device"}.items():
-            assert error_of(path) == f"is a {kind}, expected a UTF-8 text file"
-    for path, reason in {
-        "a\0b": "embedded null",
-        "a" * 300: "File name too long",
-        "loop": "Too many levels of symbolic links",
-        "~no-such-user-here/a": "Could not determine home directory.",
-    }.items():
-        assert error_of(path).startswith("can't be opened (") and reason in error_of(path)
+        for path in ("pipe", "sock", "/dev/zero", "/dev/null"):
+            wording(error_of(path))
+    for path in ("a\0b", "a" * 300, "loop", "~no-such-user-here/a"):
+        wording(error_of(path), volatile=r"(?<=embedded null )\w+")
     if Path("/proc/self/mem").exists():
-        assert error_of("/proc/self/mem") == "can't be read (Input/output error)"
+        assert os.strerror(errno.EIO) in error_of("/proc/self/mem")
 
 
-def test_too_many_files_and_links_that_lead_back():
+def test_too_many_files_and_links_that_lead_back(wording):
     for name in ("b.txt", "a.txt"):
         write(name)
     for link in ("x", "y", "z"):
@@ -161,7 +150,7 @@ def test_too_many_files_and_links_that_lead_back():
         assert time.monotonic() - start < 5
     for number in range(10_000):
         Path(f"{number}.txt").touch()
-    assert error_of("*.txt") == "has more than 10,000 files; put them into fewer"
+    wording(error_of("*.txt"))
     Path("a.txt").unlink()
     Path("b.txt").unlink()
     assert find(DataConfig(path="*.txt")).note == "10,000 files, "
@@ -171,28 +160,29 @@ def test_too_many_files_and_links_that_lead_back():
 
 
 NOT_TEXT = [
-    ("one\ntwo é\n".encode("latin1") * 50, "UTF-8 text: byte 0xE9 at offset 8, line 2; ", "LATIN1"),
-    (b"a\n" * 2_000 + b"\xff", "UTF-8 text: byte 0xFF at offset 4,000, line 2,001; ", "LATIN1"),
-    ("hello".encode("utf-16"), "UTF-8 text: byte 0xFF at offset 0, line 1; ", "UTF-16"),
-    (b"x" * 1000 + b"\xe2\x82", "UTF-8 text: byte 0xE2 at offset 1,000, line 1; ", "LATIN1"),  # cut in a character
-    (b"ok\n\xed\xa0\x80", "UTF-8 text: byte 0xED at offset 3, line 2; ", "LATIN1"),  # a surrogate
-    ("aé\n\n語".encode() + b"\n\xe8\xaax", "UTF-8 text: byte 0xE8 at offset 9, line 4; ", "LATIN1"),
-    (b"\0", "text: byte 0x00 at offset 0, line 1; ", ""),
-    (b"ab\nc\0", "text: byte 0x00 at offset 4, line 2; ", ""),
-    ("é\n\n".encode() + b"x\0", "text: byte 0x00 at offset 5, line 3; ", ""),
-    ("a\nb".encode("utf-16-le"), "text: byte 0x00 at offset 1, line 1; ", ""),
-    ("éa\n".encode() * 20 + b"ab\0", "text: byte 0x00 at offset 82, line 21; ", ""),
+    ("one\ntwo é\n".encode("latin1") * 50, "0xE9", "8", "2"),
+    (b"a\n" * 2_000 + b"\xff", "0xFF", "4,000", "2,001"),
+    ("hello".encode("utf-16"), "0xFF", "0", "1"),
+    (b"x" * 1000 + b"\xe2\x82", "0xE2", "1,000", "1"),  # cut in a character
+    (b"ok\n\xed\xa0\x80", "0xED", "3", "2"),  # a surrogate
+    ("aé\n\n語".encode() + b"\n\xe8\xaax", "0xE8", "9", "4"),
+    (b"\0", "0x00", "0", "1"),
+    (b"ab\nc\0", "0x00", "4", "2"),
+    ("é\n\n".encode() + b"x\0", "0x00", "5", "3"),
+    ("a\nb".encode("utf-16-le"), "0x00", "1", "1"),
+    ("éa\n".encode() * 20 + b"ab\0", "0x00", "82", "21"),
 ]
 
 
-@pytest.mark.parametrize(("content", "place", "charset"), NOT_TEXT)
-def test_a_file_that_is_no_text(content, place, charset):
-    advice = f"convert it, for example with iconv -f {charset} -t UTF-8" if charset else "expected a UTF-8 text file"
+@pytest.mark.parametrize(("content", "byte", "offset", "line"), NOT_TEXT, ids=range(len(NOT_TEXT)))
+def test_a_file_that_is_no_text(content, byte, offset, line, wording):
     message = error_of(write("a.txt", content))
-    assert message.startswith(f"is not {place}{advice}")
-    with pytest.raises(DataError, match=re.escape(message)):
+    wording(message)
+    assert re.findall(r"0x\w+|\d[\d,]*(?=[,;])", message)[:3] == [byte, offset, line]
+    with pytest.raises(DataError) as error:
         list(texts(find(DataConfig(path="a.txt")), chunk_bytes=7))
-    assert error_of(write("a.bin", content)).endswith("token ids are data.kind: tokens" + ("" if charset else ")"))
+    assert message in str(error.value)
+    wording(error_of(write("a.bin", content)))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
@@ -205,6 +195,7 @@ def test_characters_may_straddle_chunks(chunk):
 
 # Tiny Shakespeare, from a server of our own
 
+PORT = r"(?<=127\.0\.0\.1:)\d+|0x[0-9a-f]+|\(\0.*\)"  # and an answer of bytes
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 20
 
 
@@ -233,17 +224,18 @@ def reply(body: bytes, status: str = "200 OK", **headers: Any):
     return lambda connection: connection.sendall(f"HTTP/1.1 {status}\r\n{''.join(lines)}\r\n".encode() + body)
 
 
-def test_shakespeare_is_fetched_once_and_without_a_network_comes_from_the_cache(cache, capfd):
+def test_shakespeare_is_fetched_once_and_without_a_network_comes_from_the_cache(cache, capfd, wording):
     with answering(reply(PLAY)) as wanted:
         file = downloaded(wanted)
     assert file == cache / "tinyshakespeare.txt" and file.read_bytes() == PLAY
     assert downloaded(wanted) == file  # without a server
     assert list(cache.iterdir()) == [file] and capfd.readouterr() == ("", "")
-    advice = f"(Connection refused); without a network put the right file at '{file}'"
     write(file, PLAY[:-1])  # a wrong one is not used
-    assert advice in refused(lambda: downloaded(wanted))
-    file.unlink(missing_ok=True)
-    assert advice in refused(lambda: downloaded(wanted))
+    for _ in range(2):
+        message = refused(lambda: downloaded(wanted))
+        assert f"'{file}'" in message
+        wording(message, "data.corpus", volatile=PORT)
+        file.unlink(missing_ok=True)
     write(file, PLAY)
     assert downloaded(wanted) == file
 
@@ -273,34 +265,34 @@ def drip(connection):
 BOMB = zlib.compress(bytes(2**24), 9, 31)
 MOST = {"most": 100_000}
 ANSWERS = {
-    "another text": (reply(PLAY[:-1] + b"!"), {}, "what URL sent is not Tiny Shakespeare"),
-    "a part": (reply(PLAY[:500], **{"Content-Length": 9999}), {}, "(IncompleteRead(500 bytes read, 9499 more"),
-    "404": (reply(b"gone", "404 Not Found"), {}, "(404 Client Error: Not Found for url: URL); without a network"),
-    "503": (reply(b"", "503 Busy"), {}, "(503 Server Error: Busy for url: URL); without a network"),
-    "endless": (endless, MOST, "(it sent more than 100,000 bytes)"),
-    "a bomb": (reply(BOMB, **{"Content-Encoding": "gzip"}), MOST, "(it sent more than 100,000 bytes)"),
-    "drops": (drip, {"deadline": 0.3}, "(it was not all there after 0.3 s)"),
-    "a file": (reply(b"", "302 Found", Location="file:///etc/passwd"), {}, "(No connection adapters were found for "),
-    "nonsense": (lambda connection: connection.sendall(b"\0\xff" * 100), {}, "can't be fetched from URL ("),
-    "silence": (lambda connection: connection.recv(1), {"timeout": 0.2}, "(timed out)"),
+    "another text": (reply(PLAY[:-1] + b"!"), {}),
+    "a part": (reply(PLAY[:500], **{"Content-Length": 9999}), {}),
+    "404": (reply(b"gone", "404 Not Found"), {}),
+    "503": (reply(b"", "503 Busy"), {}),
+    "endless": (endless, MOST),
+    "a bomb": (reply(BOMB, **{"Content-Encoding": "gzip"}), MOST),
+    "drops": (drip, {"deadline": 0.3}),
+    "a file": (reply(b"", "302 Found", Location="file:///etc/passwd"), {}),
+    "nonsense": (lambda connection: connection.sendall(b"\0\xff" * 100), {}),
+    "silence": (lambda connection: connection.recv(1), {"timeout": 0.2}),
 }
 
 
 # pooch leaves the socket of a failed download to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("answer", "limits", "reason"),
+    ("answer", "limits"),
     [
         pytest.param(*x, marks=pytest.mark.slow if name in ("drops", "endless", "a bomb") else ())
         for name, x in ANSWERS.items()
     ],
     ids=ANSWERS,
 )
-def test_a_download_that_fails_leaves_nothing(cache, capfd, answer, limits, reason):
+def test_a_download_that_fails_leaves_nothing(cache, capfd, answer, limits, wording):
     with answering(answer, **limits) as wanted:
         message = refused(lambda: downloaded(wanted))
-    assert message.startswith("data.corpus: ") and reason.replace("URL", wanted.url) in message
-    assert f"put the right file at {str(cache / 'tinyshakespeare.txt')!r}, or set data.path" in message
+    assert wanted.url in message and repr(str(cache / "tinyshakespeare.txt")) in message
+    wording(message, "data.corpus", volatile=PORT)
     gc.collect()
     assert list(cache.iterdir()) == [] and capfd.readouterr() == ("", "")
 

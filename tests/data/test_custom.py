@@ -29,64 +29,40 @@ def heldout(result: str) -> str:
 
 
 LM, ZEROS = "spec = DataSpec('lm', 8, 2, 2)\n", "np.zeros((k, n, 9), int)"
-# Faults of a Parity, as the body of a class that inherits from it, and their messages.
+# Faults of a Parity, as the body of a class that inherits from it.
 WRONG = [
-    (rows("x + 1, y"), "train_batches: expected inputs in 0 to 1, got 2"),
-    (rows("x - 1, y"), "train_batches: expected inputs in 0 to 1, got -1"),
-    (rows("x, y.astype(np.int64) + 2**33"), "train_batches: expected targets in 0 to 1, got 858993459"),
-    (rows("x * 1.0, y"), "train_batches: expected inputs of whole numbers, got float64"),
-    (rows("1 / 0"), "ZeroDivisionError: division by zero in train_batches at steps 0 to 2"),
-    (
-        train("x = np.random.default_rng(seed).integers(0, 2, (k, n, 8)); return Batch(x, x[..., 0])"),
-        "train_batches: step 1",
-    ),
-    (
-        train("x = np.random.default_rng().integers(0, 2, (k, n, 8)); return Batch(x, x[..., 0])"),
-        "train_batches: step 1",
-    ),
-    (train("return tuple(b)"), "train_batches: expected a data.source.Batch, got tuple"),
-    (train("return Batch(b.inputs[..., :5], b.targets)"), "train_batches: expected inputs [3, 2, 8], got [3, 2, 5]"),
-    ("spec = DataSpec('lm', 8, 2, 3)\n" + train(f"return {ZEROS}"), "expected a data.source.Batch, got ndarray"),
-    (
-        LM + train(f"x = {ZEROS}; return x if k == 1 else Batch(x[..., 1:], x[..., 1:])"),
-        "a Batch in every call, got ndarray",
-    ),
-    (
-        train("return b if k == 1 else Batch(*b[:2], np.ones((k, n)))"),
-        "expected weights in every batch or in none, got",
-    ),
-    (train("return Batch(*b[:2], 0 * b.targets)"), "expected a target of weight above 0 in every step, got none"),
-    (train("return Batch(*b[:2], b.targets - 1)"), "train_batches: expected weights >= 0, got -1.0"),
-    (
-        "spec = DataSpec('regression', 8, 2, 1, pooled=True)\n" + rows("x, y * np.nan"),
-        "expected finite targets, got nan",
-    ),
-    (train("raise SystemExit(3)"), "SystemExit: 3 in train_batches at steps 0 to 2"),
-    (heldout("b, w[:1, :1]"), "heldout_batches: expected weights of rows [at most 1, 2], got [1, 1]"),
-    (heldout("b, 0 * w"), "heldout_batches: expected weights of rows >= 0, and some above, got none above"),
-    (heldout("b"), "heldout_batches: expected (batches, weights of their rows [S, B]), got Batch"),
-    (heldout("Batch(b.inputs + 7, b.targets), w"), "heldout_batches: expected inputs in 0 to 1, got 8"),
-    ("floors = None", "floors: expected a mapping of names to losses, got None"),
-    ("floors = {'': '0.5'}", "floors: expected a finite loss of '', got '0.5'"),
-    ("floors = {'x': float('nan')}", "floors: expected a finite loss of 'x', got nan"),
-    ("floors = {'x': [1.0]}", "floors: expected a finite loss of 'x', got [1.0]"),
-    ("tokenizer = 'char'", "tokenizer: expected None or one of data.tokenizer, got str"),
-    (
-        "from data.tokenizer import CharTokenizer\ntokenizer = CharTokenizer('abc')",
-        "tokenizer: expected a vocabulary of spec.vocab_size 2, got 3",
-    ),
-    ("spec = 'lm'", "spec: expected a data.source.DataSpec of lm, classification, regression, got 'lm'"),
-    (
-        "spec = DataSpec('regression', 8, None, 1)",
-        "spec: expected vocab_size (of ids) or channels (real values a token), got",
-    ),
-    ("spec = DataSpec('classification', 8, 2, 0)", "spec: expected outputs to be a whole number >= 1, got 0"),
-    (
-        "@property\ndef spec(self):\n  return self.config.x",
-        "AttributeError: 'DataConfig' object has no attribute 'x' in spec",
-    ),
-    ("name = None", "name: expected text, got None"),
-    ("def __init__(self, config):\n  raise KeyError('no such thing')", "KeyError: 'no such thing' while it was built"),
+    rows("x + 1, y"),
+    rows("x - 1, y"),
+    rows("x, y.astype(np.int64) + 2**33"),
+    rows("x * 1.0, y"),
+    rows("1 / 0"),
+    train("x = np.random.default_rng(seed).integers(0, 2, (k, n, 8)); return Batch(x, x[..., 0])"),
+    train("x = np.random.default_rng().integers(0, 2, (k, n, 8)); return Batch(x, x[..., 0])"),
+    train("return tuple(b)"),
+    train("return Batch(b.inputs[..., :5], b.targets)"),
+    "spec = DataSpec('lm', 8, 2, 3)\n" + train(f"return {ZEROS}"),
+    LM + train(f"x = {ZEROS}; return x if k == 1 else Batch(x[..., 1:], x[..., 1:])"),
+    train("return b if k == 1 else Batch(*b[:2], np.ones((k, n)))"),
+    train("return Batch(*b[:2], 0 * b.targets)"),
+    train("return Batch(*b[:2], b.targets - 1)"),
+    "spec = DataSpec('regression', 8, 2, 1, pooled=True)\n" + rows("x, y * np.nan"),
+    train("raise SystemExit(3)"),
+    heldout("b, w[:1, :1]"),
+    heldout("b, 0 * w"),
+    heldout("b"),
+    heldout("Batch(b.inputs + 7, b.targets), w"),
+    "floors = None",
+    "floors = {'': '0.5'}",
+    "floors = {'x': float('nan')}",
+    "floors = {'x': [1.0]}",
+    "tokenizer = 'char'",
+    "from data.tokenizer import CharTokenizer\ntokenizer = CharTokenizer('abc')",
+    "spec = 'lm'",
+    "spec = DataSpec('regression', 8, None, 1)",
+    "spec = DataSpec('classification', 8, 2, 0)",
+    "@property\ndef spec(self):\n  return self.config.x",
+    "name = None",
+    "def __init__(self, config):\n  raise KeyError('no such thing')",
 ]
 
 
@@ -120,38 +96,33 @@ def test_the_class_of_the_page(own):
     assert [(leaf.shape, leaf.dtype) for leaf in batch[:2]] == [((2, 3, 8, n), np.float32) for n in (3, 2)]
 
 
-@pytest.mark.parametrize(("body", "message"), WRONG)
-def test_what_a_class_says_is_checked(own, body, message):
-    refusal = refused(kind=class_of(body), context=8)
-    assert refusal.startswith("data.kind: own_wrong:Wrong: ") and message in refusal
+@pytest.mark.parametrize("body", WRONG, ids=lambda body: body.splitlines()[-1].strip())
+def test_what_a_class_says_is_checked(own, body, wording):
+    wording(refused(kind=class_of(body), context=8), "data.kind: own_wrong:Wrong")
 
 
 @pytest.mark.parametrize(
-    ("module", "text", "message"),
+    ("module", "text"),
     [
-        ("own_exit", "import sys\nsys.exit(4)", "SystemExit: 4 on import"),
-        ("own_exit", "import os\nos.nothing", "AttributeError: module 'os' has no attribute 'nothing' on import"),
-        ("own_exit", "x = y", "NameError: name 'y' is not defined on import"),
-        ("own_exit", "class X:\n  def __init__(self, config): ...", "X has no spec, name, details, "),
-        (
-            "own_exit",
-            "from data.custom import OwnSource as X",
-            "OwnSource has no spec, train_batches, heldout_batches; ",
-        ),
-        ("own_exit", "class Xs: pass", "module own_exit has no class or function X; did you mean Xs?"),
-        ("own_lost", "import nowhere", "ModuleNotFoundError: No module named 'nowhere' on import"),
-        ("own_lost", None, "no module own_lost in the current folder "),
-        ("pyclbr", "class X: pass", "module pyclbr has no class or function X (it is "),
+        ("own_exit", "import sys\nsys.exit(4)"),
+        ("own_exit", "import os\nos.nothing"),
+        ("own_exit", "x = y"),
+        ("own_exit", "class X:\n  def __init__(self, config): ..."),
+        ("own_exit", "from data.custom import OwnSource as X"),
+        ("own_exit", "class Xs: pass"),
+        ("own_lost", "import nowhere"),
+        ("own_lost", None),
+        ("pyclbr", "class X: pass"),
     ],
 )
-def test_a_module_that_does_not_do(own, module, text, message):
+def test_a_module_that_does_not_do(own, module, text, wording):
     """Also a module named as one of Python's: that one is what all others mean by its name."""
     if text is not None:
         write(f"{module}.py", text)
-    assert f"data.kind: {module}:X: {message}" in refused(kind=f"{module}:X")
+    wording(refused(kind=f"{module}:X"), f"data.kind: {module}:X", volatile=r"(?<=\(it is )[^)]*")
 
 
-def test_what_comes_later_is_checked_too(own):
+def test_what_comes_later_is_checked_too(own, wording):
     """Batches come in the device's dtypes, masked targets may be anything, and later steps are looked at."""
     lines = (
         "if first > 5: raise ValueError('two\\nlines')",
@@ -164,8 +135,8 @@ def test_what_comes_later_is_checked_too(own):
     assert data.name == "two lines" and repr(data.floors(4, None)) == "{'': 0.5}"
     batch = data.train_batches(3, 0, 4, 1)
     assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.float32]
-    for step, message in {5: r"expected inputs \[1, 3, 8\], got \[1, 3, 7\]", 6: "ValueError: two in train_"}.items():
-        with pytest.raises(DataError, match=message):
+    for step in (5, 6):
+        with wording.raises(DataError, f"data.kind: {class_of(body)}"):
             data.train_batches(3, 0, step, 1)
 
 
@@ -192,7 +163,7 @@ def test_a_run_on_a_class_of_your_own_is_probed(own):
     assert main(["probe", config, "--checkpoint", "runs/own/main"]) == 0
 
 
-def test_a_class_of_your_own_is_trained_and_its_context_must_be_the_config_s(own, capsys):
+def test_a_class_of_your_own_is_trained_and_its_context_must_be_the_config_s(own, capsys, wording):
     assert main(["train", config := write("c.yaml", TRAINED)]) == 0
     summary = json.loads(Path("runs/own/main/summary.json").read_text())
     assert 0 <= summary["accuracy_val"] <= 1 and summary["loss_val"] > 0 and summary["floors"] == {}
@@ -200,5 +171,4 @@ def test_a_class_of_your_own_is_trained_and_its_context_must_be_the_config_s(own
     capsys.readouterr()
     kind = class_of("def __init__(self, config):\n  super().__init__(config.model_copy(update={'context': 8}))")
     assert main(["train", config, f"data.kind={kind}", "data.context=9", "name=other"]) == 2
-    message = f"command line: data.context: data.kind {kind} has windows of 8 tokens"
-    assert message in "".join(capsys.readouterr())
+    wording(capsys.readouterr().err, "command line: data.context")

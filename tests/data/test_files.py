@@ -10,20 +10,20 @@ from data.files import content_of, json_of
 from sources import opened, refused, write
 
 
-def test_only_a_regular_file_of_an_agreed_size_is_read(tmp_path, monkeypatch):
+def test_only_a_regular_file_of_an_agreed_size_is_read(tmp_path, monkeypatch, wording):
     write("a", "12345")
     assert content_of("a") == content_of("a", 5) == b"12345"
-    with pytest.raises(ValueError, match="^expected at most 4 bytes$"):
+    with wording.raises(ValueError):
         content_of("a", 4)
     os.mkfifo("pipe")
-    for other, kind in (("pipe", "a pipe"), (tmp_path, "a folder"), ("/dev/zero", "a device")):
-        with pytest.raises(ValueError, match=f"^expected a file, got {kind}$"):
+    for other in ("pipe", tmp_path, "/dev/zero"):
+        with wording.raises(ValueError):
             content_of(other)
     with pytest.raises(FileNotFoundError):
         content_of("b")
     regular = os.stat(__file__)
     monkeypatch.setattr("os.stat", lambda *_, **__: regular)  # what it was when it was looked at
-    with pytest.raises(ValueError, match="^expected a file, got a pipe$"):
+    with wording.raises(ValueError):
         content_of("pipe")
 
 
@@ -48,8 +48,9 @@ def test_a_text_is_read_in_bounded_memory():
         assert source.details.startswith("tokens 21,780,000 + ") and peak < most
 
 
-def test_a_sparse_text_of_terabytes_is_refused_at_once():
+def test_a_sparse_text_of_terabytes_is_refused_at_once(wording):
     write("a.txt", "")
     os.truncate("a.txt", 2**42)
     began = time.monotonic()
-    assert "is not text: byte 0x00 at offset 0" in refused(path="a.txt") and time.monotonic() - began < 5
+    wording(refused(path="a.txt"), "data.path")
+    assert time.monotonic() - began < 5

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,25 +116,24 @@ def test_cached_tokens_are_made_once_and_mended(cache):
     assert len(list((cache / "tokens").iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_says_so(cache, disk):
+def test_a_cache_that_cannot_be_written_says_so(cache, disk, wording):
     path = write("a.txt", "abcd" * 500)
     disk.refuse("fsync", errno.ENOSPC)
-    place = f"the token cache {str(cache / 'tokens')!r} can't be used (No space left on device); "
-    assert refused(path=path, placement="host").startswith(place)
+    wording(refused(path=path, placement="host"), volatile=r"[\d,]+(?= bytes)")
     assert list((cache / "tokens").iterdir()) == []
     (cache / "tokens").rmdir()
     cache.rmdir()
     write(cache, "a file where a folder should be")
-    assert "can't be used (Not a directory); set DELTAFLOW_CACHE to" in refused(path=path, placement="host")
+    wording(refused(path=path, placement="host"))
 
 
 @pytest.mark.parametrize(("tokenizer", "placement"), [("char", "device"), ("char", "host"), ("byte", "device")])
 @pytest.mark.parametrize("change", ["ab" * 400, "ab" * 600, "ba" * 500, "zz" * 500])
-def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, change, placement, tokenizer):
+def test_a_file_that_changes_while_it_is_read_is_refused(cache, monkeypatch, change, placement, tokenizer, wording):
     path = write("a.txt", "ab" * 500)
     change_after(monkeypatch, 1, change)
-    message = "data.path: 'a.txt' changed while it was read; start again when it is complete"
-    assert refused(path=path, placement=placement, tokenizer=tokenizer) == message
+    message = refused(path=path, placement=placement, tokenizer=tokenizer)
+    wording(message, "data.path")
     assert not cache.exists() or list((cache / "tokens").iterdir()) == []
     if len(change) != 1000:  # a byte file is mapped, and not read again
         write("a.txt", "ab" * 500)
@@ -163,21 +163,21 @@ def test_the_split_is_where_the_written_fraction_says(n, fraction, n_train):
 
 
 @pytest.mark.parametrize(
-    ("content", "config", "message"),
+    ("content", "config", "numbers"),
     [
-        ("", {}, "is empty"),
-        ("\ufeff", {}, "is empty"),
-        ("\ufeff", {"tokenizer": "byte"}, "is empty"),
-        ("é" * 50, {}, "45 characters to train on and 5 held out (data.val_fraction 0.1), each must be at least"),
-        ("é" * 50, {}, "= 65; the largest context here is 4; a corpus for this context needs at least 641 characters"),
-        ("é" * 50, {"tokenizer": "byte"}, "90 bytes to train on and 10 held out"),
-        ("abcdefg", {"context": 1}, "= 2; a corpus for this context needs at least 11 characters"),
-        ("é" * 50, {"context": 2}, "holds no character but 'é', and so nothing to learn"),
+        ("", {}, []),
+        ("\ufeff", {}, []),
+        ("\ufeff", {"tokenizer": "byte"}, []),
+        ("é" * 50, {}, ["45", "5", "0.1", "1", "65", "4", "641"]),
+        ("é" * 50, {"tokenizer": "byte"}, ["90", "10", "0.1", "1", "65", "9", "641"]),
+        ("abcdefg", {"context": 1}, ["6", "1", "0.1", "1", "2", "11"]),
+        ("é" * 50, {"context": 2}, []),
     ],
 )
-def test_a_short_file_and_what_would_do(content, config, message):
+def test_a_short_file_and_what_would_do(content, config, numbers, wording):
     refusal = refused(path=write("a.txt", content), **config)
-    assert refusal.startswith("data.path: 'a.txt' ") and message in refusal
+    assert re.findall(r"\d[\d.]*", refusal) == numbers
+    wording(refusal, "data.path")
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.3, 0.5, 0.9, 0.999, 1 / 3])
@@ -196,11 +196,11 @@ def test_the_sizes_it_names_are_the_exact_limits(fraction, context):
     assert refusal(smallest, largest + 1) and not refusal(smallest, largest)
 
 
-def test_too_much():
-    with pytest.raises(DataError, match=r"^x has 2,147,483,649 characters, at most 2,147,483,648 have positions"):
+def test_too_much(wording):
+    with wording.raises(DataError):
         split(2**31 + 1)
     assert split(2**31, val_fraction=0.5) == 2**30
     points = [*range(1, 0xD800), *range(0xE000, 0xE000 + 65_537 - 0xD800 + 2)]
     path = write("a.txt", "x" + "".join(map(chr, points)))
-    assert refused(path=path).startswith("data.path: 'a.txt' has 65,538 different characters, at most 65,536 can")
+    wording(refused(path=path), "data.path")
     assert opened(path=path, tokenizer="byte").vocab_size == 256

@@ -43,75 +43,60 @@ def test_decode_undoes_encode(seed):
         assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
 
 
-def test_long_texts_are_encoded_in_slices_that_join():
+def test_long_texts_are_encoded_in_slices_that_join(wording):
     text = "abc" * 200_001
     np.testing.assert_array_equal(ABC.encode(text), np.tile([2, 3, 4], 200_001))
-    assert message_of(ABC.encode, text + "!").startswith("character '!' (U+0021) at position 600,003 ")
+    message = message_of(ABC.encode, text + "!")
+    assert " 600,003 " in message
+    wording(message)
 
 
-def test_the_dtype_is_the_smallest_that_fits_and_the_limit_is_stated():
+def test_the_dtype_is_the_smallest_that_fits_and_the_limit_is_stated(wording):
     for size, dtype in {1: "u1", 256: "u1", 257: "u2", 65_536: "u2", 65_537: "u4"}.items():
         assert token_dtype(size) == np.dtype(dtype)
     vocab = "".join(map(chr, range(0x10000, 0x10000 + 65_536)))
     ids = CharTokenizer(vocab).encode(vocab[-1])
     assert ids.tolist() == [65_535] and ids.dtype == np.uint16
-    limit = "tokenizer: vocab must have 1 to 65,536 characters, got "
-    assert message_of(CharTokenizer, vocab + chr(0x10000 + 65_536)) == limit + "65,537"
-    assert message_of(CharTokenizer, "") == limit + "0"
-    for bad in ("ba", "aab"):
-        assert message_of(CharTokenizer, bad) == f"tokenizer: vocab must be sorted and without repeats, got {bad!r}"
+    for bad in (vocab + chr(0x10000 + 65_536), "", "ba", "aab"):
+        wording(message_of(CharTokenizer, bad), "tokenizer")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("ab?", "character '?' (U+003F) at position 2 is not in the corpus; "),
-        ("A", "character 'A' (U+0041) at position 0 is not in the corpus; 'a' is; "),
-        ("a\tb", "character '\\t' (U+0009) at position 1 is not in the corpus; "),
-        ("bâ", "character 'â' (U+00E2) at position 1 is not in the corpus; 'a' is; "),
-        ("a\u0301", "character '\\u0301' (U+0301) at position 1 is not in the corpus; "),
-        ("a\ud800", "character '\\ud800' (U+D800) at position 1 is not in the corpus; "),
-        ("\U0001f600?", "character '😀' (U+1F600) at position 0 is not in the corpus; "),
-    ],
+    ("text", "place"),
+    [("ab?", 2), ("A", 0), ("a\tb", 1), ("bâ", 1), ("a\u0301", 1), ("a\ud800", 1), ("\U0001f600?", 0)],
+    ids=lambda x: ascii(x),
 )
-def test_a_foreign_character_is_named_with_its_place_and_what_there_is(text, message):
-    assert message_of(ABC.encode, text) == message + "the corpus has 5 characters: '\\n abc'"
+def test_a_foreign_character_is_named_with_its_place_and_what_there_is(text, place, wording):
+    message = message_of(ABC.encode, text)
+    assert f"(U+{ord(text[place]):04X})" in message and f" {place} " in message
+    wording(message)
 
 
-def test_characters_that_no_tokenizer_takes():
+def test_characters_that_no_tokenizer_takes(wording):
     vocab = "".join(map(chr, range(0x4E00, 0x4E00 + 130)))
-    shown = f"the corpus has 130 characters: '{vocab[:100]}' and 30 more"
-    assert message_of(CharTokenizer(vocab).encode, "a").endswith(shown)
-    surrogate = "character '\\udc80' (U+DC80) at position 3 is a lone surrogate, which has no UTF-8 form"
-    assert message_of(BYTES.encode, "ok \udc80") == surrogate
+    message = message_of(CharTokenizer(vocab).encode, "a")
+    assert f"'{vocab[:100]}'" in message
+    wording(message, volatile=vocab[:100])
+    wording(message_of(BYTES.encode, "ok \udc80"))
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ([300], "must be 0 to LAST, got 300"),
-        ([-1], "must be 0 to LAST, got -1"),
-        ([0, 300], "must be 0 to LAST, got 300"),
-        (np.array([2**40]), f"must be 0 to LAST, got {2**40}"),
-        ([0.5], "must be a list of integers, got shape (1,) of float64"),
-        ([[1]], "must be a list of integers, got shape (1, 1) of int64"),
-        ([True], "must be a list of integers, got shape (1,) of bool"),
-    ],
+    "ids", [[300], [-1], [0, 300], np.array([2**40]), [0.5], [[1]], [True]], ids=lambda ids: str(list(ids))
 )
-def test_other_ids_are_refused(ids, message):
-    for tokenizer, last in ((ABC, 4), (BYTES, 255)):
-        assert message_of(tokenizer.decode, ids) == f"token ids {message.replace('LAST', str(last))}"
+def test_other_ids_are_refused(ids, wording):
+    for tokenizer in (ABC, BYTES):
+        wording(message_of(tokenizer.decode, ids))
 
 
-def test_token_text_fits_in_a_table():
+def test_token_text_fits_in_a_table(wording):
     assert [ABC.token_text(i) for i in range(3)] == ["'\\n'", "' '", "'a'"]
     assert CharTokenizer("a\u0301").token_text(1) == "'\\u0301'"
     shown = ["'\\n'", "'A'", "'\\x7f'", "0x80", "0xFF"]
     assert [BYTES.token_text(i) for i in (10, 65, 0x7F, 0x80, 255)] == shown
-    assert message_of(ABC.token_text, 5) == "token ids must be 0 to 4, got 5"
+    wording(message_of(ABC.token_text, 5))
 
 
-def test_json_returns_an_equal_tokenizer_and_nothing_else_does():
+def test_json_returns_an_equal_tokenizer_and_nothing_else_does(wording):
     for tokenizer in (ABC, BYTES, CharTokenizer("\x00é😀")):
         assert from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
     for data in (
@@ -126,5 +111,4 @@ def test_json_returns_an_equal_tokenizer_and_nothing_else_does():
         {"kind": "char", "vocab": 3},
         {"kind": "byte", "n": 1},
     ):
-        message = message_of(from_json, data)
-        assert message.startswith("tokenizer: expected ") and message.endswith(f"got {str(data)!r}")
+        wording(message_of(from_json, data), "tokenizer")

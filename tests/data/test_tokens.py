@@ -74,76 +74,70 @@ def test_ids_in_the_other_order_of_bytes(placement):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "ids", "header", "message"),
+    ("suffix", "ids", "header"),
     [
-        (".npy", np.array([[1, 2]]), {}, "expected whole numbers along one axis, got int64 [1, 2]"),
-        (".npy", np.array([0.5]), {}, "expected whole numbers along one axis, got float64 [1]"),
-        (".npy", np.array([1, None]), {}, "holds Python objects, expected whole numbers"),
-        (".npy", np.array([], np.uint8), {}, "is empty"),
-        (".npy", np.array([1] * 200 + [-3]), {}, "has a negative id, -3"),
-        (".npy", np.array([1] * 20), {}, "is too short"),
-        (".npy", np.array([2**31] * 200), {}, "has the id 2147483648, at most 2,147,483,647 fits an int32"),
-        (".bin", IDS, {"vocab_size": 10}, "has the id 10, but its header says vocab_size 10"),
-        (
-            ".bin",
-            IDS,
-            {"vocab_size": 2**31 + 1},
-            "vocab_size 2,147,483,649, at most 2,147,483,648 ids fit an int32",
-        ),
-        (".bin", IDS, {"dtype": "float32"}, "got dtype 'float32', vocab_size 11"),
-        (".bin", IDS, {"vocab_size": "11"}, "got dtype 'uint16', vocab_size '11'"),
-        (".bin", np.arange(3, dtype=np.uint8), {"dtype": "uint16"}, "has 3 bytes, expected a multiple of 2 (uint16)"),
+        (".npy", np.array([[1, 2]]), {}),
+        (".npy", np.array([0.5]), {}),
+        (".npy", np.array([1, None]), {}),
+        (".npy", np.array([], np.uint8), {}),
+        (".npy", np.array([1] * 200 + [-3]), {}),
+        (".npy", np.array([1] * 20), {}),
+        (".npy", np.array([2**31] * 200), {}),
+        (".bin", IDS, {"vocab_size": 10}),
+        (".bin", IDS, {"vocab_size": 2**31 + 1}),
+        (".bin", IDS, {"dtype": "float32"}),
+        (".bin", IDS, {"vocab_size": "11"}),
+        (".bin", np.arange(3, dtype=np.uint8), {"dtype": "uint16"}),
     ],
+    ids=lambda x: " ".join(map(str, x.items())) if isinstance(x, dict) else None,
 )
-def test_bad_token_files(suffix, ids, header, message):
-    assert message in refused_file(token_file(suffix, ids, **header))
+def test_bad_token_files(suffix, ids, header, wording):
+    wording(refused_file(token_file(suffix, ids, **header)))
 
 
-def test_token_files_that_are_none(tmp_path):
-    assert refused_file(write("x.txt", "words")) == "is not an .npy file, nor a .bin"
-    assert "does not exist" in refused_file("none.npy")
-    assert "is a folder, expected an .npy or .bin file of token ids" in refused_file(str(tmp_path))
-    assert "can't be opened (" in refused_file("~no_such_user/ids.npy")
+def test_token_files_that_are_none(tmp_path, wording):
+    for path in (write("x.txt", "words"), "none.npy", str(tmp_path), "~no_such_user/ids.npy"):
+        wording(refused_file(path))
     write("a.bin", "12345678")
     os.mkfifo("a.json")  # is not waited for
-    assert "(expected a file, got a pipe)" in refused_file("a.bin")
+    wording(refused_file("a.bin"))
 
 
 @pytest.mark.parametrize("count", [599, 601, 0, -1])
-def test_a_file_of_llm_c_of_another_length_than_its_header_says(count):
-    message = f"token file of llm.c with {count:,} ids of uint16 ({1024 + 2 * count:,} bytes), got 2,224 bytes"
-    assert message in refused_file(llm_c(count=count))
+def test_a_file_of_llm_c_of_another_length_than_its_header_says(count, wording):
+    message = refused_file(llm_c(count=count))
+    assert f" {count:,} " in message and f"({1024 + 2 * count:,} bytes)" in message
+    wording(message)
 
 
-def test_a_bin_without_json_says_what_to_write():
+def test_a_bin_without_json_says_what_to_write(wording):
     """nanoGPT's train.bin has no header; its meta.pkl is never opened."""
     write("train.bin", IDS.tobytes())
     message = refused_file("train.bin")
-    assert 'expected {"dtype": "uint16" or "uint32", "vocab_size": V} in \'train.json\'' in message
-    assert "nanoGPT's .bin files are uint16" in message and "meta.pkl" not in message
+    assert "'train.json'" in message and "meta.pkl" not in message
+    wording(message)
     write("meta.pkl", b"cos\nmkdir\n(S'executed'\ntR.")
-    assert "V is vocab_size of meta.pkl, which is not opened" in refused_file("train.bin")
+    wording(refused_file("train.bin"))
     assert not Path("executed").exists()
     write("train.json", '{"dtype": "uint16", "vocab_size": 11}')
     assert tokens("train.bin").spec.vocab_size == 11
 
 
-def test_a_sparse_file_of_terabytes_is_refused_at_once():
+def test_a_sparse_file_of_terabytes_is_refused_at_once(wording):
     token_file(".bin", IDS.astype(np.uint8))
     os.truncate("ids.bin", 2**42)
-    assert "has 4,398,046,511,104 tokens, at most 2,147,483,648 have positions" in refused_file("ids.bin")
+    wording(refused_file("ids.bin"))
 
 
 @pytest.mark.parametrize("kind", ["cut", "replaced", "removed"])
-def test_a_file_that_changes_under_its_map_is_not_read_on(kind):
+def test_a_file_that_changes_under_its_map_is_not_read_on(kind, wording):
     """To read what was cut off would end the process; a new file is no harm to a map of the old one."""
     data = tokens(token_file(".npy"), placement="host")
     before = data.train_batches(4, 0, 0, 3)
     if kind == "cut":
         os.truncate("ids.npy", 200)
-        message = "^data.path: 'ids.npy' changed while it was in use; start again when"
         for read in (lambda: data.train_batches(4, 0, 0, 3), lambda: data.heldout_batches(4, 1)):
-            with pytest.raises(ValueError, match=message):
+            with wording.raises(ValueError, "data.path"):
                 read()
     else:
         Path("ids.npy").unlink()

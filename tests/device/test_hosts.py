@@ -66,7 +66,7 @@ def until_saved(run: Path, step: int, processes: list[subprocess.Popen]) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_lose_one_and_go_on(tmp_path):
+def test_two_processes_stop_together_lose_one_and_go_on(tmp_path, wording):
     (tmp_path / "t.yaml").write_text(CONFIG, encoding="utf-8")
     run = tmp_path / "runs" / "t" / "with"
     processes = both(tmp_path)
@@ -84,11 +84,8 @@ def test_two_processes_stop_together_lose_one_and_go_on(tmp_path):
     began = time.monotonic()
     (code, out, err), _ = ended(processes)
     assert code == 1 and time.monotonic() - began < 5
-    lines = [line for line in err.splitlines() if line.startswith("deltaflow")]
-    assert lines == [
-        "deltaflow: process 0: another process was lost; the same command, in all of them, goes on from the last "
-        "checkpoint"
-    ]
+    (line,) = (line for line in err.splitlines() if line.startswith("deltaflow"))
+    wording(line, "process 0")
     last = Checkpoints(run).steps()[-1]
     steps = last - last % 20 + 40
 
@@ -116,20 +113,20 @@ def test_a_dry_run_of_two_processes_is_of_both_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message", "code"),
+    ("given", "option", "code"),
     [
-        (("a:1", 2, None), "--coordinator, --processes and --process: expected all three or none", 2),
-        (("here", 2, 0), "--coordinator: expected HOST:PORT, got here", 2),
-        (("here:x", 2, 0), "--coordinator: expected HOST:PORT, got here:x", 2),
-        (("here:1", 0, 0), "--processes: expected at least 1, got 0", 2),
-        (("here:1", 2, 2), "--process: expected 0 to 1 with --processes 2, got 2", 2),
-        (("127.0.0.1:1", 2, 1), "--coordinator 127.0.0.1:1: no answer within 0.3 s; is process 0 running there?", 1),
+        (("a:1", 2, None), "--coordinator, --processes and --process", 2),
+        (("here", 2, 0), "--coordinator", 2),
+        (("here:x", 2, 0), "--coordinator", 2),
+        (("here:1", 0, 0), "--processes", 2),
+        (("here:1", 2, 2), "--process", 2),
+        (("127.0.0.1:1", 2, 1), "--coordinator 127.0.0.1:1", 1),
     ],
 )
-def test_processes_that_cannot_be_connected(given, message, code):
-    with pytest.raises(UserError) as caught:
+def test_processes_that_cannot_be_connected(given, option, code, wording):
+    with wording.raises(UserError, option) as caught:
         hosts.connect(*given, answer_s=0.3)
-    assert (str(caught.value), caught.value.exit_code) == (message, code)
+    assert caught.value.exit_code == code
 
 
 def test_a_process_that_is_alone_decides_alone(tmp_path, monkeypatch):

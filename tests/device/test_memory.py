@@ -44,7 +44,7 @@ def refused(capsys, *arguments) -> str:
     capsys.readouterr()
     assert main(["train", *map(str, arguments)]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("deltaflow: not enough memory") and err.count("\n") == 1
+    assert err.startswith("deltaflow: ") and err.count("\n") == 1
     return err
 
 
@@ -72,9 +72,9 @@ def budget(tiny):
 
 
 @pytest.mark.parametrize("key", [pytest.param("optimizer.accumulate", marks=pytest.mark.slow), "data.batch"])
-def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key):
+def test_what_does_not_fit_is_refused_before_the_first_step_and_what_is_suggested_fits(budget, key, wording):
     """Scores of attention [B, H, T, T] dominate here, so that a step's memory is nearly in proportion to B."""
-    with pytest.raises(UserError, match=r"training needs about [\d.]+ MB \(.*; try optimizer.accumulate=") as caught:
+    with wording.raises(UserError, volatile=r"[\d.]+(?= [kM]?B)|(?<=accumulate=)\d+") as caught:
         budget(1_500_000).waves()
     whole = budget(None)
     whole.waves()
@@ -110,7 +110,7 @@ EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory alloca
         (8, 1, False, 30 + 4 * 5, [4, 4]),  # in turn: only what is held is in proportion
     ],
 )
-def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vmapped, available, sizes):
+def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vmapped, available, sizes, wording):
     """Tokens take 10 bytes, a variant's state 5, its step 20."""
     group = replace(budget(None).programs.group, vmapped=vmapped, mesh=Mesh(unit, 1))
     group = replace(group, variants=group.variants * count)
@@ -123,8 +123,9 @@ def test_a_grid_goes_in_the_fewest_equal_waves_that_fit(budget, count, unit, vma
     assert [len(wave.variants) for wave in grid.waves()] == sizes
     least = 10 + 5 * unit + 20 * (unit if vmapped else 1)
     grid.available = least - 1
-    with pytest.raises(UserError, match=rf"training needs about {least} bytes \("):
+    with wording.raises(UserError, volatile=r"\d+") as caught:
         grid.waves()
+    assert f" {least} bytes (" in str(caught.value)
 
 
 def test_a_grid_that_a_compiler_refuses_is_halved(budget):
@@ -180,10 +181,9 @@ def test_one_setting_is_suggested_by_proportion(tiny):
     assert suggestion(group, Need(10, 100, 100), 110) == "train.group=turn mesh.variants=1"
 
 
-def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys):
+def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys, wording):
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
-    assert "TB for parameters, optimizer and tokens, 0 bytes for a step), and there are" in err
-    assert "lower model.width, model.layers or the number of variants" in err
+    wording(err, volatile=r"[\d.e+]+(?= [kMGT]?B)")
     assert not (config.parent / "runs").exists()
 
 
@@ -200,15 +200,16 @@ def test_held_bytes_by_hand(budget):
     assert 0 < counts <= 2 * 4 * 4 and two.need.passing > 0
 
 
-def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypatch, capsys):
-    with pytest.raises(UserError, match="training needs about .*; try optimizer.accumulate=2$"):
+def test_a_device_that_refuses_is_answered_in_one_line(config, budget, monkeypatch, capsys, wording):
+    with wording.raises(UserError, volatile=r"[\d.]+(?= [kMG]?B)") as caught:
         budget(10**9).explain(EXHAUSTED)
+    assert str(caught.value).endswith(" optimizer.accumulate=2")
 
     def refuse(*_, **__):
         raise EXHAUSTED
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
-    assert "data.batch, data.context, model.width" in refused(capsys, config, "data.context=8")
+    wording(refused(capsys, config, "data.context=8"))
 
 
 def test_other_errors_are_left_as_they_are(budget):
@@ -292,16 +293,16 @@ sys.exit(main(["train", *sys.argv[2:]]))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 @pytest.mark.parametrize("ear", ["hears", "deaf"])
-def test_a_real_limit_is_heard_and_a_real_refusal_answered(tmp_path, config, ear):
+def test_a_real_limit_is_heard_and_a_real_refusal_answered(tmp_path, config, ear, wording):
     """1.6 GB for a step that takes 2.2: one line with a setting to try, and nothing that could be taken for a run."""
     name = [f"runs_dir={tmp_path}/{ear}", "data.kind=copy", "data.path=null", "data.context=1024", "data.batch=128"]
     command = [sys.executable, "-c", LIMITED, ear, str(config), *name]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("deltaflow: not enough memory: training needs about 2.")
-    assert ("and there are" in line) == (ear == "hears")
-    assert re.search("; try (data.batch|optimizer.accumulate)=[0-9]+$", line)
+    assert re.search("; [a-z]+ (data.batch|optimizer.accumulate)=[0-9]+$", line)
+    assert " 2." in line and (line.count(" GB") == 3) == (ear == "hears")
+    wording(line, volatile=r"[\d.]+(?= [kMG]B)|\w+\.\w+=\d+")
     assert not list(tmp_path.rglob("ckpt"))
 
 
@@ -310,10 +311,9 @@ def test_bytes_of_arrays_and_of_their_shapes():
     assert bytes_of(tree) == 3 * 4 * 4 + 5
 
 
-def test_the_complaint():
-    assert complaint(Need(10**6, 5 * 10**9), 2 * 10**9, "data.batch=4") == (
-        "not enough memory: training needs about 5 GB (1 MB for parameters, optimizer and tokens, 5 GB for a step), "
-        "and there are 2 GB; try data.batch=4"
-    )
-    assert complaint(None, None, None).startswith("not enough memory; lower data.batch")
+def test_the_complaint(wording):
+    known = complaint(Need(10**6, 5 * 10**9), 2 * 10**9, "data.batch=4")
+    assert re.findall(r"[\d.]+ [MG]B", known) == ["5 GB", "1 MB", "5 GB", "2 GB"] and known.endswith(" data.batch=4")
+    wording(known)
+    wording(complaint(None, None, None))
     assert "data.batch" not in complaint(Need(10**6), 10, None)  # the states alone

@@ -180,27 +180,26 @@ def test_parameters_and_the_averages_of_the_optimizer_are_divided(measured):
 
 
 @pytest.mark.parametrize(
-    ("axes", "rows", "variants", "message"),
+    ("axes", "rows", "variants", "key"),
     [
-        ({"data": 3}, 12, 1, "mesh: expected at most the 2 devices here, got data 3 = 3"),
-        ({"fsdp": 2, "tensor": 2}, 12, 1, "mesh: expected at most the 2 devices here, got fsdp 2 x tensor 2 = 4"),
-        ({"variants": 2}, 12, 3, "mesh.variants: expected a divisor of the 3 variants of one program, got 2"),
-        ({"variants": 2}, 12, 1, "mesh.variants: expected a divisor of 1 variant a program, got 2"),
+        ({"data": 3}, 12, 1, "mesh"),
+        ({"fsdp": 2, "tensor": 2}, 12, 1, "mesh"),
+        ({"variants": 2}, 12, 3, "mesh.variants"),
+        ({"variants": 2}, 12, 1, "mesh.variants"),
     ],
 )
-def test_a_mesh_that_does_not_fit(axes, rows, variants, message):
-    with pytest.raises(UserError) as caught:
+def test_a_mesh_that_does_not_fit(axes, rows, variants, key, wording):
+    with wording.raises(UserError, key):
         mesh_of(MeshConfig(**axes), rows, variants, jax.devices() * 2)
-    assert str(caught.value) == message
 
 
-def test_a_mesh_of_tpus_divides_them(monkeypatch):
+def test_a_mesh_of_tpus_divides_them(monkeypatch, wording):
     """libtpu ends the process where a group is 6 of 8 chips."""
     chips = [SimpleNamespace(platform="tpu", process_index=0)] * 8
     monkeypatch.setattr(jax, "make_mesh", lambda sizes, *_, devices: (sizes, len(devices)))
     assert mesh_of(MeshConfig(), 12, 1, chips) == ((1, 4, 1, 1), 4)  # 6 on other devices
     assert mesh_of(MeshConfig(fsdp=2), 12, 1, chips) == ((1, 2, 2, 1), 4)
-    with pytest.raises(UserError, match="mesh: expected a divisor of the 8 TPU devices here, got 6"):
+    with wording.raises(UserError, "mesh"):
         mesh_of(MeshConfig(data=6), 12, 1, chips)
 
 

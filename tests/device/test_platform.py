@@ -66,28 +66,14 @@ def test_a_label_says_what_it_runs_on(monkeypatch, kind, count, cores, label):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "platform", "capability", "message"),
-    [
-        (
-            "bfloat16",
-            "cuda",
-            "7.5",
-            "bfloat16 needs a GPU of compute capability 8 .* 1 x made up .gpu. of 7.5; use float32 or auto",
-        ),
-        (
-            "float64",
-            "cuda",
-            "9.0",
-            "float64 runs on cpu only, and the device is 1 x made up .gpu.; set train.device=cpu",
-        ),
-        ("float64", "tpu", None, "float64 runs on cpu only"),
-    ],
+    ("dtype", "platform", "capability"),
+    [("bfloat16", "cuda", "7.5"), ("float64", "cuda", "9.0"), ("float64", "tpu", None)],
 )
-def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, capability, message):
+def test_a_dtype_that_the_device_does_not_have(monkeypatch, dtype, platform, capability, wording):
     updates = []
     monkeypatch.setattr(jax, "local_devices", lambda backend=None: [device(platform, capability)])
     monkeypatch.setattr(jax.config, "update", lambda *item: updates.append(item))
-    with pytest.raises(UserError, match=f"train.dtype: {message}"):
+    with wording.raises(UserError, "train.dtype"):
         select(TrainConfig(dtype=dtype))
     assert "jax_default_device" not in dict(updates)
 
@@ -99,7 +85,7 @@ def test_where_nothing_is_known_of_bfloat16_it_is_taken_at_its_word(monkeypatch)
     assert compute_dtype(config, select(config)) == "bfloat16"
 
 
-def test_what_the_environment_asks_for_is_named(monkeypatch):
+def test_what_the_environment_asks_for_is_named(monkeypatch, wording):
     """JAX asserts, without a word, that a platform it was told to start is there."""
 
     def started(backend=None):
@@ -107,12 +93,8 @@ def test_what_the_environment_asks_for_is_named(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", started)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(UserError) as refused:
+    with wording.raises(UserError, "train.device"):
         select(TrainConfig())
-    assert str(refused.value) == (
-        "train.device: no device here; JAX sees no device at all (AssertionError); "
-        "JAX_PLATFORMS=cuda is set; unset it to let JAX choose"
-    )
 
 
 def test_blocks_that_compute_values_again_stay_in_the_loop(tiny):
@@ -121,8 +103,8 @@ def test_blocks_that_compute_values_again_stay_in_the_loop(tiny):
     assert [platform.unroll(config, Platform(None, "cpu")) for config in configs] == [3, 1, 1]
 
 
-def test_a_device_that_is_not_there():
-    with pytest.raises(UserError, match="train.device: no tpu here; JAX sees cpu"):
+def test_a_device_that_is_not_there(wording):
+    with wording.raises(UserError, "train.device", volatile=r"\(.*"):
         select(TrainConfig(device="tpu"))
 
 

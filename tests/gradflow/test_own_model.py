@@ -265,31 +265,29 @@ def by_keyword(model, x, mask):
 
 
 @pytest.mark.parametrize(
-    ("loss", "message"),
+    "loss",
     [
-        (outer_skip, "goes around block 3: the gradient at its argument is .* that at the output of block 2"),
-        (first_alone, "block 1 was not called, or the loss does not depend on it"),
-        (shared, "expected one call of block 0, got 2"),
-        (lambda model, x, mask: (first_alone(model, x, mask), x), "loss: expected one real number, got "),
-        (lambda model, x, mask: jax.vmap(model[0], (0, None))(x, mask), "loss: expected one real number, got "),
-        (by_keyword, "expected the stream as first positional argument"),
+        *(outer_skip, first_alone, shared, by_keyword),
+        lambda model, x, mask: (first_alone(model, x, mask), x),
+        lambda model, x, mask: jax.vmap(model[0], (0, None))(x, mask),
     ],
+    ids=["outer skip", "first alone", "shared", "by keyword", "two values", "a vector"],
 )
-def test_what_the_meters_cannot_measure_is_refused(loss, message):
+def test_what_the_meters_cannot_measure_is_refused(loss, wording):
     _, model, of_model, *args = arguments(tree)
-    with pytest.raises(ValueError, match=message):
+    with wording.raises(ValueError, volatile=r"[\d.e+-]+(?= times)"):
         gradient_flow(loss, model, of_model, *args)
 
 
-def test_blocks_that_are_no_stack_are_refused():
+def test_blocks_that_are_no_stack_are_refused(wording):
     loss, model, _, *args = arguments(tree)
-    with pytest.raises(ValueError, match="expected the blocks of tuple, got none"):
+    with wording.raises(ValueError):
         gradient_flow(loss, model, lambda model: [], *args)
-    with pytest.raises(ValueError, match="expected a list, or a module whose arrays are stacked"):
+    with wording.raises(ValueError):
         gradient_flow(loss, model, lambda model: {"up": np.ones(2), "down": np.ones(3)}, *args)
-    with pytest.raises(ValueError, match="called under scan, got a call of all of it"):
+    with wording.raises(ValueError):
         gradient_flow(loss, model, lambda model: model[0], *args)
-    with pytest.raises(ValueError, match=r"expected an output of the shape \(6,\) of the argument, got \(3,\)"):
+    with wording.raises(ValueError):
         gradient_flow(
             lambda model, x: jnp.sum(model[0](x)),
             [jax.tree_util.Partial(lambda x: x[:3])],
@@ -297,14 +295,12 @@ def test_blocks_that_are_no_stack_are_refused():
             args[0][0],
         )
     loss, model, _, *args = arguments(linen_scan)
-    with pytest.raises(ValueError, match="expected the blocks of LinenStack, got none"):
+    with wording.raises(ValueError):
         gradient_flow(loss, model, (linen.Dense, linen.Conv), *args)
-    with pytest.raises(ValueError, match="expected the class of a Linen model's blocks, or several, got 'block'"):
+    with wording.raises(ValueError):
         gradient_flow(loss, model, "block", *args)
-    with pytest.raises(ValueError, match="expected nn.scan over axis 0 of the parameters of LinenBlock"):
+    with wording.raises(ValueError):
         across = {"all": {"weight": jnp.swapaxes(args[0]["all"]["weight"], 0, 1)}}
         gradient_flow(loss, LinenStack(axis=1), LinenBlock, across, *args[1:])
-    with pytest.raises(
-        ValueError, match=r"loss: expected model.apply\(variables, ...\), with the model that it is given"
-    ):
+    with wording.raises(ValueError, "loss"):
         gradient_flow(lambda _, *args: loss(model, *args), model, LinenBlock, *args)

@@ -96,7 +96,7 @@ class Failing(Backend):
         return super().__getattribute__(name)
 
 
-def test_a_backend_that_fails_is_one_warning(tmp_path, monkeypatch):
+def test_a_backend_that_fails_is_one_warning(tmp_path, monkeypatch, wording):
     monkeypatch.setitem(BACKENDS, "failing", Failing)
     warnings = []
     for first_step in (0, 1):
@@ -104,10 +104,9 @@ def test_a_backend_that_fails_is_one_warning(tmp_path, monkeypatch):
         run.log(first_step, {"x": 1.0})
         run.text("verdict", 0, "healthy")
         run.finish({"x": 1.0})
-    assert warnings == [
-        f"{tmp_path}: failing cannot be written (no route to host); training goes on",
-        f"{tmp_path}: failing cannot be written (no key); training goes on",
-    ]
+    assert len(warnings) == 2
+    for warning in warnings:
+        wording(warning, tmp_path)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
@@ -122,9 +121,9 @@ def test_an_id_of_wandb_is_whole_or_not_there(tmp_path, wandb, disk):
     assert re.fullmatch("[0-9a-f]{16}", (tmp_path / "wandb" / "id").read_text())
 
 
-def test_wandb_that_is_not_installed_is_a_line_before_training(tiny, monkeypatch):
+def test_wandb_that_is_not_installed_is_a_line_before_training(tiny, monkeypatch, wording):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^log.wandb: the package wandb is not installed; pip install 'deltaflow\["):
+    with wording.raises(UserError, "log.wandb"):
         check_installed(tiny({"log.wandb": True}).variants[0].config.log)
     check_installed(tiny().variants[0].config.log)
 

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import re
 import resource
 from contextlib import closing, contextmanager
 from io import BytesIO
@@ -38,9 +37,9 @@ def rows(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_what_is_no_file_is_not_waited_for(tmp_path, wording):
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(UserError, match="metrics.jsonl: not a regular file$"):
+    with wording.raises(UserError, tmp_path / "metrics.jsonl"):
         Tracker(tmp_path)
 
 
@@ -117,7 +116,7 @@ def texts(directory, tag):
     return [event.tensor_proto.string_val[0].decode() for event in read(directory).Tensors(tag)]
 
 
-def test_texts_and_image(tmp_path):
+def test_texts_and_image(tmp_path, wording):
     rgb = np.zeros((4, 6, 3), np.uint8)
     rgb[1, 2] = (255, 128, 7)
     base = {"name": "a", "sweep": {"seed": [0, 1], "optimizer.lr": [0.1, 0.25]}}
@@ -126,7 +125,7 @@ def test_texts_and_image(tmp_path):
         run.config(variant)
         run.text("verdict", 9, "healthy")
         run.image("picture", 7, rgb, "a/with: a title", "a caption")
-        with pytest.raises(ValueError, match=r"picture: expected uint8 \[H, W, 3\], got float64 \[4, 6, 3\]"):
+        with wording.raises(ValueError, "image picture"):
             run.image("picture", 8, rgb.astype(float))
     events = read(tmp_path)
     assert sorted(events.Tags()["tensors"]) == [
@@ -212,7 +211,7 @@ def full_disk(room: int = 0):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_warns_once_and_loses_nothing(tmp_path):
+def test_a_full_disk_warns_once_and_loses_nothing(tmp_path, wording):
     warnings = []
     run = Tracker(tmp_path, warn=warnings.append)
     run.log(0, {"x": 0.0})
@@ -226,7 +225,7 @@ def test_a_full_disk_warns_once_and_loses_nothing(tmp_path):
         assert rows(tmp_path) == [{"step": 0, "x": 0.0}]
         assert points(tmp_path, "x") == [(0, 0.0)]
     (warning,) = warnings
-    assert re.fullmatch(rf"{tmp_path}: metrics.jsonl cannot be written \(.*too large.*\); training goes on", warning)
+    wording(warning, tmp_path)
     run.finish({"x": 99.0})
     assert points(tmp_path, "x") == [(step, float(step)) for step in range(100)]
     assert rows(tmp_path) == [{"step": step, "x": float(step)} for step in range(100)]
@@ -244,7 +243,7 @@ def test_a_disk_that_stays_full_ends_in_whole_records(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == line and len(warnings) == 1
 
 
-def test_a_backend_that_failed_does_not_silence_the_warning_of_a_full_disk(tmp_path, monkeypatch):
+def test_a_backend_that_failed_does_not_silence_the_warning_of_a_full_disk(tmp_path, monkeypatch, wording):
     class Bad(backends.Backend):
         def __init__(self, directory, first_step):
             raise OSError("no key")
@@ -255,7 +254,8 @@ def test_a_backend_that_failed_does_not_silence_the_warning_of_a_full_disk(tmp_p
     with full_disk(10):
         run.log(1, {"x": 1.0})
         run.close()
-    assert len(warnings) == 2 and "no key" in warnings[0] and "metrics.jsonl" in warnings[1]
+    assert len(warnings) == 2
+    wording("\n".join(warnings), volatile=r"[\d,]+ bytes are free")
 
 
 def test_a_disk_that_fills_up_and_empties_again_leaves_no_torn_record(tmp_path):

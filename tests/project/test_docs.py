@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.messages import STALE, TESTS
 from train.cli import COMMANDS
 from train.config.load import load
 from train.config.schema import STATES
@@ -77,6 +78,54 @@ def test_words_that_are_avoided_and_docstrings_that_open_with_a_noun_or_a_verb()
             documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
             assert not [doc for doc in map(ast.get_docstring, nodes) if doc and OPENINGS.match(doc)], path
+
+
+PROSE = re.compile(r"[A-Za-z]+(?:(?:'[a-z])?,? [A-Za-z]+){2,}")  # three words in a row
+OTHERS = re.compile("No module named")  # of Python
+MESSAGES = "err error message refusal warning warnings problems caught refused refused_file error_of message_of".split()
+
+
+def is_message(node: ast.expr) -> bool:
+    """Returns true for `err`, `message`, `str(caught.value)` and the like."""
+    if isinstance(node, ast.Call):
+        return any(map(is_message, [node.func, *node.args]))
+    if isinstance(node, ast.Attribute):
+        return node.attr in ("err", "message", "stderr", "value") or is_message(node.value)
+    return isinstance(node, ast.Name) and node.id in MESSAGES
+
+
+def pinned(node: ast.AST) -> list[ast.expr]:
+    """Texts that a node of a test compares with a message, but for a single number or name."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return [side for side in sides if not is_message(side)] if any(map(is_message, sides)) else []
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return []
+    if ast.unparse(node.func) in ("pytest.raises", "pytest.warns"):
+        return [each.value for each in node.keywords if each.arg == "match"]
+    return node.args if node.func.attr in ("startswith", "endswith", "count") and is_message(node.func.value) else []
+
+
+def test_words_of_messages_are_in_one_file():
+    """tests/messages.txt: tests say the place and the key. `match` is for words of others, two at most."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for text in pinned(node):
+                words = [str(each.value) for each in ast.walk(text) if isinstance(each, ast.Constant)]
+                prose = [each for each in words if PROSE.search(OTHERS.sub("", each))]
+                variable = "match=" in ast.unparse(node) and not words and "strerror" not in ast.unparse(text)
+                assert not prose and not variable, f"{path}:{text.lineno}: {ast.unparse(text)}"
+
+
+def test_recorded_messages_are_of_tests_that_there_are(request):
+    assert request.config.stash[STALE] == []
+    for file in {source.partition("::")[0] for source in TESTS}:
+        nodes = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        names = {
+            node.name for node in nodes if isinstance(node, ast.FunctionDef) and "wording" in ast.unparse(node.args)
+        }
+        recorded = {re.split(r"::|\[", source)[1] for source in TESTS if source.startswith(f"{file}::")}
+        assert recorded <= names, file
 
 
 def test_yaml_of_the_docs_is_valid(tmp_path):

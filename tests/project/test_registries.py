@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_rule_an_activation_and_an_instrument_from_outside_train(corpus, tmp_path):
+def test_a_rule_an_activation_and_an_instrument_from_outside_train(corpus, tmp_path, wording):
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
     for name, code in zip(("mine", "code_of_mine"), re.findall(r"```py\n(.*?)```", page, re.S), strict=True):
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
@@ -39,17 +39,14 @@ def test_a_rule_an_activation_and_an_instrument_from_outside_train(corpus, tmp_p
     }
     (tmp_path / "outside.yaml").write_text(json.dumps(config), encoding="utf-8")
 
-    wrong = {
-        "rule=dampd": "did you mean damped?",
-        "factr=1.0": "did you mean model.residual.factor?",
-        "keep=0.5": "an option of stochastic_depth",
-    }
+    wrong = ["rule=dampd", "factr=1.0", "keep=0.5"]
     code = "import sys, mine; from train.cli import main\n"
     code += "print(*(main(['train', 'outside.yaml', *arguments.split()]) for arguments in sys.argv[1:]))"
     command = [sys.executable, "-c", code, "", *(f"model.residual.{key}" for key in wrong)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0 2 2 2", done.stderr
-    assert "Traceback" not in done.stderr and all(line in done.stderr for line in wrong.values())
+    for line, key in zip(done.stderr.splitlines(), wrong, strict=True):
+        wording(line, f"command line: model.residual.{key.partition('=')[0]}", volatile="(?<=one of ).*(?=, got)")
     for variant, start in (("set", 0.25), ("default", 0.5)):
         steps = read_run(tmp_path / "outside" / variant).steps
         assert steps["weight/norm/layer_001/residual_factor_1"][1][0] == pytest.approx(start, abs=0.01)
@@ -76,18 +73,16 @@ def test_a_loss_spike_names_only_tags_that_an_instrument_logs():
 
 
 @pytest.mark.parametrize(
-    ("registry", "name", "code", "message"),
+    ("registry", "name", "code"),
     [
-        (RULES, "sandwich", "nosuch_module:X", "ModuleNotFoundError: No module named 'nosuch_module' on import"),
-        pytest.param(
-            *(INSTRUMENTS, "units", "json:Nosuch", "module json has no class or function 'Nosuch'"),
-            marks=pytest.mark.slow,
-        ),
-        (RULES, "sandwich", "json", "module json has no class or function ''"),
+        (RULES, "sandwich", "nosuch_module:X"),
+        pytest.param(INSTRUMENTS, "units", "json:Nosuch", marks=pytest.mark.slow),
+        (RULES, "sandwich", "json"),
     ],
+    ids=["module", "function", "no name"],
 )
 def test_a_declaration_whose_code_is_missing_is_one_line(
-    registry, name, code, message, corpus, tmp_path, monkeypatch, capsys
+    registry, name, code, corpus, tmp_path, monkeypatch, capsys, wording
 ):
     config = {
         "name": "missing",
@@ -102,21 +97,19 @@ def test_a_declaration_whose_code_is_missing_is_one_line(
     path.write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setitem(registry, name, replace(registry[name], code=code))
     assert main(["train", str(path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"deltaflow: {code}: {message}"
+    wording(capsys.readouterr().err.splitlines()[-1], code)
 
 
 @pytest.mark.parametrize("default", [lambda config: 1.0, None])
-def test_a_default_that_is_no_number_is_declared_in_words(default):
-    with pytest.raises(DeclarationError, match="Option 'factor of F': `shown` is needed"):
+def test_a_default_that_is_no_number_is_declared_in_words(default, wording):
+    with wording.raises(DeclarationError, "Option 'factor of F'"):
         Option("factor of F", default)
     assert "null = half" in meanings({"mine": Option("factor of F", default, shown="half")})
 
 
-def test_rules_that_share_an_option_agree_on_its_type(monkeypatch):
+def test_rules_that_share_an_option_agree_on_its_type(monkeypatch, wording):
     from model.config import residual_section
 
     monkeypatch.setitem(RULES, "other", type(RULES["mhc"])(".base:Residual", {"streams": Option("parts", 2, int)}))
-    with pytest.raises(
-        DeclarationError, match="one type and the same bounds of streams in hyper_connections, mhc, other"
-    ):
+    with wording.raises(DeclarationError, volatile="(?<=got ).*"):
         residual_section()

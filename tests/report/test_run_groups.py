@@ -20,7 +20,7 @@ from train.report.read import read_run
 from train.report.tables import final_table
 
 
-def test_the_interval_by_hand():
+def test_the_interval_by_hand(wording):
     mean, half = estimate(np.array([1.0, 2.0, 3.0]))
     assert mean == 2 and half == pytest.approx(4.30265273 / np.sqrt(3))  # s = 1
     mean, half = estimate(np.array([[0.0, 5.0], [2.0, 5.0]]))
@@ -29,7 +29,7 @@ def test_the_interval_by_hand():
     np.testing.assert_allclose(half, [12.7062047, 0], rtol=1e-6)  # t · √2 / √2
     assert estimate(np.array([7.0])) == (7, None)
     assert np.isnan(estimate(np.array([1.0, np.nan])).mean)
-    with pytest.raises(ValueError, match="at least one"):
+    with wording.raises(ValueError):
         estimate(np.zeros(0))
     values = np.tile([-1.0, 1.0], 500_000)  # of a million, as of a normal distribution
     assert estimate(values).half == pytest.approx(1.959964e-3, rel=1e-5)
@@ -116,24 +116,24 @@ def test_variants_come_in_the_order_of_their_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "place"),
     [
-        (["nowhere"], "nowhere: no such folder"),
-        (["file"], "file: expected a folder, got a file"),
-        (["empty"], "empty: no run and no experiment (no config.yaml in it or in a folder of it)"),
-        (["."], "; the experiments in it are broken, exp, quiet)"),
-        (["exp", "exp/a"], "exp/a: expected different runs, got the same folder as exp/a"),
-        (["exp/a", "exp/../exp/a"], "exp/../exp/a: expected different runs, got the same folder as exp/a"),
-        (["exp/fresh"], "exp/fresh: nothing to show yet (no line in metrics.jsonl)"),
-        (["quiet"], "quiet: nothing to show yet, no run has logged"),
-        (["broken/log"], "metrics.jsonl:1: expected an object with step and numbers"),
-        (["broken/summary"], "summary.json: cannot read"),
-        (["broken/config"], "config.yaml"),
-        (["broken"], "broken: left out, cannot be read: broken/config/config.yaml"),
+        (["nowhere"], "nowhere"),
+        (["file"], "file"),
+        (["empty"], "empty"),
+        (["."], "."),
+        (["exp", "exp/a"], "exp/a"),
+        (["exp/a", "exp/../exp/a"], "exp/../exp/a"),
+        (["exp/fresh"], "exp/fresh"),
+        (["quiet"], "quiet"),
+        (["broken/log"], "broken/log/metrics.jsonl:1"),
+        (["broken/summary"], "broken/summary/summary.json"),
+        (["broken/config"], "broken/config/config.yaml:2"),
+        (["broken"], "broken"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
-def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, place, wording):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "exp", "a")
     (write_run(tmp_path / "exp", "fresh", done=False) / "metrics.jsonl").write_text("")
@@ -145,16 +145,18 @@ def test_wrong_folders_are_one_line(tmp_path, monkeypatch, capsys, arguments, me
     before = sorted(tmp_path.rglob("*"))
     assert main(["compare", *arguments, "--html"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("deltaflow: ") and err.count("\n") == 1 and message in err
+    assert out == "" and err.startswith("deltaflow: ") and err.count("\n") == 1
+    wording(err, place)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "summary.json", "config.yaml"])
-def test_a_run_that_cannot_be_read_costs_an_experiment_that_run_only(sweep, capsys, file):
+def test_a_run_that_cannot_be_read_costs_an_experiment_that_run_only(sweep, capsys, file, wording):
     (sweep / "with,seed=1" / file).write_text("{\n\n")
     assert main(["compare", str(sweep)]) == 0
-    output = " ".join(capsys.readouterr().out.split())
-    assert f"warning: left out, cannot be read: {sweep}/with,seed=1/{file}" in output
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
+    assert f"{sweep}/with,seed=1/{file}" in warning
+    wording(warning, "warning")
     assert [len(group.runs) for group in compare([sweep]).groups] == [2, 3]
 
 

@@ -14,20 +14,18 @@ from train.store.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "differing"),
     [
-        (["model.width=16"], "model.width: 8 there, 16 here"),
-        (
-            ["optimizer.lr=2e-2", "seed=1"],
-            "seed: 0 there, 1 here; data.seed: 0 there, 1 here; optimizer.lr: 0.01 there",
-        ),
+        (["model.width=16"], ["model.width"]),
+        (["optimizer.lr=2e-2", "seed=1"], ["seed", "data.seed", "optimizer.lr"]),
     ],
 )
-def test_another_config_is_refused_by_its_keys(run, train, keys, message):
+def test_another_config_is_refused_by_its_keys(run, train, keys, differing, wording):
     before = contents(run)
     code, _, err = train(*keys)
-    assert code == 2 and err.startswith("deltaflow: runs/tiny/main: holds a run of another config (")
-    assert message in err and err.count("\n") == 1 and contents(run) == before
+    assert code == 2 and re.findall(r"([\w.]+): \S+ there", err) == differing
+    assert err.count("\n") == 1 and contents(run) == before
+    wording(err, "runs/tiny/main")
 
 
 @pytest.mark.slow
@@ -97,13 +95,13 @@ def test_the_parameters_do_not_depend_on_what_is_saved_and_evaluated(run, origin
 
 
 @pytest.mark.parametrize("trained", [12, 8])
-def test_fewer_steps_than_were_trained_are_refused(run, train, trained):
+def test_fewer_steps_than_were_trained_are_refused(run, train, trained, wording):
     if trained == 8:
         cut_back(run)
     before = contents(run)
     code, _, err = train("train.steps=4")
-    assert code == 2
-    assert err == f"deltaflow: runs/tiny/main: has trained {trained} steps already, and train.steps is 4\n"
+    assert code == 2 and re.findall(r"\d+", err) == [str(trained), "4"]
+    wording(err, "runs/tiny/main")
     assert before == contents(run)
 
 
@@ -141,24 +139,26 @@ def test_no_watched_step_is_missed_where_a_run_goes_on_with_other_dispatches(run
     assert [step for step, row in logged.items() if "delta/norm_log10/layer_000" in row] == [0, 2, 4, 6]
 
 
-def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, train, capsys):
+def test_a_config_that_was_edited_is_seen_by_the_checkpoint(run, train, capsys, wording):
     cut_back(run)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("warmup: 2", "warmup: 3"))
-    message = "ckpt/00000008.safetensors: was saved under another config (optimizer.warmup: 2 there, 3 here)"
+    place = "runs/tiny/main/ckpt/00000008.safetensors"
     code, _, err = train("optimizer.warmup=3")
-    assert code == 2 and message in err
+    assert code == 2 and "optimizer.warmup: 2 " in err
+    wording(err, place)
     assert main(["sample", str(run), "--top", "1"]) == 2  # heads, say, change what arrays of the same shapes compute
-    assert message in capsys.readouterr().err
+    wording(capsys.readouterr().err, place)
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_config_that_was_lost_is_known_by_the_checkpoint(run, original, train, finished):
+def test_a_config_that_was_lost_is_known_by_the_checkpoint(run, original, train, finished, wording):
     if not finished:
         cut_back(run)
     (run / "config.yaml").unlink()
     code, _, err = train("model.layers=2")
-    assert code == 2 and "was saved under another config (model.layers: 1 there, 2 here)" in err
+    assert code == 2 and "model.layers: 1 " in err
+    wording(err, f"runs/tiny/main/ckpt/{12 if finished else 8:08d}.safetensors")
     assert not (run / "config.yaml").exists()
     assert train()[0] == 0
     assert (run / "config.yaml").read_text() == (original / run / "config.yaml").read_text() and same(run, original)
@@ -172,7 +172,7 @@ def test_other_names_are_no_other_config(run, original, train):
     assert arrays(Path("moved/renamed/main")) == arrays(original / run)
 
 
-def test_other_versions_and_devices_are_told_in_one_line(run, original, train):
+def test_other_versions_and_devices_are_told_in_one_line(run, original, train, wording):
     cut_back(run)
     path = Checkpoints(run).path(8)
     metadata, saved = tensors.read(path)
@@ -183,7 +183,5 @@ def test_other_versions_and_devices_are_told_in_one_line(run, original, train):
     code, out, err = train()
     (line,) = (line for line in out.splitlines() if "bitwise" in line)
     now = Checkpoints(original / run).header(12).provenance["versions"]["jax"]
-    assert (code, err) == (0, "") and line == (
-        f"warning: saved with jax 0.0.1 then, {now} now; device count 4 then, 1 now: "
-        "what follows is not bitwise what it would have been"
-    )
+    assert (code, err) == (0, "") and now in line
+    wording(line, volatile=rf"\b{re.escape(now)}\b")

@@ -153,24 +153,23 @@ def test_the_command_prints_writes_and_fails(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("words", "place"),
     [
-        (["--widths", "64"], "--widths: expected two or more rising numbers separated by commas, got '64'"),
-        (["--depths", "2,2"], "--depths: expected two or more rising numbers separated by commas, got '2,2'"),
-        (["--depths", "2,x"], "--depths: expected a whole number from 1 to 10000, got 'x'"),
-        (["--widths", "16,40000"], "--widths: expected a whole number from 1 to 32768, got '40000'"),
-        (["--steps", "0"], "--steps: expected a whole number from 1 to 100, got '0'"),
-        (["--only", "both"], "--only: invalid choice: 'both' (choose from"),
-        (
-            ["--widths", "16,33"],
-            "command line: --widths 33: model.heads: expected a divisor of width 33 (nearest: 1, 3, 11)",
-        ),
+        (["--widths", "64"], "argument --widths"),
+        (["--depths", "2,2"], "argument --depths"),
+        (["--depths", "2,x"], "argument --depths"),
+        (["--widths", "16,40000"], "argument --widths"),
+        (["--steps", "0"], "argument --steps"),
+        (["--only", "both"], "argument --only"),
+        (["--widths", "16,33"], "command line: --widths 33: model.heads"),
     ],
+    ids=lambda x: "=".join(x) if isinstance(x, list) else None,
 )
-def test_bad_words_get_a_line(config, words, line, capsys):
+def test_bad_words_get_a_line(config, words, place, capsys, wording):
     try:
         code = main(["coordcheck", str(config), *words])
     except SystemExit as error:  # argparse
         code = error.code
     err = capsys.readouterr().err
-    assert code == 2 and line in err and len(err.splitlines()) == 1
+    assert code == 2 and len(err.splitlines()) == 1
+    wording(err, place, volatile=r"\(choose from [^)]*\)")

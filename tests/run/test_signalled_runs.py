@@ -105,15 +105,16 @@ def test_a_signal_while_files_are_read_and_written(folder, runs_dir, capsys, mom
     goes_on(folder, runs_dir)
 
 
-def test_where_nothing_is_to_be_saved_it_stops_at_once(folder, runs_dir, capsys):
-    for command, doing, note in (("train", " during the reading of data", "nothing saved: a, b, c"), ("probe", "", "")):
+def test_where_nothing_is_to_be_saved_it_stops_at_once(folder, runs_dir, capsys, wording):
+    for command, note in (("train", "nothing saved: a, b, c"), ("probe", "")):
         _moments.append(("corpus.txt", [15]))
         assert main([command, "s.yaml", f"runs_dir={runs_dir}"]) == 143
         out, err = capsys.readouterr()
-        assert note in out and err == f"deltaflow: stopped{doing}\n" and not (folder / runs_dir).exists()
+        assert note in out and err.count("\n") == 1 and not (folder / runs_dir).exists()
+        wording(err)
 
 
-def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys):
+def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys, wording):
     release, began = threading.Event(), threading.Event()
 
     def slow(*_, **__):
@@ -133,7 +134,8 @@ def test_a_compilation_is_not_waited_for(folder, runs_dir, monkeypatch, capsys):
     finally:
         took = time.monotonic() - start
         release.set()
-    assert took < 30 and "stopped during set-up and compilation" in capsys.readouterr().err
+    assert took < 30
+    wording(capsys.readouterr().err)
     assert not (folder / runs_dir).exists()
 
 
@@ -164,9 +166,10 @@ def test_a_signal_at_the_last_dispatch_leaves_the_last_evaluation(folder, runs_d
     goes_on(folder, runs_dir)
 
 
-def test_in_the_report_all_training_is_done(folder, runs_dir, capsys):
+def test_in_the_report_all_training_is_done(folder, runs_dir, capsys, wording):
     _moments.append((r"\.finding_", [15]))
     assert run(runs_dir) == 143 and not _moments
     out, err = capsys.readouterr()
-    assert "saved: a, b, c finished" in out and "during the report, with all training done" in err
+    assert "saved: a, b, c finished" in out
+    wording(err)
     assert differing(snapshots(folder / "whole"), folder / runs_dir) == []

@@ -23,15 +23,22 @@ from train.run import experiment
 from train.run.dispatches import Throughput
 from train.store.checkpoint import Checkpoints
 
+
+def warning_of(out: str) -> str:
+    """The only warning of a training."""
+    (line,) = (line for line in out.splitlines() if line.startswith("warning: "))
+    return line
+
+
 # The newest whole checkpoint
 
 
-def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, original, train):
+def test_a_finished_run_with_a_damaged_end_gets_it_back_bit_for_bit(run, original, train, wording):
     damage(run, 12)
     code, out, err = train()
     assert (code, err) == (0, "") and "resuming at step 8 of 12" in out
     assert re.search(r"\n  memory +estimated [\d.]+ [kM]B( of .*)?\n", out)
-    assert out.count("\nwarning: runs/tiny/main/ckpt: resuming from step 8; skipped step 12: ") == 1
+    wording(warning_of(out), "warning: runs/tiny/main/ckpt")
     assert same(run, original)
     assert [path.name[:8] for path in sorted((run / "ckpt").iterdir())] == ["00000004", "00000008", "00000012"]
     assert "finished before; nothing to do" in train()[1]
@@ -55,14 +62,14 @@ def test_a_run_that_was_killed_before_its_first_save_says_that_it_starts_over(ru
     assert "starting over" not in train("name=other")[1]
 
 
-def test_a_run_is_never_started_over_when_all_is_damaged(run, train):
+def test_a_run_is_never_started_over_when_all_is_damaged(run, train, wording):
     (run / "summary.json").unlink()
     for step in (4, 8, 12):
         damage(run, step)
     before = contents(run)
     code, _, err = train()
-    assert code == 2 and err.startswith("deltaflow: runs/tiny/main/ckpt: no checkpoint can be used (step 12: ")
-    assert err.count("\n") == 1 and "delete what is there to start the run over" in err
+    assert code == 2 and err.count("\n") == 1
+    wording(err, "runs/tiny/main/ckpt")
     assert before == contents(run)
 
 
@@ -80,21 +87,23 @@ def test_an_interrupt_during_set_up_stays_one_when_the_run_is_damaged(run, capsy
     assert capsys.readouterr().out == "nothing saved: main cannot be resumed\n"
 
 
-def test_a_finished_run_whose_checkpoints_were_deleted_is_finished(run, train, capsys):
+def test_a_finished_run_whose_checkpoints_were_deleted_is_finished(run, train, capsys, wording):
     shutil.rmtree(run / "ckpt")
     before = contents(run)
     assert "finished before; nothing to do" in train()[1] and contents(run) == before
     assert main(["sample", str(run)]) == 2
-    assert capsys.readouterr().err.startswith("deltaflow: runs/tiny/main: no checkpoint in ")
+    wording(capsys.readouterr().err, "runs/tiny/main")
     code, _, err = train("train.steps=20")
-    assert code == 2 and "was finished at step 12, and has no checkpoint to go on from" in err
+    assert code == 2
+    wording(err, "runs/tiny/main")
     assert contents(run) == before
     (run / "metrics.jsonl").unlink()
     before = contents(run)
     code, out, _ = train()
     assert code == 0 and "finished before; nothing to do" in out and contents(run) == before
     code, _, err = train("model.width=16")
-    assert code == 2 and "holds a run of another config (model.width: 8 there, 16 here)" in err
+    assert code == 2
+    wording(err, "runs/tiny/main")
 
 
 def test_the_log_of_a_run_without_a_checkpoint_starts_over(run, original, train):
@@ -106,16 +115,18 @@ def test_the_log_of_a_run_without_a_checkpoint_starts_over(run, original, train)
     assert same(run, original) and [*rows(run)] == [0, 4, 8, 12]
 
 
-def test_checkpoints_of_an_earlier_version_are_not_trained_over(run, train):
+def test_checkpoints_of_an_earlier_version_are_not_trained_over(run, train, wording):
     old = Path("runs/old/main/ckpt/00000004")
     old.mkdir(parents=True)
     code, _, err = train("name=old")
-    assert code == 2 and "has checkpoints of an earlier version" in err and old.is_dir()
+    assert code == 2 and old.is_dir()
+    wording(err, "runs/old")
 
 
-def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train):
+def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train, wording):
     code, _, err = train("name=failed", "train.init_from=runs/tiny/absent")
-    assert code == 2 and "absent" in err and not Path("runs/failed").exists()
+    assert code == 2 and not Path("runs/failed").exists()
+    wording(err, "command line: train.init_from")
     # What an older version, or a crash while compiling, has left there.
     Path("runs/failed/main").mkdir(parents=True)
     shutil.copy(run / "config.yaml", "runs/failed/main")
@@ -124,27 +135,30 @@ def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train):
 
 
 @pytest.mark.slow
-def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, device_memory):
+def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, device_memory, wording):
     cut_back(run)
     before = contents(run)
     device_memory(30_000)  # enough for the states
     code, _, err = train("train.eval_batches=2")
-    assert code == 1 and "not enough memory" in err and "0 bytes for a step" not in err and err.count("\n") == 1
+    assert code == 1 and " 0 bytes" not in err and err.count("\n") == 1
+    wording(err, volatile=r"[\d.]+(?= [kM]?B)|(?<=accumulate=)\d+")
     assert contents(run) == before
 
 
 # Other data
 
 
-def test_other_data_is_refused_or_allowed_and_remembered(run, original, train):
+def test_other_data_is_refused_or_allowed_and_remembered(run, original, train, wording):
     cut_back(run)
     Path("corpus.txt").write_text(TEXT[::-1] * 20)
     before = contents(run)
     code, _, err = train()
-    assert code == 2 and "was trained on other data" in err and "--allow-data-change" in err and err.count("\n") == 1
+    assert code == 2 and "--allow-data-change" in err and err.count("\n") == 1
+    wording(err, "runs/tiny/main")
     assert contents(run) == before
     code, out, err = train("--allow-data-change")
-    assert (code, err) == (0, "") and "warning: runs/tiny/main: goes on from step 8 on other data (corpus.txt" in out
+    assert (code, err) == (0, "")
+    wording(warning_of(out), "warning: runs/tiny/main")
     now, old = (json.loads((folder / "data.json").read_text()) for folder in (run, original / run))
     assert now["before"] == [old | {"until_step": 8}] and now["sha256"] != old["sha256"]
     assert Checkpoints(run).header(12).provenance["data"] == now["sha256"]
@@ -156,21 +170,23 @@ def test_other_data_is_refused_or_allowed_and_remembered(run, original, train):
     assert code == 0 and "finished before" in out and len(json.loads((run / "data.json").read_text())["before"]) == 1
 
 
-def test_data_whose_tokens_mean_something_else_is_always_refused(run, train):
+def test_data_whose_tokens_mean_something_else_is_always_refused(run, train, wording):
     cut_back(run)
     Path("corpus.txt").write_text(TEXT.upper() * 20)
     before = contents(run)
     code, _, err = train("--allow-data-change")
-    assert code == 2 and "--allow-data-change needs data with the same tokenizer" in err and err.count("\n") == 1
+    assert code == 2 and err.count("\n") == 1
+    wording(err, "runs/tiny/main")
     assert contents(run) == before
 
 
-def test_a_data_json_that_was_deleted_hides_nothing(run, train):
+def test_a_data_json_that_was_deleted_hides_nothing(run, train, wording):
     cut_back(run)
     (run / "data.json").unlink()
     Path("corpus.txt").write_text(TEXT[::-1] * 20)
     code, _, err = train()
-    assert code == 2 and "ckpt/00000008.safetensors: was saved by a run on other data (sha256 " in err
+    assert code == 2
+    wording(err, "runs/tiny/main/ckpt/00000008.safetensors")
 
 
 # Groups
@@ -202,7 +218,7 @@ def test_the_bars_of_a_run_that_a_signal_stops_end_before_its_results(run, monke
 
 
 @pytest.mark.slow
-def test_training_goes_on_without_a_reader_of_its_output(run):
+def test_training_goes_on_without_a_reader_of_its_output(run, wording):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     children = []
     for name, errors in (("stdout", subprocess.PIPE), ("both", subprocess.STDOUT)):
@@ -216,7 +232,8 @@ def test_training_goes_on_without_a_reader_of_its_output(run):
         with child:
             message = None if child.stderr is None else child.stderr.read()
         assert child.returncode == 0
-        assert message in (None, "deltaflow: the reader of the output has gone; training goes on\n")
+        if message is not None:
+            wording(message)
         assert summary(Path(f"runs/{name}/main"))["exit_reason"] == "done"
 
 

@@ -42,8 +42,8 @@ def test_rows_of_another_tokenizer_are_not_taken():
     assert same.new == same.left_out == []
 
 
-def test_nothing_in_common_is_an_error():
-    with pytest.raises(UserError, match="no parameter in common"):
+def test_nothing_in_common_is_an_error(wording):
+    with wording.raises(UserError):
         transferred(source({**tree(2.0, 4), "embed": np.ones((6, 3))}), tree(1.0), None)
 
 
@@ -66,12 +66,11 @@ def test_a_run_goes_on_from_another_s_loss(trained, tmp_path, capsys, group):
         assert row["loss/val"] == pytest.approx(end, rel=1e-5) and row["loss/val_ema"] == row["loss/val"]
 
 
-def test_a_folder_that_is_no_run_is_one_line(trained, tmp_path, capsys):
+def test_a_folder_that_is_no_run_is_one_line(trained, tmp_path, capsys, wording):
     config, run = trained
     assert main(["train", str(config), f"runs_dir={tmp_path}", f"train.init_from={tmp_path}"]) == 2
     printed = capsys.readouterr().err.splitlines()[-1]
-    assert printed.startswith("deltaflow: command line: train.init_from: ")
-    assert printed.endswith("not a run directory (no config.yaml in it)")
+    wording(printed, f"command line: train.init_from: {tmp_path}")
 
 
 def test_parameters_are_read_without_knowing_the_model(trained):

@@ -50,20 +50,22 @@ def test_the_cost_of_two_rules(jax_defaults, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("words", "place"),
     [
-        (["--rules", "--only", "keel,mch"], "--only mch: expected starts of pre_ln, post_ln, "),
-        (["--scale", "--only", "variant,hight"], "--only hight: expected starts of layers, width, "),
-        (["--only", "jax,tourch"], "--only tourch: expected starts of project, project_10, "),
+        (["--rules", "--only", "keel,mch"], "--only mch"),
+        (["--scale", "--only", "variant,hight"], "--only hight"),
+        (["--only", "jax,tourch"], "--only tourch"),
     ],
 )
-def test_a_start_of_no_name_is_refused(words, line, capsys) -> None:
+def test_a_start_of_no_name_is_refused(words, place, capsys, wording) -> None:
     assert main(words) == 2
-    assert capsys.readouterr().err.startswith(line)
+    wording(capsys.readouterr().err, place, volatile="(?<=starts of ).*")
 
 
 @pytest.mark.slow
-def test_command_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wording
+) -> None:
     page = tmp_path / "tiny.yaml"
     page.write_text("name: tiny\nmodel: {layers: 1, width: 16, heads: 2}\ndata: {context: 8, batch: 2}\n")
     config = ["--config", str(page)]
@@ -78,11 +80,9 @@ def test_command_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     assert main([*config, "--only", "jax", "--rounds", "1", "--cold"]) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| plain JAX"))
     assert float(row.split(" | ")[1]) > 0.5  # seconds: a process that imports JAX, and compiles
-    for arguments, line in (
-        ([*config, "--only", "jaz"], "expected starts of project, "),
-        (["--config", str(tmp_path / "other.yaml")], "other.yaml"),
-    ):
-        assert main(arguments) == 2 and line in capsys.readouterr().err
+    for arguments in ([*config, "--only", "jaz"], ["--config", str(tmp_path / "other.yaml")]):
+        assert main(arguments) == 2
+        wording(capsys.readouterr().err.splitlines()[-1], volatile="(?<=starts of ).*")
     with pytest.raises(SystemExit, match="2"):
         main(["--rounds", "0"])
     monkeypatch.setattr("sys.argv", ["save", str(ROOT), "--megabytes", "0.1", "--rounds", "1"])

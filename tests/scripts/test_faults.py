@@ -81,13 +81,13 @@ def test_bytes_in_a_buffer_are_lost_with_the_process(tmp_path):
 
 def test_a_call_fails_once_or_from_then_on(tmp_path):
     with injected(Disk(str(tmp_path), Fault(2, errno.ENOSPC, half=True))), open(tmp_path / "a", "wb", 0) as file:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             file.write(b"0123456789")
         file.write(b"x")
     assert (tmp_path / "a").read_bytes() == b"01234x"
     with injected(Disk(str(tmp_path), Fault(1, errno.EIO, persistent=True))):
         for _ in range(2):
-            with pytest.raises(OSError, match="Input/output error"):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 open(tmp_path / "b", "wb")  # noqa: SIM115
     assert not (tmp_path / "b").exists()
 
@@ -145,11 +145,11 @@ class Forgetful(Disk):
         return super().do(call._replace(operation="none") if os.path.isdir(call.path) else call, real, half)
 
 
-def test_a_save_that_is_not_synced_is_noticed(tiny, renames):
+def test_a_save_that_is_not_synced_is_noticed(tiny, renames, wording):
     disk = Forgetful(str(tiny.runs), Fault(renames[1] + 2))
     assert tiny.train(disk)[0] == -9
     disk.cut(names_survive=False)
-    with pytest.raises(Broken, match="goes on from step 0, and 2 had been saved"):
+    with wording.raises(Broken):
         tiny.again(2)
 
 
@@ -168,19 +168,20 @@ def test_whatever_differs_is_named(tiny, renames):
 
 
 @pytest.mark.parametrize(
-    ("code", "output", "broken"),
+    ("code", "output", "good"),
     [
-        (1, "deltaflow: x: cannot save: No space left on device (about 1 bytes are needed, 2 are free)", None),
-        (0, "done", None),
-        (1, "Traceback (most recent call last):\ndeltaflow: x", "ended with 1: Traceback"),
-        (1, "OSError: 28", "0 lines about what was wrong: OSError: 28"),
-        (0, "deltaflow: x", "1 lines"),
-        (120, "deltaflow: x", "ended with 120"),
-        (1, "deltaflow: x: No space left on device", "does not say what is free"),
+        (1, "deltaflow: x: cannot save: No space left on device (about 1 bytes are needed, 2 are free)", True),
+        (0, "done", True),
+        (1, "Traceback (most recent call last):\ndeltaflow: x", False),
+        (1, "OSError: 28", False),
+        (0, "deltaflow: x", False),
+        (120, "deltaflow: x", False),
+        (1, "deltaflow: x: No space left on device", False),
     ],
+    ids=["full", "done", "traceback", "no line", "a line too many", "code", "nothing free"],
 )
-def test_how_a_run_ends_on_a_full_disk_is_judged(code, output, broken):
-    with pytest.raises(Broken, match=broken) if broken else nullcontext():
+def test_how_a_run_ends_on_a_full_disk_is_judged(code, output, good, wording):
+    with nullcontext() if good else wording.raises(Broken):
         calls.ends_well(code, output, full=True)
 
 
@@ -243,9 +244,9 @@ def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, name, stand_in, b
     assert broken in line
 
 
-def test_a_wrong_exit_code_is_noticed(tmp_path):
+def test_a_wrong_exit_code_is_noticed(tmp_path, wording):
     assert configs.check_command(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
-    with pytest.raises(Broken, match="exit code 1"):
+    with wording.raises(Broken):
         configs.check_command(
             tmp_path / "a.yaml", b"name: 1\n", main=lambda _: print("deltaflow: x", file=sys.stderr) or 1
         )

@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -81,7 +80,7 @@ def test_the_file_is_one_that_the_safetensors_library_reads(saved):
     assert arrays["optimizer/1/steps"] == 20 and arrays["params/blocks/q"].shape == (2, 3)
 
 
-def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
+def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny, wording):
     config = tiny({}).variants[0].config
     Checkpoints(tmp_path, config, environment()).save(state_at(5), {"row": {"loss/val": 2.5}})
     header = Checkpoints(tmp_path).header(5)
@@ -91,7 +90,7 @@ def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert header.provenance["device"] == {"kind": "cpu", "name": "cpu", "count": 1, "cores": cores}
     same_config(tmp_path, header, config)
-    with pytest.raises(UserError, match="was saved under another config .*seed: 0 there, 3 here"):
+    with wording.raises(UserError, tmp_path):
         same_config(tmp_path, header, tiny({"seed": 3}).variants[0].config)
 
 
@@ -128,9 +127,9 @@ def test_one_that_cannot_be_removed_does_not_keep_the_others(tmp_path):
     assert checkpoints.steps() == [1, 6, 7, 8]
 
 
-def test_a_dtype_that_no_checkpoint_holds_is_one_line():
+def test_a_dtype_that_no_checkpoint_holds_is_one_line(wording):
     check_dtypes({"a": jnp.ones(2, jnp.bfloat16), "b": np.ones(2, np.complex64)})
-    with pytest.raises(UserError, match="optimizer.name: rng/key is key<fry>, which a checkpoint cannot hold"):
+    with wording.raises(UserError, "optimizer.name"):
         check_dtypes({"rng": {"key": jax.random.key(0)}})
 
 
@@ -141,19 +140,19 @@ def test_a_damaged_checkpoint_is_not_kept_as_the_best(run):
     assert Checkpoints(run).steps() == [30, 40, 50]
 
 
-def test_what_does_not_read_back_as_written_is_an_error_and_leaves_no_file(run, disk):
+def test_what_does_not_read_back_as_written_is_an_error_and_leaves_no_file(run, disk, wording):
     def damage(call):
         if call.operation == "fsync" and call.path.endswith(".tmp"):
             flip(Path(call.path))
 
     before = contents(run)
     disk.after = damage
-    with pytest.raises(UserError, match=r"00000040.safetensors: cannot save: what was written reads back otherwise"):
+    with wording.raises(UserError, Checkpoints(run).path(40)):
         Checkpoints(run).save(state_at(40), {})
     assert contents(run) == before
 
 
-def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, disk, nearly_full):
+def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, disk, nearly_full, wording):
     checkpoints = Checkpoints(run)
     checkpoints.save(state_at(30)._replace(params=state_at(7).params), {"again": True})
     assert checkpoints.header(30).meta == {"again": True} and same(checkpoints.params(30), state_at(7).params)
@@ -161,12 +160,9 @@ def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, disk, nearly_
     before = contents(run)
     disk.refuse("rename", errno.ENOSPC)
     for step in (30, 40):
-        with pytest.raises(UserError) as caught:
+        with wording.raises(UserError, f"{run}/ckpt/000000{step}.safetensors") as caught:
             checkpoints.save(state_at(step), {})
-        assert str(caught.value) == (
-            f"{run}/ckpt/000000{step}.safetensors: cannot save: No space left on device (about 104 bytes are needed, "
-            "12,345 bytes are free on that disk)"
-        )
+        assert "104 bytes" in str(caught.value) and "12,345 bytes" in str(caught.value)
         assert contents(run) == before and checkpoints.header(30).meta == {"again": True}
 
 
@@ -178,25 +174,28 @@ def moved(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    "fault",
     [
-        (flip, "a header of .* bytes does not fit|its sha256 differs"),
-        (lambda path: flip(path, 8 * 650), "its sha256 differs"),
-        (lambda path: os.truncate(path, 650), "its sha256 differs|it became shorter"),
-        (lambda path: path.symlink_to(moved(path)), "it is a link"),
-        (lambda path: moved(path) and os.mkfifo(path), "it is no file"),  # and it is not waited for
-        (lambda path: moved(path) and path.mkdir(), "it cannot be read: Is a directory"),
-        (lambda path: shutil.copy(path.with_name("00000020.safetensors"), path), "it was saved at step 20"),
-        (lambda path: path.write_bytes(b""), "a header of 0 bytes does not fit into its 0"),
+        flip,
+        lambda path: flip(path, 8 * 650),
+        lambda path: os.truncate(path, 650),
+        lambda path: path.symlink_to(moved(path)),
+        lambda path: moved(path) and os.mkfifo(path),  # and it is not waited for
+        lambda path: moved(path) and path.mkdir(),
+        lambda path: shutil.copy(path.with_name("00000020.safetensors"), path),
+        lambda path: path.write_bytes(b""),
     ],
     ids=["length", "bit", "cut", "link", "pipe", "folder", "other step", "empty"],
 )
-def test_the_one_before_is_used_instead_of_what_is_no_whole_checkpoint_of_its_step(run, fault, why):
+def test_the_one_before_is_used_instead_of_what_is_no_whole_checkpoint_of_its_step(run, fault, wording):
     fault(Checkpoints(run).path(30))
     lines: list[str] = []
-    assert re.fullmatch(why, reason := str(Checkpoints(run).damage(30))) and Checkpoints(run).newest(lines.append) == 20
-    assert lines == [f"{run}/ckpt: resuming from step 20; skipped step 30: {reason}"]
-    with pytest.raises(UserError, match="00000030.safetensors: cannot restore: "):
+    reason = str(Checkpoints(run).damage(30))
+    assert Checkpoints(run).newest(lines.append) == 20
+    (line,) = lines
+    assert line.endswith(f": {reason}")
+    wording(line, f"{run}/ckpt")
+    with wording.raises(UserError, f"{run}/ckpt/00000030.safetensors"):
         Checkpoints(run).restore(30, state_at(0))
 
 
@@ -213,51 +212,46 @@ def test_other_files_in_the_folder_do_no_harm(run):
 
 
 @pytest.mark.parametrize(
-    ("header", "why"),
+    "header",
     [
-        (b"", "its header is not the JSON that was written"),
-        (b"[]", "its header is not the JSON that was written"),
-        (b"[" * 100_000, "its header is not the JSON that was written"),
-        (b'{"__metadata__": {"step": 30}}', "its header is not the JSON that was written"),
-        (b'{"__metadata__": {"format": "2"}}', "expected format 1, got 2"),
-        (b'{"__metadata__": {"format": "1", "step": "x"}}', "its metadata is not that of a checkpoint"),
-        (
-            b'{"__metadata__": {"format": "1", "step": "30", "meta": "1", "config": "1", "provenance": "1"}}',
-            "its metadata",
-        ),
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b'{"__metadata__": {"step": 30}}',
+        b'{"__metadata__": {"format": "2"}}',
+        b'{"__metadata__": {"format": "1", "step": "x"}}',
+        b'{"__metadata__": {"format": "1", "step": "30", "meta": "1", "config": "1", "provenance": "1"}}',
     ],
+    ids=["empty", "list", "deep", "no format", "format", "step", "meta"],
 )
-def test_a_header_of_nonsense_is_refused_even_if_its_digest_is_right(run, header, why):
+def test_a_header_of_nonsense_is_refused_even_if_its_digest_is_right(run, header, wording):
     handmade(Checkpoints(run).path(30), header)
-    assert str(Checkpoints(run).damage(30)).startswith(why)
+    wording(Checkpoints(run).damage(30))
 
 
-def test_when_none_is_whole_that_is_an_error(run):
+def test_when_none_is_whole_that_is_an_error(run, wording):
     for step in (10, 20, 30):
         flip(Checkpoints(run).path(step), 700)
-    with pytest.raises(UserError) as caught:
+    with wording.raises(UserError, f"{run}/ckpt"):
         Checkpoints(run).newest()
-    lines = str(caught.value)
-    assert lines.startswith(f"{run}/ckpt: no checkpoint can be used (step 30: its sha256 differs; step 20: ")
-    assert "delete what is there to start the run over" in lines
     shutil.rmtree(run / "ckpt")
     assert Checkpoints(run).newest() is None
 
 
-def test_other_shapes_dtypes_and_names_are_listed(saved):
+def test_other_shapes_dtypes_and_names_are_listed(saved, wording):
     wide, half = state_at(0, width=4), state_at(0, dtype="float16")
-    with pytest.raises(UserError, match=r"params/blocks/q: float32 \[2, 3\] there, float32 \[2, 4\] here"):
+    with wording.raises(UserError, Checkpoints(saved).path(30)):
         Checkpoints(saved).restore(30, wide)
-    with pytest.raises(UserError, match=r"params/embed: float32 \[6\] there, float16 \[6\] here and 1 more|float16"):
+    with wording.raises(UserError, Checkpoints(saved).path(30)):
         Checkpoints(saved).restore(30, half)
-    with pytest.raises(UserError, match=r"ema/embed: nothing there, float32 \[6\] here"):
+    with wording.raises(UserError, Checkpoints(saved).path(30)):
         Checkpoints(saved).restore(30, state_at(0)._replace(ema=state_at(0).params))
 
 
 # Groups, and going on
 
 
-def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_path):
+def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_path, wording):
     runs = [Path(shutil.copytree(saved, tmp_path / name)) for name in ("a", "b")]
     both = [Checkpoints(run) for run in runs]
     lines: list[str] = []
@@ -265,9 +259,9 @@ def test_a_group_goes_back_to_the_newest_step_that_all_have_whole(saved, tmp_pat
     flip(both[0].path(30))
     flip(both[1].path(20))
     assert newest_common(both, lines.append) == 10
-    assert "resuming from step 10; skipped a, step 30: " in lines[0] and "; b, step 20: " in lines[0]
+    wording(lines[0], f"{runs[0]}/ckpt and of 1 more")
     flip(both[1].path(10))
-    with pytest.raises(UserError, match=r"ckpt and of 1 more: no checkpoint can be used \(a, step 30"):
+    with wording.raises(UserError, f"{runs[0]}/ckpt and of 1 more"):
         newest_common(both)
     shutil.rmtree(runs[0] / "ckpt")
     assert newest_common(both) is None  # one of them was never saved
@@ -285,11 +279,11 @@ def test_newer_checkpoints_are_set_aside_and_leftovers_removed(run):
     assert names(checkpoints) == [f"000000{step}.safetensors" for step in (10, 20, 25)]
 
 
-def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_loaded(run):
+def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_loaded(run, wording):
     loaded, listening = [], [True]
     sys.addaudithook(lambda event, _: loaded.append(event) if listening and event == "pickle.find_class" else None)
     Checkpoints(run).path(30).write_bytes(pickle.dumps(np.float32(1)))
-    with pytest.raises(UserError, match="cannot restore"):
+    with wording.raises(UserError, Checkpoints(run).path(30), volatile=r"(?<=header of )[\d,]+|\d+$"):
         Checkpoints(run).restore(30, state_at(0))
     listening.clear()
     assert not loaded

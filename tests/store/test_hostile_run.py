@@ -91,38 +91,40 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, capsys, name):
 
 
 EDITED = [
-    ({"verdict": 3}, "verdict: input should be a valid dictionary"),
-    ({"verdict": {"state": "healthy"}}, "verdict.why: field required"),
-    ({"verdict": {"state": "healthy", "why": 3}}, "verdict.why: input should be a valid string, got 3"),
-    ({"verdict_end": {"state": "a", "why": "b", "ratio": "x"}}, "verdict_end.ratio: input should be a valid number"),
-    ({"steps": "forty"}, "steps: input should be a valid integer, got 'forty'"),
-    ({"steps_per_s": [1]}, "steps_per_s: input should be a valid number, got [1]"),
-    ({"steps_per_s": 10**400}, "steps_per_s: "),
-    ({"versions": {"jax": 3}}, "versions.jax: input should be a valid string, got 3"),
-    ({"floors": [1]}, "floors: input should be a valid dictionary"),
-    ({"variant": ["x"]}, "variant: input should be a valid string"),
-    ({"first_nonfinite_step": "x"}, "first_nonfinite_step: input should be a valid integer"),
+    ({"verdict": 3}, "verdict"),
+    ({"verdict": {"state": "healthy"}}, "verdict.why"),
+    ({"verdict": {"state": "healthy", "why": 3}}, "verdict.why"),
+    ({"verdict_end": {"state": "a", "why": "b", "ratio": "x"}}, "verdict_end.ratio"),
+    ({"steps": "forty"}, "steps"),
+    ({"steps_per_s": [1]}, "steps_per_s"),
+    ({"steps_per_s": 10**400}, "steps_per_s"),
+    ({"versions": {"jax": 3}}, "versions.jax"),
+    ({"floors": [1]}, "floors"),
+    ({"variant": ["x"]}, "variant"),
+    ({"first_nonfinite_step": "x"}, "first_nonfinite_step"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), EDITED, ids=lambda x: str(x)[:30])
-def test_a_summary_with_other_values_is_named(run, capsys, change, message):
+@pytest.mark.parametrize(("change", "key"), EDITED, ids=lambda x: str(x)[:30])
+def test_a_summary_with_other_values_is_named(run, capsys, change, key, wording):
     config, directory = run
     path = directory / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(summary | change), encoding="utf-8")
     for command in READERS["summary.json"]:
         code, err = call(capsys, *commands(config, directory)[command])
-        assert code == 2 and f"{path}: {message}" in err
+        assert code == 2
+        wording(err, f"{path}: {key}")
 
 
-def test_a_summary_that_is_gone_or_another_variant_s_is_rewritten(run, capsys):
+def test_a_summary_that_is_gone_or_another_variant_s_is_rewritten(run, capsys, wording):
     config, directory = run
     path = directory / "summary.json"
     before = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(before | {"variant": "without_skip"}), encoding="utf-8")
     code, err = call(capsys, "train", config)
-    assert code == 2 and "variant: expected with; without that file the same command writes it again" in err
+    assert code == 2
+    wording(err, f"{path}: variant")
     path.unlink()
     assert call(capsys, "train", config)[0] == 0
     again = json.loads(path.read_text(encoding="utf-8"))
@@ -132,13 +134,15 @@ def test_a_summary_that_is_gone_or_another_variant_s_is_rewritten(run, capsys):
 
 
 @pytest.mark.parametrize("content", ["", '{"steps_per', '{"steps_per_call": 0}', '{"steps_per_call": true}', "[8]"])
-def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_again_where_that_file_is_gone(run, capsys, content):
+def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_again_where_that_file_is_gone(
+    run, capsys, content, wording
+):
     config, directory = run
     path = directory / "choices.json"
     path.write_text(content, encoding="utf-8")
     code, err = call(capsys, "train", config)
-    assert code == 2 and f"{path}: cannot read: " in err
-    assert err.endswith("; without that file the same command chooses the steps of a dispatch again\n")
+    assert code == 2
+    wording(err, path)
     path.unlink()
     assert call(capsys, "train", config)[0] == 0
 
@@ -157,12 +161,12 @@ def test_steps_of_a_dispatch_that_cannot_be_read_are_chosen_again_where_that_fil
         '{"step": 40, "loss/train": 2}',
     ],
 )
-def test_a_row_that_is_none_is_named_by_its_line(run, capsys, row):
+def test_a_row_that_is_none_is_named_by_its_line(run, capsys, row, wording):
     _, directory = run
     path = directory / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[-1])["step"] == 40
     path.write_text("\n".join([*lines, row, '{"step": 50}']) + "\n", encoding="utf-8")
     code, err = call(capsys, "compare", directory)
-    message = f"{path}:{len(lines) + 1}: expected an object with step and numbers, its step above 40, got "
-    assert code == 2 and message in err
+    assert code == 2 and " 40," in err
+    wording(err, f"{path}:{len(lines) + 1}", volatile="(?<=got ).*")

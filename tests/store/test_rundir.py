@@ -25,19 +25,20 @@ def test_the_page_on_checkpoints_names_every_key_that_may_change():
 
 
 @pytest.mark.parametrize("link", ["tiny", "tiny/main", "tiny/main/ckpt"])
-def test_links_that_lead_out_are_refused(tmp_path, link, capsys, corpus):
+def test_links_that_lead_out_are_refused(tmp_path, link, capsys, corpus, wording):
     root, outside = tmp_path / "runs", tmp_path / "outside"
     outside.mkdir()
     (root / link).parent.mkdir(parents=True)
     (root / link).symlink_to(outside)
-    with pytest.raises(UserError, match=f"{link}: is a link that leads out of .*runs, to .*outside; remove it"):
+    with wording.raises(UserError, root / link):
         own_directory_of(variant_in(root))
     keys = [f"runs_dir={root}", "train.steps=1", "model={layers: 1, width: 8, heads: 1}", "data.context=8"]
     config = tmp_path / "tiny.yaml"
     config.write_text(f"name: tiny\ndata: {{path: {corpus}, batch: 2}}\n")
     assert main(["train", str(config), *keys]) == 2
     err = capsys.readouterr().err
-    assert "is a link that leads out of" in err and err.count("\n") == 1
+    assert err.count("\n") == 1
+    wording(err, root / link)
     assert list(outside.iterdir()) == []
 
 
@@ -48,12 +49,12 @@ def test_links_that_stay_and_a_linked_runs_dir_are_fine(tmp_path):
     assert own_directory_of(variant_in(tmp_path / "runs")) == tmp_path / "runs" / "tiny" / "main"
 
 
-def test_loops_and_files_in_the_way_are_one_line(tmp_path):
+def test_loops_and_files_in_the_way_are_one_line(tmp_path, wording):
     (tmp_path / "tiny").symlink_to(tmp_path / "tiny")
-    with pytest.raises(UserError, match="tiny: cannot be used: "):
+    with wording.raises(UserError, tmp_path / "tiny", volatile="(?<=cannot be used: ).*"):
         own_directory_of(variant_in(tmp_path))
     os.unlink(tmp_path / "tiny")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "main").write_text("")
-    with pytest.raises(UserError, match="main: expected a folder, got a file; choose another name"):
+    with wording.raises(UserError, tmp_path / "tiny" / "main"):
         own_directory_of(variant_in(tmp_path))

@@ -71,6 +71,6 @@ def handmade(path: Path, header: bytes) -> Path:
     ],
     ids=str,
 )
-def test_arrays_that_do_not_fit_are_refused_even_if_the_digest_is_right(tmp_path, entry):
-    with pytest.raises(Damaged, match="its header describes no arrays"):
+def test_arrays_that_do_not_fit_are_refused_even_if_the_digest_is_right(tmp_path, entry, wording):
+    with wording.raises(Damaged):
         tensors.read(handmade(tmp_path / "x", json.dumps({"a": entry}).encode()))
