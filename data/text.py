@@ -45,7 +45,7 @@ def open_text(config: DataConfig) -> Windows:
         if tokenizer.vocab_size < 2:
             raise DataError(f"{corpus.label} holds no character but {vocab!r}, and so nothing to learn")
     encoding = _Encoding(corpus, sha256, tokenizer, n, cut)
-    placement = placement_of(config, n * encoding.dtype.itemsize)
+    placement = placement_of(config, n, encoding.dtype)
     tokens, mapped = encoding.on_host() if placement == "host" else (encoding.in_memory(), None)
     halves = (tokens[:n_train], tokens[n_train:])
     return Windows(*halves, sha256, name, placement, config.context, tokenizer.vocab_size, mapped, tokenizer, note)

@@ -80,11 +80,11 @@ class Windows:
         return gather(tokens, starts, self.context)
 
 
-def placement_of(config: DataConfig, size: int) -> str:
-    """`data.placement`, with auto resolved for tokens of `size` bytes."""
+def placement_of(config: DataConfig, count: int, dtype: np.dtype) -> str:
+    """`data.placement`, with auto resolved for so many tokens."""
     if config.placement != "auto":
         return config.placement
-    return "device" if size <= DEVICE_BYTES else "host"
+    return "device" if count * dtype.itemsize <= DEVICE_BYTES else "host"
 
 
 def split(config: DataConfig, label: str, n: int, unit: str) -> int:
@@ -142,7 +142,7 @@ def open_tokens(config: DataConfig) -> Windows:
         raise DataError(f"{label} has the id {largest}, but its header says vocab_size {vocab_size}")
     if vocab_size > INT32_END:
         raise DataError(f"{label} has the id {largest}, at most {INT32_END - 1:,} fits an int32")
-    placement = placement_of(config, tokens.nbytes)
+    placement = placement_of(config, len(tokens), tokens.dtype)
     mapped = MappedFile.of(label, path) if placement == "host" else None
     if placement == "device":
         tokens = np.array(tokens, tokens.dtype.newbyteorder("="))  # a device takes no other order of bytes

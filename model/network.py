@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from .config import ModelConfig
 from .init import Init
 from .residual import Carry, Observer, numbers_of, rule_of
-from .transformer import Interface, Score, StreamStats, Transformer
+from .transformer import MOST_LOGITS, Interface, Score, StreamStats, Transformer
 
 Params = dict[str, Any]
 
@@ -56,7 +56,7 @@ class Network:
     Inputs are ids below `vocab_size`, or `channels` real values a token. There are `outputs` logits, or one for each
     token of the vocabulary; `pooled`: one prediction a window, from the mean over its tokens. `task` determines the
     loss: lm, classification or regression. `unroll`, `remat`, `fused`: see
-    Transformer.__call__.
+    Transformer.__call__. `most_logits`: on a device at a time, where they are scored.
     """
 
     config: ModelConfig
@@ -70,6 +70,7 @@ class Network:
     pooled: bool = False
     remat: str = "none"
     fused: str | None = None
+    most_logits: int = MOST_LOGITS
 
     def __post_init__(self) -> None:
         if (self.vocab_size is None) == (self.channels is None) or (self.vocab_size or self.outputs) is None:
@@ -81,8 +82,8 @@ class Network:
 
     def _build(self, seed: int | Int[Array, ""], numbers: Mapping[str, Any]) -> Transformer:
         init = Init(jax.random.key(seed), self.config.init, numbers, self.param_dtype, self.config.width_ratio)
-        interface = Interface(self.vocab_size, self.context, self.outputs, self.channels, self.pooled)
-        return Transformer(self.config, interface, init)
+        sizes = (self.vocab_size, self.context, self.outputs, self.channels, self.pooled, self.most_logits)
+        return Transformer(self.config, Interface(*sizes), init)
 
     @cached_property
     def _abstract(self) -> tuple[Any, Params]:

@@ -123,6 +123,7 @@ class Interface(NamedTuple):
     outputs: int | None = None
     channels: int | None = None
     pooled: bool = False
+    most_logits: int = MOST_LOGITS
 
     @property
     def untied(self) -> bool:
@@ -172,8 +173,8 @@ class Transformer(nnx.Module):
         """Returns logits [B*T, V], or [B, V] when pooled, in at least float32, and statistics of the stream.
 
         With `score` and `targets` [B, T, ...] ([B, ...] when pooled) it returns score(logits, targets) in place of the
-        logits. More than MOST_LOGITS never exist as a whole: they are scored, and in the backward pass computed again,
-        for some tokens of each sequence at a time.
+        logits. More than the interface's `most_logits` never exist as a whole: they are scored, and in the backward
+        pass computed again, for some tokens of each sequence at a time.
 
         `numbers`: the config's traced numbers (model/residual `numbers_of`). `key`: dropout; None turns it off.
         `slots`: zeros whose gradient is |delta| at every depth (model/taps.py); None leaves taps and statistics out
@@ -258,7 +259,7 @@ class Transformer(nnx.Module):
         if score is None or targets is None:
             return logits(x)
         B, T = context.shape
-        most = MOST_LOGITS * batch_parts() // (B * len(table))
+        most = self.interface.most_logits * batch_parts() // (B * len(table))
         n = max(n for n in range(1, T + 1) if T % n == 0 and (n <= most or n == 1))  # tokens of a sequence in a chunk
         if n == T or self.interface.pooled:
             return score(logits(x), targets)

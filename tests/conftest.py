@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -35,13 +36,12 @@ import jax
 import numpy as np
 import pytest
 
+from scripts.faults.programs import drawing, shared
 from tests.messages import STALE, TESTS, Wording
 from train.config.load import Experiment, from_mapping
-from train.run import summary
-from train.run.metrics import RunMetrics
+from train.device.platform import environment
 
 gc.set_threshold(50_000, 20, 50)  # as train/cli.py does: 0.93 of the time
-_WRITE_REPORT, _DRAW = summary.write_report, RunMetrics.draw
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -94,20 +94,48 @@ def _forget_programs():
 @pytest.fixture(scope="module")
 def shared_programs():
     """Runs of one structure share their compiled programs, within a module of tests that are about something else."""
-    from scripts.faults.programs import shared
-
-    with shared():
+    with shared({}):
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
     """Drawing report and heatmaps takes longer than most trainings here; these files and `trained` have them."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ not in ("test_summary", "test_tensorboard_tabs"):
-            patch.setattr(summary, "write_report", lambda *_: None)
-            patch.setattr(RunMetrics, "draw", lambda _: None)
+    drawn = request.module.__name__ in ("test_summary", "test_tensorboard_tabs")
+    with drawing(report=drawn, pictures=drawn):
         yield
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """The calls that change files below `tmp_path`: `disk.calls`, `disk.refuse("fsync", errno.ENOSPC)`."""
+    if sys.platform != "linux":
+        pytest.skip("the calls that are counted are Linux's")
+    from scripts.faults.injection import Disk, injected
+
+    with injected(Disk(str(tmp_path))) as disk:
+        yield disk
+
+
+@pytest.fixture
+def nearly_full(monkeypatch):
+    """12,345 bytes are left on every disk."""
+    usage = shutil.disk_usage("/")._replace(free=12345)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+@pytest.fixture
+def device_memory(monkeypatch):
+    """Gives every device so many bytes from then on, by its own word, as an accelerator's."""
+    return lambda free: monkeypatch.setattr(jax.Device, "memory_stats", lambda _: {"bytes_limit": free})
+
+
+@pytest.fixture
+def fresh_environment():
+    """The environment as a run records it, which a process reads once: forgotten before and after the test."""
+    environment.cache_clear()
+    yield environment
+    environment.cache_clear()
 
 
 @pytest.fixture
@@ -234,9 +262,7 @@ variants:
 """,
         encoding="utf-8",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "write_report", _WRITE_REPORT)
-        patch.setattr(RunMetrics, "draw", _DRAW)
+    with drawing(report=True, pictures=True):
         assert main(["train", str(config)]) == 0
     return config, folder / "runs" / "tiny" / "with"
 

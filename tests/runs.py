@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.faults.injection import Killed
 from train.config.load import load
+from train.device.programs import Programs
 from train.device.signals import Stop
 from train.log.console import Console
 from train.report.comparison import compare
 from train.report.groups import Group
-from train.run.experiment import Outcome, train
+from train.run.experiment import Outcome, prepared, train
+from train.run.loop import GroupRun
+from train.run.setup import GroupSetup
 from train.store.checkpoint import Checkpoints
 
 # The corpus, and the config tiny.yaml, of the run that tests/run/conftest.py trains.
@@ -81,6 +84,38 @@ def killed_at(step: int, config: Path | str, *keys: str) -> None:
 
     with pytest.raises(Killed):
         train_until(step, config, *keys, action=kill)
+
+
+class NotedPrograms(Programs):
+    """Programs that note their calls in `events`: the method's name, and of how many variants."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.events: list[tuple[str, int]] = []
+
+    def noted(self, name: str, states: list) -> None:
+        self.events.append((name, sum(state is not None for state in states)))
+
+    def dispatch(self, states: list, batches: list, watched: bool) -> tuple[list, list]:
+        self.noted("dispatch", states)
+        return super().dispatch(states, batches, watched)
+
+    def evaluate(self, states: list, *arguments, **more) -> list:
+        self.noted("evaluate", states)
+        return super().evaluate(states, *arguments, **more)
+
+    def instrument(self, name: str, states: list, batches: list) -> list:
+        self.noted("instrument", states)
+        return super().instrument(name, states, batches)
+
+
+def group_runs(config: Path | str, *keys: str, programs: type[Programs] = Programs) -> Iterator[GroupRun]:
+    """The run of each group of a config file, in this process, with programs of that class."""
+    _, platform, groups = prepared(load(config, list(keys)), Console(), Stop())
+    for source, group in groups:
+        setup = GroupSetup(group, source, platform, Console())
+        setup.programs = programs(group, None if source.resident is None else np.asarray(source.resident[0]))
+        yield GroupRun(setup, Stop())
 
 
 def kill(number: int = signal.SIGTERM) -> None:

@@ -4,9 +4,7 @@ import errno
 import io
 import os
 import re
-import shutil
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -20,15 +18,8 @@ from train.log.writer import Tracker
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.fixture
-def free(monkeypatch):
-    """A disk that has 12,345 bytes left."""
-    usage = shutil.disk_usage("/")._replace(free=12345)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_says_what_is_needed_and_what_is_free(number, free, tmp_path, wording):
+def test_a_full_disk_says_what_is_needed_and_what_is_free(number, nearly_full, tmp_path, wording):
     for why, parts in (
         (refusal(OSError(number, os.strerror(number)), tmp_path, 1_000_000), ["1,000,000", "12,345"]),
         (refusal(OSError(number, ""), tmp_path), ["12,345"]),
@@ -38,13 +29,9 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(number, free, tmp_path
 
 
 @pytest.mark.parametrize("name", ["EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EIO", "ENOSPC"])
-def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path, monkeypatch, name, wording):
+def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path, disk, name, wording):
     number = getattr(errno, name)
-
-    def refuse(_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", refuse)
+    disk.refuse("fsync", number)
     if name in ("EIO", "ENOSPC"):
         with pytest.raises(OSError, match=os.strerror(number)):
             sync_folder(tmp_path)
@@ -62,13 +49,9 @@ def test_what_is_free_is_asked_of_a_folder_that_exists(tmp_path):
     assert elsewhere is not None and abs(elsewhere - there) < 2**30
 
 
-def test_a_file_that_does_not_fit_is_as_it_was(tmp_path, monkeypatch, free, wording):
+def test_a_file_that_does_not_fit_is_as_it_was(tmp_path, disk, nearly_full, wording):
     write_json(tmp_path / "a.json", {"x": 1})
-
-    def full(*_):
-        raise FULL
-
-    monkeypatch.setattr(os, "fsync", full)
+    disk.refuse("fsync", errno.ENOSPC)
     with wording.raises(UserError, tmp_path / "a.json") as caught:
         write_json(tmp_path / "a.json", {"x": 2})
     assert "12 bytes" in str(caught.value) and "12,345 bytes" in str(caught.value)
@@ -100,18 +83,16 @@ def test_an_output_that_is_full_stops_nothing():
         Console(Refusing(BrokenPipeError())).note("x")
 
 
-def test_the_names_of_logs_are_synced(tmp_path, monkeypatch):
+def test_the_names_of_logs_are_synced(tmp_path, disk):
     """Or a power cut could take the whole file, whose bytes are safe."""
-    synced: list[Path] = []
 
-    def fsync(descriptor: int) -> None:
-        synced.extend(path for path in [Path(f"/proc/self/fd/{descriptor}").readlink()] if path.is_dir())
+    def synced() -> list[str]:
+        return [call.path for call in disk.calls if call.operation == "fsync" and os.path.isdir(call.path)]
 
-    monkeypatch.setattr(os, "fsync", fsync)
     with closing(Tracker(tmp_path)) as run:
         run.log(0, {"x": 1.0})
         assert run.drain()
         run.log(1, {"x": 1.0})
-    assert synced == [tmp_path, tmp_path]  # each once
+    assert synced() == [str(tmp_path)] * 2  # each once
     Tracker(tmp_path, first_step=1).close()
-    assert synced == [tmp_path] * 3  # the rows' file was there before
+    assert synced() == [str(tmp_path)] * 3  # the rows' file was there before

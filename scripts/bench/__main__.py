@@ -75,13 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = costs(options.config, options.rounds, chosen(NAMED, options.only), overrides, options.vocab)
             print(markdown(*rows), f"\n{device('jax')}", *loaded(busy), sep="\n")
             return 0
-        shapes, dtype, notes = read(Path(options.config), overrides, options.vocab)
-        entries = roster(str(Path(options.config).resolve()), overrides, shapes, dtype, options.depth)
-        names = chosen([entry.name for entry in entries], options.only)
+        shapes, entries, notes = entries_of(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    entries = [entry for entry in entries if entry.name in names]
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the device's memory
     if options.cold:
         environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
@@ -97,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stderr.isatty():
             print(line, file=sys.stderr, flush=True)
 
-    if options.watch or options.cold:  # the project's rows, or those of programs
-        entries = [e for e in entries if e.name.startswith("project") or (options.cold and "shapes" in e.arguments)]
     seconds = 0.0 if options.cold or options.depth else options.seconds
     lanes = contest(entries, start, options.rounds, seconds, 0.0 if options.watch or options.cold else 0.25, progress)
     devices = dict.fromkeys(lane.facts.device for lane in lanes if lane.facts)
@@ -110,6 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown(*table(lanes, entries[0].name if options.depth else REFERENCE)))
     print(*target(lanes), *notes, *loaded(busy), sep="\n")
     return 0 if any(not lane.trouble for lane in lanes) else 1
+
+
+def entries_of(options: argparse.Namespace) -> tuple[Shapes, list[Entry], list[str]]:
+    """Returns the shapes of all programs, the rows that the options ask for, and notes. Raises UserError."""
+    overrides = tuple(options.overrides)
+    shapes, dtype, notes = read(Path(options.config), overrides, options.vocab)
+    entries = roster(str(Path(options.config).resolve()), overrides, shapes, dtype, options.depth)
+    names = chosen([entry.name for entry in entries], options.only)
+    entries = [entry for entry in entries if entry.name in names]
+    if options.watch or options.cold:  # the project's rows, or those of programs
+        entries = [e for e in entries if e.name.startswith("project") or (options.cold and "shapes" in e.arguments)]
+    return shapes, entries, notes
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -11,13 +11,14 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scripts.faults.hostile import crafted, mutate, override
 from scripts.faults.sweep import Broken, Sweep
-from train import cli
-from train.config.load import MAX_LINES, ConfigError, load, to_yaml
+from train.cli import main
+from train.config.load import MAX_LINES, ConfigError, Experiment, load, to_yaml
+from train.config.schema import RunConfig
 
 LIMIT_S = 1.0
 PROMISE = f"one line for each problem or a config that can be used, no traceback, under {LIMIT_S:g} s"
@@ -50,7 +51,15 @@ def case(seed: int, trial: int) -> tuple[bytes, list[str]]:
     return content, [override(draw) for _ in range(draw.choice((0, 0, 1, 3)))]
 
 
-def check_load(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[str, float]:
+def check_load(
+    path: Path,
+    content: bytes,
+    overrides: Sequence[str] = (),
+    *,
+    load: Callable[..., Experiment] = load,
+    to_yaml: Callable[[RunConfig], str] = to_yaml,
+    limit_s: float = LIMIT_S,
+) -> tuple[str, float]:
     """Loads `content`. Returns a label and the seconds of processor time. Raises Broken, or what the loader raised."""
     path.write_bytes(content)
     began, variants, lines = time.process_time(), (), ["-"]
@@ -61,7 +70,7 @@ def check_load(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tup
     seconds = time.process_time() - began
     if not 0 < len(lines) <= MAX_LINES + 1 or any(re.search(r"[\x00-\x1f\x7f-\x9f]", line) for line in lines):
         raise Broken(f"printed {lines!r}")
-    if seconds > LIMIT_S:
+    if seconds > limit_s:
         raise Broken(f"took {seconds:.2f} s")
     for variant in variants[:3]:  # as they go into a run directory
         path.write_text(to_yaml(variant.config), encoding="utf-8")
@@ -70,14 +79,16 @@ def check_load(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tup
     return "of use" if variants else "refused", seconds
 
 
-def check_command(path: Path, content: bytes, overrides: Sequence[str] = ()) -> tuple[str, float]:
+def check_command(
+    path: Path, content: bytes, overrides: Sequence[str] = (), main: Callable[[list[str]], int] = main
+) -> tuple[str, float]:
     """Gives a config that is refused to the command line; one that is not would be trained."""
     label, _ = check_load(path, content, overrides)
     if label == "refused":
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                code = cli.main(["train", str(path), *overrides])
+                code = main(["train", str(path), *overrides])
             except SystemExit as error:  # argparse
                 code = error.code
         if (

@@ -8,7 +8,6 @@ after kill -9. Bytes in the buffers of open files are lost. For Linux.
 
 import _pyio
 import builtins
-import io
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -33,17 +32,18 @@ class Call(NamedTuple):
 
 class Fault(NamedTuple):
     """at: number of the call, from 1. code: an errno, or 0 for a kill. half: half of a write is done first.
-    persistent: all later calls fail too."""
+    persistent: all later calls fail too. where: of all calls, those that are counted."""
 
     at: int
     code: int = 0
     half: bool = False
     persistent: bool = False
+    where: Callable[[Call], bool] = lambda call: True
 
 
 @dataclass
 class Disk:
-    """The calls below `root`, the one that fails, and what survives a power cut.
+    """The calls below `root`, the one that fails, and what survives a power cut. after: follows a call with an effect.
 
     The model is that of POSIX: the bytes of a file are safe once it was synced after they were written, a name once its
     folder was. What was removed stays removed. A disk that claims to have synced and has not is beyond any program.
@@ -51,7 +51,8 @@ class Disk:
 
     root: str
     fault: Fault | None = None
-    calls: list[Call] = field(default_factory=list)  # that had an effect
+    after: Callable[[Call], object] = lambda call: None
+    calls: list[Call] = field(default_factory=list)  # so far, but for those that were refused
     count: int = 0
     dead: bool = False
     _files: dict[int, object] = field(default_factory=dict)  # by the inode's number, which is used again
@@ -69,22 +70,31 @@ class Disk:
             return real()
         if self.dead:
             raise Killed
-        self.count += 1
-        fault = self.fault
+        fault = self.fault if self.fault is not None and self.fault.where(call) else None
+        self.count += fault is not None
         if fault is not None and (self.count == fault.at or (fault.persistent and self.count > fault.at)):
             if fault.half and call.operation == "write":
                 half()
             self.dead = not fault.code
             raise Killed if self.dead else OSError(fault.code, os.strerror(fault.code), call.path)
+        self.calls.append(call)  # also what fails by itself, as to remove what is not there: it is counted too
         result = real()
-        self.calls.append(call)
         if call.operation == "create":
             self._files[os.stat(call.path).st_ino] = object()
         elif call.operation == "fsync":
             self._sync(call.path)
         elif call.operation == "unlink":
             self._names.get(os.path.dirname(call.path), {}).pop(os.path.basename(call.path), None)
+        self.after(call)
         return result
+
+    def refuse(self, operation: str, code: int, at: int = 1, where: Callable[[str], bool] = lambda path: True) -> None:
+        """From now on the `at`-th call of an operation, and all later ones, fail; `where`: on those paths alone."""
+
+        def chosen(call: Call) -> bool:
+            return call.operation == operation and where(call.path)
+
+        self.count, self.fault = 0, Fault(at, code, persistent=True, where=chosen)
 
     def _file(self, path: str) -> object:
         return self._files.setdefault(os.stat(path).st_ino, object())
@@ -167,8 +177,8 @@ def injected(disk: Disk) -> Iterator[Disk]:
     with ExitStack() as stack:
         for name, function in {name: replaced(name) for name in FUNCTIONS}.items():
             stack.enter_context(patch.object(os, name, function))
-        for module in (builtins, io):
-            stack.enter_context(patch.object(module, "open", python_open))
+        stack.enter_context(patch("builtins.open", python_open))
+        stack.enter_context(patch("io.open", python_open))
         try:
             yield disk
         finally:

@@ -1,4 +1,4 @@
-"""Compiled programs shared by all runs of one process, so that a trial costs a training and no compilation."""
+"""Trainings that cost no more than their steps: compiled programs shared by all runs of a process, and no pictures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,10 @@ import jax
 from train.config.schema import RunConfig
 from train.core.state import program_structure
 from train.device.programs import compiled
+from train.run.metrics import RunMetrics
+from train.run.summary import write_report
 
+_WRITE_REPORT, _DRAW = write_report, RunMetrics.draw
 # When the loop calls a program and what becomes of the results.
 _OF_THE_LOOP = {
     "train": ("init_from", "eval_every", "checkpoint_every", "stop_when", "steps_per_call"),
@@ -20,13 +23,14 @@ _OF_THE_LOOP = {
 
 
 @contextmanager
-def shared() -> Iterator[None]:
+def shared(programs: dict[Any, Any]) -> Iterator[None]:
     """For the time of the `with`, a program that was compiled for a run is also that of later runs of its structure.
+
+    programs: those that there are, by what they were compiled for; gets the new ones.
 
     Those later runs are neither traced nor compiled; all else is unchanged. A program that reads a key of the loop
     raises AttributeError, unless it is vmapped.
     """
-    programs: dict[Any, Any] = {}
 
     def once_each(
         function: Callable, arguments: tuple, donate: tuple[int, ...] = (), once: bool = False, *mesh: Any
@@ -45,6 +49,19 @@ def shared() -> Iterator[None]:
         return programs[key]
 
     with patch("train.device.programs.compiled", once_each):
+        yield
+
+
+@contextmanager
+def drawing(report: bool = False, pictures: bool = False) -> Iterator[None]:
+    """For the time of the `with`, trainings write their report, and draw their heatmaps, or leave that out.
+
+    Both take longer than a tiny training.
+    """
+    with (
+        patch("train.run.summary.write_report", _WRITE_REPORT if report else lambda *_: None),
+        patch("train.run.metrics.RunMetrics.draw", _DRAW if pictures else lambda _: None),
+    ):
         yield
 
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import jax
 
 from scripts.faults.injection import Call, Disk, Killed, injected
-from scripts.faults.programs import shared
+from scripts.faults.programs import drawing, shared
 from scripts.faults.sweep import Broken
 from train.cli import main
 from train.run.transfer import open_pretrained
@@ -75,9 +74,7 @@ class Bench:
         with redirect_stdout(output), redirect_stderr(output), ExitStack() as stack:
             # A signal inside a trace may leave it open in this process, for the runs that follow.
             stack.enter_context(jax.core.eval_context())  # pyright: ignore[reportAttributeAccessIssue]
-            if not report:
-                stack.enter_context(patch("train.run.summary.write_report", lambda *_: None))
-            stack.enter_context(patch("train.run.metrics.RunMetrics.draw", lambda _: None))
+            stack.enter_context(drawing(report))
             try:
                 if disk is not None:
                     stack.enter_context(injected(disk))
@@ -112,7 +109,7 @@ def bench(*overrides: str) -> Iterator[Bench]:
         prepare(folder)
         stack.callback(os.chdir, Path.cwd())
         os.chdir(folder)
-        stack.enter_context(shared())
+        stack.enter_context(shared({}))
         tiny = Bench(folder, overrides, [], {})
         code, output = tiny.train(Disk(str(tiny.runs), calls=tiny.calls))
         if code:

@@ -1,7 +1,10 @@
 """`deltaflow sample`: its text and probabilities are the model's."""
 
 import io
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -85,9 +88,15 @@ def test_a_character_that_the_corpus_lacks_is_2_in_one_line(trained, call, more,
     wording(err)
 
 
-def test_text_that_an_output_cannot_show_is_no_error(trained, monkeypatch):
-    monkeypatch.setattr(Generator, "text", lambda *_: iter(["δ", " a"]))
+def test_text_that_an_output_cannot_show_is_no_error(trained, tmp_path, monkeypatch, call):
+    """The letters of this run are Greek: each is printed as a question mark."""
+    run = Path(shutil.copytree(trained[1], tmp_path / "greek"))
+    tokenizer = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = "".join(chr(ord(each) + 0x350) if each.isalpha() else each for each in tokenizer["vocab"])
+    (run / "tokenizer.json").write_text(json.dumps(tokenizer | {"vocab": vocab}), encoding="utf-8")
+    arguments = ["sample", str(run), "--prompt", "α ", "--tokens", "30"]
+    _, text, _ = call(*arguments)
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
-    assert main(["sample", str(trained[1]), "--prompt", "b"]) == 0
-    assert shown.getvalue() == b"b? a\n"
+    assert main(arguments) == 0
+    assert shown.getvalue() == text.encode("ascii", "replace") and not text[2:].isascii()

@@ -1,6 +1,7 @@
 """Losses: by hand, masked, and by chunks of the logits."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from data.source import Batch
-from model import transformer
 from model.network import Network
 from networks import logits, masked_batch, parameters, same
 from networks import task_network as network
@@ -111,7 +111,7 @@ def test_the_training_loss_reads_the_numbers_of_the_task(x64):
         ),
     ],
 )
-def test_losses_and_scores_by_chunks_are_those_of_all_logits(x64, monkeypatch, ends, most, chunk):
+def test_losses_and_scores_by_chunks_are_those_of_all_logits(x64, ends, most, chunk):
     """`chunk`: tokens of each of four sequences whose logits are to exist at a time."""
     net, batch = network(**ends), masked_batch()
     if net.task == "regression":
@@ -124,15 +124,15 @@ def test_losses_and_scores_by_chunks_are_those_of_all_logits(x64, monkeypatch, e
     params = parameters(net)
     extras = {"task.label_smoothing": np.float64(0.3), "task.z_loss": np.float64(0.1)}
 
-    def figures(params):
+    def figures(net, params):
         measured = backward(tapped_loss(net, batch, extras, None), params, 2)
         plain = jax.value_and_grad(lambda p: tapped_loss(net, batch, extras, None)(p, None, None)[0])(params)
         return measured, plain, evaluate(net, params, {}, None, jax.tree.map(lambda x: x[None], batch), np.ones((1, 4)))
 
     texts, result = [], []
     for limit in (2**24, most):
-        monkeypatch.setattr(transformer, "MOST_LOGITS", limit)
-        program = jax.jit(lambda p: figures(p)).lower(params)
+        limited = dataclasses.replace(net, most_logits=limit)
+        program = jax.jit(partial(figures, limited)).lower(params)
         texts.append(program.as_text())
         result.append(program.compile()(params))
     same(result[1], result[0], atol=1e-15)

@@ -124,7 +124,7 @@ def test_all_that_matters_has_a_cache_of_its_own(cache, monkeypatch):
     opened_bpe(val_fraction=0.2)
     write("a.txt", PROSE.replace("dog", "cat"))
     opened_bpe()
-    monkeypatch.setattr(package, "__version__", "0.0.0")
+    monkeypatch.setattr("tokenizers.__version__", "0.0.0")
     opened_bpe()
     assert len(list((cache / "tokenizers").iterdir())) == 5
     write("a.txt", "low " * 500)

@@ -1,7 +1,7 @@
 """Tokens of a corpus: their split, their placement, and the sizes that are refused."""
 
+import errno
 import hashlib
-import os
 import platform
 import re
 import subprocess
@@ -83,13 +83,12 @@ def test_both_placements_give_the_same_tokens_and_batches(tokenizer, source):
     assert (device.tokenizer, device.sha256, device.name) == (host.tokenizer, host.sha256, host.name)
 
 
-def test_auto_is_the_device_up_to_a_size(monkeypatch):
-    assert tokens.DEVICE_BYTES == 256 * 2**20
-    wide = "".join(map(chr, range(0x100, 0x100 + 300)))  # two bytes a token
-    for content, size in (("ab" * 500, 1000), (wide, 600)):
-        for limit, placement in ((size, "device"), (size - 1, "host")):
-            monkeypatch.setattr(tokens, "DEVICE_BYTES", limit)
-            assert opened(path=write("a.txt", content), context=9).placement == placement
+def test_auto_is_the_device_up_to_256_mib():
+    for dtype, most in (("uint8", 2**28), ("uint16", 2**27)):
+        for count, placement in ((most, "device"), (most + 1, "host")):
+            assert tokens.placement_of(DataConfig(), count, np.dtype(dtype)) == placement
+            for named in ("device", "host"):
+                assert tokens.placement_of(DataConfig(placement=named), count, np.dtype(dtype)) == named
 
 
 def test_a_byte_file_is_mapped_itself(cache):
@@ -117,15 +116,10 @@ def test_cached_tokens_are_made_once_and_mended(cache):
     assert len(list((cache / "tokens").iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_says_so(cache, monkeypatch, wording):
+def test_a_cache_that_cannot_be_written_says_so(cache, disk, wording):
     path = write("a.txt", "abcd" * 500)
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        wording(refused(path=path, placement="host"), volatile=r"[\d,]+(?= bytes)")
+    disk.refuse("fsync", errno.ENOSPC)
+    wording(refused(path=path, placement="host"), volatile=r"[\d,]+(?= bytes)")
     assert list((cache / "tokens").iterdir()) == []
     (cache / "tokens").rmdir()
     cache.rmdir()

@@ -13,7 +13,6 @@ from runs import rows
 from train.cli import main
 from train.config.schema import TrainConfig
 from train.device import platform
-from train.run import loop, start
 from train.store.checkpoint import Checkpoints, Header
 from train.store.provenance import environment_changes
 
@@ -57,9 +56,9 @@ HARMLESS = {
 COMMAND = """
 import sys
 from train.cli import main
-from train.run import summary
-summary.write_report = lambda *_: None
-raise SystemExit(main(["train", *sys.argv[1:]]))
+from scripts.faults.programs import drawing
+with drawing():
+    raise SystemExit(main(["train", *sys.argv[1:]]))
 """
 
 
@@ -93,14 +92,13 @@ def test_no_variable_of_the_environment_changes_a_loss(losses, clean, variable, 
 
 @pytest.mark.slow
 def test_flags_of_the_compiler_are_part_of_the_environment_that_a_resumption_compares(
-    tmp_path, monkeypatch, capsys, wording
+    tmp_path, fresh_environment, monkeypatch, capsys, wording
 ):
     (tmp_path / "e.yaml").write_text(CONFIG)
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(start, "environment", platform.environment.__wrapped__)
-    monkeypatch.setattr(loop, "environment", platform.environment.__wrapped__)
 
     def warnings(steps: int) -> list[str]:
+        platform.environment.cache_clear()
         assert main(["train", str(tmp_path / "e.yaml"), f"runs_dir={tmp_path}", f"train.steps={steps}"]) == 0
         return re.findall("(?m)^warning: (XLA_FLAGS: .*|saved with .*)$", capsys.readouterr().out)
 

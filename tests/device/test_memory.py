@@ -268,7 +268,7 @@ def test_what_the_limits_of_a_process_leave(tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
     written(tmp_path, proc__self__status="Name:\tx\nVmSize:\t    1000 kB\nVmData:\t 300 kB\n")
     limits = {resource.RLIMIT_AS: 2_000_000, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], resource.RLIM_INFINITY))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (limits[which], resource.RLIM_INFINITY))
     assert available_memory(CPU, tmp_path) == 976_000
     limits[resource.RLIMIT_DATA] = 500_000
     assert available_memory(CPU, tmp_path) == 500_000 - 307_200

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,16 +79,16 @@ SLOW = {
 def result(keys: dict, instrument: str | None) -> dict:
     """Trains K steps in this process; returns losses, measurements, the state, and the compiled text."""
     from data.source import open_source
-    from model import transformer
     from train.config.load import from_mapping
     from train.device import platform
     from train.run.experiment import build_group
 
-    transformer.MOST_LOGITS = keys.get("most_logits", 2**24)
     variants = from_mapping({"name": "mesh"} | BASE | {k: v for k, v in keys.items() if k != "most_logits"}).variants
     config = variants[0].config
     source = open_source(config.data)
     group = build_group(variants, source.spec, platform.select(config.train))
+    if "most_logits" in keys:
+        group = replace(group, network=replace(group.network, most_logits=keys["most_logits"]))
     programs = Programs(group, None if source.resident is None else np.asarray(source.resident[0]))
     states, batches = programs.init(), [source.train_batches(config.data.batch, 0, 0, K)] * len(variants)
     if instrument is not None:

@@ -14,7 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from runs import arrays, rows
 from train.config.schema import TrainConfig
 from train.device import platform
-from train.device.platform import Platform, compute_dtype, environment, keep_programs, select
+from train.device.platform import Platform, compute_dtype, keep_programs, select
 from train.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -137,14 +137,16 @@ def test_programs_of_an_accelerator_are_kept_for_this_user_alone(folder, tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="machines are told apart by /proc/cpuinfo")
-def test_programs_of_a_cpu_are_kept_for_this_machine_alone(folder, tmp_path, monkeypatch):
+def test_programs_of_a_cpu_are_kept_for_this_machine_alone(folder, tmp_path, fresh_environment, monkeypatch):
     here = folder("cpu")
     assert here == folder("cpu") and here.parent == tmp_path / "kept" / "programs"
-    fewer = {"device": environment()["device"] | {"cores": 999}}
-    monkeypatch.setattr(platform, "environment", lambda: fewer)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(999)), raising=False)
+    fresh_environment.cache_clear()
     assert folder("cpu").parent == here.parent and folder("cpu") != here
     monkeypatch.undo()
+    fresh_environment.cache_clear()
     monkeypatch.setenv("DELTAFLOW_CACHE", str(tmp_path / "kept"))
+    assert folder("cpu") == here
     read = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, *rest: read(path, *rest).replace("flags", "flags : avx1024", 1))
     assert folder("cpu").parent == here.parent and folder("cpu") != here
@@ -154,7 +156,7 @@ def test_no_programs_are_kept_where_that_cannot_be_done_or_is_decided_already(fo
     (tmp_path / "kept").write_text("a file")
     assert folder("gpu") is None and folder("cpu") is None
     (tmp_path / "kept").unlink()
-    monkeypatch.setattr(platform.os, "access", lambda path, mode: False)  # a file system that is read-only
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a file system that is read-only
     assert folder("gpu") is None
     monkeypatch.setenv("DELTAFLOW_CACHE", "~no-such-user/kept")  # which has no home
     assert folder("gpu") is None
@@ -164,7 +166,7 @@ def test_no_programs_are_kept_where_that_cannot_be_done_or_is_decided_already(fo
 
 
 def test_somebody_elses_programs_are_not_run(folder, monkeypatch):
-    monkeypatch.setattr(platform.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     assert folder("gpu") is None
 
 

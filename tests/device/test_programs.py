@@ -11,6 +11,7 @@ from data.batches import window_starts
 from data.source import DataSpec
 from data.text import open_text
 from model.network import Network
+from runs import NotedPrograms
 from train.device import platform as platforms
 from train.device.programs import Programs, grouped, model_flops
 from train.device.signals import Stop
@@ -249,20 +250,14 @@ def test_twins_see_the_same_batches(twins):
 # Compiling, and keeping the device busy
 
 
-class Spied(GroupRun):
-    """A run in which nothing may be transferred unasked; calls and fetches are noted in their order."""
+class Guarded(GroupRun):
+    """A run in which nothing may be transferred unasked; fetches are noted among the calls of its programs."""
 
     def train(self) -> None:
-        self.events: list[str] = []
-
-        def spied(owner, name: str, event: str) -> None:
-            original = getattr(owner, name)
-            patch.setattr(owner, name, lambda *args, **named: (self.events.append(event), original(*args, **named))[1])
-
+        assert isinstance(self.programs, NotedPrograms)
+        events, fetch = self.programs.events, jax.device_get
         with pytest.MonkeyPatch.context() as patch, counting() as self.compiled, jax.transfer_guard("disallow"):
-            spied(self.programs, "dispatch", "call")
-            spied(self.programs, "evaluate", "call")
-            spied(jax, "device_get", "fetch")
+            patch.setattr(jax, "device_get", lambda tree: (events.append(("fetch", 0)), fetch(tree))[1])
             super().train()
 
 
@@ -277,10 +272,12 @@ def watched_run(tiny, tmp_path_factory):
     dataset = open_text(config.data)
     platform = platforms.select(config.train)
     (members,) = grouped(experiment.variants)
-    run = Spied(GroupSetup(build_group(members, dataset.spec, platform), dataset, platform, Console()), Stop())
+    setup = GroupSetup(build_group(members, dataset.spec, platform), dataset, platform, Console())
+    setup.programs = NotedPrograms(setup.group, np.asarray(dataset.train))
+    run = Guarded(setup, Stop())
     with counting() as compiled:
         run.run()
-    return compiled[0], run.compiled[0], run.events
+    return compiled[0], run.compiled[0], ["fetch" if name == "fetch" else "call" for name, _ in setup.programs.events]
 
 
 def test_each_program_is_compiled_once_and_before_the_first_step(watched_run):

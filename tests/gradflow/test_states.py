@@ -4,13 +4,12 @@ import contextlib
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runs import events_of
+from runs import events_of, killed_at
 from train.cli import main
 from train.config.load import load
 from train.config.optimizers import OPTIMIZERS
@@ -18,7 +17,6 @@ from train.config.schema import STATES
 from train.gradflow.advice import advice_for
 from train.gradflow.verdict import PLAIN, with_plain_name
 from train.report.read import read_run
-from train.store import checkpoint
 from train.store.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -66,12 +64,11 @@ class Shift(OwnSource):
 
 
 @pytest.fixture(scope="module")
-def run(corpus, tmp_path_factory) -> tuple[Path, str]:
-    """Returns a folder with states.yaml and its finished run `whole`, with all checkpoints, and the output."""
+def run(corpus, tmp_path_factory, shared_programs) -> tuple[Path, str]:
+    """Returns a folder with states.yaml and its finished run `whole`, and the output."""
     folder = tmp_path_factory.mktemp("states")
     (folder / "states.yaml").write_text(TRAINED.format(model=MODEL, corpus=corpus), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(checkpoint, "KEEP", 99)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["train", str(folder / "states.yaml"), f"runs_dir={folder / 'whole'}"]) == 0
     return folder, out.getvalue()
 
@@ -130,12 +127,8 @@ def test_a_run_cut_off_before_or_in_its_spike_ends_the_same(run, capsys, windows
     step = int(steps[(heights > 0).argmax() + windows])
     assert (windows > 0) == (heights[list(steps).index(step)] > 0)
     cut = folder / f"cut{windows}" / "states"
-    shutil.copytree(whole, cut)
-    for variant in ("unstable", "not_learning"):
-        (cut / variant / "summary.json").unlink()
-        for there in Checkpoints(cut / variant).steps():
-            if there > step:
-                Checkpoints(cut / variant).path(there).unlink()
+    killed_at(step + 11, folder / "states.yaml", f"runs_dir={cut.parent}")  # before it has saved that
+    assert [max(Checkpoints(cut / variant).steps()) for variant in ("unstable", "not_learning")] == [step, step]
     assert main(["train", str(folder / "states.yaml"), f"runs_dir={cut.parent}"]) == 0
     assert f"resuming at step {step} of 110" in capsys.readouterr().out
     for variant in ("unstable", "not_learning"):

@@ -3,7 +3,6 @@
 import csv
 import errno
 import json
-import os
 import re
 import sys
 from contextlib import closing
@@ -46,8 +45,7 @@ def wandb(monkeypatch):
         runs.append(Run(histories.setdefault(arguments["id"], []), **arguments))
         return runs[-1]
 
-    monkeypatch.setattr(module, "init", init, raising=False)
-    monkeypatch.setattr(module, "Settings", SimpleNamespace, raising=False)
+    vars(module).update(init=init, Settings=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return runs
 
@@ -112,16 +110,13 @@ def test_a_backend_that_fails_is_one_warning(tmp_path, monkeypatch, wording):
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
-def test_an_id_of_wandb_is_whole_or_not_there(tmp_path, wandb, monkeypatch):
+def test_an_id_of_wandb_is_whole_or_not_there(tmp_path, wandb, disk):
     """An empty one, left by a kill, would be that of no run."""
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(os, "fsync", full)
+    disk.refuse("fsync", errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
         Wandb(tmp_path, 0)
     assert not list((tmp_path / "wandb").iterdir())
+    disk.fault = None
     Wandb(tmp_path, 3)
     assert re.fullmatch("[0-9a-f]{16}", (tmp_path / "wandb" / "id").read_text())
 

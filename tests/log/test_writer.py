@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from train.config.load import flatten, from_mapping, to_yaml
 from train.errors import UserError
-from train.log import append, backends
+from train.log import backends
 from train.log.append import MAX_PENDING, AppendFile
 from train.log.backends import TAG_SETS
 from train.log.charts_layout import chart_layout
@@ -318,14 +318,10 @@ def test_what_a_crash_left_of_a_log_is_cut_off(tmp_path, torn):
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 7]
 
 
-def refused(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_log_is_cut_without_room_for_a_copy(tmp_path, monkeypatch):
+def test_a_log_is_cut_without_room_for_a_copy(tmp_path, disk):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step":1}\n{"step":2}\n{"st')
-    monkeypatch.setattr(append.os, "replace", refused)
+    disk.refuse("rename", errno.ENOSPC)
     Tracker(tmp_path, first_step=2).close()
     assert rows(tmp_path) == [{"step": 1}]
     log.write_bytes(b'{"step":1}\n{"step":5}\n{"step":2}\n')  # out of order, as no writer leaves it

@@ -1,7 +1,8 @@
-"""Directions of imports (.github/CONTRIBUTING.md, Layout); each test is one law over all modules."""
+"""Directions of imports (.github/CONTRIBUTING.md, Layout); what tests replace. Each test is one law over all files."""
 
 import ast
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,23 @@ PACKAGES = ("model", "data", "train")
 LEVEL = {"errors": 0, "text": 0, "disk": 1, "config": 2, "gradflow": 3, "core": 4, "instruments": 5}
 LEVEL |= {"device": 6, "log": 6, "store": 6, "report": 7, "chain": 7, "run": 8, "commands": 9, "cli": 10}
 LEVEL["__main__"] = 11
+# What tests may replace of this repository; all else is an argument. The reasons:
+MUTANT = "something has to be broken, so that it is seen who notices"
+COMMANDS = "runs come through the command line, which has no arguments of the process"
+BENCH = "it changes malloc for good, or compiles for seconds"
+REPLACED = {
+    "scripts/faults/programs.py::train.device.programs.compiled": COMMANDS,
+    "scripts/faults/programs.py::train.run.metrics.RunMetrics.draw": COMMANDS,
+    "scripts/faults/programs.py::train.run.summary.write_report": COMMANDS,
+    "tests/chain/test_chain.py::module.name": MUTANT,
+    "tests/chain/test_chain.py::train.chain.loss.softmax": MUTANT,
+    "tests/device/test_signals.py::train.device.hosts.agreed": "stands for the other processes",
+    "tests/scripts/test_bench.py::scripts.bench.project.make": BENCH,
+    "tests/scripts/test_bench.py::scripts.bench.project.programs_of": BENCH,
+    "tests/scripts/test_bench.py::scripts.bench.project.tune": BENCH,
+    "tests/scripts/test_faults.py::train.store.checkpoint.Checkpoints.damage": MUTANT,
+    "tests/test_cli.py::train.commands.compare.run": "raises an error of each kind; no command has all of them",
+}
 
 
 def name_of(path: Path) -> str:
@@ -61,6 +79,39 @@ def foreign(module: str) -> set[str]:
 
 def of(*packages: str) -> list[str]:
     return [name for name in MODULES for package in packages if name == package or name.startswith(f"{package}.")]
+
+
+def replaced(path: Path) -> Iterator[str]:
+    """Yields what a file replaces of this repository, or of what is known only once it runs: by `setattr` or `patch` of
+    a fixture or a module, or by an assignment to a module or class."""
+    names, tree = {}, ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.partition(".")[0]: alias.asname and alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+
+    def full(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant):
+            return str(node.value)
+        first, *rest = ast.unparse(node).split(".")
+        return ".".join([names.get(first, f"?{first}") or first, *rest])
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func)
+            if called.endswith((".setattr", "patch.object")):
+                owner, name = node.args[:2]
+                target = full(owner) if isinstance(owner, ast.Constant) else f"{full(owner)}.{full(name).lstrip('?')}"
+            elif called in ("patch", "mock.patch"):
+                target = full(node.args[0])
+            else:
+                continue
+            if target.startswith(("?", *(f"{package}." for package in (*PACKAGES, "scripts")))):
+                yield target.lstrip("?")
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(target, ast.Attribute) and full(target).startswith(tuple(f"{each}." for each in PACKAGES)):
+                yield full(target)
 
 
 def test_the_walk_covers_the_packages():
@@ -118,6 +169,12 @@ def test_the_core_does_no_io():
 def test_nothing_imports_scripts_or_tests():
     for module in MODULES:
         assert not {name.partition(".")[0] for name in imported(module)} & {"scripts", "tests", "conftest"}, module
+
+
+def test_tests_replace_nothing_of_ours_without_a_reason():
+    """They give a clock, a disk, programs, a limit: what stands in the place of a name is not what users run."""
+    files = [path for folder in ("tests", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert sorted(f"{path.relative_to(ROOT)}::{name}" for path in files for name in replaced(path)) == sorted(REPLACED)
 
 
 def test_no_file_hides_a_package():

@@ -1,7 +1,6 @@
 """Means over seeds as files: written whole, unseen until then, and by several writers at once."""
 
 import errno
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -48,29 +47,25 @@ def test_writers_that_remove_the_means_of_a_group_at_once_all_succeed(sweep):
         assert not list(sweep.glob("*@*"))
 
 
-def test_tensorboard_sees_the_old_file_until_the_new_one_is_whole_and_on_the_disk(sweep, monkeypatch):
+def test_tensorboard_sees_the_old_file_until_the_new_one_is_whole_and_on_the_disk(sweep, disk):
     groups, folder = groups_of(sweep)[:1], sweep / "with@mean"
     write_means(sweep, groups)
-    before, visible, fsync = contents(folder), [], os.fsync
+    before, visible = contents(folder), []
 
-    def sync(descriptor: int) -> None:
-        visible.append({path: text for path, text in contents(folder).items() if IsTensorFlowEventsFile(str(path))})
-        fsync(descriptor)
+    def look(call) -> None:
+        if call.operation == "fsync":
+            visible.append({path: text for path, text in contents(folder).items() if IsTensorFlowEventsFile(str(path))})
 
-    monkeypatch.setattr(os, "fsync", sync)
+    disk.after = look
     write_means(sweep, groups)
     assert visible[0] == before and not Path(next(iter(before))).exists()
 
 
-def test_a_full_disk_leaves_the_means_as_they_were(sweep, monkeypatch):
+def test_a_full_disk_leaves_the_means_as_they_were(sweep, disk):
     groups = groups_of(sweep)[:1]
     write_means(sweep, groups)
     before = contents(sweep)
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    disk.refuse("fsync", errno.ENOSPC)
     with pytest.raises(OSError, match="No space"):
         write_means(sweep, groups)
     assert contents(sweep) == before

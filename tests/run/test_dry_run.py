@@ -6,15 +6,12 @@ from collections import Counter
 
 import pytest
 
-from tests.runs import bytes_needed, contents, killed_at
+from runs import NotedPrograms, bytes_needed, contents, group_runs, killed_at
 from train.cli import main
 from train.config.load import load
-from train.device import memory
-from train.device.programs import Programs
 from train.device.signals import Stop
 from train.log.console import Console
 from train.run.dry_run import dry_run
-from train.run.experiment import train
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -39,39 +36,26 @@ variants: {{with: {{}}, bare: {{model.residual: none}}, post: {{model.residual: 
     return path
 
 
-@pytest.fixture
-def calls(monkeypatch) -> Counter:
-    """The calls of every program so far, one a variant that takes its turn."""
-    counted = Counter()
-
-    def count(name: str, call):
-        def counting(self, *arguments, **more):
-            states = next(argument for argument in arguments if isinstance(argument, list))
-            counted[name] += sum(state is not None for state in states)
-            return call(self, *arguments, **more)
-
-        return counting
-
-    for name in ("dispatch", "evaluate", "instrument"):
-        monkeypatch.setattr(Programs, name, count(name, getattr(Programs, name)))
-    return counted
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("killed", "group"),
     [(None, "auto"), (None, "vmap"), (15, "auto")],
 )
-def test_the_calls_that_are_timed_are_those_of_the_training(config, calls, capsys, killed, group):
+def test_the_calls_that_are_timed_are_those_of_the_training(config, capsys, killed, group):
     if killed:
         killed_at(killed, config)
-    experiment = load(config, [f"train.group={group}"])
-    dry_run(experiment, Console(), Stop(), clock=itertools.count(0.0).__next__)  # each call takes a second
+    dry_run(
+        load(config, [f"train.group={group}"]), Console(), Stop(), clock=itertools.count(0.0).__next__
+    )  # each call takes a second
     announced, out = Counter(), capsys.readouterr().out
     for seconds, what in re.findall(r"(\d+)s (to train|to evaluate|for instruments)", out):
         announced[what] += int(seconds)
-    calls.clear()
-    train(experiment, Console(), Stop())
+    calls = Counter()
+    for run in group_runs(config, f"train.group={group}", programs=NotedPrograms):
+        run.run()
+        assert isinstance(run.programs, NotedPrograms)
+        for name, variants in run.programs.events:
+            calls[name] += variants
     assert announced == {
         "to train": calls["dispatch"],
         "to evaluate": calls["evaluate"],
@@ -123,11 +107,11 @@ def test_it_refuses_what_the_training_would_refuse(config, capsys, wording):
 
 
 @pytest.mark.slow
-def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, monkeypatch, capsys):
+def test_a_grid_that_does_not_fit_is_announced_and_planned_in_waves(config, device_memory, capsys):
     keys = ["train.group=vmap", "variants={with: {}, bare: {model.residual: none}}"]
     assert main(["train", str(config), "--dry-run", *keys]) == 0
     free = int(0.7 * bytes_needed(capsys.readouterr().out))
-    monkeypatch.setattr(memory, "available_memory", lambda _: free)
+    device_memory(free)
     for command, shown in ((["train", "--dry-run"], ["with", "bare"]), (["plan"], ["with"])):
         assert main([command[0], str(config), *command[1:], *keys]) == 0
         out = capsys.readouterr().out

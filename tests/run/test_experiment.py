@@ -16,7 +16,6 @@ from runs import arrays, bytes_needed, contents, events_of, flip, killed_at, row
 from scripts.faults.injection import Disk, injected
 from train.cli import main
 from train.config.load import load
-from train.device import memory
 from train.device.signals import Stop
 from train.log.console import Console
 from train.report.read import Run, read_run
@@ -258,14 +257,14 @@ def test_a_vmapped_sweep_is_stopped_resumed_and_equal_to_its_variants_alone(trai
 
 @pytest.mark.slow
 def test_a_grid_in_waves_is_equal_to_one_group_and_goes_on_on_a_day_with_more_memory(
-    trained, tmp_path, monkeypatch, capsys
+    trained, tmp_path, device_memory, monkeypatch, capsys
 ):
     config, _ = trained
     keys = ["train.group=vmap", "sweep={seed: [0, 7]}"]
     capsys.readouterr()
     assert main(["train", str(config), f"runs_dir={tmp_path}/one", *keys]) == 0
     free = int(0.8 * bytes_needed(capsys.readouterr().out))
-    monkeypatch.setattr(memory, "available_memory", lambda _: free)
+    device_memory(free)
     assert main(["train", str(config), f"runs_dir={tmp_path}/waves", *keys]) == 0
     line = "4 variants do not fit in memory; they train in 2 waves of 2\n"
     assert line in capsys.readouterr().out

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.source import open_source
+from model.transformer import MOST_LOGITS
 from train.cli import main
 from train.config.load import from_mapping
 from train.device.platform import Platform
@@ -85,11 +86,12 @@ def test_the_work_of_a_deep_model_is_that_of_its_blocks():
 
 
 @pytest.mark.slow
-def test_logits_in_parts_are_all_counted(config, monkeypatch, capsys):
-    monkeypatch.setattr("model.transformer.MOST_LOGITS", B * V)  # one token of each window at a time
-    assert main(["plan", str(config), "mesh.data=1", "model.layers=1", "data.context=64", "data.symbols=4000"]) == 0
+def test_logits_in_parts_are_all_counted(config, capsys):
+    assert 64 * 64 * 10002 > 2 * MOST_LOGITS  # in four parts
+    keys = ["mesh.data=1", "model.layers=1", "data.batch=64", "data.context=64", "data.symbols=10000"]
+    assert main(["plan", str(config), *keys]) == 0
     matmuls, chip = re.findall(r"([\d.e+]+) FLOP", rows(capsys.readouterr().out)["work a step"])
-    assert float(chip) >= float(matmuls) > 6 * B * 64 * 4002 * D
+    assert float(chip) >= float(matmuls) > 6 * 64 * 64 * 10002 * D
 
 
 def test_padding_by_hand():

@@ -16,7 +16,6 @@ import pytest
 from runs import TEXT, Terminal, arrays, contents, cut_back, damage, rows, same, summary
 from train.cli import main
 from train.config.load import load
-from train.device import memory
 from train.device import platform as platforms
 from train.device.signals import Stop
 from train.log.console import Console
@@ -136,10 +135,10 @@ def test_a_start_that_failed_makes_room_and_leaves_nothing(run, train, wording):
 
 
 @pytest.mark.slow
-def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, monkeypatch, wording):
+def test_a_start_that_does_not_fit_leaves_the_run_as_it_was(run, train, device_memory, wording):
     cut_back(run)
     before = contents(run)
-    monkeypatch.setattr(memory, "available_memory", lambda platform: 30_000)  # enough for the states
+    device_memory(30_000)  # enough for the states
     code, _, err = train("train.eval_batches=2")
     assert code == 1 and " 0 bytes" not in err and err.count("\n") == 1
     wording(err, volatile=r"[\d.]+(?= [kM]?B)|(?<=accumulate=)\d+")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from runs import arrays, rows, summary
+from runs import arrays, group_runs, rows, summary
 from train.cli import main
 from train.device.programs import Programs
 from train.store.checkpoint import Checkpoints
@@ -34,6 +34,13 @@ def train(corpus, tmp_path_factory):
     path = folder / "stop.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")
     return lambda name, *keys: (main(["train", str(path), f"name={name}", *keys]), folder / name)
+
+
+class Full(Programs):
+    """Programs of a device that has no memory for an instrument."""
+
+    def instrument(self, name, states, batches):
+        raise MemoryError("no memory left")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,7 @@ def test_a_vmapped_group_goes_on_for_the_variants_that_are_left(train, whole):
 
 
 @pytest.mark.slow
-def test_a_verdict_of_dead_qk_says_what_starves_attention(train, whole, monkeypatch, capsys):
+def test_a_verdict_of_dead_qk_says_what_starves_attention(train, whole, capsys):
     """By one reading at the end, or where `train.stop_when` ends it, that leaves no tags; if it fails, without."""
     only = "variants={with: {}}"
     _, read = train("read", only, "watch.instruments={grad_mean: 2}")
@@ -104,10 +111,8 @@ def test_a_verdict_of_dead_qk_says_what_starves_attention(train, whole, monkeypa
     _, starved = train("starved", only, "train.stop_when=[dead_qk]")
     assert summary(starved / "with")["verdict"]["why"].endswith(said(2)) and said(2) in capsys.readouterr().out
 
-    def full(*_):
-        raise MemoryError("no memory left")
-
-    monkeypatch.setattr(Programs, "instrument", full)
-    code, failed = train("failed", only)
-    assert code == 0 and ": what starves attention was not measured: no memory left" in capsys.readouterr().out
+    failed = whole.parent / "failed"
+    (run,) = group_runs(whole.parent / "stop.yaml", "name=failed", only, programs=Full)
+    run.run()
+    assert ": what starves attention was not measured: no memory left" in capsys.readouterr().out
     assert rows(failed / "with") == rows(whole / "with") and summary(failed / "with")["verdict"]["state"] == "dead_qk"

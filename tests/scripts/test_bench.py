@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -12,8 +13,7 @@ import numpy as np
 import pytest
 
 from scripts.bench import flax_plain, jax_plain, project, save, scale
-from scripts.bench.__main__ import main, read
-from scripts.bench.contest import Ended, Entry, Worker
+from scripts.bench.__main__ import entries_of, main, parse, read
 from scripts.bench.contestant import Corpus, Shapes
 from train.core.state import parameter_count
 from train.device.programs import model_flops
@@ -137,19 +137,18 @@ def test_the_project_computes_in_the_dtype_that_its_row_names(monkeypatch: pytes
     ]
 
 
-def test_all_programs_have_the_parameters_of_the_overrides_and_the_vocabulary(monkeypatch) -> None:
-    started = []
+@pytest.mark.skipif(find_spec("torch") is not None, reason="PyTorch would run")
+def test_a_contest_that_no_program_runs_in_is_1(capsys) -> None:
+    assert main(["--config", str(ROOT / "configs" / "shakespeare_char_cpu.yaml"), "--only", "torch_compile"]) == 1
+    assert "not installed: torch" in capsys.readouterr().out
 
-    class Refused(Worker):
-        def __init__(self, entry: Entry, *_) -> None:
-            started.append(entry)
-            raise Ended("not here")
 
-    monkeypatch.setattr("scripts.bench.__main__.Worker", Refused)
+def test_all_programs_have_the_parameters_of_the_overrides_and_the_vocabulary() -> None:
     config = str(ROOT / "configs" / "shakespeare_char_cpu.yaml")
     words = ["model.layers=3", "model.width=8", "model.heads=2", "data.context=16", "data.batch=2"]
-    assert main(["--config", config, words[0], "--vocab", "300", "--only", "project_1,jax", *words[1:]]) == 1
-    ours, *_, jaxs = (entry.arguments for entry in started)
+    options = parse(["--config", config, words[0], "--vocab", "300", "--only", "project_1,jax", *words[1:]])
+    _, entries, _ = entries_of(options)
+    ours, *_, jaxs = (entry.arguments for entry in entries)
     shapes = Shapes(layers=3, heads=2, width=8, context=16, batch=2, vocab=300)
     assert ours["shapes"] == jaxs["shapes"] == shapes
     programs, variant, _ = project.programs_of(ours["config"], *ours["overrides"], vocab=300)

@@ -1,6 +1,7 @@
 """Injected faults have the effect of real ones, the sweeps hold in small, and they notice what is broken."""
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,13 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from data import files
 from scripts.faults import calls, configs, damage
 from scripts.faults.injection import Disk, Fault, Killed, injected
 from scripts.faults.sweep import HELD, Broken, Row, Sweep, markdown, row_of, rows_of
 from scripts.faults.tiny import bench, differing
 from train.config.load import ConfigError, Place, Problem
-from train.store import tensors
 from train.store.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the calls that are counted are Linux's")
@@ -45,6 +44,16 @@ def test_every_call_is_counted_in_order(tmp_path):
         (tmp_path / "root").mkdir()
         writes(tmp_path / "root")
     assert [call.operation for call in disk.calls] == ["mkdir", *OPERATIONS]
+
+
+def test_a_call_that_fails_by_itself_is_counted_too(tmp_path):
+    for fault in (Fault(3, errno.EIO), None):
+        with injected(Disk(str(tmp_path), fault)) as disk:
+            (tmp_path / "absent").unlink(missing_ok=True)
+            tmp_path.mkdir(exist_ok=True)
+            with pytest.raises(OSError, match="Input/output error") if fault else nullcontext():
+                (tmp_path / "a").touch()
+        assert [call.operation for call in disk.calls] == ["unlink", "mkdir", *["create"] * (fault is None)]
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -129,9 +138,15 @@ def test_calls_hold_in_small(tiny, renames, trial, fault):
     assert trial(tiny, fault(renames)) == HELD
 
 
-def test_a_save_that_is_not_synced_is_noticed(tiny, renames, monkeypatch, wording):
-    monkeypatch.setattr(files, "sync_folder", lambda path: None)
-    disk = Disk(str(tiny.runs), Fault(renames[1]))
+class Forgetful(Disk):
+    """A disk of a run that syncs no folder."""
+
+    def do(self, call, real, half):
+        return super().do(call._replace(operation="none") if os.path.isdir(call.path) else call, real, half)
+
+
+def test_a_save_that_is_not_synced_is_noticed(tiny, renames, wording):
+    disk = Forgetful(str(tiny.runs), Fault(renames[1] + 2))
     assert tiny.train(disk)[0] == -9
     disk.cut(names_survive=False)
     with wording.raises(Broken):
@@ -200,7 +215,7 @@ def test_damage_that_is_not_verified_is_noticed(monkeypatch, careless):
         monkeypatch.setattr(Checkpoints, "damage", lambda *_: None)
     else:
         digest = SimpleNamespace(digest=lambda: Equal(32), digest_size=32, update=lambda _: None)
-        monkeypatch.setattr(tensors.hashlib, "sha256", lambda *_: digest)
+        monkeypatch.setattr(hashlib, "sha256", lambda *_: digest)
     row = row_of(next(damage.sweeps(1)), 0.01)
     assert row.fault == "the newest checkpoint: every bit flipped" and row.held < row.trials
 
@@ -217,23 +232,24 @@ def fails(error):
     [
         *(("load", fails(error), type(error).__name__) for error in (ValueError("a"), RecursionError(), SystemExit(1))),
         ("load", fails(ConfigError([Problem(Place("a\x1b[2J"), "", "x")])), "Broken: printed "),  # unescaped
-        ("LIMIT_S", 0.0, "Broken: took "),
+        ("limit_s", 0.0, "Broken: took "),
         ("to_yaml", lambda config: "name: y\n", "Broken: variant main reads back as another config"),
     ],
 )
-def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, monkeypatch, name, stand_in, broken):
-    monkeypatch.setattr(configs, name, stand_in)
-    (line,) = row_of(
-        Sweep("", "", [b"name: x\n"], lambda content: configs.check_load(tmp_path / "a.yaml", content))
-    ).broken
+def test_a_config_that_breaks_its_promise_is_noticed(tmp_path, name, stand_in, broken):
+    def trial(content: bytes) -> tuple[str, float]:
+        return configs.check_load(tmp_path / "a.yaml", content, **{name: stand_in})
+
+    (line,) = row_of(Sweep("", "", [b"name: x\n"], trial)).broken
     assert broken in line
 
 
-def test_a_wrong_exit_code_is_noticed(tmp_path, monkeypatch, wording):
+def test_a_wrong_exit_code_is_noticed(tmp_path, wording):
     assert configs.check_command(tmp_path / "a.yaml", b"name: 1\n") == ("refused", 0.0)
-    monkeypatch.setattr(configs.cli, "main", lambda _: print("deltaflow: x", file=sys.stderr) or 1)
     with wording.raises(Broken):
-        configs.check_command(tmp_path / "a.yaml", b"name: 1\n")
+        configs.check_command(
+            tmp_path / "a.yaml", b"name: 1\n", main=lambda _: print("deltaflow: x", file=sys.stderr) or 1
+        )
 
 
 def test_a_sweep_is_a_row_and_one_that_breaks_keeps_what_it_has(monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints: order of the calls that write one, what is refused, what is kept, and where a run goes back to."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -93,27 +94,14 @@ def test_a_checkpoint_knows_its_config_and_where_it_was_made(tmp_path, tiny, wor
         same_config(tmp_path, header, tiny({"seed": 3}).variants[0].config)
 
 
-def test_a_file_is_synced_before_it_has_its_name(run, monkeypatch):
-    if not Path("/proc/self/fd").is_dir():
-        pytest.skip("needs /proc to see what is synced")
-    calls = []
-    fsync, replace, unlink = os.fsync, os.replace, os.unlink
-
-    def note(name, function, named):
-        def noted(*arguments):
-            calls.append((name, named(arguments[0])))
-            return function(*arguments)
-
-        return noted
-
-    monkeypatch.setattr(os, "fsync", note("fsync", fsync, lambda d: Path(os.readlink(f"/proc/self/fd/{d}")).name))
-    monkeypatch.setattr(os, "replace", note("replace", replace, lambda path: Path(path).name))
-    monkeypatch.setattr(os, "unlink", note("unlink", unlink, lambda path: Path(path).name))
+def test_a_file_is_synced_before_it_has_its_name(run, disk):
     checkpoints = Checkpoints(run)
     checkpoints.save(state_at(40), {})
+    operations = ("fsync", "rename", "unlink")
+    calls = [(call.operation, Path(call.path).name) for call in disk.calls if call.operation in operations]
     temporary = calls[0][1]
     assert temporary.startswith(".00000040.safetensors.") and temporary.endswith(".tmp")
-    assert calls[:3] == [("fsync", temporary), ("replace", temporary), ("fsync", "ckpt")]
+    assert calls[:3] == [("fsync", temporary), ("rename", temporary), ("fsync", "ckpt")]
     assert ("unlink", "00000010.safetensors") in calls[3:]
     assert names(checkpoints) == [f"000000{step}.safetensors" for step in (20, 30, 40)]
 
@@ -152,34 +140,25 @@ def test_a_damaged_checkpoint_is_not_kept_as_the_best(run):
     assert Checkpoints(run).steps() == [30, 40, 50]
 
 
-def test_what_does_not_read_back_as_written_is_an_error_and_leaves_no_file(run, monkeypatch, wording):
-    fsync = os.fsync
-
-    def damaging(descriptor):
-        fsync(descriptor)
-        for path in (run / "ckpt").glob("*.tmp"):
-            flip(path)
+def test_what_does_not_read_back_as_written_is_an_error_and_leaves_no_file(run, disk, wording):
+    def damage(call):
+        if call.operation == "fsync" and call.path.endswith(".tmp"):
+            flip(Path(call.path))
 
     before = contents(run)
-    monkeypatch.setattr(os, "fsync", damaging)
+    disk.after = damage
     with wording.raises(UserError, Checkpoints(run).path(40)):
         Checkpoints(run).save(state_at(40), {})
     assert contents(run) == before
 
 
-def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, monkeypatch, wording):
+def test_a_save_that_does_not_fit_leaves_everything_as_it_was(run, disk, nearly_full, wording):
     checkpoints = Checkpoints(run)
     checkpoints.save(state_at(30)._replace(params=state_at(7).params), {"again": True})
     assert checkpoints.header(30).meta == {"again": True} and same(checkpoints.params(30), state_at(7).params)
 
     before = contents(run)
-    usage = shutil.disk_usage("/")._replace(free=12345)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
+    disk.refuse("rename", errno.ENOSPC)
     for step in (30, 40):
         with wording.raises(UserError, f"{run}/ckpt/000000{step}.safetensors") as caught:
             checkpoints.save(state_at(step), {})

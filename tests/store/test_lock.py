@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -77,7 +76,7 @@ def flock(monkeypatch):
         def answer(*_):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(fcntl, "flock", answer)
+        monkeypatch.setattr("fcntl.flock", answer)
 
     return refuse
 
@@ -161,17 +160,10 @@ def test_a_file_system_without_locks_is_warned_about_once_a_command(tmp_path, ca
 
 @pytest.mark.slow
 def test_a_training_goes_on_where_there_are_no_locks_and_no_fsync_of_folders(
-    trained, tmp_path, monkeypatch, flock, capsys, wording
+    trained, tmp_path, disk, flock, capsys, wording
 ):
-    fsync = os.fsync
-
-    def files_only(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        fsync(descriptor)
-
     flock(errno.ENOSYS)
-    monkeypatch.setattr(os, "fsync", files_only)
+    disk.refuse("fsync", errno.EINVAL, where=os.path.isdir)
     keys = ["model={layers: 1, width: 8, heads: 1}", "train.steps=5", "watch.every=0", "train.eval_batches=1"]
     keys.append("variants.without_skip={model.width: 16}")  # a group of its own
     assert main(["train", str(trained[0]), f"runs_dir={tmp_path}", *keys]) == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 
 from data import first_line
 
@@ -219,15 +219,13 @@ def handle_spike(run: "GroupRun", index: int, spike: Spike) -> None:
 
 
 def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
-    """Returns what moved before a spike, by a replay from the newest checkpoint that is WINDOW steps before it, or
-    NEAREST if there is none."""
+    """Returns what moved before a spike, by a replay of the steps before it."""
     saved = run.checkpoints[index].steps()
     if not (run.setup.start.step and run.config.train.init_from):  # whose parameters a resumed run has not read
         saved = [0, *saved]
-    near = [step for step in saved if NEAREST <= spike.step - step <= FARTHEST]
-    if not near:
+    since = replay_start(saved, spike.step)
+    if since is None:
         return f"no diagnosis, there is no checkpoint {NEAREST} to {FARTHEST} steps before it"
-    since = max([step for step in near if step <= max(0, spike.step - WINDOW)] or near)
     # Those that the run has on, but for the ones of many passes, and the one that is known to move before a loss.
     names = dict.fromkeys(["attention", *run.setup.instruments])
     instruments = [name for name in names if not INSTRUMENTS[name].long]
@@ -235,8 +233,30 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
     steps = list(replay(run, index, since, alone, spike.step, watch_all=True, instruments=instruments))
     if not steps or steps[-1].step + 1 < spike.step:
         return "no diagnosis, the replay was interrupted"
-    losses, rates = np.array([[each.metrics.loss[0], each.metrics.lr[0]] for each in steps], np.float64).T
-    dtype = run.metrics[index].dtype
+    losses = np.array([each.metrics.loss[0] for each in steps], np.float64)
+    return first_moved(series_of(steps, run.metrics[index].dtype), losses, spike, steps[0].step + 1)
+
+
+def replay_start(saved: Sequence[int], step: int) -> int | None:
+    """Returns the newest of the steps `saved` that is WINDOW before a spike at `step`, or NEAREST if there is none.
+
+    None if all are nearer, or further than FARTHEST.
+
+    >>> replay_start([0, 48, 96, 144], 192), replay_start([0, 24, 48], 64), replay_start([96, 144, 168], 192)
+    (48, 0, 144)
+    >>> replay_start([54, 55, 1016], 1055), replay_start([54, 1016], 1055), replay_start([], 1055)
+    (55, None, None)
+    """
+    near = [at for at in saved if NEAREST <= step - at <= FARTHEST]
+    return max([at for at in near if at <= max(0, step - WINDOW)] or near, default=None)
+
+
+def series_of(steps: Sequence[Replayed], dtype: str) -> dict[str, Float64[np.ndarray, " S"]]:
+    """Returns log10 of what was measured before each of S steps, updates divided by the rate, by names for sentences.
+
+    dtype: of compute.
+    """
+    rates = np.array([each.metrics.lr[0] for each in steps], np.float64)
     rows = [each.readings | watched_scalars(each.stats, dtype)[0] for each in steps if each.stats is not None]
     common = [tag for tag in rows[0] if all(tag in row for row in rows)]  # a reading that is not defined is in no row
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -250,7 +270,7 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
                 values = np.array([-math.inf if row[tag] is None else row[tag] for row in rows], np.float64)
                 logs = values if "_log10" in tag else np.log10(np.abs(values))
                 series[name] = logs - rate if tag.startswith("update/") else logs  # a schedule is no cause of its own
-    return first_moved(series, losses, spike, steps[0].step + 1)
+    return series
 
 
 def explain_dead_qk(run: "GroupRun", step: int) -> None:
