@@ -17,11 +17,10 @@ from train.log.charts_layout import chart_layout
 from train.report.read import read_run
 
 NAMES = [name for name in INSTRUMENTS if name != "residual"]  # pre_ln has no parameters
-FEW = ("attention", "ledger")  # in every run; the other tests, with all of them, are slow
 ROOT = Path(__file__).parents[2]
 
 
-def config_of(folder, corpus, runs, instruments, train=None, counterfactual=True, **more):
+def config_of(folder, corpus, runs, instruments, train=None, **more):
     lines = {
         "name": "tiny",
         "runs_dir": str(folder / runs),
@@ -29,7 +28,7 @@ def config_of(folder, corpus, runs, instruments, train=None, counterfactual=True
         "data": {"path": corpus, "context": 8, "batch": 4},
         "optimizer": {"warmup": 2, "lr": 1e-2, "min_lr": 1e-3},
         "train": {"steps": 8, "eval_every": 4, "eval_batches": 2, "checkpoint_every": 4, "unroll": 1} | (train or {}),
-        "watch": {"every": 4, "counterfactual": counterfactual, "instruments": instruments},
+        "watch": {"every": 4, "instruments": instruments},
     }
     path = folder / f"{runs}.yaml"
     path.write_text(json.dumps(lines | more), encoding="utf-8")
@@ -47,13 +46,6 @@ def whole(folder, corpus):
     path = config_of(folder, corpus, "whole", dict.fromkeys(NAMES, 4))
     assert main(["train", str(path)]) == 0
     return folder / "whole" / "tiny" / "main"
-
-
-@pytest.fixture(scope="module")
-def some(folder, corpus, shared_programs):
-    """A run with FEW instruments every fourth step; a program of training that reads what they are cannot be shared."""
-    assert main(["train", str(config_of(folder, corpus, "some", dict.fromkeys(FEW, 4), counterfactual=False))]) == 0
-    return folder / "some" / "tiny" / "main"
 
 
 def same_series(actual, wanted, rtol=0.0, atol=0.0):
@@ -106,16 +98,11 @@ def test_what_they_say_agrees_with_the_watched_step(whole):
     assert series["sharpness_adam/threshold"][8] == pytest.approx((2 + 2 * 0.9) / (1 - 0.9) / 1e-3, rel=1e-4)
 
 
-@pytest.mark.parametrize("run", ["some", pytest.param("whole", marks=pytest.mark.slow)])
-def test_training_is_the_same_without_them(run, request, folder, corpus):
-    with_them = read_run(request.getfixturevalue(run)).steps
-    bare = config_of(folder, corpus, f"bare_{run}", {}, {"steps_per_call": 4}, counterfactual=run == "whole")
-    assert main(["train", str(bare)]) == 0
-    without = read_run(folder / f"bare_{run}" / "tiny" / "main").steps
-    measured = with_them.keys() - without.keys()
-    assert len(measured) > (50 if run == "whole" else 20)
-    if run == "some":
-        assert {tuple(with_them[tag][0]) for tag in measured} == {(0, 4, 8)}
+@pytest.mark.slow
+def test_training_is_the_same_without_them(whole, folder, corpus):
+    assert main(["train", str(config_of(folder, corpus, "bare", {}, {"steps_per_call": 4}))]) == 0
+    with_them, without = read_run(whole).steps, read_run(folder / "bare" / "tiny" / "main").steps
+    assert len(with_them.keys() - without.keys()) > 50
     same_series(with_them, without)
 
 

@@ -12,7 +12,7 @@ from train.device.programs import Programs
 from train.run.recovery import replay, series_of
 from train.store.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_programs")]
 # Regression on the mean of four numbers; under data seed 1 the targets of steps 61 to 80 are others. And Adam, whose
 # 60th update is larger by a factor, for which `weight_decay` serves. Two variants of one program, so.
 CODE = """
@@ -145,9 +145,7 @@ def test_of_a_batch_that_differs_nothing_moved_before_the_loss(leapt):
     assert spike["diagnosis"].startswith("the loss rose at step 61, and nothing that is watched moved before it")
 
 
-@pytest.mark.parametrize(
-    ("step", "replays"), [(64, 1), pytest.param(80, 0, marks=pytest.mark.slow)], ids=["before", "after"]
-)
+@pytest.mark.parametrize(("step", "replays"), [(64, 1), (80, 0)], ids=["before", "after"])
 def test_a_killed_run_tells_the_same_and_replays_once(train, leapt, monkeypatch, capsys, step, replays):
     """Killed before the replay; or later, when a checkpoint has the result."""
     monkeypatch.chdir(leapt.parents[2])
@@ -160,7 +158,6 @@ def test_a_killed_run_tells_the_same_and_replays_once(train, leapt, monkeypatch,
     assert rows(run) == rows(leapt) and arrays(run) == arrays(leapt)
 
 
-@pytest.mark.slow
 def test_a_signal_ends_the_replay_and_is_told(train, leapt, monkeypatch):
     """At its fifth step; those of a dispatch are eight."""
     monkeypatch.chdir(leapt.parents[2])
@@ -190,7 +187,6 @@ class Full(Programs):
         return super().joined(states)
 
 
-@pytest.mark.slow
 def test_a_replay_that_fails_is_told_and_training_goes_on(leapt, monkeypatch):
     monkeypatch.chdir(leapt.parents[2])
     (run,) = group_runs("s.yaml", "name=failed", programs=Full)
@@ -200,14 +196,12 @@ def test_a_replay_that_fails_is_told_and_training_goes_on(leapt, monkeypatch):
     assert rows(directory) == rows(leapt) and arrays(directory) == arrays(leapt)
 
 
-@pytest.mark.slow
 def test_variants_of_one_call_share_the_number_of_diagnoses(train):
     run = train("vmapped", "train.group=vmap", "watch.diagnose_spikes=1")
     assert "at step 60)" in summary(run)["spikes"][0]["diagnosis"]
     assert summary(run.parent / "shifted")["spikes"] == []
 
 
-@pytest.mark.slow
 def test_a_resumed_run_does_not_replay_from_parameters_that_it_has_not_read(train, leapt, monkeypatch):
     """Those of `train.init_from`, which only a fresh run reads; there is no other state 40 steps before the spike."""
     monkeypatch.chdir(leapt.parents[2])
