@@ -55,8 +55,8 @@ class Network:
 
     Inputs are ids below `vocab_size`, or `channels` real values a token. There are `outputs` logits, or one for each
     token of the vocabulary; `pooled`: one prediction a window, from the mean over its tokens. `task` determines the
-    loss: lm, classification or regression. `unroll`, `remat`, `fused`: see
-    Transformer.__call__. `most_logits`: on a device at a time, where they are scored.
+    loss: lm, classification or regression. `unroll`, `remat`, `fused`: see Transformer.__call__.
+    `most_logits`: the largest number of logits on a device at a time.
     """
 
     config: ModelConfig

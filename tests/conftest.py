@@ -50,10 +50,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Before any is deselected: messages recorded for parameters that a collected test has no more."""
-    collected = {item.nodeid for item in items if not any("::" in argument for argument in config.args)}
-    functions = {item.partition("[")[0] for item in collected}
+    ids = {item.nodeid for item in items if not any("::" in argument for argument in config.args)}
+    functions = {item.partition("[")[0] for item in ids}
     config.stash[STALE] = [each for each in TESTS if each.partition("[")[0] in functions and "[" in each]
-    config.stash[STALE] = [each for each in config.stash[STALE] if each not in collected]
+    config.stash[STALE] = [each for each in config.stash[STALE] if each not in ids]
+    if config.getoption("lf", False):  # which collects some parameters of a test alone
+        config.stash[STALE] = []
 
 
 def pytest_collection_finish():
@@ -101,8 +103,8 @@ def shared_programs():
 @pytest.fixture(scope="module", autouse=True)
 def _no_report(request):
     """Drawing report and heatmaps takes longer than most trainings here; these files and `trained` have them."""
-    drawn = request.module.__name__ in ("test_summary", "test_tensorboard_tabs")
-    with drawing(report=drawn, pictures=drawn):
+    draws = request.module.__name__ in ("test_summary", "test_tensorboard_tabs")
+    with drawing(report=draws, pictures=draws):
         yield
 
 

@@ -34,7 +34,7 @@ CONFIGS, COMMANDS, TESTS = ([each for each in RECORDED if each[0] == kind] for k
 STALE = pytest.StashKey[list[str]]()
 
 
-def recorded(source: str) -> list[str]:
+def lines_of(source: str) -> list[str]:
     """The messages of a block; of an id with parameters that has none, those of the test."""
     return RECORDED.get(source, RECORDED.get(source.partition("[")[0], []))
 
@@ -47,11 +47,11 @@ class Wording:
         folder: the test's own, TMP in the messages, as is the one of all tests above it.
     """
 
-    rewritten: ClassVar[dict[str, list[str]] | None] = None  # messages by source, filled instead of a comparison
+    output: ClassVar[dict[str, list[str]] | None] = None  # messages by source, filled instead of a comparison
 
     def __init__(self, source: str, folder: Path) -> None:
         self.source, self.folder, self.lines = source, folder, list[str]()
-        self.recorded = recorded(source)
+        self.expected = lines_of(source)
 
     def __call__(self, message: object, key: object = None, *, volatile: str | None = None) -> None:
         """Compares an exception or a text, each of its lines a message; `volatile`, a regex, becomes *.
@@ -63,10 +63,11 @@ class Wording:
         text = text.replace(str(self.folder), "TMP").replace(command(), "deltaflow")
         text = re.sub(rf"{re.escape(str(self.folder.parent))}(?:(/[\w-]+?)\d*\b)?", r"TMP\1", text)
         lines = (re.sub(volatile, "*", text) if volatile else text).split("\n")
-        recorded = self.recorded[len(self.lines) : len(self.lines) + len(lines)]
+        assert all(lines), text  # an empty one would end the block
+        expected = self.expected[len(self.lines) : len(self.lines) + len(lines)]
         self.lines += lines
-        if self.rewritten is None and lines != recorded:
-            pytest.fail("\n".join(["recorded:", *recorded, "now (python -m tests.messages):", *lines]))
+        if self.output is None and lines != expected:
+            pytest.fail("\n".join(["recorded:", *expected, "now (python -m tests.messages):", *lines]))
 
     @contextmanager
     def raises(self, kind: type[Exception], key: object = None, *, volatile: str | None = None):
@@ -77,35 +78,39 @@ class Wording:
 
     def finish(self) -> None:
         """Fails if more messages are recorded; when rewriting, records those of the test."""
-        if self.rewritten is not None:
-            self.rewritten[self.source] = self.lines
-        elif len(self.lines) < len(self.recorded):
-            pytest.fail("\n".join(["recorded, and not provoked:", *self.recorded[len(self.lines) :]]))
+        if self.output is not None:
+            self.output[self.source] = self.lines
+        elif len(self.lines) < len(self.expected):
+            pytest.fail("\n".join(["recorded, and not provoked:", *self.expected[len(self.lines) :]]))
 
 
 class Rewriting:
     """A pytest plugin: runs only tests that use the fixture, and collects their messages."""
 
     def __init__(self) -> None:
-        self.collected, self.rewritten = set[str](), dict[str, list[str]]()
-        Wording.rewritten = self.rewritten
+        self.ids, self.output = set[str](), dict[str, list[str]]()
+        Wording.output = self.output
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if "wording" in getattr(item, "fixturenames", ())]
-        self.collected = {item.nodeid for item in items}
+        self.ids = {item.nodeid for item in items}
 
     def records(self) -> dict[str, list[str]]:
         """All records: those of tests that did not run stay, as long as there is such a test."""
-        files = {source.partition("::")[0] for source in self.collected}
+        files = {source.partition("::")[0] for source in self.ids}
         elsewhere = [source for source in TESTS if source.partition("::")[0] not in files]
-        merged = {source: RECORDED[source] for source in elsewhere if (ROOT / source.partition("::")[0]).exists()}
-        for function, sources in groupby(sorted(self.collected), lambda source: source.partition("[")[0]):
-            cases = {source: self.rewritten.get(source, recorded(source)) for source in sources}
+        records_of_tests = {
+            source: RECORDED[source] for source in elsewhere if (ROOT / source.partition("::")[0]).exists()
+        }
+        for function, sources in groupby(sorted(self.ids), lambda source: source.partition("[")[0]):
+            cases = {source: self.output.get(source, lines_of(source)) for source in sources}
             first, *others = cases.values()
-            merged |= {function: first} if all(lines == first for lines in others) else cases
-        given = {source: self.rewritten.get(source, RECORDED[source]) for source in [*CONFIGS, *COMMANDS]}
-        return given | {source: merged[source] for source in sorted(merged) if merged[source]}
+            records_of_tests |= {function: first} if all(lines == first for lines in others) else cases
+        blocks = {source: self.output.get(source, RECORDED[source]) for source in [*CONFIGS, *COMMANDS]}
+        return blocks | {
+            source: records_of_tests[source] for source in sorted(records_of_tests) if records_of_tests[source]
+        }
 
 
 def rewrite(arguments: list[str]) -> int:
@@ -113,8 +118,8 @@ def rewrite(arguments: list[str]) -> int:
     arguments = [argument.partition("::")[0] for argument in arguments]
     plugin = Rewriting()
     users = [str(path) for path in sorted(GOLDEN.parent.rglob("test_*.py")) if "wording" in path.read_text("utf-8")]
-    chosen = any((ROOT / argument).exists() for argument in arguments)
-    code = pytest.main([*arguments, *([] if chosen else users)], plugins=[plugin])
+    has_files = any((ROOT / argument).exists() for argument in arguments)
+    code = pytest.main([*arguments, *([] if has_files else users)], plugins=[plugin])
     blocks = [heading for heading in _BLOCKS if heading[0] == "#"]
     for place, kind in enumerate("t$>"):
         part = ["\n".join([source, *lines]) for source, lines in plugin.records().items() if source[0] == kind]

@@ -70,8 +70,6 @@ def script() -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the shell closed it (>&-)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-    # A signal within a finalizer: what the handler raises there is lost, and the next check of the flag raises it.
-    sys.unraisablehook = lambda e: None if issubclass(e.exc_type, KeyboardInterrupt) else sys.__unraisablehook__(e)
     tune()
     try:
         code = main(hard=True)

@@ -43,7 +43,9 @@ class Fault(NamedTuple):
 
 @dataclass
 class Disk:
-    """The calls below `root`, the one that fails, and what survives a power cut. after: follows a call with an effect.
+    """The calls below `root`, the one that fails, and what survives a power cut.
+
+    after: called after each call that succeeds.
 
     The model is that of POSIX: the bytes of a file are safe once it was synced after they were written, a name once its
     folder was. What was removed stays removed. A disk that claims to have synced and has not is beyond any program.

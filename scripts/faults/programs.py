@@ -26,7 +26,7 @@ _OF_THE_LOOP = {
 def shared(programs: dict[Any, Any]) -> Iterator[None]:
     """For the time of the `with`, a program that was compiled for a run is also that of later runs of its structure.
 
-    programs: those that there are, by what they were compiled for; gets the new ones.
+    programs: compiled programs by their keys; new ones are added.
 
     Those later runs are neither traced nor compiled; all else is unchanged. A program that reads a key of the loop
     raises AttributeError, unless it is vmapped.

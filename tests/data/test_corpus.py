@@ -1,6 +1,5 @@
 """Text and its origin: paths, folders, patterns, the download, and the place of every refusal."""
 
-import errno
 import gc
 import hashlib
 import os
@@ -136,7 +135,7 @@ def test_what_is_not_a_regular_file_or_cannot_be_read(wording):
     for path in ("a\0b", "a" * 300, "loop", "~no-such-user-here/a"):
         wording(error_of(path), volatile=r"(?<=embedded null )\w+")
     if Path("/proc/self/mem").exists():
-        assert os.strerror(errno.EIO) in error_of("/proc/self/mem")
+        wording(error_of("/proc/self/mem"))
 
 
 @pytest.mark.slow

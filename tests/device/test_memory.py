@@ -181,7 +181,8 @@ def test_one_setting_is_suggested_by_proportion(tiny):
     assert suggestion(group, Need(10, 100, 100), 110) == "train.group=turn mesh.variants=1"
 
 
-def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, capsys, wording):
+def test_states_that_have_no_room_are_refused_before_anything_is_compiled(config, device_memory, capsys, wording):
+    device_memory(10**9)
     err = refused(capsys, config, "model.width=32768", "model.layers=10000")
     wording(err, volatile=r"[\d.e+]+(?= [kMGT]?B)")
     assert not (config.parent / "runs").exists()

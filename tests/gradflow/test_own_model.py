@@ -275,7 +275,7 @@ def by_keyword(model, x, mask):
 )
 def test_what_the_meters_cannot_measure_is_refused(loss, wording):
     _, model, of_model, *args = arguments(tree)
-    with wording.raises(ValueError, volatile=r"[\d.e+-]+(?= times)"):
+    with wording.raises(ValueError, volatile=r"[\d.e+-]+(?= times)|\(?ShapeDtypeStruct.*"):
         gradient_flow(loss, model, of_model, *args)
 
 

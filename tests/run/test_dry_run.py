@@ -44,9 +44,8 @@ variants: {{with: {{}}, bare: {{model.residual: none}}, post: {{model.residual: 
 def test_the_calls_that_are_timed_are_those_of_the_training(config, capsys, killed, group):
     if killed:
         killed_at(killed, config)
-    dry_run(
-        load(config, [f"train.group={group}"]), Console(), Stop(), clock=itertools.count(0.0).__next__
-    )  # each call takes a second
+    clock = itertools.count(0.0).__next__  # each call takes a second
+    dry_run(load(config, [f"train.group={group}"]), Console(), Stop(), clock=clock)
     announced, out = Counter(), capsys.readouterr().out
     for seconds, what in re.findall(r"(\d+)s (to train|to evaluate|for instruments)", out):
         announced[what] += int(seconds)
@@ -100,7 +99,8 @@ def test_it_says_where_a_run_goes_on_and_leaves_it_as_it_is(config, tmp_path, ca
     assert contents(tmp_path) == before
 
 
-def test_it_refuses_what_the_training_would_refuse(config, capsys, wording):
+def test_it_refuses_what_the_training_would_refuse(config, device_memory, capsys, wording):
+    device_memory(10**9)
     for arguments in (["--dry-run"], []):
         assert main(["train", str(config), "model.width=32768", "model.layers=10000", *arguments]) == 1
         wording(capsys.readouterr().err, volatile=r"[\d.e+]+(?= [kMGT]?B)")

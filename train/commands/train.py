@@ -32,7 +32,6 @@ def run(parsed: argparse.Namespace) -> int:
     parsed.stop.doing = "the check of the config"
     experiment = load(parsed.config, parsed.overrides)  # before JAX starts
     from ..device.hosts import connected
-    from ..device.signals import say
     from ..log.console import Console
     from ..run.dry_run import dry_run
     from ..run.experiment import train
@@ -41,7 +40,7 @@ def run(parsed: argparse.Namespace) -> int:
         first = stack.enter_context(connected(parsed.coordinator, parsed.processes, parsed.process))
         stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         console = stack.enter_context(closing(Console(stream, lasting=first)))
-        parsed.stop.say = lambda text: console.notice(text) or say(text)
+        parsed.stop.show = console.notice
         if parsed.dry_run:
             dry_run(experiment, console, parsed.stop, parsed.allow_data_change)
             return 0

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,12 +11,6 @@ from types import FrameType
 
 GRACE_S = 2.0  # from a signal that stops at once to the end of a process whose main thread does not return to Python
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-def say(text: str) -> None:
-    """Writes a line to stderr, not through its buffer, which the main thread may hold."""
-    with suppress(OSError):  # a terminal that is gone
-        os.write(2, f"\ndeltaflow: {text}\n".encode())
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,7 +24,7 @@ class Stop:
     signal: int | None = None
     doing: str = ""
     saves: bool = False  # a first signal only sets the flag
-    say: Callable[[str], object] = say  # called from another thread
+    show: Callable[[str], bool] = lambda text: False  # shows a line where lines are redrawn; false if there are none
 
     @property
     def exit_code(self) -> int:
@@ -38,10 +33,7 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the context a first signal only sets the flag; its body looks at `signal`, and saves.
-
-        Raises Stopped for one that has arrived before.
-        """
+        """A context in which a first signal only sets the flag. Raises Stopped for one that has arrived before."""
         if self.signal is not None:  # an exception of the handler is lost inside a finalizer
             raise Stopped
         self.saves = True
@@ -68,27 +60,29 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         first, stop.signal = stop.signal is None, stop.signal or number
-        if finished.is_set() or (stop.saves if first else number != signal.SIGINT):
-            return
-        raise Stopped if first else KeyboardInterrupt
+        if not finished.is_set() and (not stop.saves if first else number == signal.SIGINT):
+            raise Stopped if first else KeyboardInterrupt
 
     def watch() -> None:
-        numbers = (data[0] for data in iter(lambda: os.read(reader, 1), b""))  # until the writer is closed
-        for first in (number for number in numbers if number in SIGNALS):  # others have handlers that are not ours
-            if saves := stop.saves:
-                stop.say(f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once")
-                if signal.SIGINT not in numbers:
-                    return
-            if hard and not finished.wait(GRACE_S) and (saves or not stop.saves):
-                cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while progress is shown
-                say(f"stopped{f' during {stop.doing}' if stop.doing else ''}; what was saved before is kept{cursor}")
-                os._exit(128 + first)
+        numbers = (read[0] for read in iter(lambda: os.read(reader, 1), b"") if read[0] in SIGNALS)
+        first = next(numbers, None)  # none when the writer is closed
+        saves, doing = stop.saves, f" during {stop.doing}" if stop.doing else ""
+        if first is not None and saves:
+            text = f"stopping after this dispatch ({stop.doing}); SIGINT (Ctrl-C) again stops at once"
+            if not stop.show(text):
+                _say(text)
+            if signal.SIGINT not in numbers:
+                return
+        if first is not None and hard and not finished.wait(GRACE_S) and (saves or not stop.saves):
+            cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while progress is shown
+            _say(f"stopped{doing}; what was saved before is kept{cursor}")
+            os._exit(128 + first)
 
-    watcher = threading.Thread(target=watch, name="signals", daemon=True)
-    watcher.start()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    if before.get(getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:  # nohup: training outlives the terminal
-        del before[signal.SIGHUP]
+    (watcher := threading.Thread(target=watch, name="signals", daemon=True)).start()
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda error: None if issubclass(error.exc_type, KeyboardInterrupt) else report(error)
+    # What is ignored stays so, as SIGHUP under nohup; but SIGINT, which a shell ignores for a command with an &.
+    before = {n: former for n in SIGNALS if (former := signal.getsignal(n)) != signal.SIG_IGN or n == signal.SIGINT}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         for number in before:
@@ -99,6 +93,13 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = report
         os.close(writer)
         watcher.join()
         os.close(reader)
+
+
+def _say(text: str) -> None:
+    """Writes a line to stderr, not through its buffer, which the main thread may hold."""
+    with suppress(OSError):  # a terminal that is gone
+        os.write(2, f"\ndeltaflow: {text}\n".encode())

@@ -238,9 +238,8 @@ def _diagnosis(run: "GroupRun", index: int, spike: Spike) -> str:
 
 
 def replay_start(saved: Sequence[int], step: int) -> int | None:
-    """Returns the newest of the steps `saved` that is WINDOW before a spike at `step`, or NEAREST if there is none.
-
-    None if all are nearer, or further than FARTHEST.
+    """Returns the newest of the steps `saved` that is at least WINDOW steps before a spike at `step`; without one, the
+    newest that is at least NEAREST before it. None if all are nearer, or further than FARTHEST.
 
     >>> replay_start([0, 48, 96, 144], 192), replay_start([0, 24, 48], 64), replay_start([96, 144, 168], 192)
     (48, 0, 144)
@@ -254,7 +253,7 @@ def replay_start(saved: Sequence[int], step: int) -> int | None:
 def series_of(steps: Sequence[Replayed], dtype: str) -> dict[str, Float64[np.ndarray, " S"]]:
     """Returns log10 of what was measured before each of S steps, updates divided by the rate, by names for sentences.
 
-    dtype: of compute.
+    dtype: that of the computation.
     """
     rates = np.array([each.metrics.lr[0] for each in steps], np.float64)
     rows = [each.readings | watched_scalars(each.stats, dtype)[0] for each in steps if each.stats is not None]
