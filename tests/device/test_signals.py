@@ -217,12 +217,14 @@ def test_a_terminal_gets_its_cursor_back_from_a_process_that_does_not_get_round_
     os.close(follower)
 
 
-def test_under_nohup_a_closed_terminal_is_not_heard(handlers):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_of_signals_that_a_parent_ignores_only_a_closed_terminal_s_is_not_heard(handlers):
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     with listening(Stop()):
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) != handlers[1]
-    assert signal.signal(signal.SIGHUP, signal.SIG_DFL) == signal.SIG_IGN
+        assert [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN] == [signal.SIGHUP]
+    assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_IGN] * 3
+    for number, handler in zip(SIGNALS, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 CUT_SHORT = """

@@ -81,8 +81,8 @@ def listening(stop: Stop, hard: bool = False) -> Iterator[None]:
     (watcher := threading.Thread(target=watch, name="signals", daemon=True)).start()
     report = sys.unraisablehook
     sys.unraisablehook = lambda error: None if issubclass(error.exc_type, KeyboardInterrupt) else report(error)
-    # What is ignored stays so, as SIGHUP under nohup; but SIGINT, which a shell ignores for a command with an &.
-    before = {n: former for n in SIGNALS if (former := signal.getsignal(n)) != signal.SIG_IGN or n == signal.SIGINT}
+    # Under nohup SIGHUP stays ignored: training outlives the terminal.
+    before = {n: former for n in SIGNALS if (former := signal.getsignal(n)) != signal.SIG_IGN or n.name != "SIGHUP"}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         for number in before:
