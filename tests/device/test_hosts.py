@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,14 @@ watch: {every: 10}
 variants: {with: {}, without: {model.residual: none}}
 """
 MESH = "mesh={fsdp: 2}"  # over all four devices of the two processes
+# The command, whose process ends a second after it has decided to.
+LATE = """
+import os, time
+leave = os._exit
+os._exit = lambda code: (time.sleep(1), leave(code))
+from train.cli import script
+script()
+"""
 
 
 def free_port() -> int:
@@ -34,18 +43,20 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def started(folder: Path, *arguments: str, devices: int = 2) -> subprocess.Popen:
+def started(
+    folder: Path, *arguments: str, devices: int = 2, program: Sequence[str] = ("-m", "train")
+) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": os.environ["PATH"], "XLA_FLAGS": flags}
-    command = [sys.executable, "-m", "train", "train", "t.yaml", *arguments]
+    command = [sys.executable, *program, "train", "t.yaml", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def both(folder: Path, *arguments: str) -> list[subprocess.Popen]:
+def both(folder: Path, *arguments: str, last: Sequence[str] = ("-m", "train")) -> list[subprocess.Popen]:
     address = f"127.0.0.1:{free_port()}"
-    flags = ["--coordinator", address, "--processes", "2", "--process"]
-    return [started(folder, MESH, *arguments, *flags, str(index)) for index in range(2)]
+    flags = [MESH, *arguments, "--coordinator", address, "--processes", "2", "--process"]
+    return [started(folder, *flags, "0"), started(folder, *flags, "1", program=last)]
 
 
 def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -69,7 +80,7 @@ def until_saved(run: Path, step: int, processes: list[subprocess.Popen]) -> None
 def test_two_processes_stop_together_lose_one_and_go_on(tmp_path, wording):
     (tmp_path / "t.yaml").write_text(CONFIG, encoding="utf-8")
     run = tmp_path / "runs" / "t" / "with"
-    processes = both(tmp_path)
+    processes = both(tmp_path, last=("-c", LATE))
     until_saved(run, 20, processes)
     processes[1].send_signal(signal.SIGTERM)  # to the one that saves nothing
     (code, out, _), (other, silent, _) = ended(processes)

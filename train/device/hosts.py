@@ -50,6 +50,7 @@ def connected(coordinator: str | None, processes: int | None, process: int | Non
         yield jax.process_index() == 0
         for peer in peers:
             peer.sendall(b".")
+        jax.distributed.shutdown()  # together: one that outlives process 0 and is still connected to it is aborted
     except Exception as error:
         if not isinstance(error, UserError | DataError):
             time.sleep(1)  # a lost process breaks what is computed, too; _listen has the line about it
