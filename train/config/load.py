@@ -1,7 +1,7 @@
 """Experiments from YAML files and command lines, with all problems of a config reported at once.
 
-The layers of a config (file, command line, variants, points of the sweep) map dotted keys to values and their places.
-Each is checked alone by pydantic; if all are clean they are merged, and each variant is held to the rules between keys
+The layers of a config (file, command line, variants, points of the sweep) are trees of values and their places. Each is
+checked alone by pydantic; if all are clean they are merged, and each variant is held to the rules between keys
 (`checks`).
 """
 
@@ -22,7 +22,7 @@ from . import checks
 from .fields import FIELDS, did_you_mean, expected
 from .overrides import assignments
 from .schema import RunConfig, leaves
-from .settings import COMMAND_LINE, Document, Settings, config_of, key_problems, mapping, merged
+from .settings import COMMAND_LINE, Document, Settings, config_of, flat, key_problems, mapping, merged
 from .variants import Point, grid, indistinct, points, promises
 from .yaml import Node, Place, Problem, clean, dump, read
 
@@ -202,10 +202,10 @@ def _experiment(source: Place, root: Node, problems: list[Problem], overrides: S
     if problems:
         unique = dict.fromkeys(problems)
         raise ConfigError(sorted(unique, key=lambda p: (p.place.source != source.source, p.place.line or 0)))
-    plain = {name: {tag: node.plain for tag, node in tags.items()} for name, (_, tags) in expect.items()}
+    plain = {name: {tag: node.plain for tag, node in flat(tags).items()} for name, (_, tags) in expect.items()}
     promised = {point.name: {**plain.get(point.variant, {}), **plain.get(point.name, {})} for point in spread}
-    flat = {run.name: flatten(run.config) for run in runs}
-    by_key = {key: {name: values[key] for name, values in flat.items()} for key in flat[runs[0].name]}
+    by_name = {run.name: flatten(run.config) for run in runs}
+    by_key = {key: {name: values[key] for name, values in by_name.items()} for key in by_name[runs[0].name]}
     differences = {key: values for key, values in by_key.items() if len(set(values.values())) > 1}
     if differences.get("data.seed") == differences.get("seed"):
         differences.pop("data.seed", None)  # it follows
@@ -216,18 +216,19 @@ def _experiment(source: Place, root: Node, problems: list[Problem], overrides: S
 def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list[Problem]) -> list[Variant]:
     """The variants of layers without faults; broken rules between their keys go to `problems`."""
     in_base = set(checks.problems(config_of(base)))
+    base_keys = flat(base)
     runs: list[Variant] = []
     broken: dict[Problem, list[str]] = {}  # and the variants it is true of, where its place does not tell
     for point in spread:
-        keys = merged(base, point.settings)
+        keys, own_keys = merged(base, point.settings), flat(point.settings)
         config = config_of(keys)
         for fault in checks.problems(config):
-            own = {} if fault in in_base else point.settings
-            names = broken.setdefault(_located(fault, (own, base), source), [])
+            own = {} if fault in in_base else own_keys
+            names = broken.setdefault(_located(fault, (own, base_keys), source), [])
             names += [point.variant] if own and fault[0] not in own else []
         config = config.model_copy(update={"data": config.data.model_copy(update={"seed": config.data_seed})})
-        runs.append(Variant(point.name, config, keys))
-        layers = (point.settings, spread[0].settings)
+        runs.append(Variant(point.name, config, flat(keys)))
+        layers = (own_keys, flat(spread[0].settings))
         problems += [_located(fault, layers, point.place) for fault in checks.mixed(runs[0].config, config)]
     for problem, names in broken.items():
         first, *others = dict.fromkeys(names) or [""]
@@ -236,7 +237,7 @@ def _runs(base: Settings, spread: Sequence[Point], source: Place, problems: list
     return runs
 
 
-def _located(fault: checks.Fault, layers: Sequence[Settings], source: Place) -> Problem:
+def _located(fault: checks.Fault, layers: Sequence[Mapping[str, Node]], source: Place) -> Problem:
     """A broken rule at its own key in the first layer that sets it, or sets a key that its message names."""
     key, message = fault
     section = key.partition(".")[0]

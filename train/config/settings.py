@@ -1,12 +1,12 @@
 """Layers of settings: what the file, the command line, each variant and each point of a sweep sets.
 
-A layer maps the dotted keys of the schema to nodes, however the keys were written. A section set to an empty mapping
-stays in its layer as that key: it takes away what the layers below set in it.
+A layer is a tree of sections with nodes for leaves, however the keys were written. A section set to an empty mapping
+has it as its entry "": it takes away what the layers below set in it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -14,7 +14,7 @@ from .fields import FIELDS, FIXED, SECTIONS, SHORT, SPECIAL, did_you_mean, misma
 from .schema import RunConfig
 from .yaml import BAD, Node, Place, Problem, clean
 
-Settings = dict[str, Node]
+Settings: TypeAlias = Mapping[str, "Node | Settings"]
 
 _RIVALS = {"data.path": "data.corpus", "data.corpus": "data.path"}  # a config has one of them
 _CONTENTS = {"variants": "names and their overrides", "expect": "variants and their results"}
@@ -22,12 +22,12 @@ _OVERRIDES, _SWEPT = "overrides", "keys and their values"  # of a variant and of
 COMMAND_LINE = Place("command line")
 
 
-def settings(node: Node, problems: list[Problem], of: str = "keys") -> Settings:
-    """The settings of a mapping of nested or dotted keys; those that the schema does not have go to `problems`.
+def settings(node: Node, problems: list[Problem], of: str = "keys") -> dict[str, Node]:
+    """Dotted key -> node of a mapping of nested or dotted keys; those not in the schema go to `problems`.
 
     `of`: the contents of the mapping, in a message; variants and sweeps cannot set what all of them share.
     """
-    layer: Settings = {}
+    layer: dict[str, Node] = {}
     for key, leaf in _leaves(mapping(node, problems, of)):
         if of != "keys" and (first := key.partition(".")[0]) in FIXED:
             problems.append(leaf.problem(f"variants and sweeps cannot set {first}"))
@@ -63,28 +63,53 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     return {}
 
 
-def merged(below: Settings, above: Settings, kept: Place | None = None) -> Settings:
-    """The settings of both layers; those of `above` win.
+def tree(keys: Mapping[str, Node]) -> Settings:
+    """The layer of nodes by dotted key."""
+    root: dict[str, Any] = {}
+    for key, node in keys.items():
+        *sections, last = (f"{key}." if key in SECTIONS else key).split(".")
+        reduce(lambda at, section: at.setdefault(section, {}), sections, root)[last] = node
+    return root
+
+
+def flat(layer: Settings, prefix: str = "") -> dict[str, Node]:
+    """The nodes of a layer by dotted key; that of an empty section ends with a dot."""
+    keys: dict[str, Node] = {}
+    for key, child in layer.items():
+        keys |= {prefix + key: child} if isinstance(child, Node) else flat(child, f"{prefix}{key}.")
+    return keys
+
+
+def merged(below: Settings, above: Settings, kept: Place | None = None, prefix: str = "") -> Settings:
+    """The settings of both layers, section by section; those of `above` win. `prefix`: the section's, in dotted keys.
 
     An empty section in `above` drops all that is below in it. So does a new rule, and one of two rivals drops the other
     one, but for what was set at the place `kept`.
     """
-    emptied = tuple(f"{section}." for section in SECTIONS if section in above)
-    ruled = tuple(f"{section}." for section, head in SHORT.items() if f"{section}.{head}" in above)
-    rivals = {_RIVALS.get(key) for key, node in above.items() if node.value is not None}
-    below = {key: node for key, node in below.items() if not key.startswith(emptied)}
-    dropped = {key for key, node in below.items() if node.place != kept and (key.startswith(ruled) or key in rivals)}
-    return {key: node for key, node in below.items() if key not in dropped} | above
+    if "" in above:
+        return above
+    ruled = SHORT.get(prefix[:-1]) in above
+    rivals = {_RIVALS.get(prefix + k) for k, new in above.items() if isinstance(new, Node) and new.value is not None}
+    both = {
+        key: old
+        for key, old in below.items()
+        if not isinstance(old, Node) or old.place == kept or not (ruled or prefix + key in rivals)
+    }
+    for key, new in above.items():
+        if isinstance(old := both.get(key), Mapping) and isinstance(new, Mapping):
+            new = merged(old, new, kept, f"{prefix}{key}.")
+        both[key] = new
+    return both
 
 
 def config_of(layer: Settings) -> RunConfig:
     """The config of a layer; refused values count as not set. Raises pydantic's ValidationError."""
-    tree: dict[str, Any] = {"name": "unnamed"}
-    for key, node in layer.items():
-        if key in FIELDS and (value := node.plain) is not BAD:
-            *sections, last = key.split(".")
-            reduce(lambda at, section: at.setdefault(section, {}), sections, tree)[last] = value
-    return RunConfig.model_validate(tree)
+
+    def plain(layer: Settings) -> dict[str, Any]:
+        values = ((key, child.plain if isinstance(child, Node) else plain(child)) for key, child in layer.items())
+        return {key: value for key, value in values if key and value is not BAD}
+
+    return RunConfig.model_validate({"name": "unnamed", **plain(layer)})
 
 
 def key_problems(layer: Settings) -> list[Problem]:
@@ -96,7 +121,8 @@ def key_problems(layer: Settings) -> list[Problem]:
         for item in error.errors(include_url=False, include_context=False, include_input=False):
             parts = [str(part) for part in item["loc"]]  # what follows the key is inside its value
             wrong[next(key for n in range(len(parts)) if (key := ".".join(parts[: n + 1])) in FIELDS)] = None
-        return [layer[key].problem(mismatch(key, layer[key].plain)) for key in wrong]
+        keys = flat(layer)
+        return [keys[key].problem(mismatch(key, keys[key].plain)) for key in wrong]
     return []
 
 
@@ -106,11 +132,11 @@ class Document:
     def __init__(self, root: dict[str, Node], source: Place, problems: list[Problem]):
         self.problems = problems
         self.commands: Settings = {}
-        self.sweep: Settings = {}
+        self.sweep: dict[str, Node] = {}
         # By the name of a variant, where it is set and what: keys; tags and their expected values.
         self.named: dict[str, dict[str, tuple[Place, Settings]]] = {"variants": {}, "expect": {}}
         rest = {key: child for key, child in root.items() if key not in SPECIAL}
-        self.file = settings(Node(rest, source, ""), problems)
+        self.file = tree(settings(Node(rest, source, ""), problems))
         for key in SPECIAL:
             if key in root:
                 self.assign(key, root[key])
@@ -120,7 +146,7 @@ class Document:
         first, _, rest = key.partition(".")
         if first not in SPECIAL:
             layer = settings(Node({key: node}, node.place, ""), self.problems)
-            self.commands = merged(self.commands, layer, COMMAND_LINE)
+            self.commands = merged(self.commands, tree(layer), COMMAND_LINE)
         elif first == "sweep":
             inner = Node({rest: node}, node.place, "sweep") if rest else node
             layer = settings(inner, self.problems, _SWEPT)
@@ -144,4 +170,4 @@ class Document:
     def _layer(self, first: str, node: Node) -> Settings:
         if first == "expect":
             return mapping(node, self.problems, "tags to [low, high]")
-        return settings(node, self.problems, _OVERRIDES)
+        return tree(settings(node, self.problems, _OVERRIDES))

@@ -9,7 +9,7 @@ from typing import Any
 
 from .fields import FIELDS, did_you_mean
 from .schema import STATES
-from .settings import Settings, key_problems, merged
+from .settings import Settings, flat, key_problems, merged, tree
 from .yaml import BAD, Node, Place, Problem, clean, show
 
 MAX_VARIANTS = 1000
@@ -52,7 +52,7 @@ def unsafe(name: str) -> str | None:
     return f"expected another folder name, got {show(name)}, which is {reason}"
 
 
-def grid(sweep: Settings, variants: Sequence[Point], problems: list[Problem]) -> dict[str, list[Node]]:
+def grid(sweep: Mapping[str, Node], variants: Sequence[Point], problems: list[Problem]) -> dict[str, list[Node]]:
     """The values of each swept key, checked, for these variants; what is wrong goes to `problems`."""
     axes: dict[str, list[Node]] = {}
     for key, node in sweep.items():
@@ -68,11 +68,11 @@ def grid(sweep: Settings, variants: Sequence[Point], problems: list[Problem]) ->
         problems.append(Problem(place, "sweep" if axes else "variants", message))
         return {}
     for key, items in axes.items():
-        twice = [variant.settings[key] for variant in variants if key in variant.settings]
+        twice = [keys[key] for variant in variants if key in (keys := flat(variant.settings))]
         problems += [node.problem(f"the sweep sets {key} too; keep one of them") for node in twice]
         distinct: dict[str, Node] = {}
         for item in items:
-            problems += key_problems({key: item})
+            problems += key_problems(tree({key: item}))
             if (first := distinct.setdefault(label(item.plain).lower(), item)) is not item:
                 twice = "is given twice" if first.plain == item.plain else "has the same name as a value before it"
                 problems.append(item.problem(f"{show(item.plain)} {twice}"))
@@ -88,7 +88,7 @@ def points(variants: Iterable[Point], axes: Mapping[str, Sequence[Node]]) -> lis
             axis_values = dict(zip(axes, nodes, strict=True))
             name = ",".join([variant.name, *(f"{short(key)}={label(node.plain)}" for key, node in axis_values.items())])
             place = nodes[0].place if nodes else variant.place
-            spread.append(Point(name, variant.name, place, merged(variant.settings, axis_values)))
+            spread.append(Point(name, variant.name, place, merged(variant.settings, tree(axis_values))))
     return spread
 
 
@@ -121,9 +121,9 @@ def label(value: Any) -> str:
     return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9_.+-]+", "-", text))
 
 
-def promises(tags: Mapping[str, Node]) -> Iterable[Problem]:
+def promises(tags: Settings) -> Iterable[Problem]:
     """Problems with what is expected of one variant: tags with [low, high], and verdict with a state."""
-    for tag, node in tags.items():
+    for tag, node in flat(tags).items():
         value = node.plain
         if value is BAD:
             continue
