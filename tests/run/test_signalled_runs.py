@@ -1,5 +1,6 @@
 """Runs that a signal stops: what is saved, how soon they end, and that going on ends as if it had never come."""
 
+import io
 import os
 import re
 import shutil
@@ -103,6 +104,19 @@ def test_a_signal_while_files_are_read_and_written(folder, runs_dir, capsys, mom
     assert message in "".join(capsys.readouterr())
     assert saved(folder, runs_dir) == expected
     goes_on(folder, runs_dir)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_signal_is_told_on_stderr_or_on_a_terminal_under_the_live_lines(
+    folder, runs_dir, monkeypatch, capfd, terminal
+):
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "linux")
+    _moments.append((r"s/a/ckpt/\.00000008", [2]))
+    assert run(runs_dir) == 130 and "saved: a, b at step 8" in screen.getvalue()
+    assert bool(capfd.readouterr().err) is not terminal
 
 
 def test_where_nothing_is_to_be_saved_it_stops_at_once(folder, runs_dir, capsys, wording):
