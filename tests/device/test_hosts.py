@@ -53,10 +53,13 @@ def started(
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def both(folder: Path, *arguments: str, last: Sequence[str] = ("-m", "train")) -> list[subprocess.Popen]:
+def both(
+    folder: Path, *arguments: str, last: Sequence[str] = ("-m", "train"), apart: Path | None = None
+) -> list[subprocess.Popen]:
+    """The second one runs `last`, and in the folder `apart` if it is given."""
     address = f"127.0.0.1:{free_port()}"
     flags = [MESH, *arguments, "--coordinator", address, "--processes", "2", "--process"]
-    return [started(folder, *flags, "0"), started(folder, *flags, "1", program=last)]
+    return [started(folder, *flags, "0"), started(apart or folder, *flags, "1", program=last)]
 
 
 def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -111,6 +114,19 @@ def test_two_processes_stop_together_lose_one_and_go_on(tmp_path, wording):
         for step, row in expected.items():
             np.testing.assert_allclose(logged[step]["loss/train"] if step else 0, row.get("loss/train", 0), rtol=2e-5)
             assert logged[step].keys() == row.keys()
+
+
+@pytest.mark.slow
+def test_what_ends_one_process_is_a_line_in_each(tmp_path, wording):
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    for folder in (tmp_path, apart):
+        (folder / "t.yaml").write_text(CONFIG, encoding="utf-8")
+    (apart / "t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20, encoding="utf-8")
+    (code, _, err), (other, _, line) = ended(both(tmp_path, "data.kind=text", "data.path=t.txt", apart=apart))
+    assert (code, other) == (2, 1) and err.startswith("deltaflow: command line: data.path: 't.txt'")
+    assert err.count("\n") == line.count("\n") == 1
+    wording(line, "process 1")
 
 
 @pytest.mark.slow

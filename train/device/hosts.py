@@ -30,6 +30,9 @@ from .signals import Stop
 
 ANSWER_S = 10.0  # for a coordinator to answer
 HEARTBEAT_S = 30  # until a process that hangs counts as lost; one that ends is missed at once
+OWN_S = 0.3  # for a process to say itself why it ends, when another one has done so
+LAST_S = 1.0  # for which process 0 outlives the others
+_DONE, _FAILED = b".", b"!"  # said by a process that ends
 _NOT_COPIED = ("events.out.tfevents.*", "*.html", "*.md", "*.csv", ".lock")
 
 
@@ -46,16 +49,18 @@ def connected(coordinator: str | None, processes: int | None, process: int | Non
         yield True
         return
     try:
-        peers = _linked()
+        _PEERS.extend(_linked())
         yield jax.process_index() == 0
-        for peer in peers:
-            peer.sendall(b".")
+        _tell(_DONE)
         jax.distributed.shutdown()  # together: one that outlives process 0 and is still connected to it is aborted
+    except KeyboardInterrupt:  # also Stopped
+        _disconnect()
+        raise
     except Exception as error:
-        if not isinstance(error, UserError | DataError):
+        trace = "" if isinstance(error, UserError | DataError) else traceback.format_exc()
+        if trace:
             time.sleep(1)  # a lost process breaks what is computed, too; _listen has the line about it
-            traceback.print_exc()
-        _end(f"deltaflow: {error}", getattr(error, "exit_code", 2 if isinstance(error, DataError) else 1))
+        _end(f"{trace}deltaflow: {error}", getattr(error, "exit_code", 2 if isinstance(error, DataError) else 1))
     finally:
         _forget()
 
@@ -88,15 +93,35 @@ def _linked() -> list[socket.socket]:
 
 
 def _listen(peer: socket.socket) -> None:
+    reason, word = "was lost", b""
     with suppress(OSError):
-        if peer.recv(1):
-            return
-    here = f"deltaflow: process {jax.process_index()}"
-    _end(f"{here}: another process was lost; the same command, in all of them, goes on from the last checkpoint", 1)
+        word = peer.recv(1)
+    if word == _DONE:
+        return
+    if word == _FAILED:
+        time.sleep(OWN_S)
+        reason = "has said why it ends"
+    again = "the same command, in all of them, goes on from the last checkpoint"
+    _end(f"deltaflow: process {jax.process_index()}: another process {reason}; {again}", 1)
+
+
+def _tell(word: bytes) -> None:
+    for peer in _PEERS:
+        with suppress(OSError):  # it has ended
+            peer.sendall(word)
+
+
+def _disconnect() -> None:
+    """Tells the others to end, once. Process 0 is the last, since JAX aborts those that outlive its service."""
+    _ENDING.acquire()
+    _tell(_FAILED)
+    if jax.process_index() == 0:
+        time.sleep(LAST_S)
 
 
 def _end(line: str, code: int) -> NoReturn:
     """Ends the process without the barrier at which JAX would wait for the others."""
+    _disconnect()
     os.write(2, f"{line}\n".encode())
     _forget()
     with suppress(Exception):
@@ -192,6 +217,8 @@ def broadcast_folder(folder: Path) -> Path:
 
 
 _COPIES: list[tempfile.TemporaryDirectory] = []
+_PEERS: list[socket.socket] = []
+_ENDING = threading.Lock()
 
 
 def _forget() -> None:
