@@ -43,7 +43,7 @@ def _misspelt(text: str) -> Problem:
         special = key.partition(".")[0] in SPECIAL and "" not in key.split(".")
         meant = key if key in FIELDS or key in SHORT or special else next(iter(suggestions(key)), None)
         node = read(value, COMMAND_LINE, unreadable := [], key)
-        if meant and not unreadable and not (meant in FIELDS and key_problems(tree({meant: node}))):
+        if meant and not unreadable and not (meant in FIELDS and key_problems(tree([(meant, node)]))):
             right = shlex.quote(f"{meant}={clean(value, 200)}")
             if _assigns(text) and not re.search(r" =|= ", text):
                 return Problem(COMMAND_LINE, key, f"the shell splits it at its blanks; put quotes around it: {right}")

@@ -4,7 +4,7 @@ A layer is a tree of sections with nodes for leaves, however the keys were writt
 has it as its entry "": it takes away what the layers below set in it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -22,27 +22,27 @@ _OVERRIDES, _SWEPT = "overrides", "keys and their values"  # of a variant and of
 COMMAND_LINE = Place("command line")
 
 
-def settings(node: Node, problems: list[Problem], of: str = "keys") -> dict[str, Node]:
-    """Dotted key -> node of a mapping of nested or dotted keys; those not in the schema go to `problems`.
+def settings(node: Node, problems: list[Problem], of: str = "keys") -> Iterator[tuple[str, Node]]:
+    """The nodes of a mapping of nested or dotted keys, with their dotted keys; what is wrong goes to `problems`.
 
     `of`: the contents of the mapping, in a message; variants and sweeps cannot set what all of them share.
     """
-    layer: dict[str, Node] = {}
+    first_places: dict[str, Place] = {}
     for key, leaf in _leaves(mapping(node, problems, of)):
         if of != "keys" and (first := key.partition(".")[0]) in FIXED:
             problems.append(leaf.problem(f"variants and sweeps cannot set {first}"))
-        elif key in layer:
-            problems.append(leaf.repeated(layer[key].place))
+        elif key in first_places:
+            problems.append(leaf.repeated(first_places[key]))
         elif not key or key not in (*FIELDS, *SECTIONS):
             problems.append(leaf.problem(unknown(key)))
         elif key in FIELDS or leaf.value is BAD or (leaf.value == {} and of != _SWEPT):
-            layer[key] = leaf
+            first_places[key] = leaf.place
+            yield key, leaf
         elif of == _SWEPT:
             example = next(inner for inner in FIELDS if inner.startswith(f"{key}."))
             problems.append(leaf.problem(f"{key} is a section; sweep its keys, such as {example}"))
         else:
             problems.append(leaf.problem(not_a_mapping(leaf.plain, key=key)))
-    return layer
 
 
 def _leaves(nodes: dict[str, Node], prefix: str = "") -> Iterator[tuple[str, Node]]:
@@ -63,10 +63,10 @@ def mapping(node: Node, problems: list[Problem], of: str) -> dict[str, Node]:
     return {}
 
 
-def tree(keys: Mapping[str, Node]) -> Settings:
-    """The layer of nodes by dotted key."""
+def tree(nodes: Iterable[tuple[str, Node]]) -> Settings:
+    """The layer of nodes with their dotted keys."""
     root: dict[str, Any] = {}
-    for key, node in keys.items():
+    for key, node in nodes:
         *sections, last = (f"{key}." if key in SECTIONS else key).split(".")
         reduce(lambda at, section: at.setdefault(section, {}), sections, root)[last] = node
     return root
@@ -149,7 +149,7 @@ class Document:
             self.commands = merged(self.commands, tree(layer), COMMAND_LINE)
         elif first == "sweep":
             inner = Node({rest: node}, node.place, "sweep") if rest else node
-            layer = settings(inner, self.problems, _SWEPT)
+            layer = dict(settings(inner, self.problems, _SWEPT))
             self.sweep = self.sweep | layer if rest else layer
         elif not rest:
             children = mapping(node, self.problems, _CONTENTS[first]).items()

@@ -72,7 +72,7 @@ def grid(sweep: Mapping[str, Node], variants: Sequence[Point], problems: list[Pr
         problems += [node.problem(f"the sweep sets {key} too; keep one of them") for node in twice]
         distinct: dict[str, Node] = {}
         for item in items:
-            problems += key_problems(tree({key: item}))
+            problems += key_problems(tree([(key, item)]))
             if (first := distinct.setdefault(label(item.plain).lower(), item)) is not item:
                 twice = "is given twice" if first.plain == item.plain else "has the same name as a value before it"
                 problems.append(item.problem(f"{show(item.plain)} {twice}"))
@@ -88,7 +88,7 @@ def points(variants: Iterable[Point], axes: Mapping[str, Sequence[Node]]) -> lis
             axis_values = dict(zip(axes, nodes, strict=True))
             name = ",".join([variant.name, *(f"{short(key)}={label(node.plain)}" for key, node in axis_values.items())])
             place = nodes[0].place if nodes else variant.place
-            spread.append(Point(name, variant.name, place, merged(variant.settings, tree(axis_values))))
+            spread.append(Point(name, variant.name, place, merged(variant.settings, tree(axis_values.items()))))
     return spread
 
 
